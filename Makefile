@@ -1,0 +1,44 @@
+# Two commands matter: `make serve` and `make test`. Both set up everything they need in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-long lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+serve: $(VENV)/.installed  ## Install, fetch the default model, serve it on 127.0.0.1:8000 (ARGS="--port 9000" adds flags)
+	$(BIN)/slipstream serve $(ARGS)
+
+test: $(VENV)/.installed-dev  ## Run the test suite (ARGS="-k kv" narrows it)
+	$(BIN)/slipstream pull
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/.installed-dev  ## Run the tests that take minutes
+	$(BIN)/slipstream pull
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""Slipstream: a stateful inference server for agents that call tools."""

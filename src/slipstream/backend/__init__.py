@@ -1,0 +1,1 @@
+"""Backends: a model's tensors and KV blocks, and nothing about requests."""
