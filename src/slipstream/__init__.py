@@ -1,1 +1,41 @@
-"""Slipstream: a stateful inference server for agents that call tools."""
+"""Slipstream: a stateful inference server for agents that call tools.
+
+This is the embedded API, the engine in your own process:
+
+    from slipstream import Engine
+
+    with Engine() as engine:
+        session = engine.session("You are terse.")
+        print(session.send("Name a prime above 100.").text)
+"""
+
+from slipstream.config import EngineConfig
+from slipstream.embedded import Completion, Engine, Session
+from slipstream.engine import Output, SamplingParams, TokenLogprob, TurnCounters
+from slipstream.errors import (
+    ContextLengthError,
+    EngineStoppedError,
+    InvalidRequestError,
+    ModelError,
+    OverloadedError,
+    SlipstreamError,
+    UnsupportedModelError,
+)
+
+__all__ = [
+    "Completion",
+    "ContextLengthError",
+    "Engine",
+    "EngineConfig",
+    "EngineStoppedError",
+    "InvalidRequestError",
+    "ModelError",
+    "Output",
+    "OverloadedError",
+    "SamplingParams",
+    "Session",
+    "SlipstreamError",
+    "TokenLogprob",
+    "TurnCounters",
+    "UnsupportedModelError",
+]

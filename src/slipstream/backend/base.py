@@ -1,0 +1,64 @@
+"""The interface between Slipstream and whatever runs the model's forward pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of one sequence that a step computes.
+
+    `tokens` int32 [n], n >= 1, are the tokens whose KV this step writes; `past` tokens before them have theirs
+    already. `block_table` int32 names the KV blocks in order and has room for `past + n + 1` tokens: the last slot
+    may be overwritten (see `Backend.forward`). Logits are wanted for the last `logit_rows` tokens, 0 <= rows <= n.
+    """
+
+    tokens: IntArray
+    past: int
+    block_table: IntArray
+    logit_rows: int
+
+
+class Backend(Protocol):
+    """A loaded model with its KV memory.
+
+    Exact by contract: a token's logits depend on the tokens of its sequence up to it and on nothing else, neither
+    on how they were cut into pieces nor on what else a step computes.
+    """
+
+    vocab_size: int
+    block_size: int
+    """KV slots in a block."""
+    num_blocks: int
+    """Blocks that sequences may use; they are numbered from 1 (block 0 is the backend's own)."""
+    block_bytes: int
+
+    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
+        """Run one step; returns float32 logits [sum of logit_rows, vocab_size] in the order of the pieces.
+
+        The array is a view that the next call overwrites. The slot after a piece's last token may be written with
+        rubbish: it must not hold a computed token.
+        """
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of one block to another, in all layers."""
+        ...
+
+    def warm_up(self, progress: Callable[[float], None] | None = None) -> list[tuple[int, float]]:
+        """Prepare the step sizes that will be used; returns measured (tokens, seconds) pairs, rising.
+
+        `progress` is called with the fraction done.
+        """
+        ...
+
+    def step_size(self, tokens: int) -> int:
+        """How many tokens a step of that many really computes, padding included."""
+        ...

@@ -1,0 +1,123 @@
+"""From a list of messages to the token ids of a prompt, exact down to what the model generated before."""
+
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slipstream.backend.base import IntArray
+from slipstream.chat.ledger import Ledger, LedgerEntry
+from slipstream.chat.messages import Digest, Message, digest, digests
+from slipstream.chat.template import ChatTemplate
+from slipstream.errors import InvalidRequestError
+from slipstream.tokenizer import Tokenizer
+
+LEDGER_TOKENS = 16 * 2**20
+"""Token ids that the ledger keeps by default: 64 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that waits for its next assistant message. `token_ids` is int32 [n]."""
+
+    token_ids: IntArray
+    conversation_id: str
+    key: Digest
+    """Stands for the messages."""
+    parent: Digest | None
+    """The conversation in the ledger that the prompt extends."""
+    parent_length: int
+    """How many of the token ids are that conversation's."""
+
+
+class Conversations:
+    """Turns messages into prompts, and remembers which tokens each answer was made of.
+
+    A client sends the whole conversation each time. Messages that were seen before keep the token ids that they had
+    then, whatever the template or the tokenizer would make of them now; only what follows the last known answer is
+    rendered and tokenised. Thread-safe.
+    """
+
+    def __init__(
+        self, template: ChatTemplate | None, tokenizer: Tokenizer, *, ledger_tokens: int = LEDGER_TOKENS
+    ) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._ledger = Ledger(ledger_tokens)
+        self._lock = threading.Lock()
+        self.renders: Counter[str] = Counter()
+        """Prompts by how they were made: `first` (nothing known), `spliced`, `full` (known, but template refused)."""
+
+    def prompt(self, messages: Sequence[Message], *, tenant: str = "") -> Prompt:
+        """The prompt for the next answer.
+
+        Raises `InvalidRequestError` if the model has no chat template or its template refuses the messages.
+        """
+        if self._template is None:
+            raise InvalidRequestError(
+                "this model has no chat template: use /v1/completions, or pull a model that is made for chat"
+            )
+        if not messages:
+            raise InvalidRequestError(
+                "messages is empty: send at least one", param="messages", code="invalid_value"
+            )
+        chain = digests(digest(b"", tenant), messages)
+        known = self._known(chain)
+        if known is not None:
+            index, entry, tokens = known
+            tail = self._tail(self._template, messages, index)
+            if tail is not None:
+                self.renders["spliced"] += 1
+                ids = np.concatenate((tokens, np.asarray(self._tokenizer.encode(tail), np.int32)))
+                return Prompt(ids, entry.conversation_id, chain[-1], chain[index], len(tokens))
+        self.renders["full" if known else "first"] += 1
+        ids = np.asarray(self._tokenizer.encode(self._template.render(messages)), np.int32)
+        conversation_id = known[1].conversation_id if known else f"conv_{secrets.token_hex(12)}"
+        return Prompt(ids, conversation_id, chain[-1], None, 0)
+
+    def record(self, prompt: Prompt, answer: Message, token_ids: Sequence[int]) -> None:
+        """Remember that `answer` was generated after `prompt` as these token ids (without the stop token).
+
+        Where a stop string cut the text short, the tokens are cut to match it; if no token ends there, the answer
+        can't be told in whole tokens and is left to be rendered like a stranger's.
+        """
+        kept = self._tokens_spelling(answer, token_ids)
+        if kept is None:
+            return
+        ids = np.concatenate((prompt.token_ids[prompt.parent_length :], np.asarray(kept, np.int32)))
+        with self._lock:
+            key = digest(prompt.key, answer.canonical())
+            self._ledger.add(key, LedgerEntry(prompt.parent, ids, prompt.conversation_id))
+
+    def _known(self, chain: list[Digest]) -> tuple[int, LedgerEntry, IntArray] | None:
+        """The last message that ends a known conversation: its index, entry, and all tokens up to it."""
+        with self._lock:
+            for index in range(len(chain) - 1, -1, -1):
+                if (entry := self._ledger.get(chain[index])) is not None:
+                    return index, entry, self._ledger.tokens(chain[index])
+        return None
+
+    @staticmethod
+    def _tail(template: ChatTemplate, messages: Sequence[Message], index: int) -> str | None:
+        """The text that follows message `index`; None if the template does not say where that is."""
+        sentinel = f"slipstream{secrets.token_hex(16)}"
+        marked = list(messages)
+        marked[index] = replace(messages[index], text=sentinel, tool_calls=())
+        try:
+            before, found, after = template.render(marked).partition(sentinel)
+        except InvalidRequestError:
+            return None
+        return after if found and before and sentinel not in after else None
+
+    def _tokens_spelling(self, answer: Message, token_ids: Sequence[int]) -> Sequence[int] | None:
+        """The tokens, or as many of them as spell the answer's text."""
+        for length in range(len(token_ids), -1, -1):
+            text = self._tokenizer.decode(token_ids[:length])
+            if text == answer.text:
+                return token_ids[:length]
+            if len(text) < len(answer.text):
+                break
+        return None

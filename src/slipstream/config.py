@@ -1,0 +1,39 @@
+"""The one configuration: typed, validated, immutable. Flags and environment variables of the CLI map onto it."""
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter
+
+from slipstream.models import DEFAULT_MODEL
+
+
+class EngineConfig(BaseModel):
+    """How the engine uses the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kv_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("1GiB"), gt=0)
+    """Bytes for keys and values of all conversations together."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of a forward pass; by default what the machine has."""
+    step_target_ms: float = Field(default=100.0, gt=0)
+    """A prompt is computed in pieces, so that steps which answers wait for take no longer than this."""
+    max_running: int = Field(default=64, ge=1)
+    """Requests computed at the same time."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Requests that may queue; more are answered with 429."""
+
+
+class ServerConfig(BaseModel):
+    """What `slipstream serve` serves, where, and to whom."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = DEFAULT_MODEL
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: str | None = Field(default=None, min_length=1)
+    """Requests must carry it as a bearer token; None lets everybody in."""
+    reuse: bool = True
+    """Whether KV is kept and used across requests; a request can switch it off for itself."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """How long running requests may go on after a signal to stop."""
+    engine: EngineConfig = EngineConfig()

@@ -1,0 +1,251 @@
+"""The engine thread: the one place where the model runs."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from slipstream.backend import Backend
+from slipstream.engine.generation import Generation, GenerationRequest, Output, Phase
+from slipstream.engine.scheduler import Scheduler, Work
+from slipstream.engine.step_cost import StepCost
+from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
+from slipstream.kv import KVMemory, KVUsage
+from slipstream.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRY_AFTER_SECONDS = 5
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the start."""
+
+    steps: int = 0
+    tokens_forwarded: int = 0
+    """Real tokens, without padding."""
+    infer_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    """Time of the engine thread with something to do, `infer_seconds` included."""
+    preemptions: int = 0
+    running: int = 0
+    waiting: int = 0
+
+
+class EngineCore:
+    """Owns a backend and its KV memory, on a thread of its own.
+
+    Requests come in through `submit` from any thread; outputs go to the request's sink, on the engine thread.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        *,
+        context_length: int,
+        stop_token_ids: frozenset[int],
+        step_costs: list[tuple[int, float]],
+        step_target: float = 0.1,
+        max_running: int = 64,
+        max_waiting: int = 256,
+    ) -> None:
+        self._backend = backend
+        self._tokenizer = tokenizer
+        self._stop_token_ids = stop_token_ids
+        self._kv = KVMemory(backend.num_blocks, backend.block_size, backend.copy_block)
+        self._cost = StepCost(step_costs)
+        self._scheduler = Scheduler(
+            self._kv,
+            self._cost,
+            step_target=step_target,
+            max_running=max_running,
+            max_waiting=max_waiting,
+        )
+        self.context_length = context_length
+        self.max_sequence = min(context_length, self._kv.capacity - 1)
+        """Prompt and answer together; the KV memory may hold less than the context."""
+        self._stats = EngineStats()
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queued = 0
+        self._queued_lock = threading.Lock()
+        self._deadline: float | None = None
+        self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, sink: Callable[[Output], None]) -> Generation:
+        """Queue a request; its outputs go to `sink`, which must not block.
+
+        Raises `ContextLengthError` or `InvalidRequestError` for what can't be served, `OverloadedError` when too many
+        wait already, and `EngineStoppedError` after a shutdown.
+        """
+        generation = Generation(
+            request,
+            limit=self._sequence_limit(request),
+            tokenizer=self._tokenizer,
+            stop_token_ids=self._stop_token_ids,
+            sink=sink,
+        )
+        with self._queued_lock:
+            if self._deadline is not None:
+                raise EngineStoppedError("the engine is shutting down")
+            if self._queued >= self._scheduler.max_waiting:
+                raise OverloadedError(
+                    f"{self._queued} requests are waiting already: try again in {RETRY_AFTER_SECONDS} s",
+                    retry_after=RETRY_AFTER_SECONDS,
+                )
+            self._queued += 1
+            self._inbox.put(lambda: self._scheduler.waiting.append(generation))
+        return generation
+
+    def cancel(self, generation: Generation) -> None:
+        """Stop a generation before the next step; what it computed stays for reuse. Harmless when it's done."""
+        generation.cancelled = True
+        self._inbox.put(None)  # wakes the thread
+
+    def call(self, function: Callable[[KVMemory], T]) -> T:
+        """Run a function on the engine thread, between two steps, and return its result."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function(self._kv))
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller
+                future.set_exception(error)
+
+        with self._queued_lock:
+            if self._deadline is not None:
+                raise EngineStoppedError("the engine is shutting down")
+            self._inbox.put(run)
+        return future.result()
+
+    def stats(self) -> EngineStats:
+        """Totals since the start, and how much runs and waits now."""
+        self._stats.running = len(self._scheduler.running)
+        self._stats.waiting = self._queued
+        self._stats.preemptions = self._scheduler.preemptions
+        return self._stats
+
+    def kv_usage(self) -> KVUsage:
+        """What the KV memory holds; counted without stopping the engine, so good for a glance."""
+        return self._kv.usage()
+
+    def shutdown(self, *, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, give those that run so long to finish, abort the rest, and end the thread."""
+        with self._queued_lock:
+            if self._deadline is None:
+                self._deadline = time.monotonic() + drain_seconds
+            self._inbox.put(None)
+        self._thread.join()
+
+    def _sequence_limit(self, request: GenerationRequest) -> int:
+        """How long prompt and answer may get together."""
+        prompt, wanted = len(request.prompt), request.params.max_tokens
+        if prompt == 0:
+            raise InvalidRequestError("the prompt is empty: it needs at least one token", param="prompt")
+        if prompt >= self.max_sequence or prompt + (wanted or 0) > self.max_sequence:
+            asked = f" and max_tokens of {wanted:,}" if wanted else ""
+            cause = (
+                f"the model's context is {self.context_length:,} tokens"
+                if self.max_sequence == self.context_length
+                else f"the server's KV memory holds {self.max_sequence:,} tokens (--kv-memory)"
+            )
+            raise ContextLengthError(
+                f"a prompt of {prompt:,} tokens{asked} is too long: {cause}. "
+                "Send a shorter prompt, or ask for fewer tokens."
+            )
+        return prompt + wanted if wanted else self.max_sequence
+
+    def _run(self) -> None:
+        while self._deadline is None or not (self._scheduler.idle or time.monotonic() >= self._deadline):
+            self._receive(block=self._scheduler.idle)
+            started = time.perf_counter()
+            self._drop_cancelled()
+            self._scheduler.admit()
+            with self._queued_lock:
+                self._queued = len(self._scheduler.waiting) + self._inbox.qsize()
+            if work := self._scheduler.plan():
+                self._step(work)
+            self._stats.busy_seconds += time.perf_counter() - started
+        self._receive(block=False)
+        error = EngineStoppedError("the server shut down before the answer was finished")
+        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._end(generation, error)
+
+    def _receive(self, *, block: bool) -> None:
+        """Carry out what came in; waits for something if there is nothing to compute."""
+        if block:
+            self._carry_out(self._inbox.get())
+        while not self._inbox.empty():
+            self._carry_out(self._inbox.get())
+
+    @staticmethod
+    def _carry_out(message: Callable[[], None] | None) -> None:
+        if message is not None:
+            message()
+
+    def _drop_cancelled(self) -> None:
+        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
+            if generation.cancelled and generation.phase is not Phase.SETTLING:
+                self._end(generation)
+
+    def _end(self, generation: Generation, error: Exception | None = None) -> None:
+        """End a generation that has no answer yet or only part of one."""
+        answered = generation.phase is Phase.SETTLING
+        output = None if answered else generation.abort("error" if error else "cancelled", error)
+        if generation in self._scheduler.running:
+            self._scheduler.retire(generation)
+        else:
+            self._scheduler.waiting.remove(generation)
+        if output is not None:
+            self._emit(generation, output)
+
+    def _step(self, work: list[Work]) -> None:
+        pieces = []
+        for item in work:
+            assert item.generation.sequence is not None
+            pieces.append(item.generation.sequence.piece(item.count, item.logit_rows))
+            item.generation.counters.forward_passes += item.generation.phase is not Phase.SETTLING
+        started = time.perf_counter()
+        try:
+            logits = self._backend.forward(pieces)
+        except Exception as error:
+            logger.exception("a step failed; its requests are answered with the error")
+            for item in work:
+                self._end(item.generation, error)
+            return
+        seconds = time.perf_counter() - started
+        tokens = sum(item.count for item in work)
+        self._stats.steps += 1
+        self._stats.tokens_forwarded += tokens
+        self._stats.infer_seconds += seconds
+        self._cost.observe(self._backend.step_size(tokens), seconds)
+
+        row = 0
+        for item in work:
+            generation = item.generation
+            assert generation.sequence is not None
+            self._kv.advance(generation.sequence, item.count)
+            if item.logit_rows:
+                output = generation.accept(logits[row])
+                row += item.logit_rows
+                if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
+                    self._scheduler.retire(generation)
+                self._emit(generation, output)
+            elif generation.phase is Phase.SETTLING:
+                generation.phase = Phase.DONE
+                self._scheduler.retire(generation)
+
+    @staticmethod
+    def _emit(generation: Generation, output: Output) -> None:
+        try:
+            generation.sink(output)
+        except Exception:
+            logger.exception("a request's sink failed; the request is cancelled")
+            generation.cancelled = True

@@ -1,0 +1,130 @@
+"""Which tokens of which generation go into the next step. Knows no model, so most of it is tested without one."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from slipstream.engine.generation import Generation, Phase
+from slipstream.engine.step_cost import StepCost
+from slipstream.kv import KVMemory
+from slipstream.kv.prefix_index import common_length
+
+HEADROOM = 256
+"""Generated tokens that admission finds room for; a generation that outgrows it competes for memory like the rest."""
+
+_WORTH_WAITING = 64
+"""Tokens of a prefix being computed by another generation that are worth waiting for rather than computing again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The next `count` tokens of a generation are computed; `logit_rows` of them yield logits."""
+
+    generation: Generation
+    count: int
+    logit_rows: int
+
+
+class Scheduler:
+    """Continuous batching over one KV memory: admits, plans steps, makes room, lets go.
+
+    Oldest first throughout. A step takes every decoding generation, then prompt chunks up to `step_target` seconds;
+    with nothing decoding there is nobody to keep waiting, and chunks grow to the largest step. Memory is promised for
+    the prompt and a little more; when generations outgrow it, the youngest is preempted: it starts again later from
+    what is left of its KV, with the same tokens, since results do not depend on how they were computed.
+    """
+
+    def __init__(
+        self, kv: KVMemory, cost: StepCost, *, step_target: float, max_running: int, max_waiting: int
+    ) -> None:
+        self._kv = kv
+        self._cost = cost
+        self._step_target = step_target
+        self._max_running = max_running
+        self.max_waiting = max_waiting
+        self.waiting: deque[Generation] = deque()
+        self.running: list[Generation] = []  # oldest first
+        self.preemptions = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self.running and not self.waiting
+
+    def admit(self) -> None:
+        """Start waiting generations, oldest first, as long as there is memory for them.
+
+        One whose prefix another generation is just computing waits for that, and lets others pass.
+        """
+        if any(generation.phase is Phase.SETTLING for generation in self.running):
+            return  # its conversation's next turn may be here already, and is to find all of its KV
+        for generation in list(self.waiting):
+            if len(self.running) >= self._max_running:
+                return
+            if self._prefix_under_way(generation):
+                continue
+            request = generation.request
+            room = min(len(generation.tokens) + HEADROOM, generation.limit) + 1
+            sequence = self._kv.open(request.tenant, generation.tokens, room=room, reuse=request.reuse)
+            if sequence is None:
+                return
+            self.waiting.remove(generation)
+            generation.start(sequence)
+            self.running.append(generation)
+
+    def plan(self) -> list[Work]:
+        """The next step; empty only when nothing runs."""
+        work = []
+        for generation in list(self.running):
+            if generation.phase in (Phase.DECODE, Phase.SETTLING) and self._make_room(generation):
+                rows = 1 if generation.phase is Phase.DECODE else 0
+                work.append(Work(generation, generation.pending, rows))
+        budget = self._prefill_budget(sum(max(2, item.count) for item in work))
+        for generation in self.running:
+            if generation.phase is Phase.PREFILL and budget > 0:
+                count = min(generation.pending, budget)
+                budget -= max(2, count)
+                work.append(Work(generation, count, int(count == generation.pending)))
+        return work
+
+    def retire(self, generation: Generation) -> None:
+        """Let a running generation go, and keep its KV for whoever comes next."""
+        self.running.remove(generation)
+        if generation.sequence is not None:
+            self._kv.retain(generation.sequence)
+            generation.sequence = None
+
+    def _prefill_budget(self, decoding: int) -> int:
+        if not decoding:
+            return self._cost.largest
+        return max(self._cost.largest_within(self._step_target) - decoding, self._cost.smallest)
+
+    def _prefix_under_way(self, generation: Generation) -> bool:
+        """Whether a running prefill will soon hold much more of this prompt than memory does now."""
+        if not generation.request.reuse:
+            return False
+        tenant, tokens = generation.request.tenant, generation.tokens
+        shared = 0
+        for other in self.running:
+            if other.phase is Phase.PREFILL and other.sequence and other.request.tenant == tenant:
+                shared = max(shared, common_length(other.sequence.tokens, tokens[:-1]))
+        return shared >= _WORTH_WAITING and shared - self._kv.available(tenant, tokens) >= _WORTH_WAITING
+
+    def _make_room(self, generation: Generation) -> bool:
+        """Room for what the generation computes next, at the cost of younger ones; False if it had to go itself."""
+        while generation.sequence is not None:
+            if self._kv.grow(generation.sequence, len(generation.sequence) + 1):
+                return True
+            self._preempt(self.running[-1])
+        return False
+
+    def _preempt(self, generation: Generation) -> None:
+        self.preemptions += 1
+        self.running.remove(generation)
+        if generation.phase is Phase.SETTLING:  # it has its answer; only the KV of its last token is lost
+            assert generation.sequence is not None
+            self._kv.retain(generation.sequence)
+            generation.sequence = None
+            generation.phase = Phase.DONE
+            return
+        self._kv.retain(generation.suspend())
+        self.waiting.appendleft(generation)

@@ -1,0 +1,47 @@
+"""From generated tokens to text that may be shown."""
+
+from slipstream.tokenizer import IncrementalDecoder
+
+
+class TextStream:
+    """Decodes tokens one at a time and watches for stop strings.
+
+    Text that could turn out to be the beginning of a stop string, or of a character, is held back until it's certain.
+    """
+
+    def __init__(self, decoder: IncrementalDecoder, stop: tuple[str, ...]) -> None:
+        self._decoder = decoder
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token: int) -> str:
+        """The text that this token makes certain; sets `stopped` when it completes a stop string, which is left out."""
+        text = self._decoder.feed((token,))
+        if not self._stop:
+            return text
+        return self._scan(text) if text else ""
+
+    def finish(self) -> str:
+        """What was held back, when no more tokens come."""
+        if self.stopped:
+            return ""
+        rest = self._decoder.flush()
+        certain = self._scan(rest) if self._stop and rest else rest
+        held, self._held = self._held, ""
+        return certain + ("" if self.stopped else held)
+
+    def _scan(self, text: str) -> str:
+        self._held += text
+        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            return self._held[: min(found)]
+        certain = len(self._held) - max(_overlap(self._held, stop) for stop in self._stop)
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    return next(size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size]))
