@@ -2,7 +2,7 @@
 
 import queue
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +99,7 @@ class Engine:
 
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True
-    ) -> Iterator[Output]:
+    ) -> Generator[Output, None, None]:
         """Continue a text, or token ids, piece by piece; closing the iterator cancels the rest."""
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         request = GenerationRequest(prompt=as_prompt(ids), params=params or SamplingParams(), reuse=reuse)
@@ -109,13 +109,13 @@ class Engine:
         """A new conversation, with a system message if one is given."""
         return Session(self, [Message("system", system)] if system is not None else [])
 
-    def _outputs(self, request: GenerationRequest) -> Iterator[Output]:
+    def _outputs(self, request: GenerationRequest) -> Generator[Output, None, None]:
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         generation = self.core.submit(request, outputs.put)
         return self._drain(outputs, lambda: self.core.cancel(generation))
 
     @staticmethod
-    def _drain(outputs: "queue.SimpleQueue[Output]", cancel: Callable[[], None]) -> Iterator[Output]:
+    def _drain(outputs: "queue.SimpleQueue[Output]", cancel: Callable[[], None]) -> Generator[Output, None, None]:
         finished = False
         try:
             while not finished:
@@ -140,7 +140,7 @@ class Session:
         """Say something and wait for the answer."""
         return collect(self.stream(text, params))
 
-    def stream(self, text: str, params: SamplingParams | None = None) -> Iterator[Output]:
+    def stream(self, text: str, params: SamplingParams | None = None) -> Generator[Output, None, None]:
         """Say something and read the answer as it comes; it joins the conversation when it's finished."""
         asked = [*self.messages, Message("user", text)]
         prompt = self.engine.conversations.prompt(asked)
@@ -160,7 +160,7 @@ class Session:
         return Session(self.engine, list(self.messages))
 
 
-def collect(outputs: Iterator[Output]) -> Completion:
+def collect(outputs: Iterable[Output]) -> Completion:
     """Join the pieces of an answer."""
     pieces = list(outputs)
     last = pieces[-1]

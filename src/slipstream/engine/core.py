@@ -85,9 +85,11 @@ class EngineCore:
         Raises `ContextLengthError` or `InvalidRequestError` for what can't be served, `OverloadedError` when too many
         wait already, and `EngineStoppedError` after a shutdown.
         """
+        self._check_token_ids(request)
         generation = Generation(
             request,
             limit=self._sequence_limit(request),
+            vocab_size=self._backend.vocab_size,
             tokenizer=self._tokenizer,
             stop_token_ids=self._stop_token_ids,
             sink=sink,
@@ -116,7 +118,7 @@ class EngineCore:
         def run() -> None:
             try:
                 future.set_result(function(self._kv))
-            except Exception as error:  # noqa: BLE001 - it belongs to the caller
+            except Exception as error:
                 future.set_exception(error)
 
         with self._queued_lock:
@@ -143,6 +145,20 @@ class EngineCore:
                 self._deadline = time.monotonic() + drain_seconds
             self._inbox.put(None)
         self._thread.join()
+
+    def _check_token_ids(self, request: GenerationRequest) -> None:
+        """Raise `InvalidRequestError` for ids that the model has no row for."""
+        named = {
+            "prompt": (int(request.prompt.min(initial=0)), int(request.prompt.max(initial=0))),
+            "logit_bias": (min(request.params.logit_bias, default=0), max(request.params.logit_bias, default=0)),
+        }
+        for param, (lowest, highest) in named.items():
+            if lowest < 0 or highest >= self._backend.vocab_size:
+                raise InvalidRequestError(
+                    f"{param} has token ids outside the vocabulary: they must be 0 to {self._backend.vocab_size - 1}",
+                    param=param,
+                    code="invalid_value",
+                )
 
     def _sequence_limit(self, request: GenerationRequest) -> int:
         """How long prompt and answer may get together."""

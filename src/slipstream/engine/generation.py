@@ -86,6 +86,7 @@ class Generation:
         request: GenerationRequest,
         *,
         limit: int,
+        vocab_size: int,
         tokenizer: Tokenizer,
         stop_token_ids: frozenset[int],
         sink: Callable[[Output], None],
@@ -102,7 +103,7 @@ class Generation:
         self.limit = limit
         """Prompt and generated tokens together never exceed this."""
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
-        self._sampler = Sampler(params, seed, request.prompt, tokenizer.vocab_size)
+        self._sampler = Sampler(params, seed, request.prompt, vocab_size)
         self._text = TextStream(IncrementalDecoder(tokenizer), params.stop)
         own_stops = frozenset(params.stop_token_ids)
         self._stop_token_ids = own_stops if params.ignore_eos else own_stops | stop_token_ids

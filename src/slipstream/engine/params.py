@@ -43,9 +43,7 @@ class SamplingParams:
         _require(0.0 <= self.min_p <= 1.0, "min_p", "must be between 0 and 1")
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "must be between -2 and 2")
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "must be between -2 and 2")
-        _require(
-            0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", "must be above 0 and at most 10"
-        )
+        _require(0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", "must be above 0 and at most 10")
         _require(
             all(-100 <= v <= 100 for v in self.logit_bias.values()),
             "logit_bias",
@@ -53,9 +51,7 @@ class SamplingParams:
         )
         _require(len(self.stop) <= 16, "stop", "takes at most 16 strings")
         _require(all(self.stop), "stop", "must not hold an empty string")
-        _require(
-            self.logprobs is None or 0 <= self.logprobs <= 20, "top_logprobs", "must be between 0 and 20"
-        )
+        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "top_logprobs", "must be between 0 and 20")
 
     @property
     def greedy(self) -> bool:

@@ -41,7 +41,7 @@ class Sampler:
             self._seen[prompt] = True
 
     def sample(self, logits: FloatArray, position: int) -> int:
-        """The token for `position` (index in its sequence), from float32 logits [vocab_size]; leaves them as they are."""
+        """The token for `position` (index in its sequence), from float32 logits [vocab_size], which it leaves alone."""
         adjusted = self._adjust(logits)
         if self._params.greedy:
             return int(adjusted.argmax())
@@ -72,8 +72,8 @@ class Sampler:
         if params.repetition_penalty != 1.0:
             seen = np.flatnonzero(self._seen)
             values = adjusted[seen]
-            penalty = np.float32(params.repetition_penalty)
-            adjusted[seen] = np.where(values > 0, values / penalty, values * penalty)
+            factor = np.float32(params.repetition_penalty)
+            adjusted[seen] = np.where(values > 0, values / factor, values * factor)
         if params.presence_penalty or params.frequency_penalty:
             ids = np.flatnonzero(self._generated)
             penalty = params.presence_penalty + params.frequency_penalty * self._generated[ids]
@@ -88,9 +88,7 @@ class Sampler:
         candidates: npt.NDArray[np.intp] | None = None  # None stands for the whole vocabulary
         if 0 < params.top_k < len(logits):
             candidates = _largest(logits, params.top_k)
-        scaled = (logits if candidates is None else logits[candidates]).astype(
-            np.float64
-        ) / params.temperature
+        scaled = (logits if candidates is None else logits[candidates]).astype(np.float64) / params.temperature
         weights = np.exp(scaled - scaled.max())
         if params.min_p > 0.0:
             weights[weights < params.min_p] = 0.0

@@ -33,9 +33,7 @@ class Scheduler:
     what is left of its KV, with the same tokens, since results do not depend on how they were computed.
     """
 
-    def __init__(
-        self, kv: KVMemory, cost: StepCost, *, step_target: float, max_running: int, max_waiting: int
-    ) -> None:
+    def __init__(self, kv: KVMemory, cost: StepCost, *, step_target: float, max_running: int, max_waiting: int) -> None:
         self._kv = kv
         self._cost = cost
         self._step_target = step_target

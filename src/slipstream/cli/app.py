@@ -1,0 +1,42 @@
+"""The `slipstream` command and its subcommands."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from slipstream.cli.chat import chat
+from slipstream.cli.pull import pull
+from slipstream.cli.serve import serve
+
+app = typer.Typer(
+    name="slipstream",
+    help="A stateful inference server for agents that call tools: a turn costs its new tokens, not its history.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+app.command()(serve)
+app.command()(chat)
+app.command()(pull)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slipstream {version('slipstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass

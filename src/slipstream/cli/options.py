@@ -1,0 +1,54 @@
+"""Options that several commands share, and how their errors are shown."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from slipstream.errors import SlipstreamError
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="SLIPSTREAM_MODEL",
+        help="A model's name, a .gguf file, an OpenVINO IR folder, or a hub repository. Fetched if it's missing.",
+    ),
+]
+KVMemory = Annotated[
+    str,
+    typer.Option(
+        envvar="SLIPSTREAM_KV_MEMORY",
+        help="Memory for the keys and values of all conversations: 512MiB, 4GiB. "
+        "When it is full, the conversation that was idle for longest is computed anew at its next turn.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(envvar="SLIPSTREAM_THREADS", min=1, help="Threads of a forward pass; by default all cores."),
+]
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print what went wrong and end with status 1, or 2 for a bad option, instead of a traceback."""
+    try:
+        yield
+    except ValidationError as error:
+        for item in error.errors():
+            option = "--" + str(item["loc"][-1]).replace("_", "-")
+            _print_error(f"{option}: {item['msg']} (got {item['input']!r})")
+        sys.exit(2)
+    except SlipstreamError as error:
+        _print_error(str(error))
+        sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("Error: ", "red"), message))

@@ -1,0 +1,179 @@
+"""Random scenarios for the promise: same prompt and parameters, same tokens, whatever happens around them.
+
+Each scenario is one request to an engine that reuses, forks, batches, chunks, preempts and evicts. Afterwards a slow
+oracle runs prompt and answer through the model in one piece, from scratch and alone, and chooses each token anew.
+
+Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like; the suite runs 200.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from rich.progress import track
+
+from slipstream.backend.base import IntArray, Piece
+from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams
+from slipstream.engine.generation import as_prompt
+from slipstream.engine.sampling import Sampler
+from slipstream.models import DEFAULT_MODEL, Model, ModelStore
+from slipstream.tokenizer import Tokenizer
+
+CONTEXT = 1200
+STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class NarrowBackend:
+    """A backend of which an engine may use only some blocks, so that memory runs out."""
+
+    def __init__(self, backend: OpenVINOBackend, num_blocks: int) -> None:
+        self._backend = backend
+        self.num_blocks = num_blocks
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._backend, name)
+
+
+@dataclass
+class Scenario:
+    """One request, and what came of it."""
+
+    request: GenerationRequest
+    cancel_after: int | None = None
+    answer: list[int] = field(default_factory=list)
+    done: Future[Output] = field(default_factory=Future)
+
+
+class Oracle:
+    """Computes answers again from scratch."""
+
+    def __init__(self, model: Model) -> None:
+        self._backend = OpenVINOBackend(model.ir_path, kv_memory=64 * 2**20)
+        self._stops = set(model.manifest.stop_token_ids)
+
+    def check(self, scenario: Scenario) -> None:
+        """Assert that each token of the answer is the one that a fresh computation chooses."""
+        params, prompt = scenario.request.params, scenario.request.prompt
+        output = scenario.done.result(timeout=120)
+        assert output.error is None, output.error
+        rows = len(scenario.answer) + 1
+        tokens = np.concatenate((prompt, as_prompt(scenario.answer)))
+        table = np.arange(1, len(tokens) // self._backend.block_size + 3, dtype=np.int32)
+        logits = self._backend.forward([Piece(tokens, 0, table, rows)])
+        sampler = Sampler(params, params.seed or 0, prompt, self._backend.vocab_size)
+        for index, token in enumerate(scenario.answer):
+            chosen = sampler.sample(logits[index], len(prompt) + index)
+            assert chosen == token, f"token {index} of {rows - 1}: {token}, afresh {chosen}; {scenario.request}"
+            sampler.accept(token)
+        if output.finish_reason == "stop":
+            assert sampler.sample(logits[rows - 1], len(tokens)) in self._stops
+        elif output.finish_reason == "length":
+            assert len(scenario.answer) == params.max_tokens
+        else:
+            assert output.finish_reason == "cancelled"
+            assert scenario.cancel_after is not None
+
+
+def rounds(
+    rng: random.Random, backend: OpenVINOBackend, tokenizer: Tokenizer, model: Model
+) -> Iterator[list[Scenario]]:
+    """Endless rounds of scenarios that run at the same time, on engines of many shapes."""
+    while True:
+        blocks = rng.choice([CONTEXT // backend.block_size + 8, 60, 120, backend.num_blocks])
+        largest = rng.choice(STEP_SIZES[2:])
+        core = EngineCore(
+            NarrowBackend(backend, blocks),  # type: ignore[arg-type]
+            tokenizer,
+            context_length=CONTEXT,
+            stop_token_ids=frozenset(model.manifest.stop_token_ids),
+            step_costs=[(size, size * 5e-4) for size in STEP_SIZES if size <= largest],
+            step_target=rng.choice([0.001, 0.02, 0.1]),
+            max_running=rng.choice([1, 3, 9]),
+        )
+        conversations: list[IntArray] = [np.empty(0, np.int32)]
+        for _ in range(rng.randint(3, 6)):
+            scenarios = [_scenario(rng, conversations) for _ in range(rng.randint(1, 9))]
+            for scenario in scenarios:
+                _submit(core, scenario)
+            for scenario in scenarios:
+                scenario.done.result(timeout=120)
+                conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
+            conversations = [c for c in conversations if len(c) < CONTEXT // 2]
+            core.call(lambda kv: kv.check())
+            yield scenarios
+        core.call(lambda kv: kv.clear())
+        usage = core.kv_usage()
+        assert usage.free == usage.capacity, "something leaked"
+        core.shutdown()
+
+
+def _scenario(rng: random.Random, conversations: list[IntArray]) -> Scenario:
+    history = rng.choice(conversations)
+    if rng.random() < 0.3:
+        history = history[: rng.randint(0, len(history))]
+    length = rng.choice([1, 2, 3, 15, 16, 17, 31, 32, 33, rng.randint(1, 200), rng.randint(1, 500)])
+    new = np.array([rng.randrange(17, 49_000) for _ in range(length)], np.int32)
+    params = SamplingParams(max_tokens=rng.randint(1, 24), temperature=0.0)
+    if rng.random() < 0.5:
+        params = replace(
+            params,
+            temperature=rng.choice([0.5, 1.0, 1.5]),
+            seed=rng.randrange(2**40),
+            top_p=rng.choice([1.0, 0.9]),
+            top_k=rng.choice([0, 40]),
+            repetition_penalty=rng.choice([1.0, 1.1]),
+            presence_penalty=rng.choice([0.0, 0.5]),
+        )
+    cancel_after = rng.randint(1, 8) if rng.random() < 0.1 else None
+    request = GenerationRequest(prompt=np.concatenate((history, new)), params=params, reuse=rng.random() < 0.8)
+    return Scenario(request, cancel_after)
+
+
+def _submit(core: EngineCore, scenario: Scenario) -> None:
+    handles: list[Generation] = []
+
+    def sink(output: Output) -> None:
+        scenario.answer.extend(output.token_ids)
+        if scenario.cancel_after is not None and len(scenario.answer) >= scenario.cancel_after:
+            for generation in handles:
+                core.cancel(generation)
+        if output.finish_reason is not None:
+            scenario.done.set_result(output)
+
+    handles.append(core.submit(scenario.request, sink))
+
+
+def run(scenarios: int, seed: int, model: Model) -> int:
+    """Run and check at least that many scenarios; returns how many."""
+    backend = OpenVINOBackend(model.ir_path, kv_memory=256 * 2**20)
+    oracle = Oracle(model)
+    tokenizer = Tokenizer.from_file(model.tokenizer_path)
+    checked = 0
+    for batch in rounds(random.Random(seed), backend, tokenizer, model):
+        for scenario in batch:
+            oracle.check(scenario)
+        checked += len(batch)
+        if checked >= scenarios:
+            break
+    return checked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenarios", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = ModelStore().ensure(DEFAULT_MODEL)
+    chunk = 100
+    checked = 0
+    for index in track(range(-(-options.scenarios // chunk)), "Checking"):
+        checked += run(chunk, options.seed + index, model)
+    print(f"{checked} scenarios, every token the same as computed afresh")
+
+
+if __name__ == "__main__":
+    main()
