@@ -188,9 +188,7 @@ def _block_elements(caches: Sequence[ov.ConstOutput]) -> int:
     """Elements in one block of one key or value cache, the same in all layers."""
     sizes = {tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in caches}
     if len({int(np.prod(size)) for size in sizes}) != 1:
-        raise UnsupportedModelError(
-            f"the model's layers differ in the shape of their KV cache: {sorted(sizes)}"
-        )
+        raise UnsupportedModelError(f"the model's layers differ in the shape of their KV cache: {sorted(sizes)}")
     return int(np.prod(sizes.pop()))
 
 

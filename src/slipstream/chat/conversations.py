@@ -61,9 +61,7 @@ class Conversations:
                 "this model has no chat template: use /v1/completions, or pull a model that is made for chat"
             )
         if not messages:
-            raise InvalidRequestError(
-                "messages is empty: send at least one", param="messages", code="invalid_value"
-            )
+            raise InvalidRequestError("messages is empty: send at least one", param="messages", code="invalid_value")
         chain = digests(digest(b"", tenant), messages)
         known = self._known(chain)
         if known is not None:

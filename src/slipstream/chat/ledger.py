@@ -42,9 +42,7 @@ class Ledger:
         parts = []
         at: Digest | None = key
         while at is not None:
-            entry = self._entries[at] = self._entries.pop(
-                at
-            )  # parents end up more recent than their children
+            entry = self._entries[at] = self._entries.pop(at)  # parents end up more recent than their children
             parts.append(entry.tokens)
             at = entry.parent
         return np.concatenate(parts[::-1])

@@ -101,9 +101,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: jinja's own filter escapes for HTML, which models were not trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

