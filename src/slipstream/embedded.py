@@ -67,7 +67,7 @@ class Engine:
             self.tokenizer,
             context_length=manifest.context_length,
             stop_token_ids=frozenset(manifest.stop_token_ids),
-            step_costs=backend.warm_up(on_warm_up),
+            measurements=backend.warm_up(on_warm_up),
             step_target=config.step_target_ms / 1e3,
             max_running=config.max_running,
             max_waiting=config.max_waiting,

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from rich.progress import track
 
-from slipstream.backend.base import IntArray, Piece
+from slipstream.backend import Piece, StepMeasurements
+from slipstream.backend.base import IntArray
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams
 from slipstream.engine.generation import as_prompt
@@ -90,7 +91,7 @@ def rounds(
             tokenizer,
             context_length=CONTEXT,
             stop_token_ids=frozenset(model.manifest.stop_token_ids),
-            step_costs=[(size, size * 5e-4) for size in STEP_SIZES if size <= largest],
+            measurements=StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest)),
             step_target=rng.choice([0.001, 0.02, 0.1]),
             max_running=rng.choice([1, 3, 9]),
         )

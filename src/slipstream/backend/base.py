@@ -26,6 +26,16 @@ class Piece:
     logit_rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class StepMeasurements:
+    """What steps cost on this machine."""
+
+    seconds: tuple[tuple[int, float], ...]
+    """Step sizes in tokens, rising, and the duration of a step; a backend pads other counts to the next size."""
+    change: float = 0.0
+    """Seconds that a step takes longer when the one before had another size."""
+
+
 class Backend(Protocol):
     """A loaded model with its KV memory.
 
@@ -52,13 +62,9 @@ class Backend(Protocol):
         """Copy the keys and values of one block to another, in all layers."""
         ...
 
-    def warm_up(self, progress: Callable[[float], None] | None = None) -> list[tuple[int, float]]:
-        """Prepare the step sizes that will be used; returns measured (tokens, seconds) pairs, rising.
+    def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
+        """Prepare the step sizes that will be used, and measure them.
 
         `progress` is called with the fraction done.
         """
-        ...
-
-    def step_size(self, tokens: int) -> int:
-        """How many tokens a step of that many really computes, padding included."""
         ...

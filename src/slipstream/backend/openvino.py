@@ -12,7 +12,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from slipstream.backend.base import FloatArray, IntArray, Piece
+from slipstream.backend.base import FloatArray, IntArray, Piece, StepMeasurements
 from slipstream.errors import ModelError, UnsupportedModelError
 
 BLOCK_SIZE = 32
@@ -91,29 +91,29 @@ class OpenVINOBackend:
         """Copy the keys and values of one block to another, in all layers."""
         self._kv[:, target] = self._kv[:, source]
 
-    def warm_up(self, progress: Callable[[float], None] | None = None) -> list[tuple[int, float]]:
+    def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
         """Run each step size, and each count of logit rows, on the scratch block; see `Backend.warm_up`."""
         scratch = np.full(STEP_SIZES[-1] // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
         tokens = np.zeros(STEP_SIZES[-1], np.int32)
 
-        def run(size: int, rows: int) -> float:
+        def run(size: int, rows: int = 1) -> float:
             started = time.perf_counter()
             self.forward([Piece(tokens[:size], 0, scratch, rows)])
             return time.perf_counter() - started
 
-        costs = []
+        seconds = []
         for done, size in enumerate(STEP_SIZES, start=1):
-            run(size, 1)
-            costs.append((size, min(run(size, 1) for _ in range(2 if size <= 64 else 1))))
+            run(size)
+            seconds.append((size, min(run(size) for _ in range(3 if size <= 64 else 1))))
             if progress is not None:
                 progress(done / len(STEP_SIZES))
         for rows in ROW_COUNTS:
             run(64, rows)
-        return costs
-
-    def step_size(self, tokens: int) -> int:
-        """How many tokens a step of that many really computes, padding included."""
-        return _bucket(STEP_SIZES, tokens)
+        small, large = STEP_SIZES[2], STEP_SIZES[3]
+        run(large)
+        alternating = min(run(small) + run(large) for _ in range(5))
+        steady = dict(seconds)[small] + dict(seconds)[large]
+        return StepMeasurements(tuple(seconds), max(0.0, alternating - steady) / 2)
 
 
 def _pack(pieces: Sequence[Piece]) -> tuple[dict[str, npt.NDArray[np.int32 | np.int64]], int]:

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from slipstream.backend import Backend
+from slipstream.backend import Backend, Piece, StepMeasurements
+from slipstream.backend.base import FloatArray
 from slipstream.engine.generation import Generation, GenerationRequest, Output, Phase
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.engine.step_cost import StepCost
@@ -51,7 +52,7 @@ class EngineCore:
         *,
         context_length: int,
         stop_token_ids: frozenset[int],
-        step_costs: list[tuple[int, float]],
+        measurements: StepMeasurements,
         step_target: float = 0.1,
         max_running: int = 64,
         max_waiting: int = 256,
@@ -60,7 +61,7 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._kv = KVMemory(backend.num_blocks, backend.block_size, backend.copy_block)
-        self._cost = StepCost(step_costs)
+        self._cost = StepCost(measurements)
         self._scheduler = Scheduler(
             self._kv,
             self._cost,
@@ -72,6 +73,7 @@ class EngineCore:
         self.max_sequence = min(context_length, self._kv.capacity - 1)
         """Prompt and answer together; the KV memory may hold less than the context."""
         self._stats = EngineStats()
+        self._last_size = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._queued = 0
         self._queued_lock = threading.Lock()
@@ -183,10 +185,10 @@ class EngineCore:
             self._receive(block=self._scheduler.idle)
             started = time.perf_counter()
             self._drop_cancelled()
-            self._scheduler.admit()
+            self._admit()
             with self._queued_lock:
                 self._queued = len(self._scheduler.waiting) + self._inbox.qsize()
-            if work := self._scheduler.plan():
+            if work := self._scheduler.plan(self._last_size):
                 self._step(work)
             self._stats.busy_seconds += time.perf_counter() - started
         self._receive(block=False)
@@ -222,11 +224,18 @@ class EngineCore:
         if output is not None:
             self._emit(generation, output)
 
+    def _admit(self) -> None:
+        for generation, output in self._scheduler.admit():
+            if output.finish_reason is not None:
+                generation.conclude()
+            self._emit(generation, output)
+
     def _step(self, work: list[Work]) -> None:
+        """Run one forward pass and let each generation have its part of it."""
         pieces = []
         for item in work:
             assert item.generation.sequence is not None
-            pieces.append(item.generation.sequence.piece(item.count, item.logit_rows))
+            pieces.append(item.generation.sequence.piece(item.count, item.logit_rows, item.draft.tokens))
             item.generation.counters.forward_passes += item.generation.phase is not Phase.SETTLING
         started = time.perf_counter()
         try:
@@ -236,27 +245,43 @@ class EngineCore:
             for item in work:
                 self._end(item.generation, error)
             return
-        seconds = time.perf_counter() - started
-        tokens = sum(item.count for item in work)
+        self._account(pieces, time.perf_counter() - started)
+        row = 0
+        for item in work:
+            self._deliver(item, logits[row : row + item.logit_rows])
+            row += item.logit_rows
+
+    def _deliver(self, item: Work, logits: FloatArray) -> None:
+        """Give a generation its rows of the step, and its sink what came of them."""
+        generation = item.generation
+        assert generation.sequence is not None
+        self._kv.advance(generation.sequence, item.count)
+        if not item.logits:
+            if generation.phase is Phase.SETTLING and not generation.pending:
+                generation.phase = Phase.DONE
+                self._scheduler.retire(generation)
+            return
+        try:
+            output, confirmed = generation.accept(logits, item.draft)
+        except Exception as error:
+            logger.exception("a request failed; others go on")
+            self._end(generation, error)
+            return
+        self._kv.advance(generation.sequence, confirmed)
+        if output.finish_reason is not None:
+            generation.conclude()
+        if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
+            self._scheduler.retire(generation)
+        self._emit(generation, output)
+
+    def _account(self, pieces: list[Piece], seconds: float) -> None:
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        size = self._cost.rounded(sum(max(2, len(piece.tokens)) for piece in pieces))
+        self._cost.observe(self._last_size, size, seconds)
+        self._last_size = size
         self._stats.steps += 1
         self._stats.tokens_forwarded += tokens
         self._stats.infer_seconds += seconds
-        self._cost.observe(self._backend.step_size(tokens), seconds)
-
-        row = 0
-        for item in work:
-            generation = item.generation
-            assert generation.sequence is not None
-            self._kv.advance(generation.sequence, item.count)
-            if item.logit_rows:
-                output = generation.accept(logits[row])
-                row += item.logit_rows
-                if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
-                    self._scheduler.retire(generation)
-                self._emit(generation, output)
-            elif generation.phase is Phase.SETTLING:
-                generation.phase = Phase.DONE
-                self._scheduler.retire(generation)
 
     @staticmethod
     def _emit(generation: Generation, output: Output) -> None:

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 
 from slipstream.backend.base import FloatArray, IntArray
+from slipstream.engine.drafting import Draft
+from slipstream.engine.grammar import Grammar
 from slipstream.engine.params import SamplingParams
 from slipstream.engine.sampling import Sampler, TokenLogprob
 from slipstream.engine.text import TextStream
@@ -18,16 +20,28 @@ from slipstream.tokenizer import IncrementalDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
+_SMOOTHING = 0.1
+"""How fast the running acceptance rate of drafts follows what happens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """Token ids in, tokens out. `prompt` is int32 [n], n >= 1; `tenant` bounds who shares KV with whom."""
+    """Token ids in, tokens out. `prompt` is int32 [n], n >= 1; `tenant` bounds who shares KV with whom.
+
+    The three switches change what an answer costs, never its tokens.
+    """
 
     prompt: IntArray
     params: SamplingParams = field(default_factory=SamplingParams)
+    grammar: Grammar | None = None
+    """What the answer must fit; it ends where nothing more can follow."""
     tenant: str = ""
     reuse: bool = True
-    """Whether KV that is already in memory may be used; the tokens generated are the same either way."""
+    """Whether KV that is already in memory may be used."""
+    jump_forward: bool = True
+    """Whether tokens that the grammar forces are taken without a forward pass of their own."""
+    speculation: bool = True
+    """Whether drafts may be verified along."""
 
 
 @dataclass(slots=True)
@@ -38,8 +52,11 @@ class TurnCounters:
     reused_tokens: int = 0
     completion_tokens: int = 0
     forced_tokens: int = 0
+    """Of the completion: taken without being sampled, since the grammar left no choice."""
     drafted_tokens: int = 0
+    """Guesses that were verified along."""
     accepted_tokens: int = 0
+    """Guesses that were right."""
     forward_passes: int = 0
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -74,7 +91,7 @@ class Phase(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     SETTLING = "settling"
-    """Answered; the KV of its last token is computed in the next step, so that the next turn finds all of it."""
+    """Answered; the KV of its last tokens is computed in the next step, so that the next turn finds all of it."""
     DONE = "done"
 
 
@@ -102,9 +119,13 @@ class Generation:
         """All tokens so far, while there is no sequence to hold them."""
         self.limit = limit
         """Prompt and generated tokens together never exceed this."""
+        self.constraint = request.grammar.begin() if request.grammar is not None else None
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
+        self.acceptance = 0.75
+        """Running share of guessed tokens that were right, each given that those before it were."""
         self._sampler = Sampler(params, seed, request.prompt, vocab_size)
-        self._text = TextStream(IncrementalDecoder(tokenizer), params.stop)
+        decoder = IncrementalDecoder(tokenizer, skip_special=request.grammar is None)
+        self._text = TextStream(decoder, params.stop)
         own_stops = frozenset(params.stop_token_ids)
         self._stop_token_ids = own_stops if params.ignore_eos else own_stops | stop_token_ids
         self._submitted = time.perf_counter()
@@ -116,13 +137,31 @@ class Generation:
         assert self.sequence is not None
         return len(self.sequence) - self.sequence.computed
 
-    def start(self, sequence: Sequence) -> None:
-        """Begin, or after a preemption go on, with a sequence that holds all tokens so far."""
+    @property
+    def jumps_forward(self) -> bool:
+        """Whether forced tokens are taken as they come; not if somebody wants to know how likely they were."""
+        return self.constraint is not None and self.request.jump_forward and self.request.params.logprobs is None
+
+    @property
+    def answer(self) -> IntArray:
+        """The tokens generated so far, int32 [n]."""
+        tokens = self.sequence.tokens if self.sequence is not None else self.tokens
+        return tokens[len(self.request.prompt) :]
+
+    def start(self, sequence: Sequence) -> Output | None:
+        """Begin, or after a preemption go on, with a sequence that holds all tokens so far.
+
+        Returns what is certain before anything is computed: the tokens that the grammar forces at the start.
+        """
         self.sequence = sequence
-        if not self._started:
-            self._started = time.perf_counter()
-            self.counters.reused_tokens = sequence.computed
         self.phase = Phase.PREFILL
+        if self._started:
+            return None
+        self._started = time.perf_counter()
+        self.counters.reused_tokens = sequence.computed
+        harvest = _Harvest()
+        self._push_forced(harvest)
+        return self._output(harvest) if harvest.tokens else None
 
     def suspend(self) -> Sequence:
         """Give the sequence up, to start again later with the same tokens."""
@@ -132,61 +171,108 @@ class Generation:
         self.phase = Phase.WAITING
         return sequence
 
-    def accept(self, logits: FloatArray) -> Output:
-        """Choose the next token from its row of logits and add it to the sequence, unless it ends the answer."""
-        assert self.sequence is not None
-        if not self._first_token:
-            self._first_token = time.perf_counter()
+    def accept(self, logits: FloatArray, draft: Draft) -> tuple[Output, int]:
+        """Choose the next tokens and add them to the sequence, up to where the answer ends.
+
+        `logits` float32 [len(draft) + 1, vocab] follow the sequence's last token and each token of the draft. Tokens
+        are chosen one by one as if there were no draft, for as long as the draft foresaw the ones before: only then
+        is there a row that says what follows. Returns the output, and how many tokens of the draft came true.
+        """
+        self._first_token = self._first_token or time.perf_counter()
         self.phase = Phase.DECODE
-        token = self._sampler.sample(logits, len(self.sequence))
-        if token in self._stop_token_ids:
-            return self._finish("stop", text=self._text.finish())
-        self.sequence.extend((token,))
-        self._sampler.accept(token)
-        self.counters.completion_tokens += 1
-        wanted = self.request.params.logprobs is not None
-        logprobs = (self._sampler.logprob(logits, token),) if wanted else ()
-        text = self._text.feed(token)
-        reason: FinishReason | None = None
-        if self._text.stopped:
-            reason = "stop"
-        elif len(self.sequence) >= self.limit:
-            reason = "length"
-            text += self._text.finish()
-        if reason is None:
-            return Output(text=text, token_ids=(token,), logprobs=logprobs)
-        return self._finish(reason, text=text, token_ids=(token,), logprobs=logprobs)
+        harvest = _Harvest()
+        confirmed = 0
+        while harvest.reason is None and confirmed == len(harvest.tokens):
+            self._sample(logits[confirmed], harvest)
+            self._push_forced(harvest)
+            while (
+                confirmed < min(len(draft), len(harvest.tokens))
+                and draft.tokens[confirmed] == harvest.tokens[confirmed]
+            ):
+                confirmed += 1
+        self._count_guesses(draft, confirmed)
+        return self._output(harvest), confirmed
+
+    def conclude(self) -> None:
+        """Note that the last output is out: what is left to do is the KV of its last tokens, if anything."""
+        self.phase = Phase.SETTLING if self.pending else Phase.DONE
 
     def abort(self, reason: FinishReason, error: Exception | None = None) -> Output:
         """End without another token."""
-        output = self._finish(reason, text=self._text.finish(), error=error)
         self.phase = Phase.DONE
-        return output
+        return self._output(_Harvest(reason=reason), error)
 
-    def _finish(
-        self,
-        reason: FinishReason,
-        *,
-        text: str,
-        token_ids: tuple[int, ...] = (),
-        logprobs: tuple[TokenLogprob, ...] = (),
-        error: Exception | None = None,
-    ) -> Output:
-        now = time.perf_counter()
-        started = self._started or now
-        first_token = self._first_token or now
-        self.counters.queue_ms = (started - self._submitted) * 1e3
-        self.counters.prefill_ms = (first_token - started) * 1e3
-        self.counters.decode_ms = (now - first_token) * 1e3
-        self.phase = Phase.SETTLING if self.sequence is not None and self.pending else Phase.DONE
+    def _sample(self, logits: FloatArray, harvest: "_Harvest") -> None:
+        """Choose the token that follows the sequence."""
+        assert self.sequence is not None
+        allowed = logits if self.constraint is None else self.constraint.mask(logits)
+        token = self._sampler.sample(allowed, len(self.sequence))
+        if token in self._stop_token_ids:
+            harvest.reason = "stop"
+            return
+        if self.request.params.logprobs is not None:
+            harvest.logprobs.append(self._sampler.logprob(logits, token))
+        self._push(token, harvest)
+
+    def _push_forced(self, harvest: "_Harvest") -> None:
+        """Add the tokens that the grammar forces."""
+        if self.constraint is None or not self.jumps_forward or harvest.reason is not None:
+            return
+        for token in self.constraint.forced():
+            self.counters.forced_tokens += 1
+            self._push(token, harvest)
+            if harvest.reason is not None:
+                return
+
+    def _push(self, token: int, harvest: "_Harvest") -> None:
+        """Add a token to the answer, and see whether it ends it."""
+        assert self.sequence is not None
+        self.sequence.extend((token,))
+        self._sampler.accept(token)
+        self.counters.completion_tokens += 1
+        harvest.tokens.append(token)
+        harvest.text += self._text.feed(token)
+        if self.constraint is not None:
+            self.constraint.accept((token,))
+        if self._text.stopped or (self.constraint is not None and self.constraint.finished):
+            harvest.reason = "stop"
+        elif len(self.sequence) >= self.limit:
+            harvest.reason = "length"
+
+    def _count_guesses(self, draft: Draft, confirmed: int) -> None:
+        self.counters.drafted_tokens += sum(draft.guessed)
+        self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
+        for index, guessed in enumerate(draft.guessed[: confirmed + 1]):
+            if guessed:
+                self.acceptance += _SMOOTHING * ((index < confirmed) - self.acceptance)
+
+    def _output(self, harvest: "_Harvest", error: Exception | None = None) -> Output:
+        if harvest.reason is not None:
+            harvest.text += self._text.finish()
+            now = time.perf_counter()
+            started = self._started or now
+            first_token = self._first_token or now
+            self.counters.queue_ms = (started - self._submitted) * 1e3
+            self.counters.prefill_ms = (first_token - started) * 1e3
+            self.counters.decode_ms = (now - first_token) * 1e3
         return Output(
-            text=text,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=reason,
-            counters=self.counters,
+            text=harvest.text,
+            token_ids=tuple(harvest.tokens),
+            logprobs=tuple(harvest.logprobs),
+            finish_reason=harvest.reason,
+            counters=self.counters if harvest.reason is not None else None,
             error=error,
         )
+
+
+@dataclass(slots=True)
+class _Harvest:
+    """What a step brings a generation."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: FinishReason | None = None
 
 
 def as_prompt(token_ids: object) -> IntArray:

@@ -1,9 +1,12 @@
 """Which tokens of which generation go into the next step. Knows no model, so most of it is tested without one."""
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from slipstream.engine.generation import Generation, Phase
+from slipstream.engine.admission import admit_drafts, chances
+from slipstream.engine.drafting import Draft, Drafter
+from slipstream.engine.generation import Generation, Output, Phase
 from slipstream.engine.step_cost import StepCost
 from slipstream.kv import KVMemory
 from slipstream.kv.prefix_index import common_length
@@ -11,17 +14,29 @@ from slipstream.kv.prefix_index import common_length
 HEADROOM = 256
 """Generated tokens that admission finds room for; a generation that outgrows it competes for memory like the rest."""
 
+_MAX_DRAFTING = 16
+"""With more generations in a step, drafts can't pay for the time it takes to look them up."""
+
 _WORTH_WAITING = 64
 """Tokens of a prefix being computed by another generation that are worth waiting for rather than computing again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
-    """The next `count` tokens of a generation are computed; `logit_rows` of them yield logits."""
+    """The next `count` tokens of a generation are computed, and a draft of what follows them is verified along.
+
+    With `logits`, the last of the tokens and each of the draft yield a row.
+    """
 
     generation: Generation
     count: int
-    logit_rows: int
+    logits: bool
+    draft: Draft = field(default_factory=Draft)
+
+    @property
+    def logit_rows(self) -> int:
+        """How many rows of logits the step gives for it."""
+        return 1 + len(self.draft) if self.logits else 0
 
 
 class Scheduler:
@@ -36,6 +51,7 @@ class Scheduler:
     def __init__(self, kv: KVMemory, cost: StepCost, *, step_target: float, max_running: int, max_waiting: int) -> None:
         self._kv = kv
         self._cost = cost
+        self._drafter = Drafter()
         self._step_target = step_target
         self._max_running = max_running
         self.max_waiting = max_waiting
@@ -48,8 +64,8 @@ class Scheduler:
         """Whether there is nothing to compute."""
         return not self.running and not self.waiting
 
-    def admit(self) -> None:
-        """Start waiting generations, oldest first, as long as there is memory for them.
+    def admit(self) -> Iterator[tuple[Generation, Output]]:
+        """Start waiting generations, oldest first, as long as there is memory for them; yields what is certain at once.
 
         One whose prefix another generation is just computing waits for that, and lets others pass.
         """
@@ -66,28 +82,32 @@ class Scheduler:
             if sequence is None:
                 return
             self.waiting.remove(generation)
-            generation.start(sequence)
             self.running.append(generation)
+            if (output := generation.start(sequence)) is not None:
+                yield generation, output
 
-    def plan(self) -> list[Work]:
-        """The next step; empty only when nothing runs."""
+    def plan(self, last_size: int) -> list[Work]:
+        """The next step, after one of `last_size` tokens; empty only when nothing runs."""
         work = []
         for generation in list(self.running):
-            if generation.phase in (Phase.DECODE, Phase.SETTLING) and self._make_room(generation):
-                rows = 1 if generation.phase is Phase.DECODE else 0
-                work.append(Work(generation, generation.pending, rows))
-        budget = self._prefill_budget(sum(max(2, item.count) for item in work))
-        for generation in self.running:
-            if generation.phase is Phase.PREFILL and budget > 0:
+            if generation.phase is Phase.DECODE and self._make_room(generation):
+                work.append(Work(generation, generation.pending, logits=True))
+        budget = self._prefill_budget(_tokens(work))
+        for generation in list(self.running):
+            if generation.phase in (Phase.PREFILL, Phase.SETTLING) and budget > 0 and self._make_room(generation):
                 count = min(generation.pending, budget)
                 budget -= max(2, count)
-                work.append(Work(generation, count, int(count == generation.pending)))
+                last = count == generation.pending and generation.phase is Phase.PREFILL
+                work.append(Work(generation, count, logits=last))
+        self._add_drafts(work, last_size)
         return work
 
     def retire(self, generation: Generation) -> None:
         """Let a running generation go, and keep its KV for whoever comes next."""
         self.running.remove(generation)
         if generation.sequence is not None:
+            if generation.constraint is not None:
+                self._drafter.remember(generation.answer, generation.request.tenant)
             self._kv.retain(generation.sequence)
             generation.sequence = None
 
@@ -95,6 +115,32 @@ class Scheduler:
         if not decoding:
             return self._cost.largest
         return max(self._cost.largest_within(self._step_target) - decoding, self._cost.smallest)
+
+    def _add_drafts(self, work: list[Work], last_size: int) -> None:
+        """Let generations bring drafts, as far as the step gains by it."""
+        able = [item for item in work if item.logits and item.generation.request.speculation]
+        if not able or len(able) > _MAX_DRAFTING:
+            return
+        for item in able:
+            item.draft = self._propose(item.generation)
+        lengths = admit_drafts(
+            [chances(item.draft.guessed, item.generation.acceptance) for item in able],
+            lone=[item.count == 1 for item in able],
+            tokens=_tokens(work),
+            cost=self._cost,
+            last_size=last_size,
+        )
+        for item, length in zip(able, lengths, strict=True):
+            item.draft = item.draft.cut(length)
+
+    def _propose(self, generation: Generation) -> Draft:
+        sequence, request = generation.sequence, generation.request
+        assert sequence is not None
+        draft = self._drafter.propose(
+            sequence, generation.constraint, request.tenant, forced=generation.jumps_forward
+        ).cut(generation.limit - len(sequence))
+        roomy = self._kv.grow(sequence, len(sequence) + len(draft) + 1)
+        return draft if roomy else draft.cut(sequence.capacity - len(sequence) - 1)
 
     def _prefix_under_way(self, generation: Generation) -> bool:
         """Whether a running prefill will soon hold much more of this prompt than memory does now."""
@@ -126,3 +172,8 @@ class Scheduler:
             return
         self._kv.retain(generation.suspend())
         self.waiting.appendleft(generation)
+
+
+def _tokens(work: list[Work]) -> int:
+    """The size of a step without drafts; a lone token is padded to two."""
+    return sum(max(2, item.count) for item in work)

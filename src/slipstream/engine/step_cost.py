@@ -1,21 +1,28 @@
 """What a step costs, by the number of its tokens: measured at start-up, refined while running."""
 
 import bisect
-from collections.abc import Sequence
+
+from slipstream.backend import StepMeasurements
 
 _SMOOTHING = 0.1
 
 
 class StepCost:
-    """A piecewise linear curve through measured (tokens, seconds) points.
+    """A piecewise linear curve through measured sizes.
 
     Each observed step moves the point nearest to its size, so that longer contexts, other load on the machine and
     slower clocks find their way into the curve.
     """
 
-    def __init__(self, measured: Sequence[tuple[int, float]]) -> None:
-        self._sizes = [size for size, _ in measured]
-        self._seconds = [seconds for _, seconds in measured]
+    def __init__(self, measured: StepMeasurements) -> None:
+        self._sizes = [size for size, _ in measured.seconds]
+        self._seconds = [seconds for _, seconds in measured.seconds]
+        self._change = measured.change
+
+    def rounded(self, tokens: int) -> int:
+        """The measured size that a step of that many tokens is padded to, or `tokens` beyond the largest."""
+        index = bisect.bisect_left(self._sizes, tokens)
+        return self._sizes[index] if index < len(self._sizes) else tokens
 
     def seconds(self, tokens: int) -> float:
         """Predicted duration of a step of that many tokens, padding included."""
@@ -28,10 +35,16 @@ class StepCost:
         y0, y1 = self._seconds[right - 1], self._seconds[right]
         return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from a step that was run."""
-        nearest = min(range(len(self._sizes)), key=lambda index: abs(self._sizes[index] - tokens))
-        expected = self.seconds(tokens)
+    def transition(self, last_size: int, tokens: int) -> float:
+        """Predicted duration of a step of that many tokens, rounded up, after one of `last_size`."""
+        size = self.rounded(tokens)
+        return self.seconds(size) + (self._change if size != last_size else 0.0)
+
+    def observe(self, last_size: int, tokens: int, seconds: float) -> None:
+        """Learn from a step that was run after one of `last_size`."""
+        size = self.rounded(tokens)
+        nearest = min(range(len(self._sizes)), key=lambda index: abs(self._sizes[index] - size))
+        expected = self.transition(last_size, size)
         self._seconds[nearest] *= 1 + _SMOOTHING * (min(seconds / expected, 2.0) - 1)
 
     def largest_within(self, seconds: float) -> int:

@@ -1,5 +1,7 @@
 """A sequence: token ids and the KV blocks that hold their keys and values."""
 
+from collections.abc import Sequence as ListLike
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,7 +16,7 @@ class Sequence:
     sequence can see it. Methods that need blocks raise `OutOfBlocksError` when there are none.
     """
 
-    __slots__ = ("_blocks", "_num_blocks", "_num_tokens", "_pool", "_tokens", "computed", "released")
+    __slots__ = ("__weakref__", "_blocks", "_num_blocks", "_num_tokens", "_pool", "_tokens", "computed", "released")
 
     def __init__(self, pool: BlockPool, tokens: npt.ArrayLike = ()) -> None:
         self._pool = pool
@@ -60,11 +62,17 @@ class Sequence:
         if missing := self.missing_blocks(slots):
             self._append_blocks(self._pool.allocate(missing))
 
-    def piece(self, count: int, logit_rows: int) -> Piece:
-        """The next `count` tokens without KV, as work for the backend; room for one more must be reserved."""
+    def piece(self, count: int, logit_rows: int, draft: ListLike[int] = ()) -> Piece:
+        """The next `count` tokens without KV, and a draft of what follows them, as work for the backend.
+
+        Room for all of them and one more must be reserved. What comes of the draft is not part of the sequence.
+        """
         end = self.computed + count
-        assert end < self.capacity, "a piece needs its slots and one more reserved"
-        return Piece(self._tokens[self.computed : end], self.computed, self.block_table, logit_rows)
+        assert end + len(draft) < self.capacity, "a piece needs its slots and one more reserved"
+        tokens = self._tokens[self.computed : end]
+        if draft:
+            tokens = np.concatenate((tokens, np.asarray(draft, np.int32)))
+        return Piece(tokens, self.computed, self.block_table, logit_rows)
 
     def fork(self, length: int) -> "Sequence":
         """A new sequence of the first `length` tokens, all of them computed, sharing their KV."""

@@ -1,0 +1,135 @@
+"""Grammars that an answer must fit, compiled by llguidance: masks, forced tokens, and what a draft may hold."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from slipstream.backend.base import FloatArray
+from slipstream.errors import InvalidRequestError, SlipstreamError
+
+MAX_SOURCE = 512 * 1024
+"""Characters of a grammar; what tools need is hundreds of times less."""
+
+_LIMITS = LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=2_000_000)
+
+
+class GrammarFailedError(SlipstreamError):
+    """A grammar that compiled met a limit of the parser while it was followed."""
+
+
+class Constraint:
+    """A grammar being followed: where an answer stands in it. Not thread-safe."""
+
+    __slots__ = ("_bits", "_matcher", "_vocab_size")
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._bits = np.zeros(-(-vocab_size // 32), np.int32)
+
+    def copy(self) -> "Constraint":
+        """An independent constraint at the same place."""
+        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but the end of the answer can follow."""
+        return self._matcher.is_stopped()
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, as far as there is no choice; they are yet to be accepted."""
+        return self._matcher.compute_ff_tokens()
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Go on by tokens that are allowed; raises `GrammarFailedError` if they are not, or a limit is met."""
+        if not self._matcher.consume_tokens(list(tokens)):
+            raise GrammarFailedError(f"the answer left its grammar: {self._matcher.get_error()}")
+
+    def valid_prefix(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens could come next, in order."""
+        return self._matcher.validate_tokens(list(tokens))
+
+    def mask(self, logits: FloatArray) -> FloatArray:
+        """A copy of float32 logits [vocab_size] with minus infinity for every token that can't come next."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():
+            raise GrammarFailedError(f"the grammar is too complex to follow: {self._matcher.get_error()}")
+        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
+        return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
+
+
+class Grammar:
+    """A compiled grammar, for any number of answers."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    def begin(self) -> Constraint:
+        """A constraint at the start."""
+        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+
+
+class GrammarCompiler:
+    """Compiles Lark grammars (with llguidance's `%json`) over a model's vocabulary, each distinct one once.
+
+    Thread-safe, and meant for other threads than the engine's: a heavy schema takes a while.
+    """
+
+    def __init__(
+        self, tokenizer_path: Path, *, vocab_size: int, stop_token_ids: Iterable[int], cache_size: int = 256
+    ) -> None:
+        self._tokenizer_path = tokenizer_path
+        self._vocab_size = vocab_size
+        self._stop_token_ids = sorted(stop_token_ids)
+        self._cache_size = cache_size
+        self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self.compilations = 0
+
+    def compile(self, source: str, *, param: str) -> Grammar:
+        """The grammar of a Lark source.
+
+        Raises `InvalidRequestError`, naming `param`, for what is too large or what the compiler can't express.
+        """
+        with self._lock:
+            if (known := self._cache.get(source)) is not None:
+                self._cache.move_to_end(source)
+                return known
+        if len(source) > MAX_SOURCE:
+            raise InvalidRequestError(
+                f"{param} makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it",
+                param=param,
+                code="schema_too_large",
+            )
+        matcher = LLMatcher(self._load_tokenizer(), LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
+        if matcher.is_error():
+            raise InvalidRequestError(
+                f"{param} has a schema that can't be enforced: {_first_line(matcher.get_error())}",
+                param=param,
+                code="unsupported_schema",
+            )
+        grammar = Grammar(matcher, self._vocab_size)
+        with self._lock:
+            self.compilations += 1
+            self._cache[source] = grammar
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return grammar
+
+    def _load_tokenizer(self) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(
+                    str(self._tokenizer_path), n_vocab=self._vocab_size, eos_token=self._stop_token_ids
+                )
+            return self._tokenizer
+
+
+def _first_line(error: str) -> str:
+    return error.strip().splitlines()[0] if error.strip() else "unknown error"
