@@ -16,6 +16,8 @@ class EngineConfig(BaseModel):
     """Threads of a forward pass; by default what the machine has."""
     step_target_ms: float = Field(default=100.0, gt=0)
     """A prompt is computed in pieces, so that steps which answers wait for take no longer than this."""
+    tool_format: str | None = None
+    """How the model writes tool calls; by default what its chat template shows."""
     max_running: int = Field(default=64, ge=1)
     """Requests computed at the same time."""
     max_waiting: int = Field(default=256, ge=1)

@@ -9,7 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from slipstream.backend.openvino import OpenVINOBackend
-from slipstream.chat import ChatTemplate, Conversations, Message
+from slipstream.chat import ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
+from slipstream.chat.answers import answer_grammar
+from slipstream.chat.formats import choose_format
+from slipstream.chat.schema import literal
 from slipstream.config import EngineConfig
 from slipstream.engine import (
     EngineCore,
@@ -21,6 +24,7 @@ from slipstream.engine import (
     TurnCounters,
 )
 from slipstream.engine.generation import as_prompt
+from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
 
@@ -59,7 +63,14 @@ class Engine:
         self.model = model if isinstance(model, Model) else ModelStore().ensure(str(model))
         manifest = self.model.manifest
         self.tokenizer = Tokenizer.from_file(self.model.tokenizer_path)
-        self.conversations = Conversations(_chat_template(self.model, self.tokenizer), self.tokenizer)
+        template = _chat_template(self.model, self.tokenizer)
+        source = template.source if template is not None else ""
+        self.tool_format = choose_format(source, config.tool_format)
+        self._reasons = "<think>" in source
+        self.conversations = Conversations(template, self.tokenizer, self.tool_format)
+        self.grammars = GrammarCompiler(
+            self.model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids
+        )
         backend = OpenVINOBackend(self.model.ir_path, kv_memory=config.kv_memory, threads=config.threads)
         sys.setswitchinterval(min(sys.getswitchinterval(), _GIL_SWITCH_SECONDS))
         self.core = EngineCore(
@@ -91,6 +102,23 @@ class Engine:
         bos = self.model.manifest.bos_token_id
         return [bos, *ids] if self.model.manifest.add_bos and bos is not None and ids[:1] != [bos] else ids
 
+    def grammar(self, prompt: Prompt, use: ToolUse, response_schema: Schema | None = None) -> Grammar | None:
+        """The grammar of the answer to a prompt: calls of tools, JSON of a schema, or None for free text.
+
+        Raises `InvalidRequestError` for a schema that can't be enforced. May take a while; any thread will do.
+        """
+        source = answer_grammar(
+            self.tool_format,
+            use,
+            response_schema,
+            self._mark,
+            reasons=self._reasons,
+            opens_reasoning=prompt.opens_reasoning,
+        )
+        if source is None:
+            return None
+        return self.grammars.compile(source, param="tools" if response_schema is None else "response_format")
+
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True
     ) -> Completion:
@@ -108,6 +136,11 @@ class Engine:
     def session(self, system: str | None = None) -> "Session":
         """A new conversation, with a system message if one is given."""
         return Session(self, [Message("system", system)] if system is not None else [])
+
+    def _mark(self, text: str) -> str:
+        """The Lark expression of a text that may be a special token, which no other text can spell."""
+        token = self.tokenizer.token_id(text)
+        return f"<[{token}]>" if token is not None and self.tokenizer.is_special(token) else literal(text)
 
     def _outputs(self, request: GenerationRequest) -> Generator[Output, None, None]:
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
@@ -151,7 +184,7 @@ class Session:
             if output.finish_reason is not None:
                 answer = Message("assistant", "".join(piece.text for piece in pieces))
                 token_ids = [token for piece in pieces for token in piece.token_ids]
-                self.engine.conversations.record(prompt, answer, token_ids)
+                self.engine.conversations.record(prompt, answer, token_ids, answer.text)
                 self.messages = [*asked, answer]
             yield output
 

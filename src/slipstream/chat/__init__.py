@@ -1,8 +1,23 @@
-"""Chat: from messages to exact token ids, and from generated tokens back to messages."""
+"""Chat: from messages to exact token ids, and from generated text back to messages."""
 
+from slipstream.chat.answers import AnswerDelta, AnswerReader
 from slipstream.chat.conversations import Conversations, Prompt
 from slipstream.chat.ledger import Ledger
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.template import ChatTemplate
+from slipstream.chat.tools import NO_TOOLS, Schema, Tool, ToolUse
 
-__all__ = ["ChatTemplate", "Conversations", "Ledger", "Message", "Prompt", "ToolCall"]
+__all__ = [
+    "NO_TOOLS",
+    "AnswerDelta",
+    "AnswerReader",
+    "ChatTemplate",
+    "Conversations",
+    "Ledger",
+    "Message",
+    "Prompt",
+    "Schema",
+    "Tool",
+    "ToolCall",
+    "ToolUse",
+]

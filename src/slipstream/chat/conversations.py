@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slipstream.backend.base import IntArray
+from slipstream.chat.formats import ToolFormat
 from slipstream.chat.ledger import Ledger, LedgerEntry
 from slipstream.chat.messages import Digest, Message, digest, digests
 from slipstream.chat.template import ChatTemplate
+from slipstream.chat.tools import NO_TOOLS, ToolUse
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer import Tokenizer
 
@@ -31,6 +33,8 @@ class Prompt:
     """The conversation in the ledger that the prompt extends."""
     parent_length: int
     """How many of the token ids are that conversation's."""
+    opens_reasoning: bool = False
+    """Whether the template already began the reasoning that the answer goes on with."""
 
 
 class Conversations:
@@ -42,17 +46,23 @@ class Conversations:
     """
 
     def __init__(
-        self, template: ChatTemplate | None, tokenizer: Tokenizer, *, ledger_tokens: int = LEDGER_TOKENS
+        self,
+        template: ChatTemplate | None,
+        tokenizer: Tokenizer,
+        tool_format: ToolFormat,
+        *,
+        ledger_tokens: int = LEDGER_TOKENS,
     ) -> None:
         self._template = template
+        self._tool_format = tool_format
         self._tokenizer = tokenizer
         self._ledger = Ledger(ledger_tokens)
         self._lock = threading.Lock()
         self.renders: Counter[str] = Counter()
         """Prompts by how they were made: `first` (nothing known), `spliced`, `full` (known, but template refused)."""
 
-    def prompt(self, messages: Sequence[Message], *, tenant: str = "") -> Prompt:
-        """The prompt for the next answer.
+    def prompt(self, messages: Sequence[Message], use: ToolUse = NO_TOOLS, *, tenant: str = "") -> Prompt:
+        """The prompt for the next answer. Tools are part of it whether they may be called or not.
 
         Raises `InvalidRequestError` if the model has no chat template or its template refuses the messages.
         """
@@ -62,27 +72,30 @@ class Conversations:
             )
         if not messages:
             raise InvalidRequestError("messages is empty: send at least one", param="messages", code="invalid_value")
-        chain = digests(digest(b"", tenant), messages)
+        chain = digests(digest(digest(b"", tenant), use.canonical()), messages)
         known = self._known(chain)
         if known is not None:
             index, entry, tokens = known
-            tail = self._tail(self._template, messages, index)
+            tail = self._tail(messages, use, index)
             if tail is not None:
                 self.renders["spliced"] += 1
                 ids = np.concatenate((tokens, np.asarray(self._tokenizer.encode(tail), np.int32)))
-                return Prompt(ids, entry.conversation_id, chain[-1], chain[index], len(tokens))
+                opened = _opens_reasoning(tail)
+                return Prompt(ids, entry.conversation_id, chain[-1], chain[index], len(tokens), opened)
         self.renders["full" if known else "first"] += 1
-        ids = np.asarray(self._tokenizer.encode(self._template.render(messages)), np.int32)
+        text = self._render(messages, use)
+        ids = np.asarray(self._tokenizer.encode(text), np.int32)
         conversation_id = known[1].conversation_id if known else f"conv_{secrets.token_hex(12)}"
-        return Prompt(ids, conversation_id, chain[-1], None, 0)
+        return Prompt(ids, conversation_id, chain[-1], None, 0, _opens_reasoning(text))
 
-    def record(self, prompt: Prompt, answer: Message, token_ids: Sequence[int]) -> None:
+    def record(self, prompt: Prompt, answer: Message, token_ids: Sequence[int], text: str) -> None:
         """Remember that `answer` was generated after `prompt` as these token ids (without the stop token).
 
-        Where a stop string cut the text short, the tokens are cut to match it; if no token ends there, the answer
-        can't be told in whole tokens and is left to be rendered like a stranger's.
+        `text` is what was generated and shown, before calls and reasoning were taken out of it. Where a stop string
+        cut it short, the tokens are cut to match; if no token ends there, the answer can't be told in whole tokens and
+        is left to be rendered like a stranger's.
         """
-        kept = self._tokens_spelling(answer, token_ids)
+        kept = self._tokens_spelling(text, token_ids)
         if kept is None:
             return
         ids = np.concatenate((prompt.token_ids[prompt.parent_length :], np.asarray(kept, np.int32)))
@@ -98,24 +111,32 @@ class Conversations:
                     return index, entry, self._ledger.tokens(chain[index])
         return None
 
-    @staticmethod
-    def _tail(template: ChatTemplate, messages: Sequence[Message], index: int) -> str | None:
+    def _render(self, messages: Sequence[Message], use: ToolUse) -> str:
+        assert self._template is not None
+        return self._template.render(self._tool_format.messages(messages, use), self._tool_format.template_tools(use))
+
+    def _tail(self, messages: Sequence[Message], use: ToolUse, index: int) -> str | None:
         """The text that follows message `index`; None if the template does not say where that is."""
         sentinel = f"slipstream{secrets.token_hex(16)}"
         marked = list(messages)
         marked[index] = replace(messages[index], text=sentinel, tool_calls=())
         try:
-            before, found, after = template.render(marked).partition(sentinel)
+            before, found, after = self._render(marked, use).partition(sentinel)
         except InvalidRequestError:
             return None
         return after if found and before and sentinel not in after else None
 
-    def _tokens_spelling(self, answer: Message, token_ids: Sequence[int]) -> Sequence[int] | None:
-        """The tokens, or as many of them as spell the answer's text."""
-        for length in range(len(token_ids), -1, -1):
-            text = self._tokenizer.decode(token_ids[:length])
-            if text == answer.text:
-                return token_ids[:length]
-            if len(text) < len(answer.text):
-                break
+    def _tokens_spelling(self, text: str, token_ids: Sequence[int]) -> Sequence[int] | None:
+        """The tokens, or as many of them as spell the text."""
+        for skip_special in (True, False):
+            for length in range(len(token_ids), -1, -1):
+                decoded = self._tokenizer.decode(token_ids[:length], skip_special=skip_special)
+                if decoded == text:
+                    return token_ids[:length]
+                if len(decoded) < len(text):
+                    break
         return None
+
+
+def _opens_reasoning(text: str) -> bool:
+    return text.rstrip().endswith("<think>")

@@ -10,7 +10,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from slipstream.chat.messages import Message, ToolCall
 from slipstream.errors import InvalidRequestError, ModelError
 
 
@@ -22,55 +21,23 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+        self.source = source
         try:
             self._template = _environment().from_string(source, globals=dict(variables))
         except TemplateError as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
-        self.knows_tool_calls = "tool_calls" in source
-        """Whether it renders the calls of an assistant message by itself."""
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """The text of `messages` and the beginning of the assistant's next one.
 
         Raises `InvalidRequestError` with the template's own words where it refuses the messages.
         """
         try:
-            return self._template.render(
-                messages=[self._as_dict(message) for message in messages], add_generation_prompt=True
-            )
+            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {error}",
-                param="messages",
-                code="invalid_messages",
+                f"the model's chat template refuses these messages: {error}", param="messages", code="invalid_messages"
             ) from error
-
-    def _as_dict(self, message: Message) -> dict[str, Any]:
-        rendered: dict[str, Any] = {"role": message.role, "content": message.text}
-        if message.tool_calls and self.knows_tool_calls:
-            rendered["tool_calls"] = [_tool_call_dict(call) for call in message.tool_calls]
-        elif message.tool_calls:
-            calls = "\n".join(_tool_call_text(call) for call in message.tool_calls)
-            rendered["content"] = f"{message.text}\n{calls}" if message.text else calls
-        if message.tool_call_id is not None:
-            rendered["tool_call_id"] = message.tool_call_id
-        if message.name is not None:
-            rendered["name"] = message.name
-        return rendered
-
-
-def _tool_call_dict(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.parsed_arguments()},
-    }
-
-
-def _tool_call_text(call: ToolCall) -> str:
-    """Hermes form, for templates that know no tool calls."""
-    body = json.dumps({"name": call.name, "arguments": call.parsed_arguments()}, ensure_ascii=False)
-    return f"<tool_call>\n{body}\n</tool_call>"
 
 
 def _environment() -> Environment:

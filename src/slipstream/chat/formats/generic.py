@@ -1,0 +1,67 @@
+"""For templates that know no tools: they are described in the system message, calls and results are in Hermes form."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from slipstream.chat.formats.hermes import BEGIN, END, Hermes
+from slipstream.chat.messages import Message, ToolCall
+from slipstream.chat.tools import ToolUse
+
+_INSTRUCTIONS = """# Tools
+
+You may call these functions. Each line is the JSON description of one:
+<tools>
+{tools}
+</tools>
+
+To call one, answer with its name and arguments as JSON in tags, and nothing else:
+<tool_call>
+{{"name": "the function", "arguments": {{"the parameter": "its value"}}}}
+</tool_call>"""
+
+
+class Generic(Hermes):
+    """Writes tools, calls and results as text, so that any template will do."""
+
+    name = "generic"
+
+    def recognises(self, template: str) -> bool:
+        """What mentions neither tools nor calls."""
+        return "tool" not in template
+
+    def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:  # noqa: ARG002
+        """None: they are in the system message."""
+        return None
+
+    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+        """System, user and assistant messages of text alone; results of one turn's calls come as one user message."""
+        result: list[dict[str, Any]] = []
+        for message in messages:
+            if message.role == "tool":
+                text = f"<tool_response>\n{message.text}\n</tool_response>"
+                if result and result[-1].get("results"):
+                    result[-1]["content"] += f"\n{text}"
+                else:
+                    result.append({"role": "user", "content": text, "results": True})
+            else:
+                calls = "\n".join(map(_call_text, message.tool_calls))
+                text = "\n".join(part for part in (message.text, calls) if part)
+                result.append({"role": message.role, "content": text})
+        if use.tools:
+            self._describe(result, use)
+        return result
+
+    @staticmethod
+    def _describe(messages: list[dict[str, Any]], use: ToolUse) -> None:
+        tools = "\n".join(json.dumps(tool.as_dict()["function"], ensure_ascii=False) for tool in use.tools)
+        instructions = _INSTRUCTIONS.format(tools=tools)
+        if messages and messages[0]["role"] == "system":
+            messages[0]["content"] += f"\n\n{instructions}"
+        else:
+            messages.insert(0, {"role": "system", "content": instructions})
+
+
+def _call_text(call: ToolCall) -> str:
+    body = json.dumps({"name": call.name, "arguments": call.parsed_arguments()}, ensure_ascii=False)
+    return f"{BEGIN}\n{body}\n{END}"

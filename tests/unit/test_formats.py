@@ -1,0 +1,230 @@
+"""Tool-call formats: grammars that accept what parsers read, and parsers that do not care how text was cut."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from slipstream.chat.answers import AnswerDelta, AnswerReader, answer_grammar
+from slipstream.chat.formats import FORMATS, ToolFormat, choose_format
+from slipstream.chat.messages import Message
+from slipstream.chat.schema import literal
+from slipstream.chat.tools import Tool, ToolUse
+from slipstream.errors import InvalidRequestError, ModelError
+from slipstream.models import Model
+
+WEATHER = Tool(
+    "get_weather",
+    "Weather of a city",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "unit": {"type": "string", "enum": ["°C", "°F"]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 14},
+            "where": {"$ref": "#/$defs/Where"},
+        },
+        "required": ["city"],
+        "$defs": {"Where": {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]}},
+    },
+)
+PING = Tool("ping")
+USE = ToolUse((WEATHER, PING))
+CALL = '{"name": "get_weather", "arguments": {"city": "Zürich \\"Nord\\" {x}", "where": {"lat": 47.3}}}'
+
+# Per format: an answer with text and calls, one with a call alone, what the calls must read as.
+RECORDED: dict[str, list[tuple[str, str, list[tuple[str, dict[str, object]]]]]] = {
+    "hermes": [
+        (f"Let me look.\n<tool_call>\n{CALL}\n</tool_call>", "Let me look.", [("get_weather", {})]),
+        (
+            f'<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{{"name": "ping", "arguments": {{}}}}\n</tool_call>',
+            "",
+            [("get_weather", {}), ("ping", {})],
+        ),
+        ("A < B, <tool, <tool_cal and no call\n ", "A < B, <tool, <tool_cal and no call\n ", []),
+        ('<tool_call>{ "arguments" : {"a":[1, {"b":"}"}]} , "name":"ping" }</tool_call>', "", [("ping", {})]),
+    ],
+    "llama3": [
+        ('{"name": "get_weather", "parameters": {"city": "Bern", "days": 3}}', "", [("get_weather", {})]),
+        ("Just text {with braces}.", "Just text {with braces}.", []),
+    ],
+    "mistral": [
+        (
+            f'Sure.[TOOL_CALLS][{CALL}, {{"name": "ping", "arguments": {{}}}}]',
+            "Sure.",
+            [("get_weather", {}), ("ping", {})],
+        ),
+        ("[TOOL is not it", "[TOOL is not it", []),
+    ],
+    "qwen3-coder": [
+        (
+            "Now:\n<tool_call>\n<function=get_weather>\n<parameter=city>\nNew\n York <b>\n</parameter>\n"
+            "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\n"
+            "<tool_call>\n<function=ping>\n</function>\n</tool_call>",
+            "Now:",
+            [("get_weather", {"city": "New\n York <b>", "days": 3}), ("ping", {})],
+        ),
+    ],
+}
+RECORDED["generic"] = RECORDED["hermes"]
+CASES = [(name, *case) for name, cases in RECORDED.items() for case in cases]
+
+
+def read(tool_format: ToolFormat, pieces: list[str], *, opens_reasoning: bool = False) -> AnswerReader:
+    """The reader after all pieces, having checked that its deltas add up to its message."""
+    reader = AnswerReader(tool_format, USE, opens_reasoning=opens_reasoning)
+    deltas: list[AnswerDelta] = []
+    for piece in pieces:
+        deltas += reader.feed(piece)
+    deltas += reader.feed("", last=True)
+    message = reader.message
+    assert "".join(delta.text for delta in deltas) == message.text
+    assert "".join(delta.reasoning for delta in deltas) == reader.reasoning
+    begun = [(delta.index, delta.id, delta.name) for delta in deltas if delta.id is not None]
+    assert begun == [(index, call.id, call.name) for index, call in enumerate(message.tool_calls)]
+    for index, call in enumerate(message.tool_calls):
+        assert "".join(delta.arguments for delta in deltas if delta.index == index) == call.arguments
+    return reader
+
+
+def essence(message: Message) -> object:
+    return message.text, [(call.name, call.arguments) for call in message.tool_calls]
+
+
+@pytest.mark.parametrize(("name", "text", "shown", "calls"), CASES)
+def test_recorded_answers_parse_alike_whole_and_cut_anywhere(
+    name: str, text: str, shown: str, calls: list[tuple[str, dict[str, object]]]
+) -> None:
+    tool_format = FORMATS[name]
+    whole = read(tool_format, [text]).message
+    assert whole.text == shown
+    assert [call.name for call in whole.tool_calls] == [called for called, _ in calls]
+    for call, (_, arguments) in zip(whole.tool_calls, calls, strict=True):
+        parsed = json.loads(call.arguments)
+        assert not arguments or parsed == arguments
+    for cut in range(len(text) + 1):
+        assert essence(read(tool_format, [text[:cut], text[cut:]]).message) == essence(whole)
+    assert essence(read(tool_format, list(text)).message) == essence(whole)
+
+
+@pytest.mark.parametrize("tool_format", FORMATS.values(), ids=FORMATS.keys())
+def test_reasoning_comes_apart_wherever_it_is_cut(tool_format: ToolFormat) -> None:
+    text = "<think>\nHm, a < b </thin k>\n</think>\n\nDone."
+    whole = read(tool_format, [text])
+    assert (whole.reasoning, whole.message.text) == ("Hm, a < b </thin k>", "Done.")
+    for cut in range(len(text) + 1):
+        reader = read(tool_format, [text[:cut], text[cut:]])
+        assert (reader.reasoning, reader.message.text) == (whole.reasoning, whole.message.text)
+    opened = read(tool_format, list("I see.</think>Done."), opens_reasoning=True)
+    assert (opened.reasoning, opened.message.text) == ("I see.", "Done.")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(model: Model) -> LLTokenizer:
+    return LLTokenizer(str(model.tokenizer_path), n_vocab=model.manifest.vocab_size, eos_token=[2, 0])
+
+
+@pytest.fixture
+def accepts(vocabulary: LLTokenizer) -> Callable[[str, str], bool]:
+    def check(grammar: str, text: str) -> bool:
+        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_lark(grammar))
+        assert not matcher.is_error(), matcher.get_error()
+        tokens = vocabulary.tokenize_str(text)
+        return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+    return check
+
+
+def grammar_of(tool_format: ToolFormat, use: ToolUse, *, reasons: bool = False, opens_reasoning: bool = False) -> str:
+    grammar = answer_grammar(tool_format, use, None, literal, reasons=reasons, opens_reasoning=opens_reasoning)
+    assert grammar is not None
+    return grammar
+
+
+@pytest.mark.parametrize("tool_format", FORMATS.values(), ids=FORMATS.keys())
+def test_grammars_accept_what_fits_and_nothing_else(
+    tool_format: ToolFormat, accepts: Callable[[str, str], bool]
+) -> None:
+    single = {
+        "llama3": '{"name": "ping", "parameters": {}}',
+        "mistral": '[TOOL_CALLS][{"name": "ping", "arguments": {}}]',
+        "qwen3-coder": "<tool_call>\n<function=ping>\n</function>\n</tool_call>",
+    }.get(tool_format.name, '<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>')
+    auto, required = grammar_of(tool_format, USE), grammar_of(tool_format, ToolUse(USE.tools, "required"))
+    named = grammar_of(tool_format, ToolUse(USE.tools, "required", frozenset({"get_weather"})))
+    assert accepts(auto, single)
+    assert accepts(required, single)
+    assert not accepts(named, single)
+    assert accepts(auto, "Just words.")
+    assert not accepts(required, "Just words.")
+    assert not accepts(auto, single.replace("ping", "pong"))
+    thinking = grammar_of(tool_format, ToolUse(USE.tools, "required"), reasons=True)
+    assert accepts(thinking, f"<think>Hm.</think>\n{single}")
+    assert accepts(thinking, single)
+    begun = grammar_of(tool_format, ToolUse(USE.tools, "required"), opens_reasoning=True)
+    assert accepts(begun, f"Hm.</think>\n{single}")
+    assert not accepts(begun, single)
+
+
+def test_every_recorded_call_in_compact_form_fits_the_grammar(accepts: Callable[[str, str], bool]) -> None:
+    for name, text, _, calls in CASES:
+        if calls and '{ "' not in text:
+            assert accepts(grammar_of(FORMATS[name], USE), text), (name, text)
+
+
+def test_without_parallel_calls_there_is_one(accepts: Callable[[str, str], bool]) -> None:
+    one = '<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>'
+    grammar = grammar_of(FORMATS["hermes"], ToolUse(USE.tools, "required", parallel=False))
+    assert accepts(grammar, one)
+    assert not accepts(grammar, f"{one}\n{one}")
+
+
+def test_a_response_schema_alone_and_beside_tools(accepts: Callable[[str, str], bool]) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    none = ToolUse(USE.tools, "none")
+    alone = answer_grammar(FORMATS["hermes"], none, schema, literal, reasons=False, opens_reasoning=False)
+    beside = answer_grammar(FORMATS["hermes"], USE, schema, literal, reasons=False, opens_reasoning=False)
+    assert alone is not None
+    assert beside is not None
+    assert accepts(alone, '{"a": 1}')
+    assert not accepts(alone, '{"a":1}')
+    assert not accepts(alone, '{"a": 1, "b": 2}')
+    assert accepts(beside, '{"a": 1}')
+    assert accepts(beside, '<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>')
+    assert not accepts(beside, "words")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ messages[0].content }}", "generic"),
+        ("…<tool_call>\n{{ tool_call | tojson }}\n</tool_call>", "hermes"),
+        ("…<tool_call>\n<function={{ name }}>", "qwen3-coder"),
+        ("…[TOOL_CALLS]{{ tool_calls }}", "mistral"),
+        ('<|start_header_id|> tools {"name": "f", "parameters": {}}', "llama3"),
+    ],
+)
+def test_the_format_is_chosen_from_the_template(template: str, expected: str) -> None:
+    assert choose_format(template).name == expected
+    assert choose_format(template, "mistral").name == "mistral"
+
+
+def test_an_unknown_format_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="nonsense"):
+        choose_format("", "nonsense")
+
+
+def test_tool_use_names_what_is_wrong() -> None:
+    with pytest.raises(InvalidRequestError, match="two tools"):
+        ToolUse((PING, PING))
+    with pytest.raises(InvalidRequestError, match="pong"):
+        ToolUse((PING,), "required", frozenset({"pong"}))
+    with pytest.raises(InvalidRequestError, match="no tool"):
+        ToolUse((), "required")
+
+
+def test_mistral_ids_are_what_its_templates_demand() -> None:
+    ids = {FORMATS["mistral"].new_call_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(len(call_id) == 9 and call_id.isalnum() for call_id in ids)
