@@ -1,0 +1,60 @@
+"""The rooms of the package and who may look into which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import slipstream
+
+ROOT = Path(slipstream.__file__).parent
+
+# A room may import from those named with it, and everybody from `errors`.
+ALLOWED = {
+    "backend": set(),
+    "tokenizer": set(),
+    "models": {"tokenizer"},
+    "kv": {"backend"},
+    "engine": {"kv", "tokenizer", "backend"},
+    "chat": {"tokenizer", "backend"},
+    "config": {"models"},
+    "embedded": {"chat", "engine", "models", "tokenizer", "backend", "config"},
+    "server": {"embedded", "chat", "engine", "tokenizer", "backend", "config"},
+    "cli": {"server", "embedded", "engine", "models", "config"},
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "slipstream":
+            names += [f"slipstream.{alias.name}" for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("slipstream.")}
+    return rooms
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_from_those_below_it(room: str) -> None:
+    files = [path for path in ROOT.rglob("*.py") if room_of(path) == room]
+    assert files, f"there is no room {room}"
+    for path in files:
+        strangers = imported_rooms(path) - ALLOWED[room] - {room, "errors"}
+        assert not strangers, f"{path.relative_to(ROOT)} imports from {sorted(strangers)}"
+
+
+def test_every_room_is_listed() -> None:
+    assert {room_of(path) for path in ROOT.rglob("*.py")} == {*ALLOWED, "errors", "__init__", "__main__"}
+
+
+def test_blocks_are_nobodys_business_above_kv() -> None:
+    """So that another backend can keep its KV in other ways."""
+    for room in ("chat", "server", "cli", "embedded"):
+        for path in ROOT.rglob("*.py"):
+            if room_of(path) == room:
+                assert "block_table" not in path.read_text(), path
