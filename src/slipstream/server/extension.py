@@ -1,0 +1,67 @@
+"""The `slipstream` object: what a request may ask beyond its protocol, and what each response tells of its cost."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from slipstream.server.turn import Turn
+
+SessionId = Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]
+"""Printable ASCII without spaces, so that it fits in a header too."""
+
+
+class SlipstreamOptions(BaseModel):
+    """The `slipstream` object of a request. Every switch is on unless it's switched off here or for the server."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    session_id: SessionId | None = None
+    reuse: bool = True
+    speculation: bool = True
+    jump_forward: bool = True
+    response_cache: bool = True
+
+
+class TurnReport(BaseModel):
+    """The `slipstream` object of a response.
+
+    A prompt counts once, however many choices were made of it: as the first of them found it. Everything else is
+    the sum over the choices, and each time the longest of any.
+    """
+
+    session_id: str | None
+    """The one asked for, or the conversation's; null after plain prompts."""
+    prompt_tokens: int
+    reused_tokens: int
+    delta_tokens: int
+    completion_tokens: int
+    forced_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    forward_passes: int
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    response_cache: Literal["hit", "miss", "off"]
+
+    @classmethod
+    def of(cls, turn: Turn) -> Self:
+        """The report on a finished turn."""
+        first, each = turn.choices[0], [choice.counters for choice in turn.choices]
+        prompts = list({choice.request: choice.counters for choice in reversed(turn.choices)}.values())
+        conversation_id = first.conversation.conversation_id if first.conversation else None
+        return cls(
+            session_id=first.request.session_id or conversation_id,
+            prompt_tokens=sum(counters.prompt_tokens for counters in prompts),
+            reused_tokens=sum(counters.reused_tokens for counters in prompts),
+            delta_tokens=sum(counters.delta_tokens for counters in prompts),
+            completion_tokens=sum(counters.completion_tokens for counters in each),
+            forced_tokens=sum(counters.forced_tokens for counters in each),
+            drafted_tokens=sum(counters.drafted_tokens for counters in each),
+            accepted_tokens=sum(counters.accepted_tokens for counters in each),
+            forward_passes=sum(counters.forward_passes for counters in each),
+            queue_ms=round(max(counters.queue_ms for counters in each), 3),
+            prefill_ms=round(max(counters.prefill_ms for counters in each), 3),
+            decode_ms=round(max(counters.decode_ms for counters in each), 3),
+            response_cache="off",
+        )

@@ -1,0 +1,94 @@
+"""What every request passes before it reaches a route: who asks, how much they send; and that it's counted."""
+
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slipstream.server.errors import CLIENT_GONE, Failure, failure_of, openai_response
+from slipstream.server.metrics import Metrics
+
+MAX_BODY_BYTES = 16 * 2**20
+"""Far more text than a long context takes, and little enough to parse without stalling the others."""
+
+_OPEN_PATHS = frozenset({"/health"})
+_NO_ENTRY = Failure(
+    status=401,
+    message="the API key is missing or wrong: send the server's in the header `Authorization: Bearer KEY`",
+    code="invalid_api_key",
+    headers={"WWW-Authenticate": "Bearer"},
+)
+
+
+class Gate:
+    """ASGI middleware that refuses requests without the API key, and bodies that are too large."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None) -> None:
+        self._app = app
+        self._api_key = api_key.encode() if api_key is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request pass, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
+        if scope["path"] not in _OPEN_PATHS and not self._admits(headers):
+            await openai_response(_NO_ENTRY)(scope, receive, send)
+        elif declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+            await openai_response(failure_of(_too_large()))(scope, receive, send)
+        else:
+            await self._app(scope, _limited(receive), send)
+
+    def _admits(self, headers: Headers) -> bool:
+        if self._api_key is None:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
+
+
+class RequestCounter:
+    """ASGI middleware that counts requests by route and status."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, and note the status."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_GONE
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.answered(route, scope["method"], status)
+
+
+def _limited(receive: Receive) -> Receive:
+    total = 0
+
+    async def counting() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > MAX_BODY_BYTES:
+            raise _too_large()
+        return message
+
+    return counting
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"the body is too large: send at most {MAX_BODY_BYTES // 2**20} MiB")

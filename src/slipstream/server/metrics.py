@@ -1,0 +1,100 @@
+"""What Prometheus is told: the engine's own totals, read when asked, and what turns and requests add up to."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from slipstream.embedded import Engine
+from slipstream.engine import FinishReason, TurnCounters
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """One app's metrics, in a registry of its own. Token counts are per choice, as the engine sees them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(engine))
+        ProcessCollector(registry=self.registry)
+        self._requests = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
+        self._finished = self._counter("choices", "Answers ended, by the reason.", "finish_reason")
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
+        self._reused = self._counter("reused_tokens", "Prompt tokens whose KV was there already.")
+        self._delta = self._counter("delta_tokens", "Prompt tokens whose KV had to be computed.")
+        self._completion = self._counter("completion_tokens", "Generated tokens.")
+        self._forced = self._counter("forced_tokens", "Generated tokens that the grammar left no choice about.")
+        self._drafted = self._counter("drafted_tokens", "Tokens proposed by prompt lookup.")
+        self._accepted = self._counter("accepted_tokens", "Proposed tokens that were right.")
+        self._passes = self._counter("forward_passes", "Forward passes that choices took part in.")
+        self._first = self._histogram("time_to_first_token_seconds", "From a request's parsed body to its first token.")
+        self._queue = self._histogram("queue_seconds", "Time that a choice waited to be computed.")
+        self._prefill = self._histogram("prefill_seconds", "Time to compute a prompt's delta.")
+        self._decode = self._histogram("decode_seconds", "Time from a choice's first token to its last.")
+
+    def first_piece(self, seconds: float) -> None:
+        """A choice had its first token, or its end, so long after its request."""
+        self._first.observe(seconds)
+
+    def finished(self, reason: FinishReason, counters: TurnCounters) -> None:
+        """A choice had its last piece."""
+        self._finished.labels(reason).inc()
+        self._prompt.inc(counters.prompt_tokens)
+        self._reused.inc(counters.reused_tokens)
+        self._delta.inc(counters.delta_tokens)
+        self._completion.inc(counters.completion_tokens)
+        self._forced.inc(counters.forced_tokens)
+        self._drafted.inc(counters.drafted_tokens)
+        self._accepted.inc(counters.accepted_tokens)
+        self._passes.inc(counters.forward_passes)
+        self._queue.observe(counters.queue_ms / 1e3)
+        self._prefill.observe(counters.prefill_ms / 1e3)
+        self._decode.observe(counters.decode_ms / 1e3)
+
+    def answered(self, route: str, method: str, status: int) -> None:
+        """An HTTP request was answered; `route` is the path as it was declared."""
+        self._requests.labels(route, method, str(status)).inc()
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"slipstream_{name}", help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str) -> Histogram:
+        return Histogram(f"slipstream_{name}", help, buckets=_SECONDS, registry=self.registry)
+
+
+class _EngineCollector(Collector):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats, kv = self._engine.core.stats(), self._engine.core.kv_usage()
+        yield _counter("engine_steps", "Forward passes of the model.", stats.steps)
+        yield _counter("engine_tokens", "Tokens computed, without padding.", stats.tokens_forwarded)
+        yield _counter("engine_infer_seconds", "Time in forward passes.", stats.infer_seconds)
+        yield _counter("engine_busy_seconds", "Time with something to compute.", stats.busy_seconds)
+        yield _counter("preemptions", "Choices set back for lack of KV memory.", stats.preemptions)
+        yield _gauge("choices_running", "Choices being computed.", stats.running)
+        yield _gauge("choices_waiting", "Choices that wait to be computed.", stats.waiting)
+        yield _gauge("kv_capacity_tokens", "KV memory.", kv.capacity)
+        yield _gauge("kv_free_tokens", "KV memory that nothing holds.", kv.free)
+        sequences = GaugeMetricFamily("slipstream_kv_sequences", "Sequences in KV memory.", labels=["state"])
+        sequences.add_metric(["running"], kv.running_sequences)
+        sequences.add_metric(["retained"], kv.retained_sequences)
+        yield sequences
+        yield _counter("kv_evictions", "Retained sequences given up for others.", kv.evictions)
+        renders = CounterMetricFamily(
+            "slipstream_prompt_renders", "Conversations made into prompts, by how.", labels=["kind"]
+        )
+        for kind in ("first", "spliced", "full"):
+            renders.add_metric([kind], self._engine.conversations.renders[kind])
+        yield renders
+
+
+def _counter(name: str, help: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"slipstream_{name}", help, value=value)
+
+
+def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"slipstream_{name}", help, value=value)

@@ -1,0 +1,205 @@
+"""OpenAI's chat completions: `POST /v1/chat/completions`."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from openai.types import chat
+from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion import Choice as WholeChoice
+from openai.types.chat.chat_completion import ChoiceLogprobs as WholeLogprobs
+from openai.types.chat.chat_completion_chunk import Choice as DeltaChoice
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as DeltaLogprobs
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
+
+from slipstream.embedded import Engine
+from slipstream.engine import Output, TokenLogprob
+from slipstream.server.errors import openai_event
+from slipstream.server.extension import TurnReport
+from slipstream.server.openai_common import (
+    DONE,
+    Alternatives,
+    AtLeastOne,
+    Head,
+    SamplingFields,
+    TextEvents,
+    check_model,
+    event,
+    finish_reason,
+    new_head,
+    unsupported,
+    usage_of,
+)
+from slipstream.server.openai_messages import ChatMessage, chat_messages
+from slipstream.server.stream import EventStream, finish
+from slipstream.server.turn import Choice, Turn, TurnRequest, TurnRunner
+from slipstream.tokenizer import Tokenizer
+
+
+class ChatRequest(SamplingFields):
+    """The body of a request."""
+
+    messages: list[ChatMessage]
+    max_tokens: AtLeastOne | None = None
+    max_completion_tokens: AtLeastOne | None = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    response_format: Any = None
+
+    def turn(self, engine: Engine) -> TurnRequest:
+        """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
+        check_model(engine, self.model)
+        self._refuse_tools_and_formats()
+        if self.top_logprobs and not self.logprobs:
+            raise unsupported("top_logprobs", "top_logprobs needs logprobs to be true")
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return TurnRequest(
+            prompt=chat_messages(self.messages),
+            params=self.sampling_params(max_tokens=limit, logprobs=logprobs),
+            choices=self.n or 1,
+            **self.switches(),
+        )
+
+    def _refuse_tools_and_formats(self) -> None:
+        if self.tools:
+            raise unsupported("tools", "tools are not supported: leave them out")
+        if self.tool_choice not in (None, "none", "auto"):
+            raise unsupported("tool_choice", "tool_choice needs tools, which are not supported: leave it out")
+        if self.functions:
+            raise unsupported("functions", "functions are not supported: leave them out")
+        if self.function_call not in (None, "none", "auto"):
+            raise unsupported("function_call", "function_call needs functions, which are not supported: leave it out")
+        if self.response_format not in (None, {"type": "text"}):
+            raise unsupported("response_format", 'response_format must be {"type": "text"}, or left out')
+
+
+class ChatCompletion(chat.ChatCompletion):
+    """A response, with what the turn cost."""
+
+    slipstream: TurnReport
+
+
+class ChatCompletionChunk(chat.ChatCompletionChunk):
+    """A piece of a streamed response; the last one has `slipstream`."""
+
+    slipstream: TurnReport | None = None
+
+
+def router(runner: TurnRunner) -> APIRouter:
+    """The routes of this protocol."""
+    routes = APIRouter()
+    engine = runner.engine
+
+    @routes.post("/v1/chat/completions")
+    async def chat_completions(http: Request, body: ChatRequest) -> Response:
+        turn = await runner.start([body.turn(engine)])
+        head = new_head(engine, "chatcmpl")
+        if body.stream:
+            writer = _ChunkWriter(head, engine.tokenizer, include_usage=body.include_usage)
+            return EventStream(turn, _stream(turn, writer), openai_event)
+        await finish(http, turn)
+        whole = _whole(turn, head, engine.tokenizer)
+        return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+
+    return routes
+
+
+def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
+    choices = []
+    for choice in turn.choices:
+        answer = choice.answer
+        logprobs = _logprobs(answer.logprobs, tokenizer)
+        choices.append(
+            WholeChoice(
+                index=choice.index,
+                message=ChatCompletionMessage(role="assistant", content=answer.text, refusal=None),
+                finish_reason=finish_reason(answer.finish_reason),
+                logprobs=WholeLogprobs(content=logprobs, refusal=None) if choice.wants_logprobs else None,
+            )
+        )
+    report = TurnReport.of(turn)
+    return ChatCompletion(**head, object="chat.completion", choices=choices, usage=usage_of(report), slipstream=report)
+
+
+async def _stream(turn: Turn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
+    """For each choice its role, its text piece by piece, and its finish reason; at the end the usage, if wanted."""
+    unfinished = len(turn.choices)
+    async for batch in turn.batches():
+        events = []
+        for choice, output in batch:
+            if output is choice.outputs[0]:
+                events.append(writer.begin(choice))
+            if output.text or output.logprobs:
+                events.append(writer.piece(choice, output))
+            if output.finish_reason is not None:
+                unfinished -= 1
+                report = None if unfinished or writer.include_usage else TurnReport.of(turn)
+                events.append(writer.end(choice, output, report))
+        if events:
+            yield b"".join(events)
+    if writer.include_usage:
+        yield writer.usage(TurnReport.of(turn))
+    yield DONE
+
+
+class _ChunkWriter:
+    """Writes the chunks of one stream as events."""
+
+    def __init__(self, head: Head, tokenizer: Tokenizer, *, include_usage: bool) -> None:
+        self.include_usage = include_usage
+        self._head = head
+        self._tokenizer = tokenizer
+        self._text_events: dict[Choice, TextEvents] = {}
+
+    def begin(self, choice: Choice) -> bytes:
+        """The chunk with the role."""
+        sample = self._delta(choice, ChoiceDelta(content=TextEvents.PLACEHOLDER))
+        self._text_events[choice] = TextEvents(self._chunk(sample))
+        return event(self._chunk(self._delta(choice, ChoiceDelta(role="assistant", content=""))))
+
+    def piece(self, choice: Choice, output: Output) -> bytes:
+        """A chunk with text, and the log-probabilities of the tokens that it came with."""
+        if not output.logprobs:
+            return self._text_events[choice](output.text)
+        delta = self._delta(choice, ChoiceDelta(content=output.text))
+        delta.logprobs = DeltaLogprobs(content=_logprobs(output.logprobs, self._tokenizer), refusal=None)
+        return event(self._chunk(delta))
+
+    def end(self, choice: Choice, output: Output, report: TurnReport | None) -> bytes:
+        """The chunk with the finish reason; with a report it's the last of the stream."""
+        delta = self._delta(choice, ChoiceDelta())
+        delta.finish_reason = finish_reason(output.finish_reason)
+        return event(self._chunk(delta) if report is None else self._chunk(delta, slipstream=report))
+
+    def usage(self, report: TurnReport) -> bytes:
+        """The chunk for the usage alone."""
+        return event(self._chunk(usage=usage_of(report), slipstream=report))
+
+    def _delta(self, choice: Choice, delta: ChoiceDelta) -> DeltaChoice:
+        return DeltaChoice(index=choice.index, delta=delta, finish_reason=None)
+
+    def _chunk(self, *choices: DeltaChoice, **last: Any) -> ChatCompletionChunk:
+        if self.include_usage:
+            last.setdefault("usage", None)
+        return ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=list(choices), **last)
+
+
+def _logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[ChatCompletionTokenLogprob]:
+    return [
+        ChatCompletionTokenLogprob(
+            **_token(entry.token_id, entry.logprob, tokenizer),
+            top_logprobs=[TopLogprob(**_token(token, logprob, tokenizer)) for token, logprob in entry.top],
+        )
+        for entry in logprobs
+    ]
+
+
+def _token(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    spelled = tokenizer.token_bytes(token)
+    return {"token": spelled.decode(errors="replace"), "logprob": logprob, "bytes": list(spelled)}

@@ -1,0 +1,84 @@
+"""Messages as OpenAI's clients send them, and what they mean."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator
+
+from slipstream.chat import Message, ToolCall
+from slipstream.server.openai_common import missing, unsupported
+
+
+def _as_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class ContentPart(BaseModel):
+    """A part of a message's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(BaseModel):
+    """What a tool call calls; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(BaseModel):
+    """A call in an assistant's message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(BaseModel):
+    """A message of a conversation; other fields, such as `reasoning_content`, are ignored."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[ContentPart] | None, BeforeValidator(_as_parts)] = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+def chat_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The messages in no protocol's terms. Several parts of text are joined by line ends.
+
+    Raises `InvalidRequestError` naming the field.
+    """
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+
+
+def _message(message: ChatMessage, param: str) -> Message:
+    if message.content is None and message.role != "assistant":
+        raise missing(f"{param}.content")
+    if message.tool_call_id is None and message.role == "tool":
+        raise missing(f"{param}.tool_call_id")
+    parts = enumerate(message.content or ())
+    text = "\n".join(_text(part, f"{param}.content[{index}]") for index, part in parts)
+    if message.role == "assistant":
+        # Without its name: some clients add the agent's to an answer that had none, and it's the same answer.
+        calls = message.tool_calls or ()
+        return Message(
+            "assistant",
+            text,
+            tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
+        )
+    role = "system" if message.role == "developer" else message.role
+    return Message(role, text, tool_call_id=message.tool_call_id, name=message.name)
+
+
+def _text(part: ContentPart, param: str) -> str:
+    if part.type not in ("text", "refusal"):
+        raise unsupported(
+            param, f"{param} is of type {part.type!r}, but this server's models read text alone: send type 'text'"
+        )
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise missing(f"{param}.{part.type}")
+    return text

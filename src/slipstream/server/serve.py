@@ -1,0 +1,109 @@
+"""Running the server: from a socket that listens to a clean end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from slipstream.config import ServerConfig
+from slipstream.embedded import Engine
+from slipstream.errors import SlipstreamError
+from slipstream.server.app import create_app
+
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep idle connections, so that none is closed while a request is on its way."""
+
+_LAST_WORDS_SECONDS = 2.0
+"""For clients to read that their answer won't be finished, when the engine has been closed."""
+
+
+def run(engine: Engine, config: ServerConfig) -> None:
+    """Serve the engine until SIGINT or SIGTERM, and close it; returns after a clean end.
+
+    Once the socket listens, `Slipstream serves MODEL on URL` is printed to standard output. Port 0 takes a free one.
+    On the first signal no more connections are accepted and running requests have `config.drain_seconds` to finish;
+    the second signal ends them at once.
+
+    Raises `SlipstreamError` if the address is taken.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    with engine, contextlib.closing(_bind(config.host, config.port)) as listener:
+        _Server(engine, config, listener).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but its own signals, and an end that leaves no client without an answer."""
+
+    def __init__(self, engine: Engine, config: ServerConfig, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(engine, config),
+                loop="none" if sys.platform == "win32" else "uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            )
+        )
+        self._engine = engine
+        self._settings = config
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        host, port = self._listener.getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"Slipstream serves {self._engine.model.name} on http://{address}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and let running requests finish; those that take too long are told so."""
+        closing = asyncio.create_task(self._close_engine())
+        self.config.timeout_graceful_shutdown = int(self._settings.drain_seconds + _LAST_WORDS_SECONDS)
+        await super().shutdown(sockets)
+        closing.cancel()
+        await asyncio.to_thread(self._engine.close)
+        if self.server_state.tasks:  # only after a second signal
+            await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_SECONDS)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals; unlike uvicorn's own, don't raise them again after a clean end."""
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's interface
+        """Begin to end at the first signal, end at the second."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def _close_engine(self) -> None:
+        await asyncio.sleep(self._settings.drain_seconds)
+        await asyncio.to_thread(self._engine.close)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket with the address, not listening yet."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SlipstreamError(f"can't listen on {host}:{port}: {error.strerror}; choose another --port") from error
+    return listener

@@ -1,0 +1,65 @@
+"""What is served and how it fares: `/v1/models`, `/health`, `/metrics`."""
+
+import time
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from openai import types
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel
+
+from slipstream.embedded import Engine
+from slipstream.server.metrics import Metrics
+from slipstream.server.openai_common import check_model
+
+
+class Model(types.Model):
+    """A served model."""
+
+    max_model_len: int
+    """Tokens that prompt and answer may have together."""
+
+
+class ModelList(BaseModel):
+    """All of them."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """The server listens only once the model is ready, so whoever reaches it finds it well."""
+
+    status: Literal["ok"] = "ok"
+
+
+def router(engine: Engine, metrics: Metrics) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+    model = Model(
+        id=engine.model.name,
+        created=int(time.time()),
+        object="model",
+        owned_by="slipstream",
+        max_model_len=engine.core.max_sequence,
+    )
+
+    @routes.get("/health")
+    async def health() -> Health:
+        return Health()
+
+    @routes.get("/v1/models", response_model_exclude_unset=True)
+    async def models() -> ModelList:
+        return ModelList(object="list", data=[model])
+
+    @routes.get("/v1/models/{name:path}", response_model_exclude_unset=True)
+    async def one_model(name: str) -> Model:
+        check_model(engine, name)
+        return model
+
+    @routes.get("/metrics")
+    async def all_metrics(http: Request) -> Response:
+        encode, content_type = choose_encoder(http.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"Content-Type": content_type})
+
+    return routes

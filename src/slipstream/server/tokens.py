@@ -1,0 +1,79 @@
+"""Token ids of texts and conversations: `POST /tokenize` and `POST /detokenize`, as llama-server and vLLM have them."""
+
+import asyncio
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from slipstream.embedded import Engine
+from slipstream.errors import InvalidRequestError
+from slipstream.server.openai_messages import ChatMessage, chat_messages
+
+
+class TokenizeRequest(BaseModel):
+    """One of `content` and `prompt`, which mean the same, or `messages`.
+
+    The answer has the ids that a completion, or a chat completion, of the same would compute. So a text begins with
+    the beginning-of-text token if the model wants one; `add_special`, or vLLM's `add_special_tokens`, leaves it out.
+    """
+
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special: bool = True
+    add_special_tokens: bool = True
+
+
+class Tokens(BaseModel):
+    """Token ids, how many they are, and how many prompt and answer may have together."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeRequest(BaseModel):
+    """Token ids, as `/tokenize` gives them."""
+
+    tokens: list[int]
+
+
+class Text(BaseModel):
+    """A text, special tokens included, under both names."""
+
+    content: str
+    prompt: str
+
+
+def router(engine: Engine) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.post("/tokenize")
+    async def tokenize(body: TokenizeRequest) -> Tokens:
+        tokens = await asyncio.to_thread(_tokens, engine, body)
+        return Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.core.max_sequence)
+
+    @routes.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> Text:
+        text = engine.tokenizer.decode(body.tokens, skip_special=False)
+        return Text(content=text, prompt=text)
+
+    return routes
+
+
+def _tokens(engine: Engine, body: TokenizeRequest) -> list[int]:
+    given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise InvalidRequestError(
+            f"send one of content, prompt and messages; this request has {found}",
+            param=given[1] if given else "content",
+            code="invalid_value",
+        )
+    if body.messages is not None:
+        return list(map(int, engine.conversations.prompt(chat_messages(body.messages)).token_ids))
+    text = body.content if body.content is not None else body.prompt
+    assert text is not None
+    special = body.add_special and body.add_special_tokens
+    return engine.encode(text) if special else engine.tokenizer.encode(text)

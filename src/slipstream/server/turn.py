@@ -1,0 +1,206 @@
+"""A turn: from a request, whatever protocol it came by, to the pieces of its answer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from slipstream.backend.base import IntArray
+from slipstream.chat import Message, Prompt
+from slipstream.embedded import Completion, Engine, collect
+from slipstream.engine import Generation, GenerationRequest, Output, SamplingParams, TurnCounters
+from slipstream.engine.generation import as_prompt
+from slipstream.errors import EngineStoppedError, InvalidRequestError
+from slipstream.server.metrics import Metrics
+
+MAX_CHOICES = 128
+"""Answers that one HTTP request may ask for, prompts times choices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TurnRequest:
+    """One prompt and what is wanted of its answer; knows no protocol.
+
+    `prompt` is a conversation that waits for the assistant, a plain text, or token ids, int32 [n]. With several
+    `choices` and a seed, choice i is what the seed + i gives alone.
+    """
+
+    prompt: tuple[Message, ...] | str | IntArray
+    params: SamplingParams
+    choices: int = 1
+    tenant: str = ""
+    session_id: str | None = None
+    reuse: bool = True
+    speculation: bool = True
+    jump_forward: bool = True
+    response_cache: bool = True
+
+    @property
+    def input_field(self) -> str:
+        """Where clients put what `prompt` holds."""
+        return "messages" if isinstance(self.prompt, tuple) else "prompt"
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """One answer in the making."""
+
+    index: int
+    request: TurnRequest
+    conversation: Prompt | None
+    """What the answer will extend; None after a plain prompt."""
+    outputs: list[Output] = field(default_factory=list)
+    generation: Generation | None = None
+    """The engine's part in it, until it's finished."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether its request asked for log-probabilities."""
+        return self.request.params.logprobs is not None
+
+    @property
+    def answer(self) -> Completion:
+        """All of it, once it's finished."""
+        return collect(iter(self.outputs))
+
+    @property
+    def counters(self) -> TurnCounters:
+        """What it cost, once it's finished."""
+        counters = self.outputs[-1].counters
+        assert counters is not None
+        return counters
+
+
+class Turn:
+    """Answers under way. Belongs to the event loop that it was made on; `cancel` it when nobody waits for them."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self.choices: list[Choice] = []
+        """In the order of the requests, those of one request together."""
+        self._engine = engine
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._started = time.perf_counter()
+        self._arrived: list[tuple[Choice, Output]] = []
+        self._wake = asyncio.Event()
+
+    async def batches(self) -> AsyncIterator[list[tuple[Choice, Output]]]:
+        """The pieces of all answers as they come, those that came together in one list.
+
+        By the time an answer's last piece is seen, the conversation's next turn will find it. Raises the error that
+        ended a generation; whatever ends the iteration, what is unfinished then is cancelled.
+        """
+        unfinished = len(self.choices)
+        try:
+            while unfinished:
+                await self._wake.wait()
+                self._wake.clear()
+                arrived, self._arrived = self._arrived, []
+                for choice, output in arrived:
+                    if output.finish_reason is not None:
+                        self._settle(choice, output)
+                        unfinished -= 1
+                yield arrived
+        finally:
+            self.cancel()
+
+    async def finish(self) -> None:
+        """Wait until all choices have their answers."""
+        async for _ in self.batches():
+            pass
+
+    def cancel(self) -> None:
+        """Stop what is unfinished before the engine's next step; harmless when nothing is."""
+        for choice in self.choices:
+            if choice.generation is not None:
+                self._engine.core.cancel(choice.generation)
+
+    def submit(self, request: TurnRequest, token_ids: IntArray, conversation: Prompt | None) -> None:
+        """Hand a request to the engine, with its prompt made; raises what `EngineCore.submit` raises."""
+        for offset in range(request.choices):
+            choice = Choice(len(self.choices), request, conversation)
+            generation = GenerationRequest(
+                prompt=token_ids,
+                params=_for_choice(request.params, offset),
+                tenant=request.tenant,
+                reuse=request.reuse,
+                jump_forward=request.jump_forward,
+                speculation=request.speculation,
+            )
+            choice.generation = self._engine.core.submit(generation, self._sink(choice))
+            self.choices.append(choice)
+
+    def _sink(self, choice: Choice) -> Callable[[Output], None]:
+        def sink(output: Output) -> None:  # on the engine's thread
+            self._loop.call_soon_threadsafe(self._deliver, choice, output)
+
+        return sink
+
+    def _deliver(self, choice: Choice, output: Output) -> None:
+        """Take a piece from the engine, also when nobody reads any more, for the metrics."""
+        if not choice.outputs:
+            self._metrics.first_piece(time.perf_counter() - self._started)
+        choice.outputs.append(output)
+        if output.finish_reason is not None:
+            choice.generation = None
+            self._metrics.finished(output.finish_reason, choice.counters)
+        self._arrived.append((choice, output))
+        self._wake.set()
+
+    def _settle(self, choice: Choice, last: Output) -> None:
+        if last.error is not None:
+            raise last.error
+        if last.finish_reason == "cancelled":
+            raise EngineStoppedError("the request was cancelled")
+        if choice.conversation is not None:
+            answer = choice.answer
+            message = Message("assistant", answer.text)
+            self._engine.conversations.record(choice.conversation, message, answer.token_ids, answer.text)
+
+
+class TurnRunner:
+    """Starts turns on an engine. `reuse` false means that no turn uses KV of another, whatever it asks for."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, *, reuse: bool) -> None:
+        self.engine = engine
+        self._metrics = metrics
+        self._reuse = reuse
+
+    async def start(self, requests: Sequence[TurnRequest]) -> Turn:
+        """Make the prompts, off the event loop, and submit them all, or none.
+
+        Raises `InvalidRequestError`, `OverloadedError` and `EngineStoppedError`.
+        """
+        asked = sum(request.choices for request in requests)
+        if asked > MAX_CHOICES:
+            raise InvalidRequestError(
+                f"{asked} answers are too many for one request: ask for at most {MAX_CHOICES}",
+                param="n",
+                code="invalid_value",
+            )
+        requests = [replace(request, reuse=request.reuse and self._reuse) for request in requests]
+        turn = Turn(self.engine, self._metrics)
+        try:
+            prompts = await asyncio.to_thread(lambda: [self._prompt(request) for request in requests])
+            for request, (token_ids, conversation) in zip(requests, prompts, strict=True):
+                turn.submit(request, token_ids, conversation)
+        except BaseException as error:
+            turn.cancel()
+            if isinstance(error, InvalidRequestError) and error.param in (None, "messages", "prompt"):
+                error.param = requests[0].input_field  # those below don't know what the client calls it
+            raise
+        return turn
+
+    def _prompt(self, request: TurnRequest) -> tuple[IntArray, Prompt | None]:
+        match request.prompt:
+            case str(text):
+                return as_prompt(self.engine.encode(text)), None
+            case tuple(messages):
+                prompt = self.engine.conversations.prompt(messages, tenant=request.tenant)
+                return prompt.token_ids, prompt
+            case token_ids:
+                return token_ids, None
+
+
+def _for_choice(params: SamplingParams, offset: int) -> SamplingParams:
+    return params if params.seed is None else replace(params, seed=params.seed + offset)

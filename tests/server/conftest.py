@@ -1,0 +1,28 @@
+"""One server for all tests that don't need one of their own."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from slipstream.models import Model
+from tests.server.process import Server, running_server
+
+
+@pytest.fixture(scope="session")
+def server(model: Model) -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[OpenAI]:
+    with server.openai() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.http() as http:
+        yield http

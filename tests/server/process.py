@@ -1,0 +1,80 @@
+"""A real server in a process of its own, and a look at its metrics."""
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from openai import AsyncOpenAI, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+MODEL = "smollm2-135m"
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+    api_key: str = "none"
+
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=60)
+
+    def async_openai(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=60)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=60)
+
+    def metrics(self) -> dict[str, float]:
+        """Values by sample name and labels' values, by the labels' names: `slipstream_choices_total stop`."""
+        with self.http() as http:
+            families = list(text_string_to_metric_families(http.get("/metrics").text))
+        return {
+            " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    def wait_for(self, condition: Callable[[dict[str, float]], bool], seconds: float = 10) -> dict[str, float]:
+        """The metrics, once they meet the condition."""
+        deadline = time.monotonic() + seconds
+        while not condition(metrics := self.metrics()):
+            assert time.monotonic() < deadline, f"still not so: {metrics}"
+            time.sleep(0.02)
+        return metrics
+
+    def wait_until_idle(self) -> dict[str, float]:
+        return self.wait_for(
+            lambda metrics: metrics["slipstream_choices_running"] == metrics["slipstream_choices_waiting"] == 0
+        )
+
+
+@contextmanager
+def running_server(*options: str, api_key: str | None = None) -> Iterator[Server]:
+    """`slipstream serve` on a free port."""
+    command = [sys.executable, "-m", "slipstream", "serve", "--port", "0", "--kv-memory", "256MiB", *options]
+    if api_key is not None:
+        command += ["--api-key", api_key]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Server(process, _url(process), api_key or "none")
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+def _url(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if match := re.search(rf"Slipstream serves {MODEL} on (http://\S+)", line):
+            return match[1]
+    raise AssertionError(f"the server ended with status {process.wait()} before it was ready")

@@ -1,0 +1,79 @@
+"""What clients see of errors that nobody foresaw: that there was one, and nothing of its inside."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import numpy as np
+import pytest
+
+from slipstream.chat import Prompt
+from slipstream.config import ServerConfig
+from slipstream.embedded import Engine
+from slipstream.engine import GenerationRequest, Output, TurnCounters
+from slipstream.errors import SlipstreamError
+from slipstream.server import create_app, run
+
+Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
+
+
+def post(submit: Submit, *, stream: bool) -> httpx.Response:
+    """The answer of an app over an engine whose `submit` is this."""
+    prompt = Prompt(np.ones(3, np.int32), "conv_1", b"", None, 0)
+    engine = SimpleNamespace(
+        model=SimpleNamespace(name="m", fingerprint="0" * 64),
+        core=SimpleNamespace(max_sequence=64, submit=submit, cancel=lambda generation: None),
+        conversations=SimpleNamespace(prompt=lambda messages, tenant: prompt, record=lambda *answer: None),
+        tokenizer=None,
+    )
+    transport = httpx.ASGITransport(create_app(cast(Engine, engine), ServerConfig()), raise_app_exceptions=False)
+    body = {"messages": [{"role": "user", "content": "Hello"}], "stream": stream}
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            return await client.post("/v1/chat/completions", json=body)
+
+    return asyncio.run(send())
+
+
+def fails_at_once(request: GenerationRequest, sink: Callable[[Output], None]) -> None:
+    raise RuntimeError("secret")
+
+
+def fails_later(request: GenerationRequest, sink: Callable[[Output], None]) -> object:
+    outputs = [
+        Output(text="So", token_ids=(1,)),
+        Output(finish_reason="error", error=RuntimeError("secret"), counters=TurnCounters()),
+    ]
+    threading.Thread(target=lambda: [sink(output) for output in outputs]).start()
+    return object()
+
+
+@pytest.mark.parametrize("submit", [fails_at_once, fails_later])
+def test_internal_error_keeps_its_secrets(submit: Submit) -> None:
+    response = post(submit, stream=False)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+
+
+def test_stream_that_breaks_off_ends_with_an_error() -> None:
+    response = post(fails_later, stream=True)
+    assert response.status_code == 200
+    *_, last, rest = response.text.split("\n\n")
+    assert rest == ""
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+
+
+def test_taken_port_is_said_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = ServerConfig(port=taken.getsockname()[1])
+        with pytest.raises(SlipstreamError, match="--port"):
+            run(cast(Engine, nullcontext()), config)

@@ -1,0 +1,113 @@
+"""Clients that go away, servers that are full, keys, and the end of a server."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.server.process import MODEL, Server, running_server
+
+LONG: Any = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "Tell me a very long story."}],
+    "max_tokens": 4000,
+    "extra_body": {"ignore_eos": True},
+}
+
+
+def long_stream(client: OpenAI) -> Any:
+    """A stream that has begun and won't end by itself for a long time."""
+    stream = client.chat.completions.create(**LONG, stream=True)
+    for _ in range(3):
+        next(stream)
+    return stream
+
+
+def test_closed_stream_frees_its_work(server: Server, client: OpenAI) -> None:
+    before = server.wait_until_idle()
+    stream = long_stream(client)
+    assert server.metrics()["slipstream_choices_running"] == 1
+    stream.close()
+    after = server.wait_until_idle()
+    assert after["slipstream_kv_sequences running"] == 0
+    assert after["slipstream_choices_total cancelled"] == before.get("slipstream_choices_total cancelled", 0) + 1
+
+
+def test_impatient_client_frees_its_work(server: Server) -> None:
+    server.wait_until_idle()
+    body = {key: value for key, value in LONG.items() if key != "extra_body"} | {"ignore_eos": True, "n": 2}
+    with server.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=body, timeout=0.4)
+    server.wait_until_idle()
+    name = "slipstream_http_requests_total POST /v1/chat/completions 499"
+    assert server.wait_for(lambda metrics: name in metrics)[name] >= 1
+
+
+@pytest.fixture(scope="module")
+def small_server(server: Server) -> Iterator[Server]:
+    with running_server("--max-running", "1", "--max-waiting", "1", api_key="s3cret") as small:
+        yield small
+
+
+def test_full_server_asks_to_come_back_later(small_server: Server) -> None:
+    with small_server.openai() as client:
+        running = long_stream(client)
+        waiting = threading.Thread(target=lambda: long_stream(client).close())
+        waiting.start()
+        small_server.wait_for(lambda metrics: metrics["slipstream_choices_waiting"] == 1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(**LONG)
+        assert int(caught.value.response.headers["retry-after"]) > 0
+        assert caught.value.code == "overloaded"
+        running.close()
+        waiting.join(10)
+        small_server.wait_until_idle()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}])
+def test_key_is_needed(small_server: Server, headers: dict[str, str]) -> None:
+    with httpx.Client(base_url=small_server.url, headers=headers) as stranger:
+        assert stranger.get("/health").status_code == 200
+        for response in (stranger.get("/metrics"), stranger.post("/v1/chat/completions", json={})):
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_running_stream_may_finish(server: Server) -> None:
+    with running_server() as ending, ending.openai() as client:
+        stream = client.chat.completions.create(**(LONG | {"max_tokens": 100}), stream=True)
+        chunks = [next(stream)]
+        ending.process.send_signal(signal.SIGTERM)
+        chunks += stream
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert chunks[-1].slipstream["completion_tokens"] == 100
+        assert ending.process.wait(10) == 0
+
+
+def test_stream_that_takes_too_long_is_told(server: Server) -> None:
+    with running_server("--drain-seconds", "0.5") as ending, ending.openai() as client:
+        stream = long_stream(client)
+        ending.process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError, match="shut down") as caught:
+            list(stream)
+        assert caught.value.code == "shutting_down"
+        assert ending.process.wait(10) == 0
+
+
+def test_second_signal_ends_at_once(server: Server) -> None:
+    with running_server("--drain-seconds", "60") as ending, ending.openai() as client:
+        stream = long_stream(client)
+        ending.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert ending.process.poll() is None
+        ending.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shut down"):
+            list(stream)
+        assert ending.process.wait(5) == 0

@@ -1,0 +1,52 @@
+"""What is served, and the metrics."""
+
+import httpx
+from openai import OpenAI
+
+from tests.server.process import MODEL, Server
+
+
+def test_health(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok"}
+
+
+def test_models(client: OpenAI, http: httpx.Client) -> None:
+    (model,) = client.models.list()
+    assert model.id == MODEL
+    assert model == client.models.retrieve(MODEL)
+    missing = http.get("/v1/models/a/b")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_metrics_add_up(server: Server, client: OpenAI) -> None:
+    before = server.wait_until_idle()
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Metrics?"}], max_tokens=5, extra_body={"ignore_eos": True}
+    )
+    after = server.wait_until_idle()
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    report = answer.model_extra["slipstream"] if answer.model_extra else {}
+    for name in ("prompt_tokens", "reused_tokens", "delta_tokens", "completion_tokens", "forward_passes"):
+        assert grown[f"slipstream_{name}_total"] == report[name]
+    assert grown["slipstream_choices_total length"] == 1
+    assert grown["slipstream_http_requests_total POST /v1/chat/completions 200"] == 1
+    assert grown["slipstream_prompt_renders_total first"] == 1
+    assert grown["slipstream_time_to_first_token_seconds_count"] == 1
+    assert grown["slipstream_decode_seconds_sum"] > 0
+    assert grown["slipstream_engine_steps_total"] >= 1
+    assert 0 < grown["slipstream_engine_infer_seconds_total"] <= grown["slipstream_engine_busy_seconds_total"]
+    assert 0 < after["slipstream_kv_free_tokens"] < after["slipstream_kv_capacity_tokens"]
+    assert after["slipstream_kv_sequences running"] == 0
+    assert after["slipstream_kv_sequences retained"] > 0
+    assert after["process_resident_memory_bytes"] > 0
+
+
+def test_openmetrics_for_those_who_ask(http: httpx.Client) -> None:
+    response = http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.text.endswith("# EOF\n")
+
+
+def test_schema_of_the_api(http: httpx.Client) -> None:
+    assert "/v1/chat/completions" in http.get("/openapi.json").json()["paths"]
