@@ -9,6 +9,7 @@ This is the embedded API, the engine in your own process:
         print(session.send("Name a prime above 100.").text)
 """
 
+from slipstream.chat import Message, Tool, ToolCall, ToolUse
 from slipstream.config import EngineConfig
 from slipstream.embedded import Completion, Engine, Session
 from slipstream.engine import Output, SamplingParams, TokenLogprob, TurnCounters
@@ -29,6 +30,7 @@ __all__ = [
     "EngineConfig",
     "EngineStoppedError",
     "InvalidRequestError",
+    "Message",
     "ModelError",
     "Output",
     "OverloadedError",
@@ -36,6 +38,9 @@ __all__ = [
     "Session",
     "SlipstreamError",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolUse",
     "TurnCounters",
     "UnsupportedModelError",
 ]

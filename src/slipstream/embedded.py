@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from slipstream.backend.openvino import OpenVINOBackend
-from slipstream.chat import ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
+from slipstream.chat import NO_TOOLS, AnswerReader, ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
 from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import choose_format
 from slipstream.chat.schema import literal
@@ -133,9 +133,9 @@ class Engine:
         request = GenerationRequest(prompt=as_prompt(ids), params=params or SamplingParams(), reuse=reuse)
         return self._outputs(request)
 
-    def session(self, system: str | None = None) -> "Session":
-        """A new conversation, with a system message if one is given."""
-        return Session(self, [Message("system", system)] if system is not None else [])
+    def session(self, system: str | None = None, tools: ToolUse = NO_TOOLS) -> "Session":
+        """A new conversation, with a system message and tools if they are given."""
+        return Session(self, [Message("system", system)] if system is not None else [], tools)
 
     def _mark(self, text: str) -> str:
         """The Lark expression of a text that may be a special token, which no other text can spell."""
@@ -164,33 +164,49 @@ class Engine:
 
 @dataclass(slots=True)
 class Session:
-    """A conversation with the model; each turn costs its new messages only."""
+    """A conversation with the model; each turn costs its new messages only.
+
+    `messages` holds all of it; after a turn the last one is the answer, with its text and calls.
+    """
 
     engine: Engine
     messages: list[Message] = field(default_factory=list)
+    tools: ToolUse = NO_TOOLS
 
-    def send(self, text: str, params: SamplingParams | None = None) -> Completion:
-        """Say something and wait for the answer."""
-        return collect(self.stream(text, params))
+    def send(
+        self, *new: str | Message, params: SamplingParams | None = None, tools: ToolUse | None = None
+    ) -> Completion:
+        """Say something, or hand over the results of calls, and wait for the answer."""
+        return collect(self.stream(*new, params=params, tools=tools))
 
-    def stream(self, text: str, params: SamplingParams | None = None) -> Generator[Output, None, None]:
-        """Say something and read the answer as it comes; it joins the conversation when it's finished."""
-        asked = [*self.messages, Message("user", text)]
-        prompt = self.engine.conversations.prompt(asked)
-        request = GenerationRequest(prompt=prompt.token_ids, params=params or SamplingParams())
-        pieces = []
+    def stream(
+        self, *new: str | Message, params: SamplingParams | None = None, tools: ToolUse | None = None
+    ) -> Generator[Output, None, None]:
+        """The same, but read the answer as it comes; it joins the conversation when it's finished.
+
+        A string is a user's message. `tools` are the session's own, unless this turn has others.
+        """
+        asked = [*self.messages, *(Message("user", text) if isinstance(text, str) else text for text in new)]
+        use = self.tools if tools is None else tools
+        prompt = self.engine.conversations.prompt(asked, use)
+        request = GenerationRequest(
+            prompt=prompt.token_ids,
+            params=params or SamplingParams(),
+            grammar=self.engine.grammar(prompt, use),
+        )
+        reader = AnswerReader(self.engine.tool_format, use, opens_reasoning=prompt.opens_reasoning)
+        token_ids: list[int] = []
         for output in self.engine._outputs(request):
-            pieces.append(output)
+            token_ids += output.token_ids
+            reader.feed(output.text, last=output.finish_reason is not None)
             if output.finish_reason is not None:
-                answer = Message("assistant", "".join(piece.text for piece in pieces))
-                token_ids = [token for piece in pieces for token in piece.token_ids]
-                self.engine.conversations.record(prompt, answer, token_ids, answer.text)
-                self.messages = [*asked, answer]
+                self.engine.conversations.record(prompt, reader.message, token_ids, reader.generated)
+                self.messages = [*asked, reader.message]
             yield output
 
     def fork(self) -> "Session":
         """Another conversation that begins like this one; they share the memory of what they share."""
-        return Session(self.engine, list(self.messages))
+        return Session(self.engine, list(self.messages), self.tools)
 
 
 def collect(outputs: Iterable[Output]) -> Completion:

@@ -71,7 +71,7 @@ def _converse(session: Session, params: SamplingParams, console: Console) -> Non
 def _turn(session: Session, text: str, params: SamplingParams, console: Console) -> None:
     """Ask, print the answer as it comes, and say what it cost."""
     try:
-        with closing(session.stream(text, params)) as outputs:
+        with closing(session.stream(text, params=params)) as outputs:
             for output in outputs:
                 console.print(output.text, end="", markup=False, highlight=False, soft_wrap=True)
                 if output.counters is not None:

@@ -34,6 +34,8 @@ def admit_drafts(
     gain, size = float(len(drafts)), tokens
     for rank, (chance, _, owner) in enumerate(ranked):
         size += not (lone[owner] and lengths[owner] == 0)
+        if size > cost.largest:
+            break  # a step that nobody has prepared
         lengths[owner] += 1
         gain += chance
         full = rank + 1 == len(ranked) or cost.rounded(size + 1) > cost.rounded(size)

@@ -181,7 +181,7 @@ class EngineCore:
         return prompt + wanted if wanted else self.max_sequence
 
     def _run(self) -> None:
-        while self._deadline is None or not (self._scheduler.idle or time.monotonic() >= self._deadline):
+        while self._deadline is None or (time.monotonic() < self._deadline and not self._out_of_work):
             self._receive(block=self._scheduler.idle)
             started = time.perf_counter()
             self._drop_cancelled()
@@ -195,6 +195,10 @@ class EngineCore:
         error = EngineStoppedError("the server shut down before the answer was finished")
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
             self._end(generation, error)
+
+    @property
+    def _out_of_work(self) -> bool:
+        return self._scheduler.idle and self._inbox.empty()
 
     def _receive(self, *, block: bool) -> None:
         """Carry out what came in; waits for something if there is nothing to compute."""

@@ -88,13 +88,14 @@ class Sampler:
         candidates: npt.NDArray[np.intp] | None = None  # None stands for the whole vocabulary
         if 0 < params.top_k < len(logits):
             candidates = _largest(logits, params.top_k)
-        scaled = (logits if candidates is None else logits[candidates]).astype(np.float64) / params.temperature
-        weights = np.exp(scaled - scaled.max())
+        chosen = logits if candidates is None else logits[candidates]
+        # A lower temperature is as good as greedy, and could overflow.
+        weights = np.exp((chosen - chosen.max()) / np.float32(max(params.temperature, 1e-6)))
         if params.min_p > 0.0:
             weights[weights < params.min_p] = 0.0
         if params.top_p < 1.0:
             weights = _nucleus(weights, params.top_p)
-        cumulative = weights.cumsum()
+        cumulative = weights.cumsum(dtype=np.float64)
         uniform = np.random.Generator(np.random.Philox(key=self._key, counter=position)).random()
         index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
         index = min(index, int(np.flatnonzero(weights)[-1]))  # rounding must not step past the last candidate
@@ -109,13 +110,13 @@ def _largest(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int
     return np.sort(np.concatenate((above, equal)))
 
 
-def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.float64]:
+def _nucleus(weights: FloatArray, top_p: float) -> FloatArray:
     """Zero all but the smallest set of largest weights that holds a `top_p` share (arXiv 1904.09751)."""
-    wanted = top_p * weights.sum()
+    wanted = top_p * weights.sum(dtype=np.float64)
     for count in (min(_NUCLEUS_FIRST_LOOK, len(weights)), len(weights)):
         largest = _largest(weights, count)
         order = largest[np.argsort(-weights[largest], kind="stable")]
-        cumulative = weights[order].cumsum()
+        cumulative = weights[order].cumsum(dtype=np.float64)
         if cumulative[-1] >= wanted:
             break
     kept = order[: int(np.searchsorted(cumulative, wanted)) + 1]

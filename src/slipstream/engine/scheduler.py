@@ -88,13 +88,12 @@ class Scheduler:
 
     def plan(self, last_size: int) -> list[Work]:
         """The next step, after one of `last_size` tokens; empty only when nothing runs."""
-        work = []
         for generation in list(self.running):
-            if generation.phase is Phase.DECODE and self._make_room(generation):
-                work.append(Work(generation, generation.pending, logits=True))
+            self._make_room(generation)
+        work = [Work(each, each.pending, logits=True) for each in self.running if each.phase is Phase.DECODE]
         budget = self._prefill_budget(_tokens(work))
-        for generation in list(self.running):
-            if generation.phase in (Phase.PREFILL, Phase.SETTLING) and budget > 0 and self._make_room(generation):
+        for generation in self.running:
+            if generation.phase in (Phase.PREFILL, Phase.SETTLING) and budget > 1:  # a lone token takes two
                 count = min(generation.pending, budget)
                 budget -= max(2, count)
                 last = count == generation.pending and generation.phase is Phase.PREFILL
@@ -153,13 +152,10 @@ class Scheduler:
                 shared = max(shared, common_length(other.sequence.tokens, tokens[:-1]))
         return shared >= _WORTH_WAITING and shared - self._kv.available(tenant, tokens) >= _WORTH_WAITING
 
-    def _make_room(self, generation: Generation) -> bool:
-        """Room for what the generation computes next, at the cost of younger ones; False if it had to go itself."""
-        while generation.sequence is not None:
-            if self._kv.grow(generation.sequence, len(generation.sequence) + 1):
-                return True
+    def _make_room(self, generation: Generation) -> None:
+        """Make room for what the generation computes next, at the cost of younger ones, or it has to go itself."""
+        while generation.sequence is not None and not self._kv.grow(generation.sequence, len(generation.sequence) + 1):
             self._preempt(self.running[-1])
-        return False
 
     def _preempt(self, generation: Generation) -> None:
         self.preemptions += 1

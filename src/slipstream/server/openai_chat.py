@@ -5,14 +5,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from openai.types import chat
-from openai.types.chat import ChatCompletionMessage, ChatCompletionTokenLogprob
+from openai.types.chat import (
+    ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
+    ChatCompletionTokenLogprob,
+)
 from openai.types.chat.chat_completion import Choice as WholeChoice
 from openai.types.chat.chat_completion import ChoiceLogprobs as WholeLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as DeltaChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall, ChoiceDeltaToolCallFunction
 from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as DeltaLogprobs
+from openai.types.chat.chat_completion_message_function_tool_call import Function
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
+from slipstream.chat import AnswerDelta
 from slipstream.embedded import Engine
 from slipstream.engine import Output, TokenLogprob
 from slipstream.server.errors import openai_event
@@ -24,14 +30,15 @@ from slipstream.server.openai_common import (
     Head,
     SamplingFields,
     TextEvents,
+    chat_finish_reason,
     check_model,
     event,
-    finish_reason,
     new_head,
     unsupported,
     usage_of,
 )
 from slipstream.server.openai_messages import ChatMessage, chat_messages
+from slipstream.server.openai_tools import ResponseFormat, ToolChoice, ToolDefinition, response_schema, tool_use
 from slipstream.server.stream import EventStream, finish
 from slipstream.server.turn import Choice, Turn, TurnRequest, TurnRunner
 from slipstream.tokenizer import Tokenizer
@@ -45,16 +52,19 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
-    response_format: Any = None
+    response_format: ResponseFormat | None = None
 
     def turn(self, engine: Engine) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
         check_model(engine, self.model)
-        self._refuse_tools_and_formats()
+        if self.functions or self.function_call not in (None, "none", "auto"):
+            param = "functions" if self.functions else "function_call"
+            raise unsupported(param, f"{param} is deprecated: send tools and tool_choice instead")
         if self.top_logprobs and not self.logprobs:
             raise unsupported("top_logprobs", "top_logprobs needs logprobs to be true")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -62,21 +72,23 @@ class ChatRequest(SamplingFields):
         return TurnRequest(
             prompt=chat_messages(self.messages),
             params=self.sampling_params(max_tokens=limit, logprobs=logprobs),
+            tools=tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False),
+            response_schema=response_schema(self.response_format),
             choices=self.n or 1,
             **self.switches(),
         )
 
-    def _refuse_tools_and_formats(self) -> None:
-        if self.tools:
-            raise unsupported("tools", "tools are not supported: leave them out")
-        if self.tool_choice not in (None, "none", "auto"):
-            raise unsupported("tool_choice", "tool_choice needs tools, which are not supported: leave it out")
-        if self.functions:
-            raise unsupported("functions", "functions are not supported: leave them out")
-        if self.function_call not in (None, "none", "auto"):
-            raise unsupported("function_call", "function_call needs functions, which are not supported: leave it out")
-        if self.response_format not in (None, {"type": "text"}):
-            raise unsupported("response_format", 'response_format must be {"type": "text"}, or left out')
+
+class ReasoningMessage(ChatCompletionMessage):
+    """An answer of a model that reasoned first, in the field that other servers use for it."""
+
+    reasoning_content: str
+
+
+class ReasoningDelta(ChoiceDelta):
+    """A piece of reasoning."""
+
+    reasoning_content: str
 
 
 class ChatCompletion(chat.ChatCompletion):
@@ -115,11 +127,12 @@ def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
     for choice in turn.choices:
         answer = choice.answer
         logprobs = _logprobs(answer.logprobs, tokenizer)
+        reason = chat_finish_reason(answer.finish_reason, calls=bool(choice.message.tool_calls))
         choices.append(
             WholeChoice(
                 index=choice.index,
-                message=ChatCompletionMessage(role="assistant", content=answer.text, refusal=None),
-                finish_reason=finish_reason(answer.finish_reason),
+                message=_message(choice),
+                finish_reason=reason,
                 logprobs=WholeLogprobs(content=logprobs, refusal=None) if choice.wants_logprobs else None,
             )
         )
@@ -127,16 +140,36 @@ def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
     return ChatCompletion(**head, object="chat.completion", choices=choices, usage=usage_of(report), slipstream=report)
 
 
+def _message(choice: Choice) -> ChatCompletionMessage:
+    """The answer; `content` is null where there are calls alone."""
+    message = choice.message
+    result = ChatCompletionMessage(
+        role="assistant", content=None if message.tool_calls and not message.text else message.text, refusal=None
+    )
+    if message.tool_calls:
+        result.tool_calls = [
+            ChatCompletionMessageFunctionToolCall(
+                id=call.id, type="function", function=Function(name=call.name, arguments=call.arguments)
+            )
+            for call in message.tool_calls
+        ]
+    if choice.reader.reasoning:
+        result = ReasoningMessage(**dict(result), reasoning_content=choice.reader.reasoning)
+    return result
+
+
 async def _stream(turn: Turn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
     """For each choice its role, its text piece by piece, and its finish reason; at the end the usage, if wanted."""
     unfinished = len(turn.choices)
     async for batch in turn.batches():
         events = []
-        for choice, output in batch:
+        for choice, output, deltas in batch:
             if output is choice.outputs[0]:
                 events.append(writer.begin(choice))
-            if output.text or output.logprobs:
-                events.append(writer.piece(choice, output))
+            logprobs = output.logprobs
+            for delta in deltas or ([AnswerDelta()] if logprobs else []):
+                events.append(writer.piece(choice, delta, logprobs))
+                logprobs = ()
             if output.finish_reason is not None:
                 unfinished -= 1
                 report = None if unfinished or writer.include_usage else TurnReport.of(turn)
@@ -163,18 +196,37 @@ class _ChunkWriter:
         self._text_events[choice] = TextEvents(self._chunk(sample))
         return event(self._chunk(self._delta(choice, ChoiceDelta(role="assistant", content=""))))
 
-    def piece(self, choice: Choice, output: Output) -> bytes:
-        """A chunk with text, and the log-probabilities of the tokens that it came with."""
-        if not output.logprobs:
-            return self._text_events[choice](output.text)
-        delta = self._delta(choice, ChoiceDelta(content=output.text))
-        delta.logprobs = DeltaLogprobs(content=_logprobs(output.logprobs, self._tokenizer), refusal=None)
+    def piece(self, choice: Choice, piece: AnswerDelta, logprobs: Sequence[TokenLogprob]) -> bytes:
+        """A chunk with text, reasoning, the name of a function or a piece of its arguments."""
+        if piece.text and not logprobs:
+            return self._text_events[choice](piece.text)
+        delta = self._delta(choice, self._said(piece))
+        if logprobs:
+            delta.logprobs = DeltaLogprobs(content=_logprobs(logprobs, self._tokenizer), refusal=None)
         return event(self._chunk(delta))
+
+    @staticmethod
+    def _said(piece: AnswerDelta) -> ChoiceDelta:
+        if piece.text:
+            return ChoiceDelta(content=piece.text)
+        if piece.reasoning:
+            return ReasoningDelta(reasoning_content=piece.reasoning)
+        if piece == AnswerDelta():
+            return ChoiceDelta()
+        call = ChoiceDeltaToolCall(index=piece.index, function=ChoiceDeltaToolCallFunction(arguments=piece.arguments))
+        if piece.id is not None:
+            call = ChoiceDeltaToolCall(
+                index=piece.index,
+                id=piece.id,
+                type="function",
+                function=ChoiceDeltaToolCallFunction(name=piece.name, arguments=""),
+            )
+        return ChoiceDelta(tool_calls=[call])
 
     def end(self, choice: Choice, output: Output, report: TurnReport | None) -> bytes:
         """The chunk with the finish reason; with a report it's the last of the stream."""
         delta = self._delta(choice, ChoiceDelta())
-        delta.finish_reason = finish_reason(output.finish_reason)
+        delta.finish_reason = chat_finish_reason(output.finish_reason, calls=bool(choice.message.tool_calls))
         return event(self._chunk(delta) if report is None else self._chunk(delta, slipstream=report))
 
     def usage(self, report: TurnReport) -> bytes:

@@ -117,6 +117,12 @@ def finish_reason(reason: FinishReason | None) -> Literal["stop", "length"]:
     return "length" if reason == "length" else "stop"
 
 
+def chat_finish_reason(reason: FinishReason | None, *, calls: bool) -> Literal["stop", "length", "tool_calls"]:
+    """The same for an answer that may have `calls`."""
+    plain = finish_reason(reason)
+    return "tool_calls" if calls and plain == "stop" else plain
+
+
 def event(chunk: BaseModel) -> bytes:
     """The server-sent event of a chunk; fields that were never set are left out."""
     return b"data: %b\n\n" % chunk.model_dump_json(exclude_unset=True).encode()

@@ -135,7 +135,7 @@ async def _stream(turn: Turn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
     unfinished = len(turn.choices)
     async for batch in turn.batches():
         events = []
-        for choice, output in batch:
+        for choice, output, _ in batch:
             if output.finish_reason is not None:
                 unfinished -= 1
                 report = None if unfinished or writer.include_usage else TurnReport.of(turn)

@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from slipstream.backend.base import IntArray
-from slipstream.chat import Message, Prompt
+from slipstream.chat import NO_TOOLS, AnswerDelta, AnswerReader, Message, Prompt, Schema, ToolUse
 from slipstream.embedded import Completion, Engine, collect
 from slipstream.engine import Generation, GenerationRequest, Output, SamplingParams, TurnCounters
 from slipstream.engine.generation import as_prompt
+from slipstream.engine.grammar import Grammar
 from slipstream.errors import EngineStoppedError, InvalidRequestError
 from slipstream.server.metrics import Metrics
 
@@ -27,6 +29,9 @@ class TurnRequest:
 
     prompt: tuple[Message, ...] | str | IntArray
     params: SamplingParams
+    tools: ToolUse = NO_TOOLS
+    response_schema: Schema | None = None
+    """What an answer that is no call must fit."""
     choices: int = 1
     tenant: str = ""
     session_id: str | None = None
@@ -49,6 +54,7 @@ class Choice:
     request: TurnRequest
     conversation: Prompt | None
     """What the answer will extend; None after a plain prompt."""
+    reader: AnswerReader
     outputs: list[Output] = field(default_factory=list)
     generation: Generation | None = None
     """The engine's part in it, until it's finished."""
@@ -64,11 +70,24 @@ class Choice:
         return collect(iter(self.outputs))
 
     @property
+    def message(self) -> Message:
+        """The answer as a message of its conversation, once it's finished."""
+        return self.reader.message
+
+    @property
     def counters(self) -> TurnCounters:
         """What it cost, once it's finished."""
         counters = self.outputs[-1].counters
         assert counters is not None
         return counters
+
+
+class Arrival(NamedTuple):
+    """A piece of a choice's answer: as the engine gave it, and what it says."""
+
+    choice: Choice
+    output: Output
+    deltas: list[AnswerDelta]
 
 
 class Turn:
@@ -84,7 +103,7 @@ class Turn:
         self._arrived: list[tuple[Choice, Output]] = []
         self._wake = asyncio.Event()
 
-    async def batches(self) -> AsyncIterator[list[tuple[Choice, Output]]]:
+    async def batches(self) -> AsyncIterator[list[Arrival]]:
         """The pieces of all answers as they come, those that came together in one list.
 
         By the time an answer's last piece is seen, the conversation's next turn will find it. Raises the error that
@@ -96,11 +115,9 @@ class Turn:
                 await self._wake.wait()
                 self._wake.clear()
                 arrived, self._arrived = self._arrived, []
-                for choice, output in arrived:
-                    if output.finish_reason is not None:
-                        self._settle(choice, output)
-                        unfinished -= 1
-                yield arrived
+                batch = [self._read(choice, output) for choice, output in arrived]
+                unfinished -= sum(output.finish_reason is not None for _, output in arrived)
+                yield batch
         finally:
             self.cancel()
 
@@ -115,12 +132,15 @@ class Turn:
             if choice.generation is not None:
                 self._engine.core.cancel(choice.generation)
 
-    def submit(self, request: TurnRequest, token_ids: IntArray, conversation: Prompt | None) -> None:
+    def submit(self, request: TurnRequest, prepared: "_Prepared") -> None:
         """Hand a request to the engine, with its prompt made; raises what `EngineCore.submit` raises."""
+        opens_reasoning = prepared.conversation is not None and prepared.conversation.opens_reasoning
         for offset in range(request.choices):
-            choice = Choice(len(self.choices), request, conversation)
+            reader = AnswerReader(self._engine.tool_format, request.tools, opens_reasoning=opens_reasoning)
+            choice = Choice(len(self.choices), request, prepared.conversation, reader)
             generation = GenerationRequest(
-                prompt=token_ids,
+                prompt=prepared.token_ids,
+                grammar=prepared.grammar,
                 params=_for_choice(request.params, offset),
                 tenant=request.tenant,
                 reuse=request.reuse,
@@ -147,15 +167,28 @@ class Turn:
         self._arrived.append((choice, output))
         self._wake.set()
 
-    def _settle(self, choice: Choice, last: Output) -> None:
-        if last.error is not None:
-            raise last.error
-        if last.finish_reason == "cancelled":
+    def _read(self, choice: Choice, output: Output) -> Arrival:
+        """Take a piece apart; after the last one, the conversation knows the answer."""
+        last = output.finish_reason is not None
+        if output.error is not None:
+            raise output.error
+        if output.finish_reason == "cancelled":
             raise EngineStoppedError("the request was cancelled")
-        if choice.conversation is not None:
+        if choice.conversation is None:
+            return Arrival(choice, output, [])
+        deltas = choice.reader.feed(output.text, last=last)
+        if last:
             answer = choice.answer
-            message = Message("assistant", answer.text)
-            self._engine.conversations.record(choice.conversation, message, answer.token_ids, answer.text)
+            self._engine.conversations.record(choice.conversation, choice.message, answer.token_ids, answer.text)
+        return Arrival(choice, output, deltas)
+
+
+class _Prepared(NamedTuple):
+    """What a request asks of the engine."""
+
+    token_ids: IntArray
+    conversation: Prompt | None = None
+    grammar: Grammar | None = None
 
 
 class TurnRunner:
@@ -167,7 +200,7 @@ class TurnRunner:
         self._reuse = reuse
 
     async def start(self, requests: Sequence[TurnRequest]) -> Turn:
-        """Make the prompts, off the event loop, and submit them all, or none.
+        """Make the prompts and grammars, off the event loop, and submit them all, or none.
 
         Raises `InvalidRequestError`, `OverloadedError` and `EngineStoppedError`.
         """
@@ -181,9 +214,9 @@ class TurnRunner:
         requests = [replace(request, reuse=request.reuse and self._reuse) for request in requests]
         turn = Turn(self.engine, self._metrics)
         try:
-            prompts = await asyncio.to_thread(lambda: [self._prompt(request) for request in requests])
-            for request, (token_ids, conversation) in zip(requests, prompts, strict=True):
-                turn.submit(request, token_ids, conversation)
+            prepared = await asyncio.to_thread(lambda: [self._prepare(request) for request in requests])
+            for request, preparation in zip(requests, prepared, strict=True):
+                turn.submit(request, preparation)
         except BaseException as error:
             turn.cancel()
             if isinstance(error, InvalidRequestError) and error.param in (None, "messages", "prompt"):
@@ -191,15 +224,16 @@ class TurnRunner:
             raise
         return turn
 
-    def _prompt(self, request: TurnRequest) -> tuple[IntArray, Prompt | None]:
+    def _prepare(self, request: TurnRequest) -> _Prepared:
         match request.prompt:
             case str(text):
-                return as_prompt(self.engine.encode(text)), None
+                return _Prepared(as_prompt(self.engine.encode(text)))
             case tuple(messages):
-                prompt = self.engine.conversations.prompt(messages, tenant=request.tenant)
-                return prompt.token_ids, prompt
+                prompt = self.engine.conversations.prompt(messages, request.tools, tenant=request.tenant)
+                grammar = self.engine.grammar(prompt, request.tools, request.response_schema)
+                return _Prepared(prompt.token_ids, prompt, grammar)
             case token_ids:
-                return token_ids, None
+                return _Prepared(token_ids)
 
 
 def _for_choice(params: SamplingParams, offset: int) -> SamplingParams:

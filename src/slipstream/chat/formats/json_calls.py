@@ -9,7 +9,7 @@ from slipstream.chat.formats.base import ParsedAnswer, ParsedCall, certain_lengt
 from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|\s+|[^\s{}\[\]:,"]+', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
@@ -43,8 +43,6 @@ def read_call(text: str, start: int) -> tuple[ParsedCall | None, int | None]:
     begin = end = None
     for match in _TOKEN.finditer(text, start):
         token = match.group()
-        if token.isspace():
-            continue
         if depth == 1 and in_value and key in _ARGUMENT_KEYS and begin is None:
             begin = match.start()
         if token[0] == '"' and depth == 1:
