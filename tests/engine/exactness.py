@@ -18,14 +18,26 @@ from rich.progress import track
 from slipstream.backend import Piece, StepMeasurements
 from slipstream.backend.base import IntArray
 from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.chat import Tool, ToolUse
+from slipstream.chat.answers import answer_grammar
+from slipstream.chat.formats import FORMATS
+from slipstream.chat.schema import literal
 from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams
 from slipstream.engine.generation import as_prompt
+from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.sampling import Sampler
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
 
 CONTEXT = 1200
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+
+_TOOLS = (Tool("look_up", parameters={"properties": {"word": {"type": "string"}, "times": {"type": "integer"}}}),)
+GRAMMARS = [
+    source
+    for use in (ToolUse(_TOOLS), ToolUse(_TOOLS, "required"))
+    if (source := answer_grammar(FORMATS["hermes"], use, None, literal, reasons=False, opens_reasoning=False))
+]
 
 
 class NarrowBackend:
@@ -66,12 +78,20 @@ class Oracle:
         table = np.arange(1, len(tokens) // self._backend.block_size + 3, dtype=np.int32)
         logits = self._backend.forward([Piece(tokens, 0, table, rows)])
         sampler = Sampler(params, params.seed or 0, prompt, self._backend.vocab_size)
+        constraint = scenario.request.grammar.begin() if scenario.request.grammar is not None else None
+
+        def choose(index: int) -> int:
+            row = logits[index] if constraint is None else constraint.mask(logits[index])
+            return sampler.sample(row, len(prompt) + index)
+
         for index, token in enumerate(scenario.answer):
-            chosen = sampler.sample(logits[index], len(prompt) + index)
+            chosen = choose(index)
             assert chosen == token, f"token {index} of {rows - 1}: {token}, afresh {chosen}; {scenario.request}"
             sampler.accept(token)
+            if constraint is not None:
+                constraint.accept((token,))
         if output.finish_reason == "stop":
-            assert sampler.sample(logits[rows - 1], len(tokens)) in self._stops
+            assert (constraint is not None and constraint.finished) or choose(rows - 1) in self._stops
         elif output.finish_reason == "length":
             assert len(scenario.answer) == params.max_tokens
         else:
@@ -83,6 +103,10 @@ def rounds(
     rng: random.Random, backend: OpenVINOBackend, tokenizer: Tokenizer, model: Model
 ) -> Iterator[list[Scenario]]:
     """Endless rounds of scenarios that run at the same time, on engines of many shapes."""
+    compiler = GrammarCompiler(
+        model.tokenizer_path, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids
+    )
+    grammars = [compiler.compile(source, param="") for source in GRAMMARS]
     while True:
         blocks = rng.choice([CONTEXT // backend.block_size + 8, 60, 120, backend.num_blocks])
         largest = rng.choice(STEP_SIZES[2:])
@@ -97,7 +121,7 @@ def rounds(
         )
         conversations: list[IntArray] = [np.empty(0, np.int32)]
         for _ in range(rng.randint(3, 6)):
-            scenarios = [_scenario(rng, conversations) for _ in range(rng.randint(1, 9))]
+            scenarios = [_scenario(rng, conversations, grammars) for _ in range(rng.randint(1, 9))]
             for scenario in scenarios:
                 _submit(core, scenario)
             for scenario in scenarios:
@@ -112,13 +136,19 @@ def rounds(
         core.shutdown()
 
 
-def _scenario(rng: random.Random, conversations: list[IntArray]) -> Scenario:
+def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[Grammar]) -> Scenario:
     history = rng.choice(conversations)
     if rng.random() < 0.3:
         history = history[: rng.randint(0, len(history))]
     length = rng.choice([1, 2, 3, 15, 16, 17, 31, 32, 33, rng.randint(1, 200), rng.randint(1, 500)])
     new = np.array([rng.randrange(17, 49_000) for _ in range(length)], np.int32)
+    if len(history) > 20 and rng.random() < 0.4:  # something for drafts to find
+        start = rng.randrange(len(history) - 10)
+        new = np.concatenate((new, history[start : start + 40]))
     params = SamplingParams(max_tokens=rng.randint(1, 24), temperature=0.0)
+    grammar = rng.choice(grammars) if rng.random() < 0.4 else None
+    if grammar is not None:
+        params = replace(params, max_tokens=rng.choice([5, 40, 60]))
     if rng.random() < 0.5:
         params = replace(
             params,
@@ -130,7 +160,14 @@ def _scenario(rng: random.Random, conversations: list[IntArray]) -> Scenario:
             presence_penalty=rng.choice([0.0, 0.5]),
         )
     cancel_after = rng.randint(1, 8) if rng.random() < 0.1 else None
-    request = GenerationRequest(prompt=np.concatenate((history, new)), params=params, reuse=rng.random() < 0.8)
+    request = GenerationRequest(
+        prompt=np.concatenate((history, new)),
+        params=params,
+        grammar=grammar,
+        reuse=rng.random() < 0.8,
+        jump_forward=rng.random() < 0.7,
+        speculation=rng.random() < 0.7,
+    )
     return Scenario(request, cancel_after)
 
 
