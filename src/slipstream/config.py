@@ -35,7 +35,11 @@ class ServerConfig(BaseModel):
     api_key: str | None = Field(default=None, min_length=1)
     """Requests must carry it as a bearer token; None lets everybody in."""
     reuse: bool = True
-    """Whether KV is kept and used across requests; a request can switch it off for itself."""
+    """Whether KV is kept and used across requests. This and what follows a request can switch off for itself."""
+    jump_forward: bool = True
+    """Whether tokens that a grammar forces are taken without a forward pass of their own."""
+    speculation: bool = True
+    """Whether drafts are verified along with the tokens that need a pass anyway."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """How long running requests may go on after a signal to stop."""
     engine: EngineConfig = EngineConfig()

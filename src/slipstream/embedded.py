@@ -12,7 +12,7 @@ from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.chat import NO_TOOLS, AnswerReader, ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
 from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import choose_format
-from slipstream.chat.schema import literal
+from slipstream.chat.schema import closed, closed_parameters, json_rule, literal
 from slipstream.config import EngineConfig
 from slipstream.engine import (
     EngineCore,
@@ -25,6 +25,7 @@ from slipstream.engine import (
 )
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
+from slipstream.errors import InvalidRequestError
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
 
@@ -117,7 +118,21 @@ class Engine:
         )
         if source is None:
             return None
-        return self.grammars.compile(source, param="tools" if response_schema is None else "response_format")
+        try:
+            return self.grammars.compile(source, param="response_format" if use.mode == "none" else "tools")
+        except InvalidRequestError:
+            self._blame(use, response_schema)
+            raise
+
+    def _blame(self, use: ToolUse, response_schema: Schema | None) -> None:
+        """Raise the error of the one schema that can't be enforced, if it is one."""
+        for index, tool in enumerate(use.tools):
+            if tool in use.callable:
+                source = f"start: {json_rule(closed_parameters(tool.parameters))}"
+                self.grammars.compile(source, param=f"tools[{index}].function.parameters")
+        if response_schema is not None:
+            source = f"start: {json_rule(closed(response_schema))}"
+            self.grammars.compile(source, param="response_format.json_schema.schema")
 
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True

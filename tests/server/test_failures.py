@@ -76,4 +76,4 @@ def test_taken_port_is_said_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = ServerConfig(port=taken.getsockname()[1])
         with pytest.raises(SlipstreamError, match="--port"):
-            run(cast(Engine, nullcontext()), config)
+            run(lambda: cast(Engine, nullcontext()), config)

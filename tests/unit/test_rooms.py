@@ -20,7 +20,7 @@ ALLOWED = {
     "config": {"models"},
     "embedded": {"chat", "engine", "models", "tokenizer", "backend", "config"},
     "server": {"embedded", "chat", "engine", "tokenizer", "backend", "config"},
-    "cli": {"server", "embedded", "engine", "models", "config"},
+    "cli": {"server", "embedded", "chat", "engine", "models", "config"},
 }
 
 

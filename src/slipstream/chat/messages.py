@@ -21,7 +21,7 @@ class ToolCall:
         """The arguments as a value, or the text itself where it isn't JSON."""
         try:
             return json.loads(self.arguments)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for brackets without end
             return self.arguments
 
 

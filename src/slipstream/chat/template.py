@@ -34,7 +34,7 @@ class ChatTemplate:
         """
         try:
             return self._template.render(messages=messages, tools=tools, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, LookupError, OverflowError) as error:
+        except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages", code="invalid_messages"
             ) from error

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from slipstream.chat.formats import FORMATS
 from slipstream.cli.loading import load_engine
 from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
 from slipstream.config import ServerConfig
@@ -48,6 +49,29 @@ def serve(
             "--reuse/--no-reuse", envvar="SLIPSTREAM_REUSE", help="Keep the KV of conversations between turns."
         ),
     ] = True,
+    jump_forward: Annotated[
+        bool,
+        typer.Option(
+            "--jump-forward/--no-jump-forward",
+            envvar="SLIPSTREAM_JUMP_FORWARD",
+            help="Take tokens that a grammar forces without computing them.",
+        ),
+    ] = True,
+    speculation: Annotated[
+        bool,
+        typer.Option(
+            "--speculation/--no-speculation",
+            envvar="SLIPSTREAM_SPECULATION",
+            help="Draft tokens by prompt lookup and verify them along.",
+        ),
+    ] = True,
+    tool_format: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SLIPSTREAM_TOOL_FORMAT",
+            help=f"How the model writes tool calls: {', '.join(FORMATS)}. By default what its chat template shows.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model to any client that speaks the OpenAI protocol.
 
@@ -70,6 +94,8 @@ def serve(
                 "port": port,
                 "api_key": api_key,
                 "reuse": reuse,
+                "jump_forward": jump_forward,
+                "speculation": speculation,
                 "drain_seconds": drain_seconds,
                 "engine": {
                     "kv_memory": kv_memory,
@@ -77,7 +103,8 @@ def serve(
                     "step_target_ms": step_target_ms,
                     "max_running": max_running,
                     "max_waiting": max_waiting,
+                    "tool_format": tool_format,
                 },
             }
         )
-        server.run(load_engine(config.model, config.engine, Console()), config)
+        server.run(lambda: load_engine(config.model, config.engine, Console()), config)

@@ -136,6 +136,11 @@ class EngineCore:
         self._stats.preemptions = self._scheduler.preemptions
         return self._stats
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._deadline is None
+
     def kv_usage(self) -> KVUsage:
         """What the KV memory holds; counted without stopping the engine, so good for a glance."""
         return self._kv.usage()
@@ -181,6 +186,20 @@ class EngineCore:
         return prompt + wanted if wanted else self.max_sequence
 
     def _run(self) -> None:
+        error = EngineStoppedError("the server shut down before the answer was finished")
+        try:
+            self._serve()
+        except Exception as fault:
+            logger.critical("the engine failed and takes no more requests", exc_info=True)
+            error = EngineStoppedError(f"the engine failed: {fault}")
+        with self._queued_lock:
+            self._deadline = 0.0
+        self._receive(block=False)
+        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._end(generation, error)
+
+    def _serve(self) -> None:
+        """Step after step, until the shutdown's deadline."""
         while self._deadline is None or (time.monotonic() < self._deadline and not self._out_of_work):
             self._receive(block=self._scheduler.idle)
             started = time.perf_counter()
@@ -191,10 +210,6 @@ class EngineCore:
             if work := self._scheduler.plan(self._last_size):
                 self._step(work)
             self._stats.busy_seconds += time.perf_counter() - started
-        self._receive(block=False)
-        error = EngineStoppedError("the server shut down before the answer was finished")
-        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._end(generation, error)
 
     @property
     def _out_of_work(self) -> bool:

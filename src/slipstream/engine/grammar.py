@@ -1,5 +1,6 @@
 """Grammars that an answer must fit, compiled by llguidance: masks, forced tokens, and what a draft may hold."""
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -132,4 +133,6 @@ class GrammarCompiler:
 
 
 def _first_line(error: str) -> str:
-    return error.strip().splitlines()[0] if error.strip() else "unknown error"
+    """What the compiler complains of, without the places in a grammar that the client never saw."""
+    line = error.strip().splitlines()[0] if error.strip() else "unknown error"
+    return re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", line)

@@ -17,7 +17,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     """An application that serves the engine; whoever runs it closes the engine."""
     app = FastAPI(title="Slipstream", version=version("slipstream"), redoc_url=None)
     metrics = Metrics(engine)
-    runner = TurnRunner(engine, metrics, reuse=config.reuse)
+    runner = TurnRunner(engine, metrics, config)
     app.include_router(openai_chat.router(runner))
     app.include_router(openai_completions.router(runner))
     app.include_router(tokens.router(engine))

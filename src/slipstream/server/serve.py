@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -23,17 +23,17 @@ _LAST_WORDS_SECONDS = 2.0
 """For clients to read that their answer won't be finished, when the engine has been closed."""
 
 
-def run(engine: Engine, config: ServerConfig) -> None:
-    """Serve the engine until SIGINT or SIGTERM, and close it; returns after a clean end.
+def run(load: Callable[[], Engine], config: ServerConfig) -> None:
+    """Load an engine, serve it until SIGINT or SIGTERM, and close it; returns after a clean end.
 
     Once the socket listens, `Slipstream serves MODEL on URL` is printed to standard output. Port 0 takes a free one.
     On the first signal no more connections are accepted and running requests have `config.drain_seconds` to finish;
     the second signal ends them at once.
 
-    Raises `SlipstreamError` if the address is taken.
+    Raises `SlipstreamError` if the address is taken, before it loads anything, and what `load` raises.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    with engine, contextlib.closing(_bind(config.host, config.port)) as listener:
+    with contextlib.closing(_bind(config.host, config.port)) as listener, load() as engine:
         _Server(engine, config, listener).run(sockets=[listener])
 
 

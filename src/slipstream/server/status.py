@@ -28,9 +28,9 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """The server listens only once the model is ready, so whoever reaches it finds it well."""
+    """The server listens only once the model is ready, so it is well unless its engine ended."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "stopped"]
 
 
 def router(engine: Engine, metrics: Metrics) -> APIRouter:
@@ -45,8 +45,9 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
     )
 
     @routes.get("/health")
-    async def health() -> Health:
-        return Health()
+    async def health(response: Response) -> Health:
+        response.status_code = 200 if engine.core.alive else 503
+        return Health(status="ok" if engine.core.alive else "stopped")
 
     @routes.get("/v1/models", response_model_exclude_unset=True)
     async def models() -> ModelList:

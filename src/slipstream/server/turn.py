@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from slipstream.backend.base import IntArray
 from slipstream.chat import NO_TOOLS, AnswerDelta, AnswerReader, Message, Prompt, Schema, ToolUse
+from slipstream.config import ServerConfig
 from slipstream.embedded import Completion, Engine, collect
 from slipstream.engine import Generation, GenerationRequest, Output, SamplingParams, TurnCounters
 from slipstream.engine.generation import as_prompt
@@ -192,12 +193,12 @@ class _Prepared(NamedTuple):
 
 
 class TurnRunner:
-    """Starts turns on an engine. `reuse` false means that no turn uses KV of another, whatever it asks for."""
+    """Starts turns on an engine. What the configuration switches off, no turn gets, whatever it asks for."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, *, reuse: bool) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, config: ServerConfig) -> None:
         self.engine = engine
         self._metrics = metrics
-        self._reuse = reuse
+        self._config = config
 
     async def start(self, requests: Sequence[TurnRequest]) -> Turn:
         """Make the prompts and grammars, off the event loop, and submit them all, or none.
@@ -211,7 +212,7 @@ class TurnRunner:
                 param="n",
                 code="invalid_value",
             )
-        requests = [replace(request, reuse=request.reuse and self._reuse) for request in requests]
+        requests = [self._allowed(request) for request in requests]
         turn = Turn(self.engine, self._metrics)
         try:
             prepared = await asyncio.to_thread(lambda: [self._prepare(request) for request in requests])
@@ -223,6 +224,10 @@ class TurnRunner:
                 error.param = requests[0].input_field  # those below don't know what the client calls it
             raise
         return turn
+
+    def _allowed(self, request: TurnRequest) -> TurnRequest:
+        switches = ("reuse", "jump_forward", "speculation")
+        return replace(request, **{name: getattr(request, name) and getattr(self._config, name) for name in switches})
 
     def _prepare(self, request: TurnRequest) -> _Prepared:
         match request.prompt:
