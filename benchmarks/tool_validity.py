@@ -78,7 +78,8 @@ def _problem(name: str, arguments: str, tools: dict[str, Tool]) -> str | None:
 
 async def run(url: str, options: argparse.Namespace, console: Console) -> bool:
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
-    work = [(*case, temperature) for case in cases() for temperature in options.temperatures][:: options.every]
+    chosen = list(cases())[:: options.every]
+    work = [(*case, temperature) for case in chosen for temperature in options.temperatures]
     results: Counter[tuple[str, float, bool]] = Counter()
     failures: list[str] = []
     turns = asyncio.Semaphore(NEIGHBOURS)

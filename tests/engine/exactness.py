@@ -23,6 +23,7 @@ from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import FORMATS
 from slipstream.chat.schema import literal
 from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams
+from slipstream.engine.closing import Closer
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.sampling import Sampler
@@ -80,9 +81,15 @@ class Oracle:
         sampler = Sampler(params, params.seed or 0, prompt, self._backend.vocab_size)
         constraint = scenario.request.grammar.begin() if scenario.request.grammar is not None else None
 
-        def choose(index: int) -> int:
-            row = logits[index] if constraint is None else constraint.mask(logits[index])
-            return sampler.sample(row, len(prompt) + index)
+        closer = Closer(len(prompt) + (params.max_tokens or 0))
+
+        def choose(index: int) -> int | None:
+            if constraint is None:
+                return sampler.sample(logits[index], len(prompt) + index)
+            token = sampler.sample(constraint.mask(logits[index]), len(prompt) + index)
+            if constraint.forced() or token in self._stops:
+                return token
+            return closer.choose(constraint, token, len(prompt) + index)
 
         for index, token in enumerate(scenario.answer):
             chosen = choose(index)
@@ -93,7 +100,7 @@ class Oracle:
         if output.finish_reason == "stop":
             assert (constraint is not None and constraint.finished) or choose(rows - 1) in self._stops
         elif output.finish_reason == "length":
-            assert len(scenario.answer) == params.max_tokens
+            assert len(scenario.answer) == params.max_tokens or choose(rows - 1) is None
         else:
             assert output.finish_reason == "cancelled"
             assert scenario.cancel_after is not None

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from slipstream.backend.base import FloatArray, IntArray
+from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
 from slipstream.engine.grammar import Grammar
 from slipstream.engine.params import SamplingParams
@@ -120,6 +121,7 @@ class Generation:
         self.limit = limit
         """Prompt and generated tokens together never exceed this."""
         self.constraint = request.grammar.begin() if request.grammar is not None else None
+        self._closer = Closer(limit)
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
         self.acceptance = 0.75
         """Running share of guessed tokens that were right, each given that those before it were."""
@@ -206,10 +208,17 @@ class Generation:
         """Choose the token that follows the sequence."""
         assert self.sequence is not None
         allowed = logits if self.constraint is None else self.constraint.mask(logits)
-        token = self._sampler.sample(allowed, len(self.sequence))
+        position = len(self.sequence)
+        token = self._sampler.sample(allowed, position)
         if token in self._stop_token_ids:
             harvest.reason = "stop"
             return
+        if self.constraint is not None and (self.jumps_forward or not self.constraint.forced()):
+            in_time = self._closer.choose(self.constraint, token, position)
+            if in_time is None:
+                harvest.reason = "length"
+                return
+            token = in_time
         if self.request.params.logprobs is not None:
             harvest.logprobs.append(self._sampler.logprob(logits, token))
         self._push(token, harvest)

@@ -3,7 +3,8 @@
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence as ListLike
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +23,40 @@ class GrammarFailedError(SlipstreamError):
     """A grammar that compiled met a limit of the parser while it was followed."""
 
 
+# What leads to the end of JSON, most welcome first; what comes last gets a number, a date or an identifier on its way.
+_CLOSERS = ("}", "]", '"', ",", "[", "{", *"0123456789", *"abcdefghijklmnopqrstuvwxyz", *"-:.@/ ")
+_TEXT_ENDS = ('"', "\n</parameter>", "</think>")
+
+
+class _Closers:
+    """What to try, token by token, on the way to the end of an answer."""
+
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self._text_ends = [tokenizer.tokenize_str(text) for text in _TEXT_ENDS]
+        self._closers = [tokenizer.tokenize_str(text) for text in _CLOSERS]
+
+    def next_step(self, matcher: LLMatcher) -> list[int]:
+        """Tokens that the matcher allows, and that get it nearer to an end; empty if none is known."""
+        # Both brackets are allowed only inside of a text, where they would lead nowhere.
+        in_text = all(matcher.validate_tokens(bracket) for bracket in self._closers[:2])
+        tried = (*self._text_ends, *self._closers) if in_text else self._closers
+        return next((tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens)), [])
+
+
 class Constraint:
     """A grammar being followed: where an answer stands in it. Not thread-safe."""
 
-    __slots__ = ("_bits", "_matcher", "_vocab_size")
+    __slots__ = ("_bits", "_closers", "_matcher", "_vocab_size")
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closers: _Closers) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._closers = closers
         self._bits = np.zeros(-(-vocab_size // 32), np.int32)
 
     def copy(self) -> "Constraint":
         """An independent constraint at the same place."""
-        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closers)
 
     @property
     def finished(self) -> bool:
@@ -45,12 +67,26 @@ class Constraint:
         """The tokens that must come next, as far as there is no choice; they are yet to be accepted."""
         return self._matcher.compute_ff_tokens()
 
-    def accept(self, tokens: Sequence[int]) -> None:
+    def closing(self, longest: int) -> list[int] | None:
+        """A short way from here to where the answer may end, empty if it may end here.
+
+        None if it takes more than `longest` tokens, or if nothing that usually closes things leads there.
+        """
+        ahead = self._matcher.deep_copy()
+        way: list[int] = []
+        while not ahead.is_accepting():
+            step = ahead.compute_ff_tokens() or self._closers.next_step(ahead)
+            way += step
+            if not step or len(way) > longest or not ahead.consume_tokens(step):
+                return None
+        return way if len(way) <= longest else None
+
+    def accept(self, tokens: ListLike[int]) -> None:
         """Go on by tokens that are allowed; raises `GrammarFailedError` if they are not, or a limit is met."""
         if not self._matcher.consume_tokens(list(tokens)):
             raise GrammarFailedError(f"the answer left its grammar: {self._matcher.get_error()}")
 
-    def valid_prefix(self, tokens: Sequence[int]) -> int:
+    def valid_prefix(self, tokens: ListLike[int]) -> int:
         """How many of the tokens could come next, in order."""
         return self._matcher.validate_tokens(list(tokens))
 
@@ -66,13 +102,14 @@ class Constraint:
 class Grammar:
     """A compiled grammar, for any number of answers."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, closers: _Closers) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._closers = closers
 
     def begin(self) -> Constraint:
         """A constraint at the start."""
-        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closers)
 
 
 class GrammarCompiler:
@@ -108,14 +145,15 @@ class GrammarCompiler:
                 param=param,
                 code="schema_too_large",
             )
-        matcher = LLMatcher(self._load_tokenizer(), LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
+        tokenizer = self._load_tokenizer()
+        matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise InvalidRequestError(
                 f"{param} has a schema that can't be enforced: {_first_line(matcher.get_error())}",
                 param=param,
                 code="unsupported_schema",
             )
-        grammar = Grammar(matcher, self._vocab_size)
+        grammar = Grammar(matcher, self._vocab_size, _Closers(tokenizer))
         with self._lock:
             self.compilations += 1
             self._cache[source] = grammar

@@ -1,7 +1,7 @@
 """Hermes and Qwen 2.5/3: `<tool_call>` around a JSON object."""
 
 from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer
-from slipstream.chat.formats.json_calls import call_rules, free_text_then, read_marked_calls, unique_call_id
+from slipstream.chat.formats.json_calls import MORE, call_rules, free_text_then, read_marked_calls, unique_call_id
 from slipstream.chat.tools import ToolUse
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -19,7 +19,7 @@ class Hermes(NativeTools):
     def grammar(self, use: ToolUse, mark: Mark) -> str:
         """See `ToolFormat.grammar`."""
         begin, end = mark(BEGIN), mark(END)
-        more = f'("\\n" {begin} "\\n" call "\\n" {end})*' if use.parallel else ""
+        more = f'("\\n" {begin} "\\n" call "\\n" {end}){MORE}' if use.parallel else ""
         calls = f'"\\n" call "\\n" {end} {more}'
         start = f"start: {begin} {calls}" if use.mode == "required" else free_text_then(BEGIN, begin, calls)
         return f"{start}\n{call_rules(use.callable)}"

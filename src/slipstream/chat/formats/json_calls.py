@@ -10,6 +10,9 @@ from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
+MORE = "{0,15}"
+"""How many calls may follow the first: a model that has lost its way calls without end."""
+
 _ARGUMENT_KEYS = ("arguments", "parameters")
 
 

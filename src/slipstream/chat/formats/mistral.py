@@ -4,7 +4,7 @@ import secrets
 import string
 
 from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer, ParsedCall, certain_length
-from slipstream.chat.formats.json_calls import call_rules, free_text_then, read_call
+from slipstream.chat.formats.json_calls import MORE, call_rules, free_text_then, read_call
 from slipstream.chat.tools import ToolUse
 
 BEGIN = "[TOOL_CALLS]"
@@ -22,7 +22,7 @@ class Mistral(NativeTools):
     def grammar(self, use: ToolUse, mark: Mark) -> str:
         """See `ToolFormat.grammar`."""
         begin = mark(BEGIN)
-        calls = '"[" call (", " call)* "]"' if use.parallel else '"[" call "]"'
+        calls = f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
         start = f"start: {begin} {calls}" if use.mode == "required" else free_text_then(BEGIN, begin, calls)
         return f"{start}\n{call_rules(use.callable)}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer, ParsedCall, certain_length
 from slipstream.chat.formats.hermes import BEGIN, END
-from slipstream.chat.formats.json_calls import free_text_then, unique_call_id
+from slipstream.chat.formats.json_calls import MORE, free_text_then, unique_call_id
 from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool, ToolUse
 
@@ -32,7 +32,7 @@ class Qwen3Coder(NativeTools):
     def grammar(self, use: ToolUse, mark: Mark) -> str:
         """See `ToolFormat.grammar`."""
         begin, end = mark(BEGIN), mark(END)
-        more = f'("\\n" {begin} "\\n" call "\\n" {end})*' if use.parallel else ""
+        more = f'("\\n" {begin} "\\n" call "\\n" {end}){MORE}' if use.parallel else ""
         calls = f'"\\n" call "\\n" {end} {more}'
         start = f"start: {begin} {calls}" if use.mode == "required" else free_text_then(BEGIN, begin, calls)
         rules = [start, "call: " + " | ".join(f"call_{index}" for index in range(len(use.callable)))]
