@@ -122,9 +122,11 @@ class Conversations:
         marked[index] = replace(messages[index], text=sentinel, tool_calls=())
         try:
             before, found, after = self._render(marked, use).partition(sentinel)
+            alone = self._render(marked[: index + 1], use).partition(sentinel)[0]
         except InvalidRequestError:
             return None
-        return after if found and before and sentinel not in after else None
+        # Where what comes before depends on what comes after, the template moved something to the front.
+        return after if found and sentinel not in after and before == alone else None
 
     def _tokens_spelling(self, text: str, token_ids: Sequence[int]) -> Sequence[int] | None:
         """The tokens, or as many of them as spell the text."""

@@ -69,8 +69,6 @@ class Scheduler:
 
         One whose prefix another generation is just computing waits for that, and lets others pass.
         """
-        if any(generation.phase is Phase.SETTLING for generation in self.running):
-            return  # its conversation's next turn may be here already, and is to find all of its KV
         for generation in list(self.waiting):
             if len(self.running) >= self._max_running:
                 return
@@ -142,13 +140,22 @@ class Scheduler:
         return draft if roomy else draft.cut(sequence.capacity - len(sequence) - 1)
 
     def _prefix_under_way(self, generation: Generation) -> bool:
-        """Whether a running prefill will soon hold much more of this prompt than memory does now."""
+        """Whether a running generation will soon hold much more of this prompt than memory does now.
+
+        That is one that computes the same prefix, or the turn before of the same conversation, about to settle.
+        """
+        tenant, tokens = generation.request.tenant, generation.tokens
         if not generation.request.reuse:
             return False
-        tenant, tokens = generation.request.tenant, generation.tokens
         shared = 0
         for other in self.running:
-            if other.phase is Phase.PREFILL and other.sequence and other.request.tenant == tenant:
+            if other.sequence is None or other.request.tenant != tenant:
+                continue
+            if other.phase is Phase.SETTLING and common_length(other.sequence.tokens, tokens[:-1]) == len(
+                other.sequence
+            ):
+                return True
+            if other.phase is Phase.PREFILL:
                 shared = max(shared, common_length(other.sequence.tokens, tokens[:-1]))
         return shared >= _WORTH_WAITING and shared - self._kv.available(tenant, tokens) >= _WORTH_WAITING
 

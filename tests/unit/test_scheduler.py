@@ -1,0 +1,961 @@
+"""The engine and its scheduler, over a backend without a model: what runs when, and that answers stay the same."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slipstream.engine import (
+    EngineCore,
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    Output,
+    SamplingParams,
+    TokenLogprob,
+    TurnCounters,
+    core,
+    generation,
+    scheduler,
+)
+from slipstream.engine.generation import as_prompt
+from slipstream.engine.sampling import Sampler
+from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
+from slipstream.kv import KVUsage
+from slipstream.tokenizer import Tokenizer
+from tests.unit.toy_backend import (
+    SECONDS_PER_TOKEN,
+    STEP_SIZES,
+    STOP,
+    VOCABULARY,
+    Clock,
+    ToyBackend,
+    ToyTokenizer,
+    toy_logits,
+)
+
+TOKENIZER = cast(Tokenizer, ToyTokenizer())
+PATIENCE = 20.0
+"""Seconds of real time until a test gives up on the engine."""
+
+
+@dataclass
+class Call:
+    """A request, and what came back."""
+
+    request: GenerationRequest
+    outputs: list[Output] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+    generation: Generation | None = None
+    on_output: Callable[[Output], None] = lambda output: None
+
+    def sink(self, output: Output) -> None:
+        self.outputs.append(output)
+        try:
+            self.on_output(output)
+        finally:
+            if output.finish_reason is not None:
+                self.done.set()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.outputs for token in output.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(output.text for output in self.outputs)
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        return [logprob for output in self.outputs for logprob in output.logprobs]
+
+    @property
+    def reason(self) -> FinishReason | None:
+        return self.outputs[-1].finish_reason
+
+    @property
+    def counters(self) -> TurnCounters:
+        counters = self.outputs[-1].counters
+        assert counters is not None
+        return counters
+
+
+class ToyEngine:
+    """An engine over a toy backend, for which only the clock's time passes."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        num_blocks: int = 256,
+        context_length: int = 1000,
+        step_target: float = 16 * SECONDS_PER_TOKEN,
+        max_running: int = 64,
+        max_waiting: int = 256,
+    ) -> None:
+        self.clock = clock
+        self.backend = ToyBackend(num_blocks, clock=clock)
+        self.core = EngineCore(
+            self.backend,
+            TOKENIZER,
+            context_length=context_length,
+            stop_token_ids=frozenset({STOP}),
+            measurements=self.backend.warm_up(),
+            step_target=step_target,
+            max_running=max_running,
+            max_waiting=max_waiting,
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.core._thread.is_alive()
+
+    def submit(self, request: GenerationRequest, on_output: Callable[[Output], None] | None = None) -> Call:
+        call = Call(request)
+        if on_output is not None:
+            call.on_output = on_output
+        call.generation = self.core.submit(request, call.sink)
+        return call
+
+    def wait(self, *calls: Call) -> None:
+        """Until all are answered; fails if the engine's thread dies over it."""
+        deadline = time.monotonic() + PATIENCE
+        for call in calls:
+            while not call.done.wait(0.05):
+                assert call.done.is_set() or self.alive, "the engine died"
+                assert time.monotonic() < deadline, "no answer"
+
+    def answer(self, request: GenerationRequest) -> Call:
+        call = self.submit(request)
+        self.wait(call)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        assert call.generation is not None
+        self.core.cancel(call.generation)
+
+    def settled(self) -> KVUsage:
+        """What the memory holds when nothing runs any more."""
+        for _ in range(1000):
+            usage = self.core.call(lambda kv: kv.usage())
+            if usage.running_sequences == 0:
+                return usage
+        raise AssertionError("a sequence never stops running")
+
+
+@contextmanager
+def toy_engine(**options: float) -> Iterator[ToyEngine]:
+    """An engine that must have behaved, and must have given all memory back, when everything is done."""
+    clock = Clock()
+    with mock.patch.object(core, "time", clock), mock.patch.object(generation, "time", clock):
+        engine = ToyEngine(clock, **options)  # type: ignore[arg-type]
+        try:
+            yield engine
+            engine.core.shutdown(drain_seconds=PATIENCE)
+        finally:
+            engine.core.shutdown()
+    assert not engine.backend.violations
+    engine.core._kv.check()
+    assert engine.core.kv_usage().running_sequences == 0
+    engine.core._kv.clear()
+    assert engine.core.kv_usage().free == engine.core.kv_usage().capacity
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(1, VOCABULARY, length).tolist()
+
+
+def request(
+    tokens: list[int], *, tenant: str = "", reuse: bool = True, speculation: bool = False, **params: object
+) -> GenerationRequest:
+    """A greedy request that doesn't stop by itself, unless told otherwise."""
+    given = {"temperature": 0.0, "ignore_eos": True, **params}
+    return GenerationRequest(
+        prompt=as_prompt(tokens),
+        params=SamplingParams(**given),  # type: ignore[arg-type]
+        tenant=tenant,
+        reuse=reuse,
+        speculation=speculation,
+    )
+
+
+@dataclass
+class Answer:
+    """What a request must be answered with."""
+
+    tokens: list[int]
+    text: str
+    reason: FinishReason
+    logprobs: list[TokenLogprob]
+
+
+def direct(request: GenerationRequest, max_sequence: int) -> Answer:
+    """One token after another, each from all tokens before it, without an engine."""
+    params, tokens = request.params, request.prompt.tolist()
+    sampler = Sampler(params, params.seed or 0, request.prompt, VOCABULARY)
+    stops = {*params.stop_token_ids, *(() if params.ignore_eos else (STOP,))}
+    limit = len(tokens) + params.max_tokens if params.max_tokens else max_sequence
+    answer = Answer([], "", "length", [])
+    while len(tokens) < limit:
+        logits = toy_logits(np.array(tokens))[0]
+        token = sampler.sample(logits, len(tokens))
+        if token in stops:
+            answer.reason = "stop"
+            break
+        sampler.accept(token)
+        tokens.append(token)
+        answer.tokens.append(token)
+        if params.logprobs is not None:
+            answer.logprobs.append(sampler.logprob(logits, token))
+        answer.text = TOKENIZER.decode(answer.tokens)
+        found = [answer.text.find(stop) for stop in params.stop if stop in answer.text]
+        if found:
+            answer.text, answer.reason = answer.text[: min(found)], "stop"
+            break
+    return answer
+
+
+def assert_right(call: Call, max_sequence: int = 999) -> None:
+    """The answer is the one that a direct computation gives; if it was cancelled, the beginning of it."""
+    expected = direct(call.request, max_sequence)
+    assert [output.finish_reason for output in call.outputs[:-1]] == [None] * (len(call.outputs) - 1)
+    if call.reason == "cancelled":
+        assert call.tokens == expected.tokens[: len(call.tokens)]
+        assert expected.text.startswith(call.text.rstrip("\ufffd"))
+    else:
+        assert call.reason == expected.reason
+        assert call.tokens == expected.tokens
+        assert call.text == expected.text
+        assert call.logprobs == expected.logprobs
+    assert call.counters.prompt_tokens == len(call.request.prompt)
+    assert call.counters.completion_tokens == len(call.tokens)
+    assert call.counters.accepted_tokens <= call.counters.drafted_tokens
+    assert call.counters.reused_tokens < len(call.request.prompt)
+    assert call.request.reuse or call.counters.reused_tokens == 0
+
+
+class TestAnyWorkload:
+    """Whatever is asked for at the same time, every answer is the one that it would be alone."""
+
+    @dataclass
+    class Arrival:
+        request: GenerationRequest
+        step: int
+        cancel_after: int | None
+        call: Call
+
+    @staticmethod
+    @st.composite
+    def requests(draw: st.DrawFn, max_sequence: int) -> list[GenerationRequest]:
+        segments = [prompt(length, seed) for seed, length in enumerate((1, 3, 4, 9, 17, 40))]
+        requests: list[GenerationRequest] = []
+        for _ in range(draw(st.sampled_from([12, 6, 3, 2, 1]))):
+            tokens: list[int] = []
+            if requests and draw(st.booleans()):  # a conversation goes on, or branches off
+                earlier = draw(st.sampled_from(requests))
+                tokens = earlier.prompt.tolist() + direct(earlier, max_sequence).tokens
+                tokens = tokens[: draw(st.integers(0, len(tokens)))] if draw(st.booleans()) else tokens
+            for segment in draw(st.lists(st.sampled_from(segments), max_size=4)):
+                tokens = tokens + segment
+            tokens = [*tokens, draw(st.integers(1, VOCABULARY - 1))][-(max_sequence - 1) :]
+            most = max_sequence - len(tokens)
+            params = SamplingParams(
+                max_tokens=draw(st.one_of(st.integers(1, min(most, 40)), st.none())),
+                temperature=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
+                seed=draw(st.integers(0, 99)),
+                repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.3])),
+                stop=tuple(draw(st.lists(st.sampled_from(["a", "tf", "xyz", "é", "Q"]), max_size=2))),
+                stop_token_ids=tuple(draw(st.lists(st.integers(1, VOCABULARY - 1), max_size=1))),
+                ignore_eos=draw(st.booleans()),
+                logprobs=draw(st.sampled_from([None, None, 0, 2])),
+            )
+            requests.append(
+                GenerationRequest(
+                    prompt=as_prompt(tokens),
+                    params=params,
+                    tenant=draw(st.sampled_from(["", "", "other"])),
+                    reuse=draw(st.sampled_from([True, True, True, False])),
+                    speculation=draw(st.booleans()),
+                )
+            )
+        return requests
+
+    @settings(max_examples=80, deadline=None)
+    @given(data=st.data())
+    def test_answers_equal_a_direct_computation(self, data: st.DataObject) -> None:
+        num_blocks, context = data.draw(st.sampled_from([(6, 100), (12, 60), (20, 120), (60, 200)]), "memory")
+        max_sequence = min(context, num_blocks * 4 - 1)
+        arrivals = [
+            self.Arrival(
+                request,
+                data.draw(st.integers(0, 30), "step"),
+                data.draw(st.one_of(st.none(), st.none(), st.none(), st.integers(0, 9)), "cancel after"),
+                Call(request),
+            )
+            for request in data.draw(self.requests(max_sequence), "requests")
+        ]
+        with (
+            mock.patch.object(scheduler, "HEADROOM", data.draw(st.sampled_from([1, 4, 16, 256]), "headroom")),
+            mock.patch.object(scheduler, "_WORTH_WAITING", data.draw(st.sampled_from([4, 64]), "worth waiting")),
+            toy_engine(
+                num_blocks=num_blocks,
+                context_length=context,
+                step_target=data.draw(st.sampled_from([0.0, 0.16, 9.0]), "step target"),
+                max_running=data.draw(st.integers(1, 8), "max running"),
+            ) as engine,
+        ):
+            self.run(engine, arrivals)
+            for arrival in arrivals:
+                assert_right(arrival.call, max_sequence)
+                assert arrival.call.reason != "cancelled" or arrival.cancel_after is not None
+
+    def run(self, engine: ToyEngine, arrivals: "list[TestAnyWorkload.Arrival]") -> None:
+        """Submit each request when its step comes, on the engine's thread, so that a failure can be repeated."""
+        coming = sorted(arrivals, key=lambda arrival: arrival.step)
+        active = 0
+
+        def submit(arrival: TestAnyWorkload.Arrival) -> None:
+            nonlocal active
+            active += 1
+            arrival.call.on_output = lambda output: after(arrival, output)
+            arrival.call.generation = engine.core.submit(arrival.request, arrival.call.sink)
+            if arrival.cancel_after == 0:
+                engine.cancel(arrival.call)
+
+        def after(arrival: TestAnyWorkload.Arrival, output: Output) -> None:
+            nonlocal active
+            if arrival.cancel_after is not None and len(arrival.call.tokens) >= arrival.cancel_after:
+                engine.cancel(arrival.call)
+            if output.finish_reason is not None:
+                active -= 1
+                if not active and coming:
+                    submit(coming.pop(0))
+
+        def before_step() -> None:
+            while coming and coming[0].step <= len(engine.backend.steps):
+                submit(coming.pop(0))
+            engine.core._kv.check()
+
+        engine.backend.before_step = before_step
+        submit(coming.pop(0))
+        engine.wait(*(arrival.call for arrival in arrivals))
+
+
+class TestWhoRunsWhen:
+    def test_a_long_prompt_does_not_make_a_decoding_request_wait(self) -> None:
+        with toy_engine(step_target=16 * SECONDS_PER_TOKEN) as engine:
+            one, (long,) = decoding_meanwhile(engine, request(prompt(300, seed=1), max_tokens=1))
+            engine.wait(one, long)
+            shared = [step for step in engine.backend.steps if len(step.pieces) == 2]
+            assert len(shared) > 300 // 16
+            assert all(step.size <= 16 for step in shared)
+            assert all(step.pieces[0].past >= len(one.request.prompt) for step in shared)
+            assert all(step.pieces[0].logit_rows == 1 for step in shared)
+            assert_right(one)
+            assert_right(long)
+
+    def test_with_nobody_decoding_prompts_are_computed_in_the_largest_steps(self) -> None:
+        with toy_engine(step_target=4 * SECONDS_PER_TOKEN) as engine:
+            engine.answer(request(prompt(3 * STEP_SIZES[-1]), max_tokens=1))
+            assert [step.size for step in engine.backend.steps[:3]] == [STEP_SIZES[-1]] * 3
+
+    def test_a_prompt_goes_on_even_if_decoding_takes_all_the_time_there_is(self) -> None:
+        with toy_engine(step_target=2 * SECONDS_PER_TOKEN) as engine:
+            one, (long, *crowd) = decoding_meanwhile(
+                engine,
+                request(prompt(60, seed=9), max_tokens=1),
+                *(request(prompt(2, seed), max_tokens=60) for seed in range(1, 5)),
+            )
+            engine.wait(one, long, *crowd)
+            assert long.counters.forward_passes == 60 // 2
+            for call in (one, long, *crowd):
+                assert_right(call)
+
+    @pytest.mark.parametrize("lengths", [(13, 50), (127, 50), (1, 62, 7, 40), (31, 31, 31, 31, 31)])
+    def test_prompt_chunks_together_fill_no_more_than_the_largest_step(self, lengths: tuple[int, ...]) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                for seed, length in enumerate(lengths):
+                    submit(request(prompt(length, seed), max_tokens=1))
+            assert max(step.size for step in engine.backend.steps) <= STEP_SIZES[-1]
+
+    @pytest.mark.parametrize("lengths", [(13, 50), (63, 50), (1, 62, 7, 40), (31, 31, 31, 31)])
+    def test_prompt_chunks_and_a_decoding_request_together_fill_no_more_than_the_target(
+        self, lengths: tuple[int, ...]
+    ) -> None:
+        with toy_engine(step_target=16 * SECONDS_PER_TOKEN) as engine:
+            requests = [request(prompt(length, seed), max_tokens=1) for seed, length in enumerate(lengths, start=1)]
+            one, others = decoding_meanwhile(engine, *requests)
+            engine.wait(one, *others)
+            assert max(step.size for step in engine.backend.steps) == 16
+
+    def test_what_a_step_of_lone_tokens_costs_is_learned_at_its_padded_size(self) -> None:
+        with toy_engine(step_target=8 * SECONDS_PER_TOKEN) as engine:
+            with at_once(engine) as submit:
+                for seed in range(6):
+                    submit(request(prompt(4, seed), max_tokens=60))
+            steps = len(engine.backend.steps)
+            one, others = decoding_meanwhile(engine, request(prompt(50, seed=8), max_tokens=1))
+            engine.wait(one, *others)
+            chunks = [step.tokens for step in engine.backend.steps[steps:] if len(step.pieces) == 2]
+            assert max(chunks) == 7  # with the dummy of the one that decodes, eight: what fits
+
+    def test_requests_start_in_the_order_they_came_in(self) -> None:
+        with toy_engine(max_running=1) as engine:
+            order: list[int] = []
+            calls = [
+                engine.submit(
+                    request(prompt(30 - 5 * n, n), max_tokens=3),
+                    lambda output, n=n: order.append(n) if output.finish_reason else None,  # type: ignore[misc]
+                )
+                for n in range(5)
+            ]
+            engine.wait(*calls)
+            assert order == [0, 1, 2, 3, 4]
+
+    def test_the_older_prompt_is_computed_first(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                older, younger = (submit(request(prompt(length, length), max_tokens=1)) for length in (300, 100))
+            assert older.counters.prefill_ms == pytest.approx(3 * 128 * SECONDS_PER_TOKEN * 1e3)
+            assert younger.counters.prefill_ms > older.counters.prefill_ms
+
+    def test_places_of_those_who_are_done_are_taken_while_others_run(self) -> None:
+        with toy_engine(max_running=8) as engine:
+            with at_once(engine) as submit:
+                for seed in range(24):  # one of them is done in nearly every step
+                    submit(request(prompt(4, seed), max_tokens=20 + seed))
+            crowd = [len(step.pieces) for step in engine.backend.steps[2:-25]]
+            assert min(crowd) >= 6
+
+    def test_no_more_run_at_once_than_allowed(self) -> None:
+        with toy_engine(max_running=3) as engine:
+            calls = [engine.submit(request(prompt(4, seed), max_tokens=6)) for seed in range(10)]
+            engine.wait(*calls)
+            assert max(len(step.pieces) for step in engine.backend.steps) == 3
+
+    def test_stats_count_steps_and_real_tokens(self) -> None:
+        with toy_engine() as engine:
+            engine.answer(request(prompt(20), max_tokens=5))
+            engine.settled()
+            stats = engine.core.stats()
+            assert stats.steps == len(engine.backend.steps)
+            assert stats.tokens_forwarded == sum(step.tokens for step in engine.backend.steps) == 25
+            assert stats.infer_seconds == pytest.approx(engine.clock.now)
+            assert (stats.running, stats.waiting) == (0, 0)
+
+
+def decoding_meanwhile(engine: ToyEngine, *requests: GenerationRequest) -> tuple[Call, list[Call]]:
+    """Requests that come in while another one decodes."""
+    one, others = Call(request(prompt(4), max_tokens=60)), [Call(request) for request in requests]
+
+    def submit(output: Output) -> None:
+        if len(one.tokens) == 3:
+            for call in others:
+                engine.core.submit(call.request, call.sink)
+
+    one.on_output = submit
+    engine.core.submit(one.request, one.sink)
+    return one, others
+
+
+@contextmanager
+def at_once(engine: ToyEngine) -> Iterator[Callable[[GenerationRequest], Call]]:
+    """Requests that all wait when the engine comes to look: it is kept busy with a step of another one until then."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        assert leave.wait(PATIENCE)
+
+    engine.backend.before_step = hold
+    calls = [engine.submit(request([1], max_tokens=1, tenant="the one that keeps it busy"))]
+    assert entered.wait(PATIENCE)
+    engine.backend.before_step = lambda: None
+
+    def submit(request: GenerationRequest) -> Call:
+        calls.append(engine.submit(request))
+        return calls[-1]
+
+    try:
+        yield submit
+    finally:
+        leave.set()
+    engine.wait(*calls)
+
+
+class TestDrafts:
+    """Prompt lookup: what is verified along, and that it stays within bounds."""
+
+    def test_they_save_steps_and_change_nothing(self) -> None:
+        with toy_engine() as engine:
+            plain, drafting = (
+                engine.answer(request(prompt(20), max_tokens=200, reuse=False, speculation=speculation))
+                for speculation in (False, True)
+            )
+            assert drafting.tokens == plain.tokens
+            assert plain.counters.drafted_tokens == 0
+            assert plain.counters.forward_passes == 200
+            assert drafting.counters.accepted_tokens > 10
+            saved = plain.counters.forward_passes - drafting.counters.forward_passes
+            assert saved >= drafting.counters.accepted_tokens - 1  # the last may be the end, and save nothing
+
+    def test_they_never_make_a_step_larger_than_the_largest_that_was_measured(self) -> None:
+        with toy_engine(num_blocks=1000) as engine:
+            with at_once(engine) as submit:
+                for seed in range(12):
+                    submit(request(prompt(60, seed) * 2 + prompt(20, seed), max_tokens=20, speculation=True))
+            assert max(step.size for step in engine.backend.steps) == STEP_SIZES[-1]
+
+    def test_the_end_of_an_answer_cuts_them(self) -> None:
+        with toy_engine() as engine:
+            for max_tokens in range(1, 12):
+                call = engine.answer(request(prompt(15) * 6, max_tokens=max_tokens, speculation=True))
+                assert len(call.tokens) == max_tokens
+                assert_right(call)
+
+
+class TestReuse:
+    def test_the_next_turn_computes_only_what_is_new(self) -> None:
+        with toy_engine() as engine:
+            first = engine.answer(request(prompt(40), max_tokens=10))
+            history = prompt(40) + first.tokens
+            second = engine.answer(request(history + prompt(7, seed=1), max_tokens=5))
+            assert second.counters.reused_tokens == len(history)
+            assert second.counters.delta_tokens == 7
+            assert_right(second)
+
+    @pytest.mark.parametrize("ending", [{"max_tokens": 10}, {"stop": ("s",), "max_tokens": 60}])
+    def test_a_next_turn_that_is_sent_at_once_finds_all_of_the_one_before(self, ending: dict[str, object]) -> None:
+        with toy_engine() as engine:
+            second: list[Call] = []
+
+            def reply(output: Output) -> None:
+                if output.finish_reason is not None:
+                    history = prompt(40) + first.tokens
+                    second.append(engine.submit(request([*history, 5, 6], max_tokens=4)))
+
+            first = Call(request(prompt(40), **ending), on_output=reply)
+            engine.core.submit(first.request, first.sink)
+            engine.wait(first)
+            engine.wait(*second)
+            assert second[0].counters.reused_tokens == 40 + len(first.tokens)
+            assert_right(first)
+            assert_right(second[0])
+
+    def test_the_same_prompt_at_the_same_time_is_computed_once(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(100), max_tokens=1, temperature=1.0, seed=n)) for n in range(8)]
+            assert [call.counters.reused_tokens for call in calls] == [0, *[99] * 7]
+            for call in calls:
+                assert_right(call)
+
+    def test_of_a_longer_one_only_the_end_is_computed_again(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(310), max_tokens=1, temperature=1.0, seed=n)) for n in range(8)]
+            assert calls[0].counters.reused_tokens == 0
+            assert all(call.counters.reused_tokens > 310 - 64 for call in calls[1:])
+            for call in calls:
+                assert_right(call)
+
+    def test_who_does_not_share_the_prefix_need_not_wait_for_it(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                leader, follower = (submit(request(prompt(600), max_tokens=1, seed=n)) for n in range(2))
+                other = submit(request(prompt(4, seed=5), max_tokens=1))
+            assert follower.counters.reused_tokens > 500
+            assert other.counters.queue_ms < follower.counters.queue_ms
+            assert leader.counters.reused_tokens == 0
+
+    def test_who_waited_for_a_prefix_takes_over_when_it_is_cancelled(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                leader = submit(request(prompt(600), max_tokens=1))
+                followers = [submit(request(prompt(600), max_tokens=2, temperature=1.0, seed=n)) for n in range(3)]
+                engine.backend.before_step = lambda: engine.cancel(leader) if len(engine.backend.steps) == 4 else None
+            assert leader.reason == "cancelled"
+            assert engine.core.stats().tokens_forwarded < 2 * 600
+            for call in followers:
+                assert_right(call)
+
+    def test_tenants_share_nothing(self) -> None:
+        with toy_engine() as engine:
+            engine.answer(request(prompt(40), max_tokens=1, tenant="one"))
+            assert engine.answer(request(prompt(40), max_tokens=1, tenant="two")).counters.reused_tokens == 0
+            assert engine.answer(request(prompt(40), max_tokens=1, tenant="one")).counters.reused_tokens == 39
+
+    def test_who_wants_no_reuse_gets_none(self) -> None:
+        with toy_engine() as engine:
+            engine.answer(request(prompt(40), max_tokens=1))
+            call = engine.answer(request(prompt(40), max_tokens=1, reuse=False))
+            assert call.counters.reused_tokens == 0
+            assert_right(call)
+
+
+class TestFullMemory:
+    def test_generations_that_outgrow_memory_finish_with_the_right_tokens(self) -> None:
+        with mock.patch.object(scheduler, "HEADROOM", 8), toy_engine(num_blocks=20) as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(8, seed), max_tokens=50)) for seed in range(3)]
+            assert engine.core.stats().preemptions > 0
+            for call in calls:
+                assert_right(call, 79)
+
+    def test_room_is_taken_from_the_youngest_and_given_back_to_the_oldest(self) -> None:
+        finished: list[int] = []
+        with mock.patch.object(scheduler, "HEADROOM", 8), toy_engine(num_blocks=20, max_running=3) as engine:
+            with at_once(engine) as submit:
+                for seed in range(6):
+                    call = submit(request(prompt(8, seed), max_tokens=50))
+                    call.on_output = lambda output, n=seed: finished.append(n) if output.finish_reason else None  # type: ignore[misc]
+            assert engine.core.stats().preemptions > 0
+            assert finished == list(range(6))
+
+    def test_what_is_promised_is_enough(self) -> None:
+        with toy_engine(num_blocks=10) as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(8, seed), max_tokens=12)) for seed in range(2)]
+            for call in calls:
+                assert_right(call, 39)
+            assert engine.core.stats().preemptions == 0
+
+    def test_one_that_needs_all_of_it_waits_until_it_has_it(self) -> None:
+        with toy_engine(num_blocks=20) as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(20, seed))) for seed in range(3)]
+            for call in calls:
+                assert_right(call, 79)
+                assert len(call.tokens) == 79 - 20
+            assert engine.core.stats().preemptions == 0
+
+    def test_an_answered_request_takes_the_room_for_its_last_token_from_a_younger_one(self) -> None:
+        # When the older has its 20 tokens, the last of them needs a sixth block, and the younger has the other five.
+        with mock.patch.object(scheduler, "HEADROOM", 1), toy_engine(num_blocks=10) as engine:
+            with at_once(engine) as submit:
+                older = submit(request(prompt(8, seed=1), max_tokens=12))
+                younger = submit(request(prompt(6, seed=2), max_tokens=25))
+            assert engine.core.stats().preemptions > 0
+            assert_right(older, 39)
+            assert_right(younger, 39)
+
+
+class TestRefusals:
+    def test_a_prompt_longer_than_the_context(self) -> None:
+        with toy_engine(context_length=100) as engine:
+            with pytest.raises(ContextLengthError, match="context is 100 tokens") as caught:
+                engine.submit(request(prompt(100)))
+            assert caught.value.code == "context_length_exceeded"
+
+    def test_a_prompt_with_max_tokens_beyond_the_context(self) -> None:
+        with toy_engine(context_length=100) as engine:
+            with pytest.raises(ContextLengthError, match="max_tokens of 11"):
+                engine.submit(request(prompt(90), max_tokens=11))
+            assert len(engine.answer(request(prompt(90), max_tokens=10)).tokens) == 10
+
+    def test_a_prompt_longer_than_the_memory(self) -> None:
+        with (
+            toy_engine(num_blocks=10, context_length=100) as engine,
+            pytest.raises(ContextLengthError, match=r"holds 39 tokens \(--kv-memory\)"),
+        ):
+            engine.submit(request(prompt(39)))
+
+    def test_no_prompt_at_all(self) -> None:
+        with toy_engine() as engine, pytest.raises(InvalidRequestError, match="empty") as caught:
+            engine.submit(request([]))
+        assert caught.value.param == "prompt"
+
+    @pytest.mark.parametrize("token", [-1, VOCABULARY])
+    def test_token_ids_outside_the_vocabulary(self, token: int) -> None:
+        with toy_engine() as engine:
+            with pytest.raises(InvalidRequestError, match="0 to 49") as caught:
+                engine.submit(request([1, token, 2]))
+            assert caught.value.param == "prompt"
+            with pytest.raises(InvalidRequestError, match="0 to 49") as caught:
+                engine.submit(request([1], logit_bias={3: 1.0, token: 1.0}))
+            assert caught.value.param == "logit_bias"
+
+    def test_more_than_may_wait(self) -> None:
+        with toy_engine(max_running=1, max_waiting=3) as engine:
+            with at_once(engine) as submit:
+                for seed in range(3):
+                    submit(request(prompt(4, seed), max_tokens=2))
+                with pytest.raises(OverloadedError, match="3 requests are waiting") as caught:
+                    submit(request(prompt(4), max_tokens=2))
+                assert caught.value.retry_after > 0
+                assert engine.core.stats().waiting == 3
+            assert_right(engine.answer(request(prompt(4), max_tokens=2)))
+
+
+class TestFailures:
+    def test_a_step_that_fails_fails_its_own_requests_only(self, caplog: pytest.LogCaptureFixture) -> None:
+        with toy_engine(max_running=2) as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(30, seed), max_tokens=5)) for seed in range(4)]
+                engine.backend.before_step = failing_in_step(engine, 4)
+            assert [call.reason for call in calls] == ["error", "error", "length", "length"]
+            assert isinstance(calls[0].outputs[-1].error, RuntimeError)
+            assert "a step failed" in caplog.text
+            for call in calls[2:]:
+                assert_right(call)
+
+    def test_what_was_computed_before_the_failure_is_still_good(self) -> None:
+        with toy_engine() as engine:
+            engine.backend.before_step = failing_in_step(engine, 3)
+            assert engine.answer(request(prompt(300), max_tokens=5)).reason == "error"
+            again = engine.answer(request(prompt(300), max_tokens=5))
+            assert again.counters.reused_tokens == 2 * STEP_SIZES[-1]
+            assert_right(again)
+
+    def test_an_answered_request_does_not_hear_of_a_failure_after_it(self) -> None:
+        with toy_engine() as engine:
+            engine.backend.before_step = failing_in_step(engine, 4)
+            call = engine.answer(request(prompt(5), max_tokens=3))
+            engine.settled()
+            assert len(engine.backend.steps) == 4
+            assert_right(call)
+            again = engine.answer(request(prompt(5) + call.tokens + [7], max_tokens=3))
+            assert again.counters.reused_tokens == 5 + 2
+            assert_right(again)
+
+    def test_every_step_may_fail(self) -> None:
+        with toy_engine() as engine:
+
+            def fail() -> None:
+                raise RuntimeError("the machine is still on fire")
+
+            engine.backend.before_step = fail
+            calls = [engine.submit(request(prompt(20, seed % 3), max_tokens=3)) for seed in range(10)]
+            engine.wait(*calls)
+            assert {call.reason for call in calls} == {"error"}
+
+    @pytest.mark.parametrize("at", [1, 4])
+    def test_a_sink_that_fails_loses_its_request_and_no_other(self, at: int, caplog: pytest.LogCaptureFixture) -> None:
+        def fail(output: Output) -> None:
+            if len(bad.outputs) == at:
+                raise RuntimeError("nobody listens")
+
+        with toy_engine() as engine:
+            bad = Call(request(prompt(6), max_tokens=4), on_output=fail)
+            good = Call(request(prompt(6, seed=1), max_tokens=8))
+            for call in (bad, good):
+                engine.core.submit(call.request, call.sink)
+            engine.wait(bad, good)
+            assert bad.reason == ("length" if at == 4 else "cancelled")
+            assert "sink failed" in caplog.text
+            assert_right(bad)
+            assert_right(good)
+
+    def test_a_failing_call_fails_its_caller_only(self) -> None:
+        with toy_engine() as engine:
+            with pytest.raises(ZeroDivisionError):
+                engine.core.call(lambda kv: 1 // 0)
+            assert engine.core.call(lambda kv: kv.capacity) == 256 * 4
+
+
+def failing_in_step(engine: ToyEngine, step: int) -> Callable[[], None]:
+    def fail() -> None:
+        if len(engine.backend.steps) == step:
+            raise RuntimeError("the machine is on fire")
+
+    return fail
+
+
+class TestCancelling:
+    def test_one_that_waits_never_runs(self) -> None:
+        with toy_engine(max_running=1) as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(5, seed), max_tokens=3)) for seed in range(3)]
+                engine.cancel(calls[1])
+            assert [call.reason for call in calls] == ["length", "cancelled", "length"]
+            assert calls[1].counters.forward_passes == 0
+            assert len(calls[1].outputs) == 1
+
+    def test_one_that_runs_ends_before_the_next_step_and_leaves_its_kv(self) -> None:
+        with toy_engine() as engine:
+            call = Call(request(prompt(40), max_tokens=100))
+            call.on_output = lambda _: engine.cancel(call) if len(call.tokens) == 3 else None
+            call.generation = engine.core.submit(call.request, call.sink)
+            engine.wait(call)
+            assert len(call.tokens) == 3
+            assert call.reason == "cancelled"
+            again = engine.answer(request(prompt(40) + call.tokens, max_tokens=2))
+            assert again.counters.reused_tokens == 42
+            assert_right(again)
+
+    def test_one_whose_prompt_is_being_computed(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                call = submit(request(prompt(500), max_tokens=5))
+                engine.backend.before_step = lambda: engine.cancel(call) if len(engine.backend.steps) == 3 else None
+            assert call.reason == "cancelled"
+            assert len(engine.backend.steps) == 3
+
+    def test_again_and_too_late_is_harmless(self) -> None:
+        with toy_engine() as engine:
+            call = engine.answer(request(prompt(5), max_tokens=3))
+            engine.cancel(call)
+            engine.cancel(call)
+            assert_right(engine.answer(request(prompt(5, seed=1), max_tokens=3)))
+            assert_right(call)
+
+    def test_half_a_character_is_released(self) -> None:
+        with toy_engine() as engine:
+            call = Call(request(prompt(5), logit_bias={VOCABULARY - 2: 100}, max_tokens=50))
+            call.on_output = lambda _: engine.cancel(call) if call.tokens else None
+            call.generation = engine.core.submit(call.request, call.sink)
+            engine.wait(call)
+            assert call.text == TOKENIZER.decode(call.tokens)
+            assert call.text.endswith("\ufffd")
+
+
+class TestShutdown:
+    def test_what_runs_and_waits_is_told(self) -> None:
+        with toy_engine(max_running=1) as engine:
+            entered, leave = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                entered.set()
+                leave.wait(PATIENCE)
+
+            engine.backend.before_step = hold
+            calls = [engine.submit(request(prompt(5, seed), max_tokens=30)) for seed in range(3)]
+            assert entered.wait(PATIENCE)
+            closing = closing_thread(engine, drain_seconds=0)
+            leave.set()
+            closing.join(PATIENCE)
+            assert not closing.is_alive()
+            for call in calls:
+                assert call.reason == "error"
+                assert isinstance(call.outputs[-1].error, EngineStoppedError)
+            assert len(engine.backend.steps) == 1
+
+    def test_with_time_to_drain_all_are_answered(self) -> None:
+        with toy_engine(max_running=2) as engine:
+            calls = [engine.submit(request(prompt(5, seed), max_tokens=30)) for seed in range(5)]
+            engine.core.shutdown(drain_seconds=1000)
+            for call in calls:
+                assert_right(call)
+
+    def test_who_takes_longer_than_the_time_to_drain_is_aborted(self) -> None:
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                quick = submit(request(prompt(5), max_tokens=3))
+                slow = submit(request(prompt(5, seed=1), max_tokens=500))
+                closing = closing_thread(engine, drain_seconds=40 * 2 * SECONDS_PER_TOKEN)
+            closing.join(PATIENCE)
+            assert_right(quick)
+            assert slow.reason == "error"
+            assert 0 < len(slow.tokens) < 100
+            assert slow.tokens == direct(slow.request, 999).tokens[: len(slow.tokens)]
+
+    def test_whoever_was_accepted_before_is_answered(self) -> None:
+        """Requests that come in just when the engine runs out of work are among those that it drains."""
+        with toy_engine() as engine:
+            stop = direct(request(prompt(5), max_tokens=1), 999).tokens[0]
+            last: list[Call] = []
+
+            def submit_and_close(output: Output) -> None:
+                last.append(engine.submit(request(prompt(5, seed=1), max_tokens=3)))
+                closing_thread(engine, drain_seconds=1000)
+
+            first = engine.submit(request(prompt(5), stop_token_ids=(stop,)), submit_and_close)
+            engine.wait(first)
+            engine.wait(*last)
+            assert first.reason == "stop"
+            assert_right(last[0])
+
+    def test_nothing_is_accepted_after_it(self) -> None:
+        with toy_engine() as engine:
+            engine.core.shutdown()
+            with pytest.raises(EngineStoppedError):
+                engine.submit(request(prompt(5)))
+            with pytest.raises(EngineStoppedError):
+                engine.core.call(lambda kv: None)
+
+    def test_twice_is_harmless(self) -> None:
+        with toy_engine() as engine:
+            engine.core.shutdown(drain_seconds=5)
+            engine.core.shutdown()
+
+
+def closing_thread(engine: ToyEngine, *, drain_seconds: float) -> threading.Thread:
+    """A thread that shuts the engine down, and has got so far that nothing more is accepted."""
+    thread = threading.Thread(target=lambda: engine.core.shutdown(drain_seconds=drain_seconds), daemon=True)
+    thread.start()
+    for _ in range(2000):
+        try:
+            engine.core.submit(request([1], max_tokens=1), lambda output: None)
+        except EngineStoppedError:
+            return thread
+        time.sleep(0.001)
+    raise AssertionError("the engine goes on accepting requests")
+
+
+class TestEnds:
+    """Why answers end, and what the last output says."""
+
+    def test_at_max_tokens(self) -> None:
+        with toy_engine() as engine:
+            call = engine.answer(request(prompt(5), max_tokens=7))
+            assert (call.reason, len(call.tokens)) == ("length", 7)
+
+    def test_at_the_end_of_the_context(self) -> None:
+        with toy_engine(context_length=30) as engine:
+            call = engine.answer(request(prompt(5)))
+            assert (call.reason, len(call.tokens)) == ("length", 25)
+
+    def test_at_a_stop_token_which_is_not_part_of_it(self) -> None:
+        tokens = direct(request(prompt(5), max_tokens=6), 999).tokens
+        with toy_engine() as engine:
+            call = engine.answer(request(prompt(5), stop_token_ids=(tokens[5],)))
+            assert call.reason == "stop"
+            assert call.tokens == tokens[: tokens.index(tokens[5])]
+
+    def test_at_the_model_s_stop_token_unless_that_is_ignored(self) -> None:
+        with toy_engine() as engine:
+            call = engine.answer(request(prompt(5), ignore_eos=False, logit_bias={STOP: 100}))
+            assert (call.reason, call.tokens) == ("stop", [])
+            call = engine.answer(request(prompt(5), ignore_eos=True, logit_bias={STOP: 100}, max_tokens=4))
+            assert (call.reason, call.tokens) == ("length", [STOP] * 4)
+
+    def test_at_a_stop_string_whose_tokens_are_told(self) -> None:
+        plain = direct(request(prompt(5), max_tokens=20), 999)
+        stop = plain.text[3:6]
+        with toy_engine() as engine:
+            call = engine.answer(request(prompt(5), stop=(stop,)))
+            assert call.reason == "stop"
+            assert call.text == plain.text[: plain.text.index(stop)]
+            assert TOKENIZER.decode(call.tokens) == call.text + stop
+
+    def test_with_the_last_output_a_request_no_longer_counts_as_running(self) -> None:
+        with toy_engine() as engine:
+            running: list[int] = []
+            call = engine.submit(
+                request(prompt(5), ignore_eos=False, logit_bias={STOP: 100}),
+                lambda output: running.append(engine.core.stats().running),
+            )
+            engine.wait(call)
+            assert running == [0]
+
+    def test_counters_say_what_a_turn_cost(self) -> None:
+        with toy_engine(max_running=1) as engine:
+            with at_once(engine) as submit:
+                first = submit(request(prompt(100), max_tokens=11))
+                second = submit(request(prompt(3, seed=1), max_tokens=1))
+            counters = first.counters
+            assert counters.prompt_tokens == counters.delta_tokens == 100
+            assert counters.completion_tokens == 11
+            assert counters.forward_passes == 1 + 10  # the prompt, and each token but the last
+            assert counters.prefill_ms == pytest.approx(128 * SECONDS_PER_TOKEN * 1e3)
+            assert counters.decode_ms == pytest.approx(10 * 2 * SECONDS_PER_TOKEN * 1e3)
+            assert second.counters.queue_ms >= counters.prefill_ms + counters.decode_ms
