@@ -1,0 +1,68 @@
+"""What many conversations share, and what they leave behind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slipstream import Engine, EngineConfig, Message, SamplingParams, Session
+from slipstream.models import Model
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+SYSTEM = "You are agent of a team that looks after a warehouse and answers in a few words. " * 41  # some 700 tokens
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> Iterator[Engine]:
+    with Engine(model, EngineConfig.model_validate({"kv_memory": "72MiB"})) as engine:  # about 3,100 tokens
+        yield engine
+
+
+def resident_megabytes() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) -> None:
+    shared = len(engine.conversations.prompt([Message("system", SYSTEM)]).token_ids)
+    assert shared > 700
+    sessions = [engine.session(SYSTEM) for _ in range(8)]
+    reused = [
+        session.send(f"Where are the {index * 7} boxes?", params=GREEDY).counters.reused_tokens
+        for _ in range(4)
+        for index, session in enumerate(sessions)
+    ]
+    generation_prompt = 4  # what follows the system message in `shared`
+    assert min(reused[1:]) >= shared - generation_prompt
+    assert engine.core.kv_usage().evictions == 0, "there is memory for all of them"
+    assert sorted(reused[8:16]) > sorted(reused[:8]), "and each finds its own turns too"
+
+
+def test_a_hundred_conversations_in_memory_for_ten(engine: Engine) -> None:
+    engine.core.call(lambda kv: kv.clear())
+    sessions = [engine.session(f"You are assistant {number}, and you count. " * 20) for number in range(100)]
+    resident = []
+    for turn in range(2):
+        for session in sessions:
+            answer = session.send(f"What comes after {turn}?", params=GREEDY)
+            assert answer.finish_reason in ("stop", "length")
+            engine.core.call(lambda kv: kv.check())
+        resident.append(resident_megabytes())
+    usage = engine.core.kv_usage()
+    assert usage.running_sequences == 0
+    assert 5 <= usage.retained_sequences <= 15
+    assert usage.evictions > 150
+    assert resident[1] - resident[0] < 20, "a second round over all conversations takes no more memory"
+    engine.core.call(lambda kv: kv.clear())
+    assert engine.core.kv_usage().free == usage.capacity
+
+
+def test_prompt_tokens_forwarded_are_exactly_the_delta(engine: Engine) -> None:
+    engine.core.call(lambda kv: kv.clear())
+    session: Session = engine.session("You are terse.")
+    for number in range(8):
+        before = engine.core.stats().tokens_forwarded
+        counters = session.send("word " * 150, params=SamplingParams(temperature=0, max_tokens=1)).counters
+        engine.core.call(lambda kv: kv.check())  # comes after the step that settles
+        forwarded = engine.core.stats().tokens_forwarded - before
+        assert forwarded == counters.delta_tokens + counters.completion_tokens
+        assert counters.reused_tokens == 0 if number == 0 else counters.delta_tokens < 165
