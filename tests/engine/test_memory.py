@@ -1,21 +1,11 @@
 """What many conversations share, and what they leave behind."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from slipstream import Engine, EngineConfig, Message, SamplingParams, Session
-from slipstream.models import Model
+from slipstream import Engine, Message, SamplingParams, Session
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 SYSTEM = "You are agent of a team that looks after a warehouse and answers in a few words. " * 41  # some 700 tokens
-
-
-@pytest.fixture(scope="module")
-def engine(model: Model) -> Iterator[Engine]:
-    with Engine(model, EngineConfig.model_validate({"kv_memory": "72MiB"})) as engine:  # about 3,100 tokens
-        yield engine
 
 
 def resident_megabytes() -> float:
@@ -23,6 +13,8 @@ def resident_megabytes() -> float:
 
 
 def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) -> None:
+    engine.core.call(lambda kv: kv.clear())
+    evictions = engine.core.kv_usage().evictions
     shared = len(engine.conversations.prompt([Message("system", SYSTEM)]).token_ids)
     assert shared > 700
     sessions = [engine.session(SYSTEM) for _ in range(8)]
@@ -33,12 +25,13 @@ def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) 
     ]
     generation_prompt = 4  # what follows the system message in `shared`
     assert min(reused[1:]) >= shared - generation_prompt
-    assert engine.core.kv_usage().evictions == 0, "there is memory for all of them"
+    assert engine.core.kv_usage().evictions == evictions, "there is memory for all of them"
     assert sorted(reused[8:16]) > sorted(reused[:8]), "and each finds its own turns too"
 
 
 def test_a_hundred_conversations_in_memory_for_ten(engine: Engine) -> None:
     engine.core.call(lambda kv: kv.clear())
+    evictions = engine.core.kv_usage().evictions
     sessions = [engine.session(f"You are assistant {number}, and you count. " * 20) for number in range(100)]
     resident = []
     for turn in range(2):
@@ -50,7 +43,7 @@ def test_a_hundred_conversations_in_memory_for_ten(engine: Engine) -> None:
     usage = engine.core.kv_usage()
     assert usage.running_sequences == 0
     assert 5 <= usage.retained_sequences <= 15
-    assert usage.evictions > 150
+    assert usage.evictions > evictions + 150
     assert resident[1] - resident[0] < 20, "a second round over all conversations takes no more memory"
     engine.core.call(lambda kv: kv.clear())
     assert engine.core.kv_usage().free == usage.capacity

@@ -755,6 +755,19 @@ class TestFailures:
             assert_right(bad)
             assert_right(good)
 
+    def test_an_engine_that_fails_tells_everybody_and_takes_no_more(self, caplog: pytest.LogCaptureFixture) -> None:
+        with toy_engine(max_running=1) as engine:
+            with at_once(engine) as submit:
+                calls = [submit(request(prompt(5, seed), max_tokens=3)) for seed in range(2)]
+                engine.core._scheduler.plan = mock.Mock(side_effect=MemoryError("no luck"))  # type: ignore[method-assign]
+            for call in calls:
+                assert call.reason == "error"
+                assert isinstance(call.outputs[-1].error, EngineStoppedError)
+                assert "no luck" in str(call.outputs[-1].error)
+            assert not engine.core.alive
+            with pytest.raises(EngineStoppedError):
+                engine.submit(request(prompt(5)))
+
     def test_a_failing_call_fails_its_caller_only(self) -> None:
         with toy_engine() as engine:
             with pytest.raises(ZeroDivisionError):

@@ -1,7 +1,7 @@
 """The cost curve of a step: read between its points, and moved by what steps really took."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.backend import StepMeasurements
@@ -32,6 +32,7 @@ def test_above_the_largest_size_the_cost_grows_in_proportion() -> None:
     assert curve().seconds(256) == pytest.approx(0.400)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_more_tokens_never_cost_less(first: int, second: int) -> None:
     assert curve().seconds(min(first, second)) <= curve().seconds(max(first, second))

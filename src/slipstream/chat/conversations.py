@@ -1,5 +1,6 @@
 """From a list of messages to the token ids of a prompt, exact down to what the model generated before."""
 
+import re
 import secrets
 import threading
 from collections import Counter
@@ -16,6 +17,8 @@ from slipstream.chat.template import ChatTemplate
 from slipstream.chat.tools import NO_TOOLS, ToolUse
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer import Tokenizer
+
+_MARK = re.compile("slipstream[0-9a-f]{32}")
 
 LEDGER_TOKENS = 16 * 2**20
 """Token ids that the ledger keeps by default: 64 MiB."""
@@ -116,17 +119,27 @@ class Conversations:
         return self._template.render(self._tool_format.messages(messages, use), self._tool_format.template_tools(use))
 
     def _tail(self, messages: Sequence[Message], use: ToolUse, index: int) -> str | None:
-        """The text that follows message `index`; None if the template does not say where that is."""
-        sentinel = f"slipstream{secrets.token_hex(16)}"
-        marked = list(messages)
-        marked[index] = replace(messages[index], text=sentinel, tool_calls=())
+        """The text that follows message `index`; None if the template does not say where that is.
+
+        It is asked twice: for that text, and, with a mark in place of each message's text, for the order in which it
+        renders them. A template that moves messages has to render all of them anew.
+        """
+        marks = [f"slipstream{secrets.token_hex(16)}" for _ in messages]
+        known = replace(messages[index], text=marks[index], tool_calls=())
+        marked = [replace(message, text=mark) for message, mark in zip(messages, marks, strict=True)]
         try:
-            before, found, after = self._render(marked, use).partition(sentinel)
-            alone = self._render(marked[: index + 1], use).partition(sentinel)[0]
+            text = self._render([*messages[:index], known, *messages[index + 1 :]], use)
+            order = _MARK.findall(self._render([*marked[:index], known, *marked[index + 1 :]], use))
         except InvalidRequestError:
             return None
-        # Where what comes before depends on what comes after, the template moved something to the front.
-        return after if found and sentinel not in after and before == alone else None
+        # Texts before the known answer, and those beside calls, may be left out; nothing else may.
+        expected = [
+            mark
+            for at, (mark, message) in enumerate(zip(marks, messages, strict=True))
+            if mark in order or (at >= index and not message.tool_calls)
+        ]
+        _, found, after = text.partition(marks[index])
+        return after if found and order == expected else None
 
     def _tokens_spelling(self, text: str, token_ids: Sequence[int]) -> Sequence[int] | None:
         """The tokens, or as many of them as spell the text."""

@@ -148,8 +148,8 @@ class EngineCore:
     def shutdown(self, *, drain_seconds: float = 0.0) -> None:
         """Take no more requests, give those that run so long to finish, abort the rest, and end the thread."""
         with self._queued_lock:
-            if self._deadline is None:
-                self._deadline = time.monotonic() + drain_seconds
+            deadline = time.monotonic() + drain_seconds
+            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
             self._inbox.put(None)
         self._thread.join()
 

@@ -43,7 +43,7 @@ class SamplingParams:
         _require(0.0 <= self.min_p <= 1.0, "min_p", "must be between 0 and 1")
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "must be between -2 and 2")
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "must be between -2 and 2")
-        _require(0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", "must be above 0 and at most 10")
+        _require(0.01 <= self.repetition_penalty <= 10.0, "repetition_penalty", "must be between 0.01 and 10")
         _require(
             all(-100 <= v <= 100 for v in self.logit_bias.values()),
             "logit_bias",

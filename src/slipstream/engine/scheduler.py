@@ -17,7 +17,7 @@ HEADROOM = 256
 _MAX_DRAFTING = 16
 """With more generations in a step, drafts can't pay for the time it takes to look them up."""
 
-_WORTH_WAITING = 64
+_WORTH_WAITING = 16
 """Tokens of a prefix being computed by another generation that are worth waiting for rather than computing again."""
 
 
@@ -133,11 +133,12 @@ class Scheduler:
     def _propose(self, generation: Generation) -> Draft:
         sequence, request = generation.sequence, generation.request
         assert sequence is not None
-        draft = self._drafter.propose(
-            sequence, generation.constraint, request.tenant, forced=generation.jumps_forward
-        ).cut(generation.limit - len(sequence))
-        roomy = self._kv.grow(sequence, len(sequence) + len(draft) + 1)
-        return draft if roomy else draft.cut(sequence.capacity - len(sequence) - 1)
+        draft = self._drafter.propose(sequence, generation.constraint, request.tenant, forced=generation.jumps_forward)
+        # Nothing is evicted for a guess.
+        room = min(generation.limit, sequence.capacity + self._kv.free - 1) - len(sequence)
+        draft = draft.cut(max(0, room))
+        self._kv.grow(sequence, len(sequence) + len(draft) + 1)
+        return draft
 
     def _prefix_under_way(self, generation: Generation) -> bool:
         """Whether a running generation will soon hold much more of this prompt than memory does now.

@@ -18,6 +18,8 @@ class StepCost:
         self._sizes = [size for size, _ in measured.seconds]
         self._seconds = [seconds for _, seconds in measured.seconds]
         self._change = measured.change
+        self._floor = [seconds / 16 for seconds in self._seconds]
+        """A step that came cheap once must not make the next ones look free."""
 
     def rounded(self, tokens: int) -> int:
         """The measured size that a step of that many tokens is padded to, or `tokens` beyond the largest."""
@@ -45,7 +47,8 @@ class StepCost:
         size = self.rounded(tokens)
         nearest = min(range(len(self._sizes)), key=lambda index: abs(self._sizes[index] - size))
         expected = self.transition(last_size, size)
-        self._seconds[nearest] *= 1 + _SMOOTHING * (min(seconds / expected, 2.0) - 1)
+        moved = self._seconds[nearest] * (1 + _SMOOTHING * (min(seconds / expected, 2.0) - 1))
+        self._seconds[nearest] = max(self._floor[nearest], moved)
 
     def largest_within(self, seconds: float) -> int:
         """The largest measured step size predicted to take no longer, at least the smallest."""

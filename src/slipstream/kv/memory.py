@@ -42,11 +42,16 @@ class KVMemory:
         """How many tokens one sequence can have at most."""
         return self._pool.num_blocks * self._pool.block_size
 
+    @property
+    def free(self) -> int:
+        """Room for how many tokens there is without evicting anything."""
+        return self._pool.free_count * self._pool.block_size
+
     def usage(self) -> KVUsage:
         """What the memory holds now."""
         return KVUsage(
             capacity=self.capacity,
-            free=self._pool.free_count * self._pool.block_size,
+            free=self.free,
             running_sequences=len(self._tenants) - len(self._retained),
             retained_sequences=len(self._retained),
             evictions=self._evictions,

@@ -4,12 +4,13 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
+from itertools import takewhile
 
 from slipstream.chat.formats.base import ParsedAnswer, ParsedCall, certain_length
 from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 MORE = "{0,15}"
 """How many calls may follow the first: a model that has lost its way calls without end."""
 
@@ -44,7 +45,8 @@ def read_call(text: str, start: int) -> tuple[ParsedCall | None, int | None]:
     depth, key, in_value = 0, "", False
     name: str | None = None
     begin = end = None
-    for match in _TOKEN.finditer(text, start):
+    # What follows the quote of a string that has not ended is part of it, whatever it looks like.
+    for match in takewhile(lambda match: match.group() != '"', _TOKEN.finditer(text, start)):
         token = match.group()
         if depth == 1 and in_value and key in _ARGUMENT_KEYS and begin is None:
             begin = match.start()
