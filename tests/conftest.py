@@ -1,9 +1,14 @@
 """Fixtures that several kinds of tests share."""
 
+import hypothesis
 import pytest
 
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
+
+# The same examples at every run; `pytest --hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
