@@ -55,7 +55,7 @@ def growing_conversation(server: Server, client: OpenAI, turns: int, console: Co
     messages: Messages = [{"role": "system", "content": "You are a careful assistant."}]
     table = Table("turn", "prompt", "reused", "delta", "answer", "passes", "reuse, ms", "no reuse, ms", "ratio")
     times: list[float] = []
-    busy = infer = wall = 0.0
+    busy = infer = wall = engine = 0.0
     for turn in track(range(1, turns + 1), "Turns", console=console):
         messages.append({"role": "user", "content": words(rng, 138)})
         before = server.wait_until_idle()
@@ -66,6 +66,7 @@ def growing_conversation(server: Server, client: OpenAI, turns: int, console: Co
         busy += after["slipstream_engine_busy_seconds_total"] - before["slipstream_engine_busy_seconds_total"]
         infer += after["slipstream_engine_infer_seconds_total"] - before["slipstream_engine_infer_seconds_total"]
         wall += seconds
+        engine += sum(report[f"{part}_ms"] for part in ("queue", "prefill", "decode")) / 1e3
         times.append(seconds)
         messages.append({"role": "assistant", "content": text})
         if turn in (1, 2) or turn % 5 == 0:
@@ -82,8 +83,8 @@ def growing_conversation(server: Server, client: OpenAI, turns: int, console: Co
         f"turns 4-6 {middle[0] * 1e3:.0f} ms, last three {middle[1] * 1e3:.0f} ms: {middle[1] / middle[0]:.2f}x"
     )
     console.print(
-        f"engine thread outside of infer(): {(busy - infer) / busy:.1%} of its busy time; "
-        f"everything outside of infer(), HTTP and client included: {(wall - infer) / wall:.1%} of the turns"
+        f"outside of infer(): {(busy - infer) / busy:.1%} of the engine's time; "
+        f"outside of the engine (client, HTTP, template, tokenizer): {(wall - engine) / wall:.1%} of the turns"
     )
 
 
