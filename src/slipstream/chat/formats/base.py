@@ -17,7 +17,6 @@ class ParsedCall:
 
     name: str
     arguments: str
-    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,14 @@
 """Hermes and Qwen 2.5/3: `<tool_call>` around a JSON object."""
 
 from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer
-from slipstream.chat.formats.json_calls import MORE, call_rules, free_text_then, read_marked_calls, unique_call_id
+from slipstream.chat.formats.json_calls import (
+    MORE,
+    call_rules,
+    free_text_then,
+    read_call,
+    read_marked_calls,
+    unique_call_id,
+)
 from slipstream.chat.tools import ToolUse
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -26,7 +33,7 @@ class Hermes(NativeTools):
 
     def parse(self, text: str, use: ToolUse, *, complete: bool) -> ParsedAnswer:  # noqa: ARG002
         """See `ToolFormat.parse`."""
-        return read_marked_calls(text, BEGIN, END, complete=complete)
+        return read_marked_calls(text, BEGIN, END, read_call, complete=complete)
 
     def new_call_id(self) -> str:
         """See `ToolFormat.new_call_id`."""

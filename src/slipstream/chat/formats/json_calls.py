@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from slipstream.chat.formats.base import ParsedAnswer, ParsedCall, certain_length
@@ -11,6 +11,9 @@ from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
+CallReader = Callable[[str, int], tuple[ParsedCall | None, int | None]]
+"""Reads the call that begins at or after a position, as far as it's there, and tells where it ends, if it does."""
+
 MORE = "{0,15}"
 """How many calls may follow the first: a model that has lost its way calls without end."""
 
@@ -68,7 +71,7 @@ def read_call(text: str, start: int) -> tuple[ParsedCall | None, int | None]:
             if depth == 0:
                 call = ParsedCall(name, _slice(text, begin, end)) if name is not None else None
                 return call, match.end()
-    call = ParsedCall(name, _slice(text, begin, end), complete=False) if name is not None else None
+    call = ParsedCall(name, _slice(text, begin, end)) if name is not None else None
     return call, None
 
 
@@ -76,23 +79,23 @@ def _slice(text: str, begin: int | None, end: int | None) -> str:
     return "" if begin is None else text[begin:end].rstrip()
 
 
-def read_marked_calls(text: str, begin: str, end: str, *, complete: bool) -> ParsedAnswer:
+def read_marked_calls(text: str, begin: str, end: str, read: CallReader, *, complete: bool) -> ParsedAnswer:
     """Free text with calls between `begin` and `end`; white space around calls belongs to nobody."""
+    closing = re.compile(r"\s*" + re.escape(end))
     shown: list[str] = []
     calls: list[ParsedCall] = []
     at = 0
     while (found := text.find(begin, at)) >= 0:
         shown.append(text[at:found].strip() if calls else text[at:found].rstrip())
-        call, after = read_call(text, found + len(begin))
+        call, after = read(text, found + len(begin))
         if call is not None:
             calls.append(call)
         if after is None:
             return ParsedAnswer("".join(shown), tuple(calls))
-        at = after
-        closing = re.compile(r"\s*" + re.escape(end)).match(text, at)
-        if closing is None and (end + " ").startswith(text[at:].lstrip()):
+        closed = closing.match(text, after)
+        if closed is None and (end + " ").startswith(text[after:].lstrip()):
             return ParsedAnswer("".join(shown), tuple(calls))
-        at = closing.end() if closing else at
+        at = closed.end() if closed else after
     rest = text[at:]
     if not complete:
         rest = rest[: certain_length(rest, (begin,))]

@@ -5,16 +5,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer, ParsedCall, certain_length
+from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer, ParsedCall
 from slipstream.chat.formats.hermes import BEGIN, END
-from slipstream.chat.formats.json_calls import MORE, free_text_then, unique_call_id
+from slipstream.chat.formats.json_calls import MORE, free_text_then, read_marked_calls, unique_call_id
 from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool, ToolUse
 
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\n?")
 _PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _CLOSING = re.compile(r"\s*</function>")
-_CALL_END = re.compile(r"\s*" + re.escape(END))
 
 # A text ends at the first closing tag, so it can't hold one.
 _VALUE = "value[lazy]: /(.|\\n)*\\n<\\/parameter>/"
@@ -43,27 +42,11 @@ class Qwen3Coder(NativeTools):
     def parse(self, text: str, use: ToolUse, *, complete: bool) -> ParsedAnswer:
         """See `ToolFormat.parse`."""
         schemas = {tool.name: closed_parameters(tool.parameters) for tool in use.tools}
-        shown: list[str] = []
-        calls: list[ParsedCall] = []
-        at = 0
-        while (found := text.find(BEGIN, at)) >= 0:
-            shown.append(text[at:found].strip() if calls else text[at:found].rstrip())
-            function = _FUNCTION.match(text, found + len(BEGIN))
-            if function is None:
-                return ParsedAnswer("".join(shown), tuple(calls))
-            call, after = _read_arguments(text, function, schemas.get(function[1], {}))
-            calls.append(call)
-            closing = _CALL_END.match(text, after) if call.complete else None
-            if closing is None:
-                return ParsedAnswer("".join(shown), tuple(calls))
-            at = closing.end()
-        rest = text[at:]
-        if not complete:
-            rest = rest[: certain_length(rest, (BEGIN,))]
-        elif calls:
-            rest = rest.rstrip()
-        shown.append(rest.lstrip() if calls else rest)
-        return ParsedAnswer("".join(shown), tuple(calls))
+
+        def read(text: str, start: int) -> tuple[ParsedCall | None, int | None]:
+            return _read_call(text, start, schemas)
+
+        return read_marked_calls(text, BEGIN, END, read, complete=complete)
 
     def new_call_id(self) -> str:
         """See `ToolFormat.new_call_id`."""
@@ -98,8 +81,12 @@ def _is_text(schema: Mapping[str, Any]) -> bool:
     return schema.get("type") == "string"
 
 
-def _read_arguments(text: str, function: re.Match[str], schema: Mapping[str, Any]) -> tuple[ParsedCall, int]:
-    """The call whose opening tag was matched, with the parameters that are whole, and where it ends."""
+def _read_call(text: str, start: int, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[ParsedCall | None, int | None]:
+    """The call that begins at `start`, with the parameters that are whole, and where it ends, if it does."""
+    function = _FUNCTION.match(text, start)
+    if function is None:
+        return None, None
+    schema = schemas.get(function[1], {})
     at = function.end()
     members = []
     while parameter := _PARAMETER.match(text, at):
@@ -108,7 +95,7 @@ def _read_arguments(text: str, function: re.Match[str], schema: Mapping[str, Any
         at = parameter.end()
     closing = _CLOSING.match(text, at)
     arguments = "{" + ", ".join(members) + ("}" if closing else "")
-    return ParsedCall(function[1], arguments, complete=closing is not None), closing.end() if closing else at
+    return ParsedCall(function[1], arguments), closing.end() if closing else None
 
 
 def _as_json(value: str, schema: Mapping[str, Any], name: str) -> str:
