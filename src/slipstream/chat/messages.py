@@ -20,7 +20,8 @@ class ToolCall:
     def parsed_arguments(self) -> object:
         """The arguments as a value, or the text itself where it isn't JSON."""
         try:
-            return json.loads(self.arguments)
+            # A number is what it's worth: JavaScript writes 2.0 as 2.
+            return json.loads(self.arguments, parse_float=_number)
         except (ValueError, RecursionError):  # the latter for brackets without end
             return self.arguments
 
@@ -53,3 +54,8 @@ def digests(start: Digest, messages: Iterable[Message]) -> list[Digest]:
 def digest(before: Digest, text: str) -> Digest:
     """The digest of `text` coming after what `before` stands for."""
     return hashlib.blake2b(before + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _number(text: str) -> float | int:
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value

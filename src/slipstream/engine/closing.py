@@ -11,7 +11,7 @@ class Closer:
 
     It replaces a token after which the answer could no longer be closed in time. What it decides depends on the tokens
     before and nothing else, as long as it is asked at each place where the grammar leaves a choice, and only there.
-    Where even the way to close is too long, or none is found, it gives up, and the answer may be cut off.
+    Where even the way to close is too long, or none is found, the answer goes on, and may be cut off.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,7 +30,7 @@ class Closer:
             self._look_again = position + 1 + (room - 1 - len(closing)) // _CAUTION
             return token
         closing = constraint.closing(room)
-        if closing is None:
-            self._look_again = self._limit
+        if closing is None:  # but there may be a way further on
+            self._look_again = position + 1 + room // _CAUTION
             return token
         return closing[0] if closing else None

@@ -228,6 +228,9 @@ class Generation:
         if self.constraint is None or not self.jumps_forward or harvest.reason is not None:
             return
         for token in self.constraint.forced():
+            if token in self._stop_token_ids:
+                harvest.reason = "stop"
+                return
             self.counters.forced_tokens += 1
             self._push(token, harvest)
             if harvest.reason is not None:

@@ -1,6 +1,7 @@
 """Grammars that an answer must fit, compiled by llguidance: masks, forced tokens, and what a draft may hold."""
 
 import re
+import string
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -23,8 +24,9 @@ class GrammarFailedError(SlipstreamError):
     """A grammar that compiled met a limit of the parser while it was followed."""
 
 
-# What leads to the end of JSON, most welcome first; what comes last gets a number, a date or an identifier on its way.
-_CLOSERS = ("}", "]", '"', ",", "[", "{", *"0123456789", *"abcdefghijklmnopqrstuvwxyz", *"-:.@/ ")
+# What leads to the end of JSON, most welcome first. Letters get literals and identifiers on their way, digits numbers
+# and dates; brackets that open come after everything that may stand in their place, so that no recursion is entered.
+_CLOSERS = ("}", "]", '"', ",", *"0123456789", *string.ascii_letters, *"-:.@/ ", "[", "{")
 _TEXT_ENDS = ('"', "\n</parameter>", "</think>")
 
 
