@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from slipstream.chat import Prompt
+from slipstream.chat.formats import FORMATS
 from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
 from slipstream.engine import GenerationRequest, Output, TurnCounters
@@ -29,7 +30,9 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
     engine = SimpleNamespace(
         model=SimpleNamespace(name="m", fingerprint="0" * 64),
         core=SimpleNamespace(max_sequence=64, submit=submit, cancel=lambda generation: None),
-        conversations=SimpleNamespace(prompt=lambda messages, tenant: prompt, record=lambda *answer: None),
+        conversations=SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, record=lambda *answer: None),
+        grammar=lambda prompt, tools, response_schema: None,
+        tool_format=FORMATS["generic"],
         tokenizer=None,
     )
     transport = httpx.ASGITransport(create_app(cast(Engine, engine), ServerConfig()), raise_app_exceptions=False)
