@@ -108,18 +108,23 @@ class Engine:
 
         Raises `InvalidRequestError` for a schema that can't be enforced. May take a while; any thread will do.
         """
-        source = answer_grammar(
-            self.tool_format,
-            use,
-            response_schema,
-            self._mark,
-            reasons=self._reasons,
-            opens_reasoning=prompt.opens_reasoning,
-        )
+        param = "response_format" if use.mode == "none" else "tools"
+        try:
+            source = answer_grammar(
+                self.tool_format,
+                use,
+                response_schema,
+                self._mark,
+                reasons=self._reasons,
+                opens_reasoning=prompt.opens_reasoning,
+            )
+        except RecursionError:
+            message = f"{param} has a schema that is nested too deeply: flatten it, or use $ref"
+            raise InvalidRequestError(message, param=param, code="schema_too_complex") from None
         if source is None:
             return None
         try:
-            return self.grammars.compile(source, param="response_format" if use.mode == "none" else "tools")
+            return self.grammars.compile(source, param=param)
         except InvalidRequestError:
             self._blame(use, response_schema)
             raise

@@ -175,7 +175,6 @@ def test_bad_tools(http: httpx.Client, body: dict[str, Any], param: str, code: s
         assert_error(response, 400, param, code, says)
 
 
-@pytest.mark.xfail(reason="names pydantic's branch of the union instead of the field", strict=True)
 @pytest.mark.parametrize(
     "choice", ["sometimes", 3, {"type": "custom"}, {"type": "function"}, {"type": "allowed_tools"}]
 )
@@ -186,13 +185,11 @@ def test_bad_tool_choice(http: httpx.Client, choice: object) -> None:
     assert "literal" not in response.text
 
 
-@pytest.mark.xfail(reason="of a regular expression's error the first line alone is told", strict=True)
 def test_pattern_that_cannot_be_enforced_says_why(http: httpx.Client) -> None:
     response = http.post(CHAT, json=with_parameter({"type": "string", "pattern": "a(?=b)"}))
     assert_error(response, 400, PARAMETERS, "unsupported_schema", "look-around")
 
 
-@pytest.mark.xfail(reason="RecursionError becomes a 500", strict=True)
 def test_too_deep_a_schema(http: httpx.Client) -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(400):
@@ -215,7 +212,6 @@ def test_tools_that_are_not_called_need_no_grammar(http: httpx.Client) -> None:
         pytest.param("^(((a{1,100}){1,100}){1,100}){1,100}$", id="while it is sampled"),
     ],
 )
-@pytest.mark.xfail(reason="a grammar that meets a limit on its way is a 500, or ends the engine", strict=True)
 def test_grammar_too_complex_to_follow(pattern: str) -> None:
     with running_server() as server, server.http() as http:  # one of its own, for it may not survive
         (likely,) = http.post("/tokenize", json={"content": "aaaa"}).json()["tokens"]

@@ -244,10 +244,16 @@ class EngineCore:
             self._emit(generation, output)
 
     def _admit(self) -> None:
-        for generation, output in self._scheduler.admit():
-            if output.finish_reason is not None:
-                generation.conclude()
-            self._emit(generation, output)
+        for generation in list(self._scheduler.admit()):
+            try:
+                output = generation.opening()
+            except Exception as error:
+                self._end(generation, error)
+                continue
+            if output is not None:
+                if output.finish_reason is not None:
+                    generation.conclude()
+                self._emit(generation, output)
 
     def _step(self, work: list[Work]) -> None:
         """Run one forward pass and let each generation have its part of it."""
@@ -283,7 +289,7 @@ class EngineCore:
         try:
             output, confirmed = generation.accept(logits, item.draft)
         except Exception as error:
-            logger.exception("a request failed; others go on")
+            logger.warning("a request failed, others go on", exc_info=True)
             self._end(generation, error)
             return
         self._kv.advance(generation.sequence, confirmed)

@@ -4,6 +4,7 @@ A draft follows the grammar where there is one: what the grammar forces is part 
 looked up. So one draft can run through several fields of a call.
 """
 
+import contextlib
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slipstream.backend.base import IntArray
-from slipstream.engine.grammar import Constraint
+from slipstream.engine.grammar import Constraint, GrammarFailedError
 from slipstream.kv import Sequence
 
 MAX_DRAFT = 32
@@ -105,6 +106,21 @@ class Drafter:
         index.update(sequence.tokens)
         draft = Draft()
         ahead = constraint.copy() if constraint is not None else None
+        with contextlib.suppress(GrammarFailedError):  # a limit met ahead: the draft ends before it
+            self._extend(draft, sequence, index, ahead, tenant, forced=forced)
+        return draft
+
+    def _extend(
+        self,
+        draft: Draft,
+        sequence: Sequence,
+        index: NGramIndex,
+        ahead: Constraint | None,
+        tenant: str,
+        *,
+        forced: bool,
+    ) -> None:
+        """Add what is certain and what is guessed, in turns, until there is enough."""
         while len(draft.tokens) < MAX_DRAFT:
             if ahead is not None and forced and (certain := ahead.forced()):
                 ahead.accept(certain)
@@ -119,7 +135,6 @@ class Drafter:
             if ahead is None:
                 break
             ahead.accept(guess)
-        return draft
 
     def remember(self, answer: IntArray, tenant: str) -> None:
         """Keep an answer that followed a grammar, for others to look up."""

@@ -150,17 +150,18 @@ class Generation:
         tokens = self.sequence.tokens if self.sequence is not None else self.tokens
         return tokens[len(self.request.prompt) :]
 
-    def start(self, sequence: Sequence) -> Output | None:
-        """Begin, or after a preemption go on, with a sequence that holds all tokens so far.
-
-        Returns what is certain before anything is computed: the tokens that the grammar forces at the start.
-        """
+    def start(self, sequence: Sequence) -> None:
+        """Begin, or after a preemption go on, with a sequence that holds all tokens so far."""
         self.sequence = sequence
         self.phase = Phase.PREFILL
-        if self._started:
+        if not self._started:
+            self._started = time.perf_counter()
+            self.counters.reused_tokens = sequence.computed
+
+    def opening(self) -> Output | None:
+        """What is certain before anything is computed: the tokens that the grammar forces at the start."""
+        if self.counters.completion_tokens:
             return None
-        self._started = time.perf_counter()
-        self.counters.reused_tokens = sequence.computed
         harvest = _Harvest()
         self._push_forced(harvest)
         return self._output(harvest) if harvest.tokens else None

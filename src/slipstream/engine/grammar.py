@@ -1,5 +1,6 @@
 """Grammars that an answer must fit, compiled by llguidance: masks, forced tokens, and what a draft may hold."""
 
+import logging
 import re
 import string
 import threading
@@ -12,7 +13,9 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from slipstream.backend.base import FloatArray
-from slipstream.errors import InvalidRequestError, SlipstreamError
+from slipstream.errors import InvalidRequestError
+
+logger = logging.getLogger(__name__)
 
 MAX_SOURCE = 512 * 1024
 """Characters of a grammar; what tools need is hundreds of times less."""
@@ -20,8 +23,15 @@ MAX_SOURCE = 512 * 1024
 _LIMITS = LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=2_000_000)
 
 
-class GrammarFailedError(SlipstreamError):
+class GrammarFailedError(InvalidRequestError):
     """A grammar that compiled met a limit of the parser while it was followed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a schema is too complex to follow: simplify its patterns and bounds",
+            param="tools",
+            code="schema_too_complex",
+        )
 
 
 # What leads to the end of JSON, most welcome first. Letters get literals and identifiers on their way, digits numbers
@@ -86,7 +96,8 @@ class Constraint:
     def accept(self, tokens: ListLike[int]) -> None:
         """Go on by tokens that are allowed; raises `GrammarFailedError` if they are not, or a limit is met."""
         if not self._matcher.consume_tokens(list(tokens)):
-            raise GrammarFailedError(f"the answer left its grammar: {self._matcher.get_error()}")
+            logger.warning("a grammar failed: %s", self._matcher.get_error())
+            raise GrammarFailedError
 
     def valid_prefix(self, tokens: ListLike[int]) -> int:
         """How many of the tokens could come next, in order."""
@@ -96,7 +107,8 @@ class Constraint:
         """A copy of float32 logits [vocab_size] with minus infinity for every token that can't come next."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            raise GrammarFailedError(f"the grammar is too complex to follow: {self._matcher.get_error()}")
+            logger.warning("a grammar failed: %s", self._matcher.get_error())
+            raise GrammarFailedError
         allowed = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
         return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
 
@@ -151,7 +163,7 @@ class GrammarCompiler:
         matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise InvalidRequestError(
-                f"{param} has a schema that can't be enforced: {_first_line(matcher.get_error())}",
+                f"{param} has a schema that can't be enforced: {_complaint(matcher.get_error())}",
                 param=param,
                 code="unsupported_schema",
             )
@@ -172,7 +184,8 @@ class GrammarCompiler:
             return self._tokenizer
 
 
-def _first_line(error: str) -> str:
-    """What the compiler complains of, without the places in a grammar that the client never saw."""
-    line = error.strip().splitlines()[0] if error.strip() else "unknown error"
-    return re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", line)
+def _complaint(error: str) -> str:
+    """What the compiler complains of, without the grammar and the places in it, which the client never saw."""
+    lines = [line.strip() for line in error.split("\n<grammar>", maxsplit=1)[0].splitlines()]
+    told = [line for line in lines if line and not re.match(r"\d+ \||[\^|(]+$", line)]
+    return re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", "; ".join(told[:4])) or "unknown error"

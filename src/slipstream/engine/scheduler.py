@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from slipstream.engine.admission import admit_drafts, chances
 from slipstream.engine.drafting import Draft, Drafter
-from slipstream.engine.generation import Generation, Output, Phase
+from slipstream.engine.generation import Generation, Phase
 from slipstream.engine.step_cost import StepCost
 from slipstream.kv import KVMemory
 from slipstream.kv.prefix_index import common_length
@@ -64,8 +64,8 @@ class Scheduler:
         """Whether there is nothing to compute."""
         return not self.running and not self.waiting
 
-    def admit(self) -> Iterator[tuple[Generation, Output]]:
-        """Start waiting generations, oldest first, as long as there is memory for them; yields what is certain at once.
+    def admit(self) -> Iterator[Generation]:
+        """Start waiting generations, oldest first, as long as there is memory for them; yields those that it started.
 
         One whose prefix another generation is just computing waits for that, and lets others pass.
         """
@@ -81,8 +81,8 @@ class Scheduler:
                 return
             self.waiting.remove(generation)
             self.running.append(generation)
-            if (output := generation.start(sequence)) is not None:
-                yield generation, output
+            generation.start(sequence)
+            yield generation
 
     def plan(self, last_size: int) -> list[Work]:
         """The next step, after one of `last_size` tokens; empty only when nothing runs."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
 from slipstream.chat import NO_TOOLS, Schema, Tool, ToolUse
 from slipstream.server.openai_common import missing, unsupported
@@ -54,9 +54,27 @@ class AllowedToolsChoice(BaseModel):
     allowed_tools: AllowedTools
 
 
-ToolChoice = (
-    Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
-)
+def _as_tool_choice(value: object) -> object:
+    if value in ("none", "auto", "required"):
+        return value
+    kinds: dict[str, type[NamedTool | AllowedToolsChoice]] = {
+        "function": NamedTool,
+        "allowed_tools": AllowedToolsChoice,
+    }
+    kind = kinds.get(str(value.get("type"))) if isinstance(value, dict) else None
+    if kind is None:
+        raise ValueError("it must be none, auto, required, or an object of type function or allowed_tools")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].lower()}") from None
+
+
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice, PlainValidator(_as_tool_choice)
+]
 
 
 class JSONSchemaFormat(BaseModel):
