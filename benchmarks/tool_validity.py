@@ -78,7 +78,7 @@ def _problem(name: str, arguments: str, tools: dict[str, Tool]) -> str | None:
 
 async def run(url: str, options: argparse.Namespace, console: Console) -> bool:
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
-    chosen = list(cases())[:: options.every]
+    chosen = [case for case in cases() if not options.only or case[1].id in options.only][:: options.every]
     work = [(*case, temperature) for case in chosen for temperature in options.temperatures]
     results: Counter[tuple[str, float, bool]] = Counter()
     failures: list[str] = []
@@ -109,6 +109,7 @@ async def run(url: str, options: argparse.Namespace, console: Console) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="take one case of so many")
+    parser.add_argument("--only", nargs="+", help="take these cases alone, by their ids")
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     options = parser.parse_args()
