@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.server.process import MODEL, running_server
+from tests.server.process import MODEL
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -209,18 +209,34 @@ def test_tools_that_are_not_called_need_no_grammar(http: httpx.Client) -> None:
     "pattern",
     [
         pytest.param("^((a{50,60}){50,60}){50,60}$", id="while it is forced"),
-        pytest.param("^(((a{1,100}){1,100}){1,100}){1,100}$", id="while it is sampled"),
+        pytest.param("^(((a{1,99}){1,99}){1,99}){1,99}$", id="while it is sampled"),
     ],
 )
-def test_grammar_too_complex_to_follow(pattern: str) -> None:
-    with running_server() as server, server.http() as http:  # one of its own, for it may not survive
-        (likely,) = http.post("/tokenize", json={"content": "aaaa"}).json()["tokens"]
-        body = with_parameter({"type": "string", "pattern": pattern})
-        body |= {"tool_choice": function("f"), "max_tokens": 200, "logit_bias": {likely: 100}}
-        response = http.post(CHAT, json=body)
-        assert http.get("/health").status_code == 200
-        assert response.status_code == 400, response.text
-        assert "<grammar>" not in response.text
+def test_grammar_too_complex_to_follow(http: httpx.Client, pattern: str) -> None:
+    body = complex_call(http, pattern)
+    response = http.post(CHAT, json=body)
+    assert_error(response, 400, "tools", "schema_too_complex", "simplify")
+    assert "<grammar>" not in response.text
+    events = http.post(CHAT, json=body | {"stream": True}).text.split("\n\n")
+    assert '"code": "schema_too_complex"' in events[-2]
+    assert http.get("/health").status_code == 200
+
+
+@pytest.mark.xfail(reason="all answers share a lexer, which is spoilt for good", strict=True)
+def test_grammar_that_was_too_complex_for_one_answer_is_good_for_others(http: httpx.Client) -> None:
+    body = complex_call(http, "^(((a{1,100}){1,100}){1,100}){1,100}$")
+    harmless = {key: value for key, value in body.items() if key != "logit_bias"} | {"temperature": 0}
+    before = http.post(CHAT, json=harmless)
+    assert http.post(CHAT, json=body).status_code == 400
+    after = http.post(CHAT, json=harmless)
+    assert (before.status_code, after.status_code) == (200, 200)
+
+
+def complex_call(http: httpx.Client, pattern: str) -> dict[str, Any]:
+    """A request whose answer is to go on and on along the pattern."""
+    (likely,) = http.post("/tokenize", json={"content": "aaaa"}).json()["tokens"]
+    body = with_parameter({"type": "string", "pattern": pattern})
+    return body | {"tool_choice": function("f"), "max_tokens": 200, "logit_bias": {likely: 100}}
 
 
 @pytest.mark.parametrize(

@@ -443,6 +443,7 @@ WHOLE: dict[str, Any] = {
     "allOf of definitions": {
         "$defs": {"Base": thing({"a": DIGIT})},
         "allOf": [{"$ref": "#/$defs/Base"}, thing({"b": DIGIT})],
+        "maxProperties": 2,
     },
     "required but not described": thing({"a": DIGIT}, required=["a", "b"]),
     "hints that are no formats": thing(
@@ -496,7 +497,7 @@ def test_keys_are_counted_once(client: OpenAI, http: httpx.Client) -> None:
 
 def test_leaderboard_sample(server: Server) -> None:
     try:
-        cases = list(islice(tool_validity.cases(), 0, None, 60))
+        cases = list(islice(tool_validity.cases(), 0, None, 40))
     except subprocess.CalledProcessError:
         pytest.skip(f"{bfcl.PACKAGE} is not at hand")
 
@@ -508,10 +509,11 @@ def test_leaderboard_sample(server: Server) -> None:
                 return await tool_validity.verdict(client, case, choice, temperature, max_tokens=120)
 
         async with server.async_openai() as client:
-            return await asyncio.gather(*(one(case, choice, t) for _, case, choice in cases for t in (0.0, 1.0)))
+            work = (one(case, choice, float(index % 2)) for index, (_, case, choice) in enumerate(cases))
+            return await asyncio.gather(*work)
 
     found = asyncio.run(verdicts())
-    assert len(found) > 30
+    assert len(found) > 20
     assert [verdict for verdict in found if verdict != "valid" and not verdict.startswith("cut off")] == []
     assert found.count("valid") > len(found) / 2
 
@@ -626,6 +628,19 @@ def test_call_is_closed_in_time(client: OpenAI) -> None:
         ((_, arguments),) = choice.calls
         jsonschema.validate(json.loads(arguments), NOTE["function"]["parameters"])
         assert collected(ask(client, **params, stream=True)) == [choice]
+
+
+@pytest.mark.xfail(reason="without a known way to close, the call is avoided however much room there is", strict=True)
+def test_room_that_is_left_changes_nothing(client: OpenAI) -> None:
+    size = {"type": "string", "enum": ["大", "小"]}
+    tools = [function("get_weather", {"city": CITY, "unit": size}, description=WEATHER["function"]["description"])]
+    for params in ({}, {"response_format": REPORT_FORMAT}):
+        choices = [
+            said(ask(client, SAYS_AND_CALLS, tools=tools, max_tokens=limit, parallel_tool_calls=False, **params))[0]
+            for limit in (50, 75, 100, 1000)
+        ]
+        assert choices[0].finish_reason == "tool_calls"
+        assert choices == choices[:1] * len(choices)
 
 
 def test_call_that_is_cut_off_says_so(client: OpenAI) -> None:
