@@ -630,7 +630,6 @@ def test_call_is_closed_in_time(client: OpenAI) -> None:
         assert collected(ask(client, **params, stream=True)) == [choice]
 
 
-@pytest.mark.xfail(reason="without a known way to close, the call is avoided however much room there is", strict=True)
 def test_room_that_is_left_changes_nothing(client: OpenAI) -> None:
     size = {"type": "string", "enum": ["大", "小"]}
     tools = [function("get_weather", {"city": CITY, "unit": size}, description=WEATHER["function"]["description"])]

@@ -5,6 +5,9 @@ from slipstream.engine.grammar import Constraint
 _CAUTION = 16
 """With room for n more tokens than the shortest way to close, n / 16 tokens may pass before looking again."""
 
+_LEEWAY = 64
+"""With more room than that left over, a token is taken though no way to close is known after it: one may turn up."""
+
 
 class Closer:
     """Watches one answer that has to fit a grammar and must not grow beyond `limit` tokens, its prompt included.
@@ -30,7 +33,7 @@ class Closer:
             self._look_again = position + 1 + (room - 1 - len(closing)) // _CAUTION
             return token
         closing = constraint.closing(room)
-        if closing is None:  # but there may be a way further on
+        if closing is None or len(closing) + _LEEWAY < room:  # there may be a way further on
             self._look_again = position + 1 + room // _CAUTION
             return token
         return closing[0] if closing else None

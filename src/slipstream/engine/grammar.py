@@ -52,7 +52,14 @@ class _Closers:
         # Both brackets are allowed only inside of a text, where they would lead nowhere.
         in_text = all(matcher.validate_tokens(bracket) for bracket in self._closers[:2])
         tried = (*self._text_ends, *self._closers) if in_text else self._closers
-        return next((tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens)), [])
+        known = (tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens))
+        return next(known, None) or _any_allowed(matcher)
+
+
+def _any_allowed(matcher: LLMatcher) -> list[int]:
+    """The first token that can come next, as inside a value of an enum; empty if none can."""
+    allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    return [int(token) for token in np.flatnonzero(allowed)[:1]]
 
 
 class Constraint:
@@ -121,6 +128,13 @@ class Grammar:
         self._vocab_size = vocab_size
         self._closers = closers
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can be followed: all answers share a lexer, and one that met its limits spoils it for the rest."""
+        probe = self._matcher.deep_copy()
+        probe.compute_bitmask()
+        return not probe.is_error()
+
     def begin(self) -> Constraint:
         """A constraint at the start."""
         return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closers)
@@ -150,7 +164,7 @@ class GrammarCompiler:
         Raises `InvalidRequestError`, naming `param`, for what is too large or what the compiler can't express.
         """
         with self._lock:
-            if (known := self._cache.get(source)) is not None:
+            if (known := self._cache.get(source)) is not None and known.usable:
                 self._cache.move_to_end(source)
                 return known
         if len(source) > MAX_SOURCE:
