@@ -19,7 +19,10 @@ from slipstream.errors import (
     InvalidRequestError,
     ModelError,
     OverloadedError,
+    SessionConflictError,
+    SessionNotFoundError,
     SlipstreamError,
+    StateError,
     UnsupportedModelError,
 )
 
@@ -36,7 +39,10 @@ __all__ = [
     "OverloadedError",
     "SamplingParams",
     "Session",
+    "SessionConflictError",
+    "SessionNotFoundError",
     "SlipstreamError",
+    "StateError",
     "TokenLogprob",
     "Tool",
     "ToolCall",

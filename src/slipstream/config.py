@@ -1,5 +1,7 @@
 """The one configuration: typed, validated, immutable. Flags and environment variables of the CLI map onto it."""
 
+from pathlib import Path
+
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter
 
 from slipstream.models import DEFAULT_MODEL
@@ -12,6 +14,16 @@ class EngineConfig(BaseModel):
 
     kv_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("1GiB"), gt=0)
     """Bytes for keys and values of all conversations together."""
+    response_cache_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("64MiB"), ge=0)
+    """Bytes for answers that exact repeats of deterministic requests get from memory; 0 for none."""
+    session_ttl: float = Field(default=86_400.0, gt=0)
+    """Seconds that a session stays without being used."""
+    state_dir: Path | None = None
+    """A folder where sessions and their KV outlive the process; None keeps them in memory alone."""
+    state_disk: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("10GiB"), gt=0)
+    """Bytes of KV on disk; the least recently used is given up for new."""
+    state_bandwidth: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("100MiB"), gt=0)
+    """Bytes a second that saving KV may write."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of a forward pass; by default what the machine has."""
     step_target_ms: float = Field(default=100.0, gt=0)
@@ -40,6 +52,8 @@ class ServerConfig(BaseModel):
     """Whether tokens that a grammar forces are taken without a forward pass of their own."""
     speculation: bool = True
     """Whether drafts are verified along with the tokens that need a pass anyway."""
+    response_cache: bool = True
+    """Whether exact repeats of deterministic requests are answered from memory."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """How long running requests may go on after a signal to stop."""
     engine: EngineConfig = EngineConfig()

@@ -1,9 +1,10 @@
 """The engine in your own process: the same model, memory and scheduling as the server's, without HTTP."""
 
 import queue
+import sqlite3
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from slipstream.config import EngineConfig
 from slipstream.engine import (
     EngineCore,
     FinishReason,
+    Generation,
     GenerationRequest,
     Output,
     SamplingParams,
@@ -25,8 +27,10 @@ from slipstream.engine import (
 )
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
-from slipstream.errors import InvalidRequestError
+from slipstream.engine.response_cache import ResponseCache
+from slipstream.errors import InvalidRequestError, SessionNotFoundError, StateError
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
+from slipstream.sessions import Database, SavedKV, Saver, SessionInfo, Sessions
 from slipstream.tokenizer import Tokenizer
 
 _GIL_SWITCH_SECONDS = 0.0005
@@ -67,11 +71,14 @@ class Engine:
         template = _chat_template(self.model, self.tokenizer)
         source = template.source if template is not None else ""
         self.tool_format = choose_format(source, config.tool_format)
-        self._reasons = "<think>" in source
+        self.reasons = "<think>" in source
+        """Whether the model may reason before it answers."""
         self.conversations = Conversations(template, self.tokenizer, self.tool_format)
         self.grammars = GrammarCompiler(
             self.model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids
         )
+        self.database = self._open_database(config)
+        """Where what outlives the process is kept, if anything is."""
         backend = OpenVINOBackend(self.model.ir_path, kv_memory=config.kv_memory, threads=config.threads)
         sys.setswitchinterval(min(sys.getswitchinterval(), _GIL_SWITCH_SECONDS))
         self.core = EngineCore(
@@ -83,6 +90,14 @@ class Engine:
             step_target=config.step_target_ms / 1e3,
             max_running=config.max_running,
             max_waiting=config.max_waiting,
+            response_cache=ResponseCache(config.response_cache_memory, self.model.fingerprint),
+        )
+        self.sessions = Sessions(
+            self.core,
+            self.conversations,
+            ttl=config.session_ttl,
+            database=self.database,
+            saver=self._open_saver(config, self.database, backend.fingerprint) if self.database is not None else None,
         )
 
     def __enter__(self) -> Self:
@@ -96,6 +111,7 @@ class Engine:
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, abort the rest, and end the engine."""
         self.core.shutdown(drain_seconds=drain_seconds)
+        self.sessions.close()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the beginning-of-text token if the model wants one."""
@@ -115,7 +131,7 @@ class Engine:
                 use,
                 response_schema,
                 self._mark,
-                reasons=self._reasons,
+                reasons=self.reasons,
                 opens_reasoning=prompt.opens_reasoning,
             )
         except RecursionError:
@@ -153,9 +169,34 @@ class Engine:
         request = GenerationRequest(prompt=as_prompt(ids), params=params or SamplingParams(), reuse=reuse)
         return self._outputs(request)
 
-    def session(self, system: str | None = None, tools: ToolUse = NO_TOOLS) -> "Session":
-        """A new conversation, with a system message and tools if they are given."""
-        return Session(self, [Message("system", system)] if system is not None else [], tools)
+    def session(
+        self, system: str | None = None, tools: ToolUse = NO_TOOLS, *, id: str | None = None, pinned: bool = False
+    ) -> "Session":
+        """A new conversation, with a system message and tools if they are given.
+
+        With an `id` that there is a session of, that session goes on instead; `tools` are then what it may call next.
+        """
+        try:
+            state = self.sessions.get("", id or "")
+        except SessionNotFoundError:
+            messages = [Message("system", system)] if system is not None else []
+            state = self.sessions.create("", id, messages, tools.tools, pinned=pinned)
+        return Session(self, state.id, tools if tools.tools else replace(tools, tools=state.tools))
+
+    def _open_database(self, config: EngineConfig) -> Database | None:
+        if config.state_dir is None:
+            return None
+        try:
+            config.state_dir.mkdir(parents=True, exist_ok=True)
+            return Database(config.state_dir / "state.db", self.model.fingerprint)
+        except (OSError, sqlite3.Error) as error:
+            raise StateError(f"{config.state_dir} can't keep state: {error}; choose another --state-dir") from error
+
+    def _open_saver(self, config: EngineConfig, database: Database, backend: str) -> Saver:
+        assert config.state_dir is not None
+        saved = SavedKV(config.state_dir / "kv", f"{self.model.fingerprint}; {backend}", config.state_disk)
+        saved.keep(database.prune())
+        return Saver(self.core, self.conversations, saved, config.state_bandwidth)
 
     def _mark(self, text: str) -> str:
         """The Lark expression of a text that may be a special token, which no other text can spell."""
@@ -165,10 +206,11 @@ class Engine:
     def _outputs(self, request: GenerationRequest) -> Generator[Output, None, None]:
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         generation = self.core.submit(request, outputs.put)
-        return self._drain(outputs, lambda: self.core.cancel(generation))
+        return self._drain(outputs, generation)
 
-    @staticmethod
-    def _drain(outputs: "queue.SimpleQueue[Output]", cancel: Callable[[], None]) -> Generator[Output, None, None]:
+    def _drain(
+        self, outputs: "queue.SimpleQueue[Output]", generation: Generation | None
+    ) -> Generator[Output, None, None]:
         finished = False
         try:
             while not finished:
@@ -178,20 +220,30 @@ class Engine:
                     raise output.error
                 yield output
         finally:
-            if not finished:
-                cancel()
+            if not finished and generation is not None:
+                self.core.cancel(generation)
 
 
-@dataclass(slots=True)
 class Session:
-    """A conversation with the model; each turn costs its new messages only.
+    """A conversation with the model, by its `id`; each turn costs its new messages only.
 
-    `messages` holds all of it; after a turn the last one is the answer, with its text and calls.
+    `tools` may be called in its turns. One turn at a time: a second one meanwhile raises `SessionConflictError`.
     """
 
-    engine: Engine
-    messages: list[Message] = field(default_factory=list)
-    tools: ToolUse = NO_TOOLS
+    def __init__(self, engine: Engine, id: str, tools: ToolUse = NO_TOOLS) -> None:
+        self.id = id
+        self.tools = tools
+        self._engine = engine
+        self._sessions = engine.sessions
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All of the conversation; after a turn the last one is the answer, with its text and calls."""
+        return self._sessions.get("", self.id).messages
+
+    def info(self) -> SessionInfo:
+        """How old and large it is, and what it takes."""
+        return self._sessions.infos([self._sessions.get("", self.id)])[0]
 
     def send(
         self, *new: str | Message, params: SamplingParams | None = None, tools: ToolUse | None = None
@@ -200,33 +252,76 @@ class Session:
         return collect(self.stream(*new, params=params, tools=tools))
 
     def stream(
-        self, *new: str | Message, params: SamplingParams | None = None, tools: ToolUse | None = None
+        self,
+        *new: str | Message,
+        params: SamplingParams | None = None,
+        tools: ToolUse | None = None,
+        reuse: bool = True,
     ) -> Generator[Output, None, None]:
         """The same, but read the answer as it comes; it joins the conversation when it's finished.
 
-        A string is a user's message. `tools` are the session's own, unless this turn has others.
+        A string is a user's message. `tools` are the session's own, unless this turn has others. Without `reuse` all of
+        it is computed afresh, for comparison.
         """
-        asked = [*self.messages, *(Message("user", text) if isinstance(text, str) else text for text in new)]
-        use = self.tools if tools is None else tools
-        prompt = self.engine.conversations.prompt(asked, use)
-        request = GenerationRequest(
-            prompt=prompt.token_ids,
-            params=params or SamplingParams(),
-            grammar=self.engine.grammar(prompt, use),
-        )
-        reader = AnswerReader(self.engine.tool_format, use, opens_reasoning=prompt.opens_reasoning)
-        token_ids: list[int] = []
-        for output in self.engine._outputs(request):
-            token_ids += output.token_ids
-            reader.feed(output.text, last=output.finish_reason is not None)
-            if output.finish_reason is not None:
-                self.engine.conversations.record(prompt, reader.message, token_ids, reader.generated)
-                self.messages = [*asked, reader.message]
-            yield output
+        engine, use = self._engine, self.tools if tools is None else tools
+        turn = self._sessions.begin("", self.id, _messages(new), use, continues=True)
+        try:
+            prompt = engine.conversations.prompt(turn.messages, turn.tools)
+            if reuse:
+                self._sessions.fetch("", prompt)
+            request = GenerationRequest(
+                prompt=prompt.token_ids,
+                params=params or SamplingParams(),
+                grammar=engine.grammar(prompt, turn.tools),
+                reuse=reuse,
+            )
+            reader = AnswerReader(engine.tool_format, turn.tools, opens_reasoning=prompt.opens_reasoning)
+            token_ids: list[int] = []
+            for output in engine._outputs(request):
+                token_ids += output.token_ids
+                reader.feed(output.text, last=output.finish_reason is not None)
+                if output.counters is not None:
+                    answer = reader.message, token_ids, reader.generated
+                    self._sessions.answered(turn, prompt, *answer, output.counters)
+                yield output
+        finally:
+            self._sessions.release(turn)
 
-    def fork(self) -> "Session":
-        """Another conversation that begins like this one; they share the memory of what they share."""
-        return Session(self.engine, list(self.messages), self.tools)
+    def append(self, *new: str | Message) -> None:
+        """Extend the conversation without an answer; what is new is computed while nothing else is."""
+        self._sessions.append("", self.id, _messages(new))
+
+    def fork(self, keep: int | None = None, *, id: str | None = None) -> "Session":
+        """Another conversation that begins with the first `keep` messages, or all; they share the memory of those."""
+        return Session(self._engine, self._sessions.fork("", self.id, keep=keep, new_name=id).id, self.tools)
+
+    def rollback(self, keep: int) -> None:
+        """Go back to the first `keep` messages."""
+        self._sessions.rollback("", self.id, keep=keep)
+
+    def pin(self) -> None:
+        """Keep it, and its KV in memory, until it is unpinned."""
+        self._sessions.pin("", self.id)
+
+    def unpin(self) -> None:
+        """Let it age like others, and its KV be evicted."""
+        self._sessions.unpin("", self.id)
+
+    def save(self) -> None:
+        """Write its KV to disk before returning; needs an engine with a `state_dir`."""
+        self._sessions.save("", self.id)
+
+    def load(self) -> None:
+        """Read its KV from disk before returning; needs an engine with a `state_dir`."""
+        self._sessions.load("", self.id)
+
+    def delete(self) -> None:
+        """Forget it, and free what it alone holds."""
+        self._sessions.delete("", self.id)
+
+
+def _messages(new: Iterable[str | Message]) -> list[Message]:
+    return [Message("user", text) if isinstance(text, str) else text for text in new]
 
 
 def collect(outputs: Iterable[Output]) -> Completion:

@@ -39,3 +39,19 @@ class ModelError(SlipstreamError):
 
 class UnsupportedModelError(ModelError):
     """The model is intact but of a kind that Slipstream can't run; the message names the kind."""
+
+
+class SessionNotFoundError(InvalidRequestError):
+    """There is no session of that name."""
+
+    def __init__(self, name: str) -> None:
+        message = f"there is no session {name!r}: it was never begun, was deleted, or nobody used it for too long"
+        super().__init__(message, param="session_id", code="session_not_found")
+
+
+class SessionConflictError(SlipstreamError):
+    """The session is in use by another request, or its name is taken."""
+
+
+class StateError(SlipstreamError):
+    """The folder for saved state can't be used."""

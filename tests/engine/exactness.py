@@ -26,6 +26,7 @@ from slipstream.engine import EngineCore, Generation, GenerationRequest, Output,
 from slipstream.engine.closing import Closer
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
+from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.sampling import Sampler
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
@@ -131,12 +132,14 @@ def rounds(
             scenarios = [_scenario(rng, conversations, grammars) for _ in range(rng.randint(1, 9))]
             for scenario in scenarios:
                 _submit(core, scenario)
+                _disturb(rng, core, rng.choice(conversations))
             for scenario in scenarios:
                 scenario.done.result(timeout=120)
                 conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
             conversations = [c for c in conversations if len(c) < CONTEXT // 2]
             core.call(lambda kv: kv.check())
             yield scenarios
+        core.call(lambda kv: kv.unpin("pinned"))
         core.call(lambda kv: kv.clear())
         usage = core.kv_usage()
         assert usage.free == usage.capacity, "something leaked"
@@ -176,6 +179,26 @@ def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[
         speculation=rng.random() < 0.7,
     )
     return Scenario(request, cancel_after)
+
+
+def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray) -> None:
+    """What happens to KV besides requests: it's computed ahead, pinned, or goes to disk and comes back."""
+    if len(tokens) < 2:
+        return
+    match rng.randrange(8):
+        case 0:
+            likely = np.concatenate((tokens, as_prompt([rng.randrange(17, 49_000) for _ in range(rng.randint(1, 50))])))
+            core.prefill(IdlePrefill("ahead", "", likely, lambda *_: None))
+        case 1:
+            core.call(lambda kv: kv.pin("pinned", "", tokens))
+        case 2:
+            core.call(lambda kv: kv.unpin("pinned"))
+        case 3:
+            cut = rng.randrange(1, len(tokens))
+            parts = core.export_kv("", tokens[:cut], 0), core.export_kv("", tokens, cut)
+            core.call(lambda kv: kv.clear())
+            if parts[0] is not None and core.import_kv("", tokens[:cut], 0, parts[0]) and parts[1] is not None:
+                core.import_kv("", tokens, cut, parts[1])
 
 
 def _submit(core: EngineCore, scenario: Scenario) -> None:

@@ -65,9 +65,7 @@ def test_forks_share_and_go_their_own_ways(engine: Engine) -> None:
     assert other.counters.reused_tokens >= before
     assert [message.text for message in fork.messages[:3]] == [message.text for message in session.messages[:3]]
     assert fork.messages[3].text == "An animal."
-    alone = engine.session("You are terse.")
-    alone.messages = list(fork.messages[:-1])
-    prompt = engine.conversations.prompt(alone.messages)
+    prompt = engine.conversations.prompt(fork.messages[:-1])
     assert engine.generate(prompt.token_ids.tolist(), GREEDY, reuse=False).token_ids == other.token_ids
 
 

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 from openai import AsyncOpenAI, OpenAI
@@ -55,12 +57,13 @@ class Server:
 
 
 @contextmanager
-def running_server(*options: str, api_key: str | None = None) -> Iterator[Server]:
-    """`slipstream serve` on a free port."""
+def running_server(*options: str, api_key: str | None = None, log: Path | None = None) -> Iterator[Server]:
+    """`slipstream serve` on a free port; what it logs is added to the file `log`, if there is one."""
     command = [sys.executable, "-m", "slipstream", "serve", "--port", "0", "--kv-memory", "256MiB", *options]
     if api_key is not None:
         command += ["--api-key", api_key]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with log.open("a") if log is not None else nullcontext() as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         yield Server(process, _url(process), api_key or "none")
     finally:
@@ -78,3 +81,9 @@ def _url(process: subprocess.Popen[str]) -> str:
         if match := re.search(rf"Slipstream serves {MODEL} on (http://\S+)", line):
             return match[1]
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready")
+
+
+def assert_reused(turn: Any, before: Any) -> None:
+    """That a turn computed nothing again of the turn before; of its own, the first few tokens may be there already."""
+    ahead = turn.usage.prompt_tokens_details.cached_tokens - before.usage.total_tokens
+    assert 0 <= ahead <= 12, f"{ahead} tokens more than the turn before"

@@ -157,7 +157,7 @@ NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a"}}
         ),
         (with_parameter({"not": {"type": "string"}}), PARAMETERS, "unsupported_schema", '"not"'),
         (with_parameter({"type": "array", "contains": {}}), PARAMETERS, "unsupported_schema", '"contains"'),
-        (with_parameter({"type": "string", "format": "iri"}), PARAMETERS, "unsupported_schema", "format: iri"),
+        (with_parameter({"propertyNames": {"format": "uuid"}}), PARAMETERS, "unsupported_schema", '"propertyNames"'),
         (with_parameter({"type": "text"}), PARAMETERS, "unsupported_schema", "text"),
         (with_parameter({"$ref": "#/$defs/Missing"}), PARAMETERS, "unsupported_schema", "/$defs/Missing"),
         (with_parameter({"$ref": "https://example.org/s"}), PARAMETERS, "unsupported_schema", "example.org"),

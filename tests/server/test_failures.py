@@ -13,13 +13,14 @@ import httpx
 import numpy as np
 import pytest
 
-from slipstream.chat import Prompt
+from slipstream.chat import NO_TOOLS, Message, Prompt
 from slipstream.chat.formats import FORMATS
 from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
 from slipstream.engine import GenerationRequest, Output, TurnCounters
 from slipstream.errors import SlipstreamError
 from slipstream.server import create_app, run
+from slipstream.sessions import SessionTurn
 
 Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
 
@@ -27,10 +28,19 @@ Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
 def post(submit: Submit, *, stream: bool) -> httpx.Response:
     """The answer of an app over an engine whose `submit` is this."""
     prompt = Prompt(np.ones(3, np.int32), "conv_1", b"", None, 0)
+    turn = SessionTurn("", None, (Message("user", "Hello"),), NO_TOOLS)
+    sessions = SimpleNamespace(
+        begin=lambda *asked, **how: turn,
+        fetch=lambda tenant, prompt: None,
+        answered=lambda *answer: None,
+        release=lambda turn: None,
+    )
     engine = SimpleNamespace(
+        sessions=sessions,
+        database=None,
         model=SimpleNamespace(name="m", fingerprint="0" * 64),
         core=SimpleNamespace(max_sequence=64, submit=submit, cancel=lambda generation: None),
-        conversations=SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, record=lambda *answer: None),
+        conversations=SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, renders=None),
         grammar=lambda prompt, tools, response_schema: None,
         tool_format=FORMATS["generic"],
         tokenizer=None,

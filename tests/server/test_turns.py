@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-from tests.server.process import MODEL, Server
+from tests.server.process import MODEL, Server, assert_reused
 
 SYSTEM = {"role": "system", "content": "You are a terse assistant who answers in one short sentence. " * 4}
 KEYS = {
@@ -45,9 +45,9 @@ def test_second_turn_computes_only_what_is_new(client: OpenAI, http: httpx.Clien
     assert first.usage.total_tokens == first.usage.prompt_tokens + first.usage.completion_tokens
     report = second.slipstream
     assert second.usage.prompt_tokens_details.cached_tokens == report["reused_tokens"]
-    assert report["reused_tokens"] == first.usage.prompt_tokens + first.usage.completion_tokens
+    assert_reused(second, first)
     glue = "<|im_end|>\n<|im_start|>user\nAnd another, please.<|im_end|>\n<|im_start|>assistant\n"
-    assert report["delta_tokens"] == token_count(http, glue)
+    assert report["prompt_tokens"] == first.usage.total_tokens + token_count(http, glue)
     assert report["session_id"] == first.slipstream["session_id"]
 
 
@@ -68,9 +68,9 @@ def test_reserialised_tool_call_costs_nothing(client: OpenAI, http: httpx.Client
     later = {"role": "user", "content": "And tomorrow?"}
     second = ask(client, [*history(json.dumps(arguments, indent=3, sort_keys=True)), answer, later])
 
-    assert second.usage.prompt_tokens_details.cached_tokens == first.usage.total_tokens
+    assert_reused(second, first)
     glue = "<|im_end|>\n<|im_start|>user\nAnd tomorrow?<|im_end|>\n<|im_start|>assistant\n"
-    assert second.slipstream["delta_tokens"] == token_count(http, glue)
+    assert second.usage.prompt_tokens == first.usage.total_tokens + token_count(http, glue)
 
 
 def test_streamed_answer_is_found_by_the_next_turn(client: OpenAI) -> None:
@@ -79,14 +79,15 @@ def test_streamed_answer_is_found_by_the_next_turn(client: OpenAI) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     first = chunks[-1].slipstream
     second = ask(client, [*asked, {"role": "assistant", "content": text}, {"role": "user", "content": "Where?"}])
-    assert second.slipstream["reused_tokens"] == first["prompt_tokens"] + first["completion_tokens"]
+    assert second.slipstream["reused_tokens"] >= first["prompt_tokens"] + first["completion_tokens"]
 
 
 def test_without_reuse_the_same_answer_costs_everything(client: OpenAI) -> None:
     messages = [SYSTEM, {"role": "user", "content": "Name a colour and a number."}]
     params = {"temperature": 0.9, "seed": 11}
+    afresh = {"slipstream": {"response_cache": False}}
     ask(client, messages, **params)
-    warm = ask(client, messages, **params)
+    warm = ask(client, messages, **params, extra_body=afresh)
     cold = ask(client, messages, **params, extra_body={"slipstream": {"reuse": False}})
     assert cold.choices == warm.choices
     assert warm.usage.prompt_tokens_details.cached_tokens == warm.usage.prompt_tokens - 1
@@ -100,7 +101,7 @@ def test_report_has_every_counter(client: OpenAI) -> None:
     assert set(report) == KEYS
     assert report["session_id"] == "mine"
     assert report["completion_tokens"] == report["forward_passes"] == 4
-    assert report["response_cache"] == "off"
+    assert report["response_cache"] == "miss"
     assert report["queue_ms"] >= 0
     assert report["prefill_ms"] > 0
     assert report["decode_ms"] > 0

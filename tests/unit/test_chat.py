@@ -411,7 +411,7 @@ class TestConversations:
             assert prompt.token_ids.dtype == np.int32
             assert prompt.parent_length == len(seen)
             assert chat.text_of(prompt) == chat.full(*messages)
-        assert chat.conversations.renders == {"first": 1, "spliced": 3}
+        assert chat.conversations.renders == {"first": 1, "spliced": 2, "repeated": 1}
 
     def test_the_default_model_s_template_can_be_spliced(self, model: Model, tokenizer: Tokenizer) -> None:
         assert model.chat_template is not None
@@ -493,7 +493,7 @@ class TestConversations:
             seen = chat.answered(*messages, answer=reply, ids=oddly(tokenizer, reply), use=TestToolCalls.USE)
             messages += [assistant(reply), user("Go on")]
             assert chat.ask(*messages, use=TestToolCalls.USE).token_ids[: len(seen)].tolist() == seen
-        assert chat.conversations.renders == {"first": 1, "spliced": 3}
+        assert chat.conversations.renders == {"first": 1, "spliced": 2, "repeated": 1}
 
     def test_branches_share_what_they_have_in_common(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)

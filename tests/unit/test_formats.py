@@ -1,13 +1,19 @@
 """Tool-call formats: grammars that accept what parsers read, and parsers that do not care how text was cut."""
 
 import json
+import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from slipstream.chat.answers import AnswerDelta, AnswerReader, answer_grammar
+from slipstream.chat.answers import AnswerReader, answer_grammar
 from slipstream.chat.formats import FORMATS, ToolFormat, choose_format
+from slipstream.chat.formats.reading import AnswerDelta
 from slipstream.chat.messages import Message
 from slipstream.chat.schema import literal
 from slipstream.chat.tools import Tool, ToolUse
@@ -48,6 +54,8 @@ RECORDED: dict[str, list[tuple[str, str, list[tuple[str, dict[str, object]]]]]] 
     "llama3": [
         ('{"name": "get_weather", "parameters": {"city": "Bern", "days": 3}}', "", [("get_weather", {})]),
         ("Just text {with braces}.", "Just text {with braces}.", []),
+        ('\n{"name": "ping", "parameters": {}}', '\n{"name": "ping", "parameters": {}}', []),
+        ('{"name": "Bern", "days": 3}', '{"name": "Bern", "days": 3}', []),
     ],
     "mistral": [
         (
@@ -106,6 +114,74 @@ def test_recorded_answers_parse_alike_whole_and_cut_anywhere(
     for cut in range(len(text) + 1):
         assert essence(read(tool_format, [text[:cut], text[cut:]]).message) == essence(whole)
     assert essence(read(tool_format, list(text)).message) == essence(whole)
+
+
+def written(name: str, text: str, calls: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[int]]:
+    """An answer as a model of the format writes it, and where each of its calls ends."""
+    if name == "llama3":
+        calls = calls[:1]
+        text = "" if calls else text
+    before, between, after = {
+        "llama3": ("", "", ""),
+        "mistral": ("[TOOL_CALLS][", ", ", "]"),
+    }.get(name, ("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"))
+    ends = []
+    for index, (tool, arguments) in enumerate(calls):
+        text += between if index else before
+        if name == "qwen3-coder":
+            values = {key: value if key == "city" else json.dumps(value) for key, value in arguments.items()}
+            body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+            text += f"<function={tool}>\n{body}</function>"
+        else:
+            text += json.dumps({"name": tool, "parameters" if name == "llama3" else "arguments": arguments})
+        ends.append(len(text))
+    return text + (after if calls else ""), ends
+
+
+AWKWARD = st.text('"\\\\{}[]:,<tool_call>/ \nü', max_size=12)
+CITIES = AWKWARD.filter(lambda city: "</" not in city and city == city.strip())
+ARGUMENTS = st.fixed_dictionaries(
+    {"city": CITIES},
+    optional={"days": st.integers(), "where": st.recursive(AWKWARD, lambda inner: st.dictionaries(AWKWARD, inner))},
+)
+CALLS = st.lists(st.tuples(st.just("get_weather"), ARGUMENTS) | st.just(("ping", {})), max_size=3)
+CUTS = st.lists(st.floats(0, 1), max_size=8)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(text=st.sampled_from(["", "Well, <tool", "[TOOL it is:"]), calls=CALLS, cuts=CUTS, end=st.floats(0, 1))
+def test_any_answer_reads_alike_however_it_is_cut_and_where_it_ends(
+    name: str, text: str, calls: list[tuple[str, dict[str, Any]]], cuts: list[float], end: float
+) -> None:
+    answer, ends = written(name, text, calls)
+    whole = read(FORMATS[name], [answer])
+    assert [(call.name, json.loads(call.arguments)) for call in whole.message.tool_calls] == calls[: len(ends)]
+    assert whole.calls_to_run == bool(calls)
+
+    cut_off = answer[: round(end * len(answer))]
+    places = [0, *sorted(round(cut * len(cut_off)) for cut in cuts), len(cut_off)]
+    reader = read(FORMATS[name], [cut_off[start:stop] for start, stop in pairwise(places)])
+    assert essence(reader.message) == essence(read(FORMATS[name], [cut_off]).message)
+    begun = len(reader.message.tool_calls)
+    assert reader.calls_to_run == (begun > 0 and ends[begun - 1] <= len(cut_off))
+    told = [call.arguments for call in reader.message.tool_calls]
+    assert all(call.arguments.startswith(part) for call, part in zip(whole.message.tool_calls, told, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "piece"),
+    [
+        pytest.param("hermes", '<tool_call>\n{"name": "ping", "arguments": {"a": [', "17, ", id="numbers"),
+        pytest.param("llama3", '{"name": "ping", "parameters": {"a": "', " word", id="words"),
+        pytest.param("qwen3-coder", "<tool_call>\n<function=ping>\n<parameter=a>\n", " word", id="parameter"),
+        pytest.param("mistral", "", " word", id="text"),
+        pytest.param("generic", "<think>", " word", id="reasoning"),
+    ],
+)
+def test_a_piece_costs_the_same_however_much_came_before(name: str, before: str, piece: str) -> None:
+    started = time.perf_counter()
+    read(FORMATS[name], [before, *[piece] * 20_000])
+    assert time.perf_counter() - started < 2  # minutes, if all were read again for each piece
 
 
 @pytest.mark.parametrize("tool_format", FORMATS.values(), ids=FORMATS.keys())
@@ -178,6 +254,15 @@ def test_without_parallel_calls_there_is_one(accepts: Callable[[str, str], bool]
     grammar = grammar_of(FORMATS["hermes"], ToolUse(USE.tools, "required", parallel=False))
     assert accepts(grammar, one)
     assert not accepts(grammar, f"{one}\n{one}")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_any_value_and_none_as_a_parameter(name: str, accepts: Callable[[str, str], bool]) -> None:
+    tool = Tool("f", "", {"type": "object", "properties": {"any": True, "none": False}})
+    grammar = grammar_of(FORMATS[name], ToolUse((tool,), "required"))
+    for arguments, fits in (({"any": [1]}, True), ({}, True), ({"none": 1}, False)):
+        answer, _ = written(name, "", [("f", arguments)])
+        assert accepts(grammar, answer) == fits
 
 
 def test_a_response_schema_alone_and_beside_tools(accepts: Callable[[str, str], bool]) -> None:

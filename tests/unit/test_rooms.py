@@ -18,8 +18,9 @@ ALLOWED = {
     "engine": {"kv", "tokenizer", "backend"},
     "chat": {"tokenizer", "backend"},
     "config": {"models"},
-    "embedded": {"chat", "engine", "models", "tokenizer", "backend", "config"},
-    "server": {"embedded", "chat", "engine", "tokenizer", "backend", "config"},
+    "sessions": {"chat", "engine", "kv", "backend"},
+    "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
+    "server": {"embedded", "sessions", "chat", "engine", "tokenizer", "backend", "config"},
     "cli": {"server", "embedded", "chat", "engine", "models", "config"},
 }
 

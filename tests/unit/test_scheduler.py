@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -27,6 +28,7 @@ from slipstream.engine import (
     scheduler,
 )
 from slipstream.engine.generation import as_prompt
+from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.engine.sampling import Sampler
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVUsage
@@ -600,6 +602,122 @@ class TestReuse:
             call = engine.answer(request(prompt(40), max_tokens=1, reuse=False))
             assert call.counters.reused_tokens == 0
             assert_right(call)
+
+
+def ahead(engine: ToyEngine, tokens: list[int], *, at_least: int = 0, name: str = "") -> Future[Ahead]:
+    """Have the tokens computed when there's time."""
+    done: Future[Ahead] = Future()
+    engine.core.prefill(IdlePrefill(name, "", as_prompt(tokens), lambda _, ahead: done.set_result(ahead), at_least))
+    return done
+
+
+class TestAheadOfTime:
+    def test_what_was_computed_while_idle_costs_the_next_request_nothing(self) -> None:
+        with toy_engine() as engine:
+            assert ahead(engine, prompt(100)).result(PATIENCE) == Ahead(0, 100)
+            answer = engine.answer(request([*prompt(100), 7, 8], max_tokens=4))
+            assert answer.counters.delta_tokens == 2
+            assert engine.core.stats().idle_tokens == 100
+        with toy_engine() as engine:
+            assert engine.answer(request([*prompt(100), 7, 8], max_tokens=4)).tokens == answer.tokens
+
+    def test_a_request_waits_for_one_short_step_at_most(self) -> None:
+        with toy_engine() as engine:
+            calls: list[Call] = []
+
+            def interrupt() -> None:
+                if len(engine.backend.steps) == 2:
+                    calls.append(engine.submit(request(prompt(40, seed=1), max_tokens=3)))
+
+            engine.backend.before_step = interrupt
+            done = ahead(engine, prompt(200))
+            assert done.result(PATIENCE) == Ahead(0, 200)
+            engine.wait(*calls)
+            sizes = [step.tokens for step in engine.backend.steps]
+            assert sizes[:3] == [16, 16, 40], "steps of idle work are short, and the request's own comes next"
+            assert len(engine.backend.steps) > 10, "the idle work goes on afterwards"
+
+    def test_the_same_prefix_is_not_computed_twice(self) -> None:
+        with toy_engine() as engine:
+            calls: list[Call] = []
+
+            def interrupt() -> None:
+                if len(engine.backend.steps) == 2:
+                    calls.append(engine.submit(request(prompt(200), max_tokens=3)))
+
+            engine.backend.before_step = interrupt
+            done = ahead(engine, prompt(200))
+            done.result(PATIENCE)
+            engine.wait(*calls)
+            assert calls[0].counters.reused_tokens == 32
+            assert sum(step.tokens for step in engine.backend.steps) == 200 + 3
+
+    def test_a_later_job_for_the_same_conversation_takes_the_place_of_the_earlier(self) -> None:
+        with toy_engine() as engine:
+            running = engine.submit(request(prompt(300, seed=2), max_tokens=1))
+            first = ahead(engine, prompt(50), name="mine")
+            second = ahead(engine, prompt(60), name="mine")
+            assert second.result(PATIENCE).end == 60
+            engine.wait(running)
+            assert not first.done()
+
+    def test_what_was_evicted_meanwhile_is_not_computed_for_a_guess(self) -> None:
+        with toy_engine() as engine:
+            guess = ahead(engine, prompt(50), at_least=40)
+            wanted = ahead(engine, prompt(50, seed=1), name="another")
+            wanted.result(PATIENCE)
+            assert not guess.done()
+            assert engine.core.stats().idle_tokens == 50
+
+    def test_without_memory_for_it_requests_go_on(self) -> None:
+        with toy_engine(num_blocks=12) as engine:
+            long = engine.submit(request(prompt(30), max_tokens=10))
+            ahead(engine, prompt(47, seed=1))
+            engine.wait(long)
+            assert engine.answer(request(prompt(30, seed=2), max_tokens=2)).reason == "length"
+
+    def test_a_step_that_fails_drops_the_job_alone(self) -> None:
+        with toy_engine() as engine:
+            failed = threading.Event()
+
+            def fail() -> None:
+                engine.backend.before_step = lambda: None
+                failed.set()
+                raise RuntimeError("no")
+
+            engine.backend.before_step = fail
+            lost = ahead(engine, prompt(50))
+            assert failed.wait(PATIENCE)
+            assert engine.answer(request(prompt(20, seed=1), max_tokens=2)).reason == "length"
+            assert not lost.done()
+
+
+class TestSavedKV:
+    def test_exported_kv_gives_the_same_answer(self) -> None:
+        with toy_engine() as engine:
+            tokens = as_prompt(prompt(333))
+            first = engine.answer(request(prompt(333), max_tokens=4))
+            parts = [(0, 150), (150, 333)]
+            contents = [engine.core.export_kv("", tokens[:end], start) for start, end in parts]
+            engine.settled()
+            engine.core.call(lambda kv: kv.clear())
+            assert engine.core.export_kv("", tokens, 0) is None
+            for (start, end), part in zip(parts, contents, strict=True):
+                assert part is not None
+                assert engine.core.import_kv("", tokens[:end], start, part)
+            again = engine.answer(request(prompt(333), max_tokens=4))
+            assert again.tokens == first.tokens
+            assert again.counters.delta_tokens == 1
+
+    def test_kv_without_what_comes_before_is_refused(self) -> None:
+        with toy_engine() as engine:
+            tokens = as_prompt(prompt(100))
+            engine.answer(request(prompt(100), max_tokens=1))
+            part = engine.core.export_kv("", tokens, 50)
+            assert part is not None
+            engine.settled()
+            engine.core.call(lambda kv: kv.clear())
+            assert not engine.core.import_kv("", tokens, 50, part)
 
 
 class TestFullMemory:

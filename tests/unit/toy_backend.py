@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slipstream.backend import Piece, StepMeasurements
-from slipstream.backend.base import FloatArray, IntArray
+from slipstream.backend.base import BlockContents, FloatArray, IntArray
 
 VOCABULARY = 50
 STOP = 0
@@ -55,6 +55,7 @@ class ToyBackend:
 
     vocab_size = VOCABULARY
     block_bytes = 1
+    fingerprint = "toy"
 
     def __init__(self, num_blocks: int, block_size: int = 4, clock: Clock | None = None) -> None:
         self.num_blocks = num_blocks
@@ -86,6 +87,12 @@ class ToyBackend:
 
     def copy_block(self, source: int, target: int) -> None:
         self._slots[target] = self._slots[source]
+
+    def read_blocks(self, blocks: IntArray) -> BlockContents:
+        return self._slots[blocks].astype(np.int16).view(np.uint16)
+
+    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
+        self._slots[blocks] = contents.view(np.int16)
 
     def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
         return StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES))

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+BlockContents = npt.NDArray[np.uint16]
+"""The bits of KV blocks, [blocks, ...]; what they mean is the backend's own business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Backend(Protocol):
     num_blocks: int
     """Blocks that sequences may use; they are numbered from 1 (block 0 is the backend's own)."""
     block_bytes: int
+    fingerprint: str
+    """Equal for backends that compute the same bits from the same weights, and store them alike."""
 
     def forward(self, pieces: Sequence[Piece]) -> FloatArray:
         """Run one step; returns float32 logits [sum of logit_rows, vocab_size] in the order of the pieces.
@@ -60,6 +64,14 @@ class Backend(Protocol):
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
+        ...
+
+    def read_blocks(self, blocks: IntArray) -> BlockContents:
+        """A copy of what the blocks hold."""
+        ...
+
+    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
+        """Fill blocks with what `read_blocks` gave."""
         ...
 
     def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:

@@ -12,7 +12,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from slipstream.backend.base import FloatArray, IntArray, Piece, StepMeasurements
+from slipstream.backend.base import BlockContents, FloatArray, IntArray, Piece, StepMeasurements
 from slipstream.errors import ModelError, UnsupportedModelError
 
 BLOCK_SIZE = 32
@@ -59,6 +59,13 @@ class OpenVINOBackend:
             options["INFERENCE_NUM_THREADS"] = threads
         compiled = core.compile_model(model, "CPU", options)
         self._request = compiled.create_infer_request()
+        settings = [
+            ov.get_version(),
+            core.get_property("CPU", "FULL_DEVICE_NAME"),
+            compiled.get_property("INFERENCE_NUM_THREADS"),
+            options["KV_CACHE_PRECISION"],
+        ]
+        self.fingerprint = "; ".join(map(str, settings))
 
         self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
         self.block_size = BLOCK_SIZE
@@ -90,6 +97,14 @@ class OpenVINOBackend:
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
         self._kv[:, target] = self._kv[:, source]
+
+    def read_blocks(self, blocks: IntArray) -> BlockContents:
+        """A copy of what the blocks hold, uint16 [blocks, layers * 2, elements]."""
+        return np.ascontiguousarray(self._kv[:, blocks].swapaxes(0, 1))
+
+    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
+        """Fill blocks with what `read_blocks` gave."""
+        self._kv[:, blocks] = contents.swapaxes(0, 1)
 
     def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
         """Run each step size, and each count of logit rows, on the scratch block; see `Backend.warm_up`."""

@@ -1,7 +1,8 @@
 """Chat: from messages to exact token ids, and from generated text back to messages."""
 
-from slipstream.chat.answers import AnswerDelta, AnswerReader
-from slipstream.chat.conversations import Conversations, Prompt
+from slipstream.chat.answers import AnswerReader
+from slipstream.chat.conversations import Conversations, Part, Prompt
+from slipstream.chat.formats.reading import AnswerDelta
 from slipstream.chat.ledger import Ledger
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.template import ChatTemplate
@@ -15,6 +16,7 @@ __all__ = [
     "Conversations",
     "Ledger",
     "Message",
+    "Part",
     "Prompt",
     "Schema",
     "Tool",

@@ -1,30 +1,14 @@
 """Answers: the grammar that a request demands of one, and reading one as it comes."""
 
-from dataclasses import dataclass
-
-from slipstream.chat.formats import ParsedAnswer, ToolFormat
-from slipstream.chat.formats.base import Mark, certain_length
+from slipstream.chat.formats import ToolFormat
+from slipstream.chat.formats.base import Mark
+from slipstream.chat.formats.reading import AnswerDelta, Reading, Steps, skip, skip_space, text_until
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.schema import closed, json_rule
 from slipstream.chat.tools import Schema, ToolUse
 
 _THINK, _THOUGHT = "<think>", "</think>"
 _GAP = r"GAP: /\n{0,2}/"
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerDelta:
-    """What an answer says more than before.
-
-    A call is told with its `index`: `id` and `name` when it begins, then pieces of the JSON text of its `arguments`.
-    """
-
-    text: str = ""
-    reasoning: str = ""
-    index: int = 0
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
 
 
 def answer_grammar(
@@ -68,65 +52,45 @@ class AnswerReader:
     """
 
     def __init__(self, tool_format: ToolFormat, use: ToolUse, *, opens_reasoning: bool) -> None:
-        self._format = tool_format
-        self._use = use
-        self._opens_reasoning = opens_reasoning
-        self._ids: list[str] = []
-        self._told = ParsedAnswer()
-        self.generated = ""
-        """All text so far, as generated."""
+        self._pieces: list[str] = []
+        self._reading = Reading(tool_format.new_call_id)
+        self._steps = _read(self._reading, tool_format, use, opens_reasoning=opens_reasoning)
 
     def feed(self, text: str, *, last: bool = False) -> list[AnswerDelta]:
         """What becomes certain with this text."""
-        self.generated += text
-        now = self._parse(complete=last)
-        deltas = []
-        if reasoning := now.reasoning[len(self._told.reasoning) :]:
-            deltas.append(AnswerDelta(reasoning=reasoning))
-        if shown := now.text[len(self._told.text) :]:
-            deltas.append(AnswerDelta(text=shown))
-        for index, call in enumerate(now.calls):
-            known = self._told.calls[index].arguments if index < len(self._told.calls) else None
-            if known is None:
-                self._ids.append(self._format.new_call_id())
-                deltas.append(AnswerDelta(index=index, id=self._ids[index], name=call.name))
-            if arguments := call.arguments[len(known or "") :]:
-                deltas.append(AnswerDelta(index=index, arguments=arguments))
-        self._told = now
-        return deltas
+        self._pieces.append(text)
+        self._reading.rest += text
+        self._reading.ended = last
+        self._reading.deltas = []
+        next(self._steps, None)
+        return self._reading.deltas
+
+    @property
+    def generated(self) -> str:
+        """All text so far, as generated."""
+        return "".join(self._pieces)
 
     @property
     def message(self) -> Message:
-        """The answer as a message of the conversation, once the last text was fed."""
-        calls = zip(self._ids, self._told.calls, strict=True)
-        return Message(
-            "assistant",
-            self._told.text,
-            tuple(ToolCall(call_id, call.name, call.arguments) for call_id, call in calls),
-        )
+        """The answer as a message of the conversation, once the last text was fed; a call may be cut off."""
+        calls = (ToolCall(call.id, call.name, "".join(call.arguments)) for call in self._reading.calls)
+        return Message("assistant", "".join(self._reading.text), tuple(calls))
+
+    @property
+    def calls_to_run(self) -> bool:
+        """Whether the answer ends in calls; it does not if it was cut off inside of one."""
+        return bool(self._reading.calls) and self._reading.calls[-1].complete
 
     @property
     def reasoning(self) -> str:
         """The reasoning so far."""
-        return self._told.reasoning
+        return "".join(self._reading.reasoning)
 
-    def _parse(self, *, complete: bool) -> ParsedAnswer:
-        reasoning, rest = self._split_reasoning(complete=complete)
-        if not self._use.callable:
-            return ParsedAnswer(rest, (), reasoning)
-        parsed = self._format.parse(rest, self._use, complete=complete)
-        return ParsedAnswer(parsed.text, parsed.calls, reasoning)
 
-    def _split_reasoning(self, *, complete: bool) -> tuple[str, str]:
-        """The reasoning at the beginning, and what follows it."""
-        text = self.generated
-        if not self._opens_reasoning:
-            begun = text.lstrip()
-            if not begun.startswith(_THINK):
-                undecided = not complete and _THINK.startswith(begun)
-                return "", "" if undecided else text
-            text = begun[len(_THINK) :]
-        reasoning, ended, rest = text.partition(_THOUGHT)
-        if not ended and not complete:
-            reasoning = reasoning[: certain_length(reasoning, (_THOUGHT,))]
-        return reasoning.strip(), rest.lstrip()
+def _read(reading: Reading, tool_format: ToolFormat, use: ToolUse, *, opens_reasoning: bool) -> Steps[None]:
+    if opens_reasoning or (yield from skip(reading, _THINK)):
+        yield from skip_space(reading)
+        if not (yield from text_until(reading, _THOUGHT, reading.think)):
+            reading.think(reading.take().rstrip())
+        yield from skip_space(reading)
+    yield from tool_format.read(reading, use) if use.callable else reading.say_all()

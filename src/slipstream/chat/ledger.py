@@ -1,6 +1,7 @@
 """The exact token ids of every conversation that was answered, so that none is ever tokenised again."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -46,6 +47,16 @@ class Ledger:
             parts.append(entry.tokens)
             at = entry.parent
         return np.concatenate(parts[::-1])
+
+    def path(self, key: Digest) -> list[tuple[Digest, int]]:
+        """The parts of a known conversation, from its start, and how many tokens there are up to the end of each."""
+        keys: list[Digest] = []
+        at: Digest | None = key
+        while at is not None:
+            keys.append(at)
+            at = self._entries[at].parent
+        keys.reverse()
+        return list(zip(keys, accumulate(len(self._entries[key].tokens) for key in keys), strict=True))
 
     def add(self, key: Digest, entry: LedgerEntry) -> None:
         """Add a conversation; what is known already stays as it is, for its continuations rest on it."""

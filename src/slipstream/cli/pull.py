@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from slipstream.errors import SlipstreamError
+from slipstream.cli.options import readable_errors
 from slipstream.models import DEFAULT_MODEL, ConsoleProgress, ModelStore
 
 
@@ -33,11 +33,8 @@ def pull(
 
       slipstream pull Qwen/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf
     """
-    try:
+    with readable_errors():
         pulled = ModelStore().ensure(model, progress=ConsoleProgress(Console()))
-    except SlipstreamError as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
-        raise typer.Exit(1) from error
     manifest = pulled.manifest
     typer.echo(
         f"{pulled.name} is ready: {pulled.path}, {pulled.size / 1e6:.0f} MB, "

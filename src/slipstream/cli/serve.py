@@ -1,5 +1,6 @@
 """`slipstream serve`: the HTTP server."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,31 @@ def serve(
         int, typer.Option(envvar="SLIPSTREAM_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = 8000,
     kv_memory: KVMemory = "1GiB",
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SLIPSTREAM_STATE_DIR",
+            help="Folder where sessions and their KV outlive a restart. By default they are in memory alone.",
+            file_okay=False,
+        ),
+    ] = None,
+    state_disk: Annotated[
+        str,
+        typer.Option(
+            envvar="SLIPSTREAM_STATE_DISK",
+            help="Disk for KV under --state-dir; when it is full, the least recently used is given up.",
+        ),
+    ] = "10GiB",
+    state_bandwidth: Annotated[
+        str, typer.Option(envvar="SLIPSTREAM_STATE_BANDWIDTH", help="How much KV is written in a second, at most.")
+    ] = "100MiB",
+    session_ttl: Annotated[
+        float,
+        typer.Option(
+            envvar="SLIPSTREAM_SESSION_TTL",
+            help="Seconds until a session that nobody uses is forgotten, unless it is pinned or says otherwise.",
+        ),
+    ] = 86_400.0,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="SLIPSTREAM_API_KEY", help="Refuse requests that do not carry this bearer token."),
@@ -65,6 +91,17 @@ def serve(
             help="Draft tokens by prompt lookup and verify them along.",
         ),
     ] = True,
+    response_cache: Annotated[
+        bool,
+        typer.Option(
+            "--response-cache/--no-response-cache",
+            envvar="SLIPSTREAM_RESPONSE_CACHE",
+            help="Answer exact repeats of greedy or seeded requests from memory.",
+        ),
+    ] = True,
+    response_cache_memory: Annotated[
+        str, typer.Option(envvar="SLIPSTREAM_RESPONSE_CACHE_MEMORY", help="Memory for such answers.")
+    ] = "64MiB",
     tool_format: Annotated[
         str | None,
         typer.Option(
@@ -73,9 +110,10 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve a model to any client that speaks the OpenAI protocol.
+    """Serve a model to any client that speaks OpenAI's or Anthropic's protocol.
 
-    Point the client at http://HOST:PORT/v1. /health tells when it's ready, /metrics how it does, /docs what it takes.
+    Point an OpenAI client at http://HOST:PORT/v1, an Anthropic client at http://HOST:PORT. /health tells when it's
+    ready, /metrics how it does, /docs what it takes.
     Every option can also be given as an environment variable, named with each option.
 
     Examples:
@@ -83,6 +121,8 @@ def serve(
       slipstream serve
 
       slipstream serve --model ./Qwen3-0.6B-Q8_0.gguf --kv-memory 4GiB --port 9000
+
+      slipstream serve --state-dir ~/.local/state/slipstream
     """
     from slipstream import server  # the web framework takes a while to import, which other commands need not wait for
 
@@ -96,9 +136,15 @@ def serve(
                 "reuse": reuse,
                 "jump_forward": jump_forward,
                 "speculation": speculation,
+                "response_cache": response_cache,
                 "drain_seconds": drain_seconds,
                 "engine": {
                     "kv_memory": kv_memory,
+                    "state_dir": state_dir,
+                    "state_disk": state_disk,
+                    "state_bandwidth": state_bandwidth,
+                    "session_ttl": session_ttl,
+                    "response_cache_memory": response_cache_memory,
                     "threads": threads,
                     "step_target_ms": step_target_ms,
                     "max_running": max_running,

@@ -4,14 +4,19 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
+import numpy as np
+
 from slipstream.backend import Backend, Piece, StepMeasurements
-from slipstream.backend.base import FloatArray
+from slipstream.backend.base import BlockContents, FloatArray, IntArray
 from slipstream.engine.generation import Generation, GenerationRequest, Output, Phase
+from slipstream.engine.idle import IdlePrefill, IdleQueue
+from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.engine.step_cost import StepCost
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
@@ -22,6 +27,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = 5
+
+_PART_BLOCKS = 16
+"""KV blocks that are copied between two steps: a few milliseconds' worth."""
 
 
 @dataclass(slots=True)
@@ -34,6 +42,9 @@ class EngineStats:
     infer_seconds: float = 0.0
     busy_seconds: float = 0.0
     """Time of the engine thread with something to do, `infer_seconds` included."""
+    idle_tokens: int = 0
+    """Of `tokens_forwarded`: computed ahead of time, while nobody waited."""
+    idle_seconds: float = 0.0
     preemptions: int = 0
     running: int = 0
     waiting: int = 0
@@ -56,12 +67,14 @@ class EngineCore:
         step_target: float = 0.1,
         max_running: int = 64,
         max_waiting: int = 256,
+        response_cache: ResponseCache | None = None,
     ) -> None:
         self._backend = backend
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
-        self._kv = KVMemory(backend.num_blocks, backend.block_size, backend.copy_block)
+        self._kv = KVMemory(backend, reserved=context_length + 1)
         self._cost = StepCost(measurements)
+        self._step_target = step_target
         self._scheduler = Scheduler(
             self._kv,
             self._cost,
@@ -72,30 +85,43 @@ class EngineCore:
         self.context_length = context_length
         self.max_sequence = min(context_length, self._kv.capacity - 1)
         """Prompt and answer together; the KV memory may hold less than the context."""
+        self.response_cache = response_cache
+        self._idle = IdleQueue(self._kv)
         self._stats = EngineStats()
         self._last_size = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._queued = 0
         self._queued_lock = threading.Lock()
         self._deadline: float | None = None
+        self.before_end: Callable[[KVMemory], None] = lambda _: None
+        """Called on the engine's thread when it has stopped and its memory is still there."""
         self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, sink: Callable[[Output], None]) -> Generation:
+    def submit(self, request: GenerationRequest, sink: Callable[[Output], None]) -> Generation | None:
         """Queue a request; its outputs go to `sink`, which must not block.
 
+        Returns None if the answer was known: it went to the sink already, and there is nothing to cancel.
         Raises `ContextLengthError` or `InvalidRequestError` for what can't be served, `OverloadedError` when too many
         wait already, and `EngineStoppedError` after a shutdown.
         """
         self._check_token_ids(request)
+        limit = self._sequence_limit(request)
+        key = self.response_cache.key(request) if self.response_cache is not None else None
+        if self.response_cache is not None and key is not None:
+            if self.alive and (answer := self.response_cache.get(key, len(request.prompt))) is not None:
+                sink(answer)
+                return None
+            sink = self.response_cache.recording(key, sink)
         generation = Generation(
             request,
-            limit=self._sequence_limit(request),
+            limit=limit,
             vocab_size=self._backend.vocab_size,
             tokenizer=self._tokenizer,
             stop_token_ids=self._stop_token_ids,
             sink=sink,
         )
+        generation.counters.response_cache = "miss" if key is not None else "off"
         with self._queued_lock:
             if self._deadline is not None:
                 raise EngineStoppedError("the engine is shutting down")
@@ -112,6 +138,44 @@ class EngineCore:
         """Stop a generation before the next step; what it computed stays for reuse. Harmless when it's done."""
         generation.cancelled = True
         self._inbox.put(None)  # wakes the thread
+
+    def prefill(self, job: IdlePrefill) -> None:
+        """Have KV computed when there is nothing else to do. Any request goes first, at the next step."""
+        if 0 < len(job.tokens) < self.max_sequence:
+            self._inbox.put(lambda: self._idle.add(job))
+
+    def export_kv(self, tenant: str, tokens: IntArray, start: int) -> BlockContents | None:
+        """A copy of the KV of `tokens` from token `start` on; None unless all of it is in memory.
+
+        Taken between steps, in parts that hold nobody up.
+        """
+        parts = []
+        for begin, end in self._parts(start, len(tokens)):
+            part = self.call(lambda kv, begin=begin, end=end: kv.export(tenant, tokens[:end], begin))  # type: ignore[misc]
+            if part is None:
+                return None
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def import_kv(self, tenant: str, tokens: IntArray, start: int, contents: BlockContents) -> bool:
+        """Take in the KV that `export_kv` gave for the same arguments; False if memory has no room for it.
+
+        What comes before token `start` must be there already.
+        """
+        done = 0
+        for begin, end in self._parts(start, len(tokens)):
+            size = -(-end // self._backend.block_size) - begin // self._backend.block_size
+            part = contents[done : done + size]
+            if not self.call(lambda kv, end=end, part=part: kv.install(tenant, tokens[:end], part)):  # type: ignore[misc]
+                return False
+            done += size
+        return True
+
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Spans of tokens that together are those from `start` to `end`; all but the last end with a block."""
+        size = _PART_BLOCKS * self._backend.block_size
+        borders = [start, *range((start // size + 1) * size, end, size), end]
+        return pairwise(borders)
 
     def call(self, function: Callable[[KVMemory], T]) -> T:
         """Run a function on the engine thread, between two steps, and return its result."""
@@ -135,6 +199,21 @@ class EngineCore:
         self._stats.waiting = self._queued
         self._stats.preemptions = self._scheduler.preemptions
         return self._stats
+
+    @property
+    def evictions(self) -> int:
+        """How often KV was given up for lack of memory."""
+        return self._kv.evictions
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """How much memory the KV of a token takes."""
+        return self._backend.block_bytes // self._backend.block_size
+
+    @property
+    def prefill_seconds_per_token(self) -> float:
+        """What a token of a long prompt costs, at the least."""
+        return self._cost.seconds(self._cost.largest) / self._cost.largest
 
     @property
     def alive(self) -> bool:
@@ -197,11 +276,12 @@ class EngineCore:
         self._receive(block=False)
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
             self._end(generation, error)
+        self.before_end(self._kv)
 
     def _serve(self) -> None:
         """Step after step, until the shutdown's deadline."""
-        while self._deadline is None or (time.monotonic() < self._deadline and not self._out_of_work):
-            self._receive(block=self._scheduler.idle)
+        while self._deadline is None or (time.monotonic() < self._deadline and not self._out_of_work) or self._settling:
+            self._receive(block=self._scheduler.idle and not self._idle)
             started = time.perf_counter()
             self._drop_cancelled()
             self._admit()
@@ -209,11 +289,18 @@ class EngineCore:
                 self._queued = len(self._scheduler.waiting) + self._inbox.qsize()
             if work := self._scheduler.plan(self._last_size):
                 self._step(work)
+            elif self._idle and self._scheduler.idle:
+                self._step_ahead()
             self._stats.busy_seconds += time.perf_counter() - started
 
     @property
     def _out_of_work(self) -> bool:
         return self._scheduler.idle and self._inbox.empty()
+
+    @property
+    def _settling(self) -> bool:
+        """Whether somebody has an answer whose last tokens want their KV."""
+        return any(generation.phase is Phase.SETTLING for generation in self._scheduler.running)
 
     def _receive(self, *, block: bool) -> None:
         """Carry out what came in; waits for something if there is nothing to compute."""
@@ -275,6 +362,21 @@ class EngineCore:
         for item in work:
             self._deliver(item, logits[row : row + item.logit_rows])
             row += item.logit_rows
+
+    def _step_ahead(self) -> None:
+        """Compute ahead of time, in a step short enough for a request to wait for."""
+        started = time.perf_counter()
+
+        def compute(piece: Piece) -> None:
+            self._backend.forward([piece])
+            self._account([piece], time.perf_counter() - started)
+            self._stats.idle_tokens += len(piece.tokens)
+
+        try:
+            self._idle.step(self._cost.largest_within(self._step_target), compute)
+        except Exception:
+            logger.exception("computing ahead of time failed; it will be done when it's needed")
+        self._stats.idle_seconds += time.perf_counter() - started
 
     def _deliver(self, item: Work, logits: FloatArray) -> None:
         """Give a generation its rows of the step, and its sink what came of them."""

@@ -20,6 +20,7 @@ from slipstream.kv import Sequence
 from slipstream.tokenizer import IncrementalDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+CacheUse = Literal["hit", "miss", "off"]
 
 _SMOOTHING = 0.1
 """How fast the running acceptance rate of drafts follows what happens."""
@@ -29,7 +30,7 @@ _SMOOTHING = 0.1
 class GenerationRequest:
     """Token ids in, tokens out. `prompt` is int32 [n], n >= 1; `tenant` bounds who shares KV with whom.
 
-    The three switches change what an answer costs, never its tokens.
+    The four switches change what an answer costs, never its tokens.
     """
 
     prompt: IntArray
@@ -38,11 +39,13 @@ class GenerationRequest:
     """What the answer must fit; it ends where nothing more can follow."""
     tenant: str = ""
     reuse: bool = True
-    """Whether KV that is already in memory may be used."""
+    """Whether anything that is already in memory may be used; without it, all is computed afresh."""
     jump_forward: bool = True
     """Whether tokens that the grammar forces are taken without a forward pass of their own."""
     speculation: bool = True
     """Whether drafts may be verified along."""
+    response_cache: bool = True
+    """Whether the answer may come from memory, if the request is deterministic and was answered before."""
 
 
 @dataclass(slots=True)
@@ -62,6 +65,8 @@ class TurnCounters:
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    response_cache: CacheUse = "off"
+    """Off for a request that has more than one answer, too."""
 
     @property
     def delta_tokens(self) -> int:
@@ -73,14 +78,16 @@ class TurnCounters:
 class Output:
     """A piece of a generation: new tokens and the text that they make certain.
 
-    The last piece has `finish_reason` and `counters`; with reason "error" also `error`. The stop token is not among
-    the tokens; text of tokens may come with a later piece, when it's certain not to begin a stop string.
+    The last piece has `finish_reason` and `counters`; with reason "error" also `error`, and where a stop string ended
+    the answer, `stop_string`. The stop token is not among the tokens; text of tokens may come with a later piece, when
+    it's certain not to begin a stop string.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    stop_string: str | None = None
     counters: TurnCounters | None = None
     error: Exception | None = None
 
@@ -273,6 +280,7 @@ class Generation:
             token_ids=tuple(harvest.tokens),
             logprobs=tuple(harvest.logprobs),
             finish_reason=harvest.reason,
+            stop_string=self._text.stop_string,
             counters=self.counters if harvest.reason is not None else None,
             error=error,
         )

@@ -5,15 +5,18 @@ import re
 import string
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from slipstream.backend.base import FloatArray
 from slipstream.errors import InvalidRequestError
+
+_Result = TypeVar("_Result")
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +61,35 @@ class _Closers:
 
 def _any_allowed(matcher: LLMatcher) -> list[int]:
     """The first token that can come next, as inside a value of an enum; empty if none can."""
-    allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-    return [int(token) for token in np.flatnonzero(allowed)[:1]]
+    return _allowed(matcher)[:1]
+
+
+def _allowed(matcher: LLMatcher) -> list[int]:
+    """All tokens that can come next."""
+    bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    return np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()
 
 
 class Constraint:
-    """A grammar being followed: where an answer stands in it. Not thread-safe."""
+    """A grammar being followed: where an answer stands in it. Not thread-safe.
 
-    __slots__ = ("_bits", "_closers", "_matcher", "_vocab_size")
+    All that follow a grammar share a lexer, and one that meets its limits spoils it for the others: from then on it
+    takes what it has not seen yet for forbidden, mostly without a word. Those go on with a lexer of their own, so that
+    an answer fails only if it would alone.
+    """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, closers: _Closers) -> None:
+    __slots__ = ("_accepted", "_bits", "_grammar", "_looks_ahead", "_matcher")
+
+    def __init__(self, grammar: "Grammar", matcher: LLMatcher, *, looks_ahead: bool = False) -> None:
+        self._grammar = grammar
         self._matcher = matcher
-        self._vocab_size = vocab_size
-        self._closers = closers
-        self._bits = np.zeros(-(-vocab_size // 32), np.int32)
+        self._looks_ahead = looks_ahead
+        self._accepted: list[int] = []
+        self._bits = np.zeros(-(-grammar.vocab_size // 32), np.int32)
 
     def copy(self) -> "Constraint":
-        """An independent constraint at the same place."""
-        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closers)
+        """An independent constraint at the same place, for a look ahead, which ends where a limit is met."""
+        return Constraint(self._grammar, self._matcher.deep_copy(), looks_ahead=True)
 
     @property
     def finished(self) -> bool:
@@ -84,7 +98,7 @@ class Constraint:
 
     def forced(self) -> list[int]:
         """The tokens that must come next, as far as there is no choice; they are yet to be accepted."""
-        return self._matcher.compute_ff_tokens()
+        return self._within_limits(LLMatcher.compute_ff_tokens)
 
     def closing(self, longest: int) -> list[int] | None:
         """A short way from here to where the answer may end, empty if it may end here.
@@ -94,17 +108,17 @@ class Constraint:
         ahead = self._matcher.deep_copy()
         way: list[int] = []
         while not ahead.is_accepting():
-            step = ahead.compute_ff_tokens() or self._closers.next_step(ahead)
+            step = ahead.compute_ff_tokens() or self._grammar.closers.next_step(ahead)
             way += step
             if not step or len(way) > longest or not ahead.consume_tokens(step):
                 return None
-        return way if len(way) <= longest else None
+        return way if len(way) <= longest and self._grammar.usable else None
 
     def accept(self, tokens: ListLike[int]) -> None:
         """Go on by tokens that are allowed; raises `GrammarFailedError` if they are not, or a limit is met."""
-        if not self._matcher.consume_tokens(list(tokens)):
-            logger.warning("a grammar failed: %s", self._matcher.get_error())
-            raise GrammarFailedError
+        tokens = list(tokens)
+        self._within_limits(lambda matcher: matcher.consume_tokens(tokens))
+        self._accepted += tokens
 
     def valid_prefix(self, tokens: ListLike[int]) -> int:
         """How many of the tokens could come next, in order."""
@@ -112,32 +126,56 @@ class Constraint:
 
     def mask(self, logits: FloatArray) -> FloatArray:
         """A copy of float32 logits [vocab_size] with minus infinity for every token that can't come next."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        if self._matcher.is_error():
-            logger.warning("a grammar failed: %s", self._matcher.get_error())
-            raise GrammarFailedError
-        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
+        address, size = self._bits.ctypes.data, self._bits.nbytes
+        self._within_limits(lambda matcher: matcher.unsafe_compute_mask_ptr(address, size))
+        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._grammar.vocab_size, bitorder="little")
         return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
+
+    def _within_limits(self, step: Callable[[LLMatcher], _Result]) -> _Result:
+        """What a step of the matcher gives, on a lexer of its own if the shared one has met its limits."""
+        result = step(self._matcher)
+        if not self._failed:
+            return result
+        logger.warning("a grammar failed: %s", self._matcher.get_error())
+        if not self._looks_ahead:
+            self._grammar = self._grammar.compiled_anew()
+            self._matcher = self._grammar.matcher.deep_copy()
+            self._matcher.consume_tokens(self._accepted)
+            result = step(self._matcher)
+        if self._failed:
+            raise GrammarFailedError
+        return result
+
+    @property
+    def _failed(self) -> bool:
+        return self._matcher.is_error() or not self._grammar.usable
 
 
 class Grammar:
-    """A compiled grammar, for any number of answers."""
+    """A compiled grammar, for any number of answers; `source` is what it was compiled from."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, closers: _Closers) -> None:
-        self._matcher = matcher
-        self._vocab_size = vocab_size
-        self._closers = closers
+    def __init__(self, source: str, tokenizer: LLTokenizer, vocab_size: int) -> None:
+        self.source = source
+        self.vocab_size = vocab_size
+        self.closers = _Closers(tokenizer)
+        self.matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
+        """At the start; it may have an error, and is yet to be copied."""
+        self._tokenizer = tokenizer
+        allowed = _allowed(self.matcher.deep_copy())
+        self._first = [token for token in allowed if token not in tokenizer.eos_tokens][:1]
 
     @property
     def usable(self) -> bool:
-        """Whether it can be followed: all answers share a lexer, and one that met its limits spoils it for the rest."""
-        probe = self._matcher.deep_copy()
-        probe.compute_bitmask()
-        return not probe.is_error()
+        """Whether no answer has met the limits of the lexer. Takes 2 us: a token is refused at once if one has."""
+        return self.matcher.deep_copy().consume_tokens(self._first)
 
     def begin(self) -> Constraint:
         """A constraint at the start."""
-        return Constraint(self._matcher.deep_copy(), self._vocab_size, self._closers)
+        return Constraint(self, self.matcher.deep_copy())
+
+    def compiled_anew(self) -> "Grammar":
+        """The same grammar with a lexer of its own."""
+        return Grammar(self.source, self._tokenizer, self.vocab_size)
 
 
 class GrammarCompiler:
@@ -174,14 +212,13 @@ class GrammarCompiler:
                 code="schema_too_large",
             )
         tokenizer = self._load_tokenizer()
-        matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
-        if matcher.is_error():
+        grammar = Grammar(source, tokenizer, self._vocab_size)
+        if error := grammar.matcher.get_error():
             raise InvalidRequestError(
-                f"{param} has a schema that can't be enforced: {_complaint(matcher.get_error())}",
+                f"{param} has a schema that can't be enforced: {_complaint(error)}",
                 param=param,
                 code="unsupported_schema",
             )
-        grammar = Grammar(matcher, self._vocab_size, _Closers(tokenizer))
         with self._lock:
             self.compilations += 1
             self._cache[source] = grammar

@@ -13,7 +13,13 @@ class TextStream:
         self._decoder = decoder
         self._stop = stop
         self._held = ""
-        self.stopped = False
+        self.stop_string: str | None = None
+        """The one that was completed."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was completed; nothing follows it."""
+        return self.stop_string is not None
 
     def feed(self, token: int) -> str:
         """The text that this token makes certain; sets `stopped` when it completes a stop string, which is left out."""
@@ -33,10 +39,10 @@ class TextStream:
 
     def _scan(self, text: str) -> str:
         self._held += text
-        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return self._held[: min(found)]
+            at, self.stop_string = min(found)
+            return self._held[:at]
         certain = len(self._held) - max(_overlap(self._held, stop) for stop in self._stop)
         text, self._held = self._held[:certain], self._held[certain:]
         return text

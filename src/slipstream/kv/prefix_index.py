@@ -77,6 +77,11 @@ class PrefixIndex(Generic[T]):
             yield from [other for other in node.entries if other != entry]
             node = node.parent
 
+    def is_extended(self, entry: T) -> bool:
+        """Whether another entry stands for the same tokens or more."""
+        node = self._ends[entry]
+        return bool(node.children) or len(node.entries) > 1
+
     def _first_entry(self, node: _Node[T]) -> T:
         while not node.entries:
             node = next(iter(node.children.values()))

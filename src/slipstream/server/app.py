@@ -6,7 +6,16 @@ from fastapi import FastAPI
 
 from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
-from slipstream.server import openai_chat, openai_completions, status, tokens
+from slipstream.server import (
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_conversations,
+    openai_responses,
+    sessions,
+    status,
+    tokens,
+)
 from slipstream.server.errors import install_error_handlers
 from slipstream.server.gate import Gate, RequestCounter
 from slipstream.server.metrics import Metrics
@@ -20,6 +29,10 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     runner = TurnRunner(engine, metrics, config)
     app.include_router(openai_chat.router(runner))
     app.include_router(openai_completions.router(runner))
+    app.include_router(openai_conversations.router(engine.sessions))
+    app.include_router(openai_responses.router(runner))
+    app.include_router(anthropic_messages.router(runner))
+    app.include_router(sessions.router(engine.sessions))
     app.include_router(tokens.router(engine))
     app.include_router(status.router(engine, metrics))
     app.add_middleware(Gate, api_key=config.api_key)

@@ -13,12 +13,35 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipstream.errors import EngineStoppedError, InvalidRequestError, OverloadedError, SlipstreamError
+from slipstream.errors import (
+    EngineStoppedError,
+    InvalidRequestError,
+    OverloadedError,
+    SessionConflictError,
+    SlipstreamError,
+)
 
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 """Nobody reads it; it keeps such requests apart in the metrics (nginx's number)."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+"""By status; others are the client's fault or the server's."""
+
+_ANTHROPIC_NAMES = {
+    "function.parameters": "input_schema",
+    "function.name": "name",
+    "response_format.json_schema.schema": "output_config.format.schema",
+    "response_format": "output_config.format",
+}
+"""Fields that go by OpenAI's names where no protocol is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,26 +58,34 @@ class Failure:
 
 def failure_of(error: Exception) -> Failure:
     """What to tell a client; of an error that nobody foresaw, nothing but that it happened."""
+    failure: Failure
     match error:
         case RequestValidationError():
-            return _invalid_body(error.errors())
+            failure = _invalid_body(error.errors())
         case InvalidRequestError():
-            status = 404 if error.code == "model_not_found" else 400
-            return Failure(status=status, message=str(error), param=error.param, code=error.code or "invalid_value")
+            status = 404 if (error.code or "").endswith("_not_found") else 400
+            failure = Failure(status=status, message=str(error), param=error.param, code=error.code or "invalid_value")
         case OverloadedError():
             headers = {"Retry-After": str(error.retry_after)}
-            return Failure(status=429, message=str(error), type="rate_limit_error", code="overloaded", headers=headers)
+            failure = Failure(
+                status=429, message=str(error), type="rate_limit_error", code="overloaded", headers=headers
+            )
+        case SessionConflictError():
+            headers = {"Retry-After": "1"}
+            failure = Failure(status=409, message=str(error), code="session_conflict", headers=headers)
         case EngineStoppedError():
-            return Failure(status=503, message=str(error), type="server_error", code="shutting_down")
+            failure = Failure(status=503, message=str(error), type="server_error", code="shutting_down")
         case HTTPException():
-            return Failure(
+            failure = Failure(
                 status=error.status_code,
                 message=str(error.detail),
                 code=HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"),
                 headers=error.headers or {},
             )
-    message = "the server failed to answer this request; its log says more"
-    return Failure(status=500, message=message, type="server_error", code="internal_error")
+        case _:
+            message = "the server failed to answer this request; its log says more"
+            failure = Failure(status=500, message=message, type="server_error", code="internal_error")
+    return failure
 
 
 def openai_body(failure: Failure) -> bytes:
@@ -68,21 +99,35 @@ def openai_body(failure: Failure) -> bytes:
     return json.dumps({"error": error}).encode()
 
 
-def openai_response(failure: Failure) -> Response:
-    """OpenAI's answer to a request that failed."""
-    return Response(openai_body(failure), failure.status, headers=dict(failure.headers), media_type="application/json")
+def anthropic_body(failure: Failure) -> bytes:
+    """Anthropic's error object, which has no place for the field but the message."""
+    kind = "api_error" if failure.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    error = {
+        "type": _ANTHROPIC_TYPES.get(failure.status, kind),
+        "message": _naming_field(failure),
+        "details": {"error_code": failure.code},
+    }
+    return json.dumps({"type": "error", "error": error}).encode()
+
+
+def error_response(failure: Failure, path: str) -> Response:
+    """The answer to a request that failed, in the shape of the protocol that is spoken at `path`."""
+    body = anthropic_body if path.startswith("/v1/messages") else openai_body
+    return Response(body(failure), failure.status, headers=dict(failure.headers), media_type="application/json")
 
 
 def openai_event(error: Exception) -> bytes:
     """The last event of a stream that breaks off, as OpenAI's clients expect it."""
-    failure = failure_of(error)
-    if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("a stream broke off", exc_info=error)
-    return b"data: " + openai_body(failure) + b"\n\n"
+    return b"data: " + openai_body(failure_of_stream(error)) + b"\n\n"
+
+
+def anthropic_event(error: Exception) -> bytes:
+    """The same for Anthropic's."""
+    return b"event: error\ndata: " + anthropic_body(failure_of_stream(error)) + b"\n\n"
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give every error of the app OpenAI's shape."""
+    """Give every error of the app its protocol's shape."""
     for kind in (RequestValidationError, SlipstreamError, HTTPException):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
@@ -112,7 +157,7 @@ class _LastResort:
             if started or scope["type"] != "http":
                 raise
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            await openai_response(failure_of(error))(scope, receive, send)
+            await error_response(failure_of(error), scope["path"])(scope, receive, send)
 
 
 def _answer(request: Request, error: Exception) -> Response:
@@ -121,7 +166,26 @@ def _answer(request: Request, error: Exception) -> Response:
         logger.error("%s failed", request.url.path, exc_info=error)
     if isinstance(error, HTTPException) and (message := _advice(request, error)) is not None:
         failure = replace(failure, message=message)
-    return openai_response(failure)
+    return error_response(failure, request.url.path)
+
+
+def failure_of_stream(error: Exception) -> Failure:
+    """What to tell a client whose stream breaks off; what nobody foresaw goes to the log."""
+    failure = failure_of(error)
+    if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("a stream broke off", exc_info=error)
+    return failure
+
+
+def _naming_field(failure: Failure) -> str:
+    """The message, with the field in it by the name that it has in Anthropic's protocol."""
+    if failure.param is None:
+        return failure.message
+    name = failure.param
+    for openai, anthropic in _ANTHROPIC_NAMES.items():
+        name = name.replace(openai, anthropic)
+    message = failure.message.replace(failure.param, name)
+    return message if name in message else f"{name}: {message}"
 
 
 def _advice(request: Request, error: HTTPException) -> str | None:
@@ -169,7 +233,7 @@ def field_path(location: Sequence[str | int]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part != "[key]":  # pydantic's mark for the key of a mapping, which comes before it
+        elif not part.startswith("["):  # pydantic's mark for the key of a mapping, or the tag of a union's member
             path += f".{part}" if path else part
     return path
 

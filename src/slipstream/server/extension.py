@@ -1,13 +1,20 @@
 """The `slipstream` object: what a request may ask beyond its protocol, and what each response tells of its cost."""
 
-from typing import Annotated, Literal, Self
+import re
+from dataclasses import replace
+from typing import Annotated, Self
 
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.server.turn import Turn
+from slipstream.engine.generation import CacheUse
+from slipstream.errors import InvalidRequestError
+from slipstream.server.turn import Turn, TurnRequest
 
-SessionId = Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]
-"""Printable ASCII without spaces, so that it fits in a header too."""
+SESSION_HEADER = "X-Session-Id"
+_SESSION_ID = r"[!-.0-~]{1,256}"
+SessionId = Annotated[str, Field(pattern=f"^{_SESSION_ID}$")]
+"""Printable ASCII without spaces and slashes, so that it fits in a header and in a path."""
 
 
 class SlipstreamOptions(BaseModel):
@@ -20,6 +27,28 @@ class SlipstreamOptions(BaseModel):
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
+
+
+def in_session(request: TurnRequest, http: Request) -> TurnRequest:
+    """The request with the session that its header `X-Session-Id` names, unless its body named one.
+
+    Raises `InvalidRequestError` for what can't be a name.
+    """
+    name = http.headers.get(SESSION_HEADER)
+    if name is None or request.session_id is not None:
+        return request
+    if not re.fullmatch(_SESSION_ID, name):
+        raise InvalidRequestError(
+            f"the header {SESSION_HEADER} must be printable ASCII without spaces and slashes, at most 256 characters",
+            param=SESSION_HEADER,
+            code="invalid_value",
+        )
+    return replace(request, session_id=name)
+
+
+def session_hint(cache_key: str | None) -> str | None:
+    """The session that a `prompt_cache_key` names, if it can be a name."""
+    return cache_key if cache_key is not None and re.fullmatch(_SESSION_ID, cache_key) else None
 
 
 class TurnReport(BaseModel):
@@ -42,7 +71,7 @@ class TurnReport(BaseModel):
     queue_ms: float
     prefill_ms: float
     decode_ms: float
-    response_cache: Literal["hit", "miss", "off"]
+    response_cache: CacheUse
 
     @classmethod
     def of(cls, turn: Turn) -> Self:
@@ -51,7 +80,7 @@ class TurnReport(BaseModel):
         prompts = list({choice.request: choice.counters for choice in reversed(turn.choices)}.values())
         conversation_id = first.conversation.conversation_id if first.conversation else None
         return cls(
-            session_id=first.request.session_id or conversation_id,
+            session_id=first.request.session_name or conversation_id,
             prompt_tokens=sum(counters.prompt_tokens for counters in prompts),
             reused_tokens=sum(counters.reused_tokens for counters in prompts),
             delta_tokens=sum(counters.delta_tokens for counters in prompts),
@@ -63,5 +92,10 @@ class TurnReport(BaseModel):
             queue_ms=round(max(counters.queue_ms for counters in each), 3),
             prefill_ms=round(max(counters.prefill_ms for counters in each), 3),
             decode_ms=round(max(counters.decode_ms for counters in each), 3),
-            response_cache="off",
+            response_cache=_joined([counters.response_cache for counters in each]),
         )
+
+
+def _joined(each: list[CacheUse]) -> CacheUse:
+    """A hit if all were: nothing was computed."""
+    return each[0] if len(set(each)) == 1 else "miss"

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipstream.server.errors import CLIENT_GONE, Failure, failure_of, openai_response
+from slipstream.server.errors import CLIENT_GONE, Failure, error_response, failure_of
 from slipstream.server.metrics import Metrics
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -15,7 +15,7 @@ MAX_BODY_BYTES = 16 * 2**20
 _OPEN_PATHS = frozenset({"/health"})
 _NO_ENTRY = Failure(
     status=401,
-    message="the API key is missing or wrong: send the server's in the header `Authorization: Bearer KEY`",
+    message="the API key is missing or wrong: send the server's as `Authorization: Bearer KEY` or `x-api-key: KEY`",
     code="invalid_api_key",
     headers={"WWW-Authenticate": "Bearer"},
 )
@@ -36,17 +36,18 @@ class Gate:
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
         if scope["path"] not in _OPEN_PATHS and not self._admits(headers):
-            await openai_response(_NO_ENTRY)(scope, receive, send)
+            await error_response(_NO_ENTRY, scope["path"])(scope, receive, send)
         elif declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-            await openai_response(failure_of(_too_large()))(scope, receive, send)
+            await error_response(failure_of(_too_large()), scope["path"])(scope, receive, send)
         else:
             await self._app(scope, _limited(receive), send)
 
     def _admits(self, headers: Headers) -> bool:
         if self._api_key is None:
             return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        keys = (token.strip() if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+        return any(hmac.compare_digest(key.encode("latin-1"), self._api_key) for key in keys)
 
 
 class RequestCounter:

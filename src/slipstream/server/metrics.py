@@ -82,12 +82,28 @@ class _EngineCollector(Collector):
         sequences = GaugeMetricFamily("slipstream_kv_sequences", "Sequences in KV memory.", labels=["state"])
         sequences.add_metric(["running"], kv.running_sequences)
         sequences.add_metric(["retained"], kv.retained_sequences)
+        sequences.add_metric(["pinned"], kv.pinned_sequences)
         yield sequences
         yield _counter("kv_evictions", "Retained sequences given up for others.", kv.evictions)
+        sessions = self._engine.sessions
+        yield _gauge("sessions", "Sessions, named or not.", len(sessions))
+        yield _counter("idle_tokens", "Tokens computed ahead of time, while nobody waited.", stats.idle_tokens)
+        yield _counter("idle_seconds", "Time that took.", stats.idle_seconds)
+        yield _counter("idle_tokens_used", "Prompt tokens that turns found computed ahead.", sessions.saved_tokens)
+        yield _counter("idle_seconds_saved", "What they would have cost, at the least.", sessions.saved_seconds)
+        if (saver := sessions.saver) is not None:
+            yield _counter("state_saved_tokens", "Tokens whose KV was written to disk.", saver.saved_tokens)
+            yield _counter("state_restored_tokens", "Tokens whose KV was read from disk.", saver.restored_tokens)
+            yield _gauge("state_bytes", "KV on disk.", saver.saved_bytes)
+            yield _gauge("state_unsaved_parts", "Parts of conversations that wait to be written.", saver.unsaved_parts)
+        if (cache := self._engine.core.response_cache) is not None:
+            yield _counter("response_cache_hits", "Requests answered from memory.", cache.hits)
+            yield _counter("response_cache_misses", "Requests that could have been, but were new.", cache.misses)
+            yield _gauge("response_cache_bytes", "Memory of known answers.", cache.total_bytes)
         renders = CounterMetricFamily(
             "slipstream_prompt_renders", "Conversations made into prompts, by how.", labels=["kind"]
         )
-        for kind in ("first", "spliced", "full"):
+        for kind in ("first", "spliced", "full", "repeated"):
             renders.add_metric([kind], self._engine.conversations.renders[kind])
         yield renders
 

@@ -22,7 +22,7 @@ from slipstream.chat import AnswerDelta
 from slipstream.embedded import Engine
 from slipstream.engine import Output, TokenLogprob
 from slipstream.server.errors import openai_event
-from slipstream.server.extension import TurnReport
+from slipstream.server.extension import TurnReport, in_session, session_hint
 from slipstream.server.openai_common import (
     DONE,
     Alternatives,
@@ -58,6 +58,7 @@ class ChatRequest(SamplingFields):
     functions: list[Any] | None = None
     function_call: Any = None
     response_format: ResponseFormat | None = None
+    prompt_cache_key: str | None = None
 
     def turn(self, engine: Engine) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
@@ -75,6 +76,7 @@ class ChatRequest(SamplingFields):
             tools=tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False),
             response_schema=response_schema(self.response_format),
             choices=self.n or 1,
+            session_hint=session_hint(self.prompt_cache_key),
             **self.switches(),
         )
 
@@ -110,7 +112,7 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
-        turn = await runner.start([body.turn(engine)])
+        turn = await runner.start([in_session(body.turn(engine), http)])
         head = new_head(engine, "chatcmpl")
         if body.stream:
             writer = _ChunkWriter(head, engine.tokenizer, include_usage=body.include_usage)
@@ -127,7 +129,7 @@ def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
     for choice in turn.choices:
         answer = choice.answer
         logprobs = _logprobs(answer.logprobs, tokenizer)
-        reason = chat_finish_reason(answer.finish_reason, calls=bool(choice.message.tool_calls))
+        reason = chat_finish_reason(answer.finish_reason, calls=choice.reader.calls_to_run)
         choices.append(
             WholeChoice(
                 index=choice.index,
@@ -226,7 +228,7 @@ class _ChunkWriter:
     def end(self, choice: Choice, output: Output, report: TurnReport | None) -> bytes:
         """The chunk with the finish reason; with a report it's the last of the stream."""
         delta = self._delta(choice, ChoiceDelta())
-        delta.finish_reason = chat_finish_reason(output.finish_reason, calls=bool(choice.message.tool_calls))
+        delta.finish_reason = chat_finish_reason(output.finish_reason, calls=choice.reader.calls_to_run)
         return event(self._chunk(delta) if report is None else self._chunk(delta, slipstream=report))
 
     def usage(self, report: TurnReport) -> bytes:

@@ -118,7 +118,7 @@ def finish_reason(reason: FinishReason | None) -> Literal["stop", "length"]:
 
 
 def chat_finish_reason(reason: FinishReason | None, *, calls: bool) -> Literal["stop", "length", "tool_calls"]:
-    """The same for an answer that may have `calls`."""
+    """The same for an answer that may end in `calls` to run."""
     plain = finish_reason(reason)
     return "tool_calls" if calls and plain == "stop" else plain
 

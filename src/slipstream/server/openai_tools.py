@@ -1,11 +1,11 @@
 """Tools and response formats as OpenAI's clients ask for them, and what they mean."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
-from slipstream.chat import NO_TOOLS, Schema, Tool, ToolUse
+from slipstream.chat import Schema, Tool, ToolUse
 from slipstream.server.openai_common import missing, unsupported
 
 _NAME = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
@@ -54,26 +54,28 @@ class AllowedToolsChoice(BaseModel):
     allowed_tools: AllowedTools
 
 
-def _as_tool_choice(value: object) -> object:
-    if value in ("none", "auto", "required"):
-        return value
-    kinds: dict[str, type[NamedTool | AllowedToolsChoice]] = {
-        "function": NamedTool,
-        "allowed_tools": AllowedToolsChoice,
-    }
-    kind = kinds.get(str(value.get("type"))) if isinstance(value, dict) else None
-    if kind is None:
-        raise ValueError("it must be none, auto, required, or an object of type function or allowed_tools")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        (first, *_) = error.errors()
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {first['msg'].lower()}") from None
+def choice_validator(kinds: Mapping[str, type[BaseModel]]) -> PlainValidator:
+    """Reads a `tool_choice`: a word, or an object of one of the kinds."""
+
+    def read(value: object) -> object:
+        if value in ("none", "auto", "required"):
+            return value
+        kind = kinds.get(str(value.get("type"))) if isinstance(value, dict) else None
+        if kind is None:
+            raise ValueError(f"it must be none, auto, required, or an object of type {' or '.join(kinds)}")
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {first['msg'].lower()}") from None
+
+    return PlainValidator(read)
 
 
 ToolChoice = Annotated[
-    Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice, PlainValidator(_as_tool_choice)
+    Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice,
+    choice_validator({"function": NamedTool, "allowed_tools": AllowedToolsChoice}),
 ]
 
 
@@ -98,7 +100,7 @@ def tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None, 
     if not tools:
         if choice not in (None, "none", "auto"):
             raise unsupported("tool_choice", "tool_choice asks for a call, but there are no tools: send them as tools")
-        return NO_TOOLS
+        return ToolUse(mode="none" if choice == "none" else "auto", parallel=parallel)  # a session may have tools
     known = tuple(
         Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {}) for tool in tools
     )

@@ -15,6 +15,7 @@ from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar
 from slipstream.errors import EngineStoppedError, InvalidRequestError
 from slipstream.server.metrics import Metrics
+from slipstream.sessions import SessionTurn
 
 MAX_CHOICES = 128
 """Answers that one HTTP request may ask for, prompts times choices."""
@@ -36,10 +37,22 @@ class TurnRequest:
     choices: int = 1
     tenant: str = ""
     session_id: str | None = None
+    """The session that it is a turn of, which has no other turn meanwhile; then the messages may be its next alone."""
+    session_hint: str | None = None
+    """What to call the session if it has no name; the messages are the whole conversation all the same."""
+    continues: bool | None = None
+    """Whether the messages are the session's next ones, or the whole conversation; None if they have to tell."""
+    system: Message | None = None
+    """The system message, where a protocol keeps it apart from the others."""
     reuse: bool = True
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
+
+    @property
+    def session_name(self) -> str | None:
+        """What the session is to be called."""
+        return self.session_id or self.session_hint
 
     @property
     def input_field(self) -> str:
@@ -56,6 +69,7 @@ class Choice:
     conversation: Prompt | None
     """What the answer will extend; None after a plain prompt."""
     reader: AnswerReader
+    session_turn: SessionTurn | None = None
     outputs: list[Output] = field(default_factory=list)
     generation: Generation | None = None
     """The engine's part in it, until it's finished."""
@@ -103,6 +117,23 @@ class Turn:
         self._started = time.perf_counter()
         self._arrived: list[tuple[Choice, Output]] = []
         self._wake = asyncio.Event()
+        self._session_turns: list[SessionTurn] = []
+
+    def begin(self, request: TurnRequest) -> SessionTurn | None:
+        """Claim the session of a request until it's answered; raises `SessionConflictError`."""
+        if not isinstance(request.prompt, tuple):
+            return None
+        session_turn = self._engine.sessions.begin(
+            request.tenant,
+            request.session_name,
+            request.prompt,
+            request.tools,
+            alone=request.session_id is not None,
+            system=request.system,
+            continues=request.continues,
+        )
+        self._session_turns.append(session_turn)
+        return session_turn
 
     async def batches(self) -> AsyncIterator[list[Arrival]]:
         """The pieces of all answers as they come, those that came together in one list.
@@ -129,6 +160,8 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop what is unfinished before the engine's next step; harmless when nothing is."""
+        for session_turn in self._session_turns:
+            self._engine.sessions.release(session_turn)
         for choice in self.choices:
             if choice.generation is not None:
                 self._engine.core.cancel(choice.generation)
@@ -137,8 +170,9 @@ class Turn:
         """Hand a request to the engine, with its prompt made; raises what `EngineCore.submit` raises."""
         opens_reasoning = prepared.conversation is not None and prepared.conversation.opens_reasoning
         for offset in range(request.choices):
-            reader = AnswerReader(self._engine.tool_format, request.tools, opens_reasoning=opens_reasoning)
-            choice = Choice(len(self.choices), request, prepared.conversation, reader)
+            use = prepared.session_turn.tools if prepared.session_turn is not None else request.tools
+            reader = AnswerReader(self._engine.tool_format, use, opens_reasoning=opens_reasoning)
+            choice = Choice(len(self.choices), request, prepared.conversation, reader, prepared.session_turn)
             generation = GenerationRequest(
                 prompt=prepared.token_ids,
                 grammar=prepared.grammar,
@@ -147,6 +181,7 @@ class Turn:
                 reuse=request.reuse,
                 jump_forward=request.jump_forward,
                 speculation=request.speculation,
+                response_cache=request.response_cache,
             )
             choice.generation = self._engine.core.submit(generation, self._sink(choice))
             self.choices.append(choice)
@@ -178,9 +213,16 @@ class Turn:
         if choice.conversation is None:
             return Arrival(choice, output, [])
         deltas = choice.reader.feed(output.text, last=last)
-        if last:
+        if last and choice.session_turn is not None:
             answer = choice.answer
-            self._engine.conversations.record(choice.conversation, choice.message, answer.token_ids, answer.text)
+            self._engine.sessions.answered(
+                choice.session_turn,
+                choice.conversation,
+                choice.message,
+                answer.token_ids,
+                answer.text,
+                answer.counters,
+            )
         return Arrival(choice, output, deltas)
 
 
@@ -189,6 +231,7 @@ class _Prepared(NamedTuple):
 
     token_ids: IntArray
     conversation: Prompt | None = None
+    session_turn: SessionTurn | None = None
     grammar: Grammar | None = None
 
 
@@ -215,7 +258,8 @@ class TurnRunner:
         requests = [self._allowed(request) for request in requests]
         turn = Turn(self.engine, self._metrics)
         try:
-            prepared = await asyncio.to_thread(lambda: [self._prepare(request) for request in requests])
+            begun = [(request, turn.begin(request)) for request in requests]
+            prepared = await asyncio.to_thread(lambda: [self._prepare(*each) for each in begun])
             for request, preparation in zip(requests, prepared, strict=True):
                 turn.submit(request, preparation)
         except BaseException as error:
@@ -226,19 +270,21 @@ class TurnRunner:
         return turn
 
     def _allowed(self, request: TurnRequest) -> TurnRequest:
-        switches = ("reuse", "jump_forward", "speculation")
+        switches = ("reuse", "jump_forward", "speculation", "response_cache")
         return replace(request, **{name: getattr(request, name) and getattr(self._config, name) for name in switches})
 
-    def _prepare(self, request: TurnRequest) -> _Prepared:
-        match request.prompt:
-            case str(text):
-                return _Prepared(as_prompt(self.engine.encode(text)))
-            case tuple(messages):
-                prompt = self.engine.conversations.prompt(messages, request.tools, tenant=request.tenant)
-                grammar = self.engine.grammar(prompt, request.tools, request.response_schema)
-                return _Prepared(prompt.token_ids, prompt, grammar)
-            case token_ids:
-                return _Prepared(token_ids)
+    def _prepare(self, request: TurnRequest, session_turn: SessionTurn | None) -> _Prepared:
+        if session_turn is not None:
+            messages, use = session_turn.messages, session_turn.tools
+            prompt = self.engine.conversations.prompt(messages, use, tenant=request.tenant)
+            if request.reuse:
+                self.engine.sessions.fetch(request.tenant, prompt)
+            return _Prepared(
+                prompt.token_ids, prompt, session_turn, self.engine.grammar(prompt, use, request.response_schema)
+            )
+        return _Prepared(
+            as_prompt(self.engine.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt)
+        )
 
 
 def _for_choice(params: SamplingParams, offset: int) -> SamplingParams:

@@ -1,6 +1,6 @@
 """Tool-call formats, one file a family."""
 
-from slipstream.chat.formats.base import ParsedAnswer, ParsedCall, ToolFormat
+from slipstream.chat.formats.base import ToolFormat
 from slipstream.chat.formats.generic import Generic
 from slipstream.chat.formats.hermes import Hermes
 from slipstream.chat.formats.llama3 import Llama3
@@ -25,4 +25,4 @@ def choose_format(template: str, wanted: str | None = None) -> ToolFormat:
     return next((known for known in FORMATS.values() if known.recognises(template)), FORMATS["generic"])
 
 
-__all__ = ["FORMATS", "ParsedAnswer", "ParsedCall", "ToolFormat", "choose_format"]
+__all__ = ["FORMATS", "ToolFormat", "choose_format"]

@@ -1,9 +1,10 @@
 """What a tool-call format has to say: how tools enter the prompt, what an answer looks like, how it is read."""
 
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from slipstream.chat.formats.reading import Reading, Steps
 from slipstream.chat.messages import Message
 from slipstream.chat.tools import ToolUse
 
@@ -11,29 +12,8 @@ Mark = Callable[[str], str]
 """Gives the Lark expression of a text that the vocabulary may hold as one special token."""
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedCall:
-    """A call as far as it is known: its name, and the JSON text of its arguments up to where it is certain."""
-
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedAnswer:
-    """What an answer says, as far as it is certain."""
-
-    text: str = ""
-    calls: tuple[ParsedCall, ...] = ()
-    reasoning: str = ""
-
-
 class ToolFormat(Protocol):
-    """One family's way to call tools.
-
-    `parse` is a pure function of the text so far: with `complete` false it tells only what no further text can change,
-    so the answers to a growing text grow too, and how the text was cut into pieces can't matter.
-    """
+    """One family's way to call tools."""
 
     name: str
 
@@ -53,8 +33,11 @@ class ToolFormat(Protocol):
         """The Lark rules of an answer, from `start`: with mode "auto" text or calls, with "required" calls alone."""
         ...
 
-    def parse(self, text: str, use: ToolUse, *, complete: bool) -> ParsedAnswer:
-        """What the text of an answer says."""
+    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
+        """Read an answer's text and calls, telling at once what no further text can change.
+
+        How the text was cut into pieces makes no difference to what they add up to.
+        """
         ...
 
     def new_call_id(self) -> str:
@@ -73,6 +56,10 @@ class NativeTools:
         """All tools of the request, or None if it has none."""
         return [tool.as_dict() for tool in use.tools] or None
 
+    def new_call_id(self) -> str:
+        """An id such as OpenAI's."""
+        return f"call_{secrets.token_hex(12)}"
+
 
 def message_dict(message: Message) -> dict[str, Any]:
     """A message the way that templates which know tools take it."""
@@ -87,11 +74,3 @@ def message_dict(message: Message) -> dict[str, Any]:
     if message.name is not None:
         result["name"] = message.name
     return result
-
-
-def certain_length(text: str, marks: Sequence[str]) -> int:
-    """How much of `text` can't turn out to be the beginning of one of the `marks`, or white space before it."""
-    for size in range(min(len(text), max(map(len, marks)) - 1), 0, -1):
-        if any(mark.startswith(text[-size:]) for mark in marks):
-            return len(text[:-size].rstrip())
-    return len(text.rstrip())

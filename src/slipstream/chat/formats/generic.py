@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.hermes import BEGIN, END, Hermes
+from slipstream.chat.formats.hermes import Hermes
+from slipstream.chat.formats.tagged import BEGIN, END
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.tools import ToolUse
 

@@ -1,110 +1,95 @@
-"""Calls written as JSON objects: their grammar, and reading them from text that is still growing."""
+"""Calls written as JSON objects: their grammar, and reading them while they come."""
 
 import json
 import re
-import secrets
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
-from slipstream.chat.formats.base import ParsedAnswer, ParsedCall, certain_length
+from slipstream.chat.formats.reading import Reading, Steps, skip_space, whole_until
 from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
-CallReader = Callable[[str, int], tuple[ParsedCall | None, int | None]]
-"""Reads the call that begins at or after a position, as far as it's there, and tells where it ends, if it does."""
+# An escape that is cut off after its backslash matches too, without a second character.
+_TOKEN = re.compile(r'\\.?|["{}\[\]:,]', re.DOTALL)
 
-MORE = "{0,15}"
-"""How many calls may follow the first: a model that has lost its way calls without end."""
-
-_ARGUMENT_KEYS = ("arguments", "parameters")
+_ARGUMENT_KEYS = ('"arguments"', '"parameters"')
 
 
-def call_rules(tools: Sequence[Tool], *, arguments_key: str = "arguments") -> str:
+def call_opening(tool: Tool) -> str:
+    """How a call of the tool begins, up to its name."""
+    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
+
+
+def call_rules(tools: Sequence[Tool], *, arguments_key: str = "arguments") -> list[str]:
     """Lark rules for `call`: an object with the name of one of the tools, and arguments that fit its schema."""
-    names = " | ".join(f"call_{index}" for index in range(len(tools)))
-    rules = [f"call: {names}"]
+    rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
     for index, tool in enumerate(tools):
-        head = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{arguments_key}": '
-        rules.append(f'call_{index}: {literal(head)} arguments_{index} "}}"')
+        head = literal(f'{call_opening(tool)}, "{arguments_key}": ')
+        rules.append(f'call_{index}: {head} arguments_{index} "}}"')
         rules.append(f"arguments_{index}: {json_rule(closed_parameters(tool.parameters))}")
-    return "\n".join(rules)
+    return rules
 
 
-def free_text_then(begin: str, marked: str, calls: str) -> str:
-    """Lark rules for `start`: free text, or free text up to `begin` and then calls.
+def read_json_call(reading: Reading) -> Steps[bool]:
+    """Read the next object as a call, its members in any order. Returns whether it came to its end."""
+    if (yield from whole_until(reading, "{")) is None:
+        return False
+    named, end = False, ","
+    early: list[str] = []  # arguments that came before the name
+    while end == ",":
+        key, end = yield from _whole_value(reading)
+        if end == ":" and key in _ARGUMENT_KEYS:
+            end = yield from _value(reading, reading.add_arguments if named else early.append)
+        elif end == ":":
+            value, end = yield from _whole_value(reading)
+            if key == '"name"' and not named and (name := _as_name(value)) is not None:
+                named = True
+                reading.begin_call(name)
+                reading.add_arguments("".join(early))
+    if named and end:
+        reading.end_call()
+    return end != ""
 
-    `marked` is the Lark expression of `begin`, which may be a special token; `calls` is the expression of what follows.
-    """
-    if marked.startswith("<"):
-        return f"start: TEXT | head {calls}\nhead: TEXT {marked}\nTEXT: /(.|\\n)*/"
-    return f"start: TEXT | head {calls}\nhead[lazy]: TEXT {literal(begin)}\nTEXT: /(.|\\n)*/"
 
-
-def read_call(text: str, start: int) -> tuple[ParsedCall | None, int | None]:
-    """The call that begins at or after `start`, as far as it's there, and where it ends (None if it doesn't yet)."""
-    if (start := text.find("{", start)) < 0:
-        return None, None
-    depth, key, in_value = 0, "", False
-    name: str | None = None
-    begin = end = None
-    # What follows the quote of a string that has not ended is part of it, whatever it looks like.
-    for match in takewhile(lambda match: match.group() != '"', _TOKEN.finditer(text, start)):
-        token = match.group()
-        if depth == 1 and in_value and key in _ARGUMENT_KEYS and begin is None:
-            begin = match.start()
-        if token[0] == '"' and depth == 1:
-            if not in_value:
-                key = json.loads(token, strict=False)
-            elif key == "name":
-                name = json.loads(token, strict=False)
-        elif token == ":" and depth == 1:
-            in_value = True
-        elif token in "{[":
-            depth += 1
-        elif token in "}],":
-            if depth == 1:  # the end of a member
-                end = match.start() if begin is not None and end is None else end
-                in_value = False
-            if token != ",":
+def _value(reading: Reading, tell: Callable[[str], None]) -> Steps[str]:
+    """Tell the text of a JSON value as it comes. Returns what ends it, one of `,:]}`; nothing if the text does."""
+    yield from skip_space(reading)
+    depth, quoted = 0, False
+    while True:
+        cut_escape = None
+        for match in _TOKEN.finditer(reading.rest):
+            token = match.group()
+            if token == "\\":
+                cut_escape = match.start()
+            elif token == '"':
+                quoted = not quoted
+            elif quoted or token[0] == "\\":
+                continue
+            elif token in "{[":
+                depth += 1
+            elif depth == 0:
+                tell(reading.take(match.start()).rstrip())
+                return reading.take(1)
+            elif token in "}]":
                 depth -= 1
-            if depth == 0:
-                call = ParsedCall(name, _slice(text, begin, end)) if name is not None else None
-                return call, match.end()
-    call = ParsedCall(name, _slice(text, begin, end)) if name is not None else None
-    return call, None
+        if reading.ended:
+            tell(reading.take())
+            return ""
+        certain = len(reading.rest if quoted else reading.rest.rstrip())
+        tell(reading.take(certain if cut_escape is None else cut_escape))
+        yield
 
 
-def _slice(text: str, begin: int | None, end: int | None) -> str:
-    return "" if begin is None else text[begin:end].rstrip()
+def _whole_value(reading: Reading) -> Steps[tuple[str, str]]:
+    """The text of a JSON value, and what ends it, once that's there."""
+    pieces: list[str] = []
+    end = yield from _value(reading, pieces.append)
+    return "".join(pieces), end
 
 
-def read_marked_calls(text: str, begin: str, end: str, read: CallReader, *, complete: bool) -> ParsedAnswer:
-    """Free text with calls between `begin` and `end`; white space around calls belongs to nobody."""
-    closing = re.compile(r"\s*" + re.escape(end))
-    shown: list[str] = []
-    calls: list[ParsedCall] = []
-    at = 0
-    while (found := text.find(begin, at)) >= 0:
-        shown.append(text[at:found].strip() if calls else text[at:found].rstrip())
-        call, after = read(text, found + len(begin))
-        if call is not None:
-            calls.append(call)
-        if after is None:
-            return ParsedAnswer("".join(shown), tuple(calls))
-        closed = closing.match(text, after)
-        if closed is None and (end + " ").startswith(text[after:].lstrip()):
-            return ParsedAnswer("".join(shown), tuple(calls))
-        at = closed.end() if closed else after
-    rest = text[at:]
-    if not complete:
-        rest = rest[: certain_length(rest, (begin,))]
-    elif calls:
-        rest = rest.rstrip()
-    shown.append(rest.lstrip() if calls else rest)
-    return ParsedAnswer("".join(shown), tuple(calls))
-
-
-def unique_call_id() -> str:
-    """An id such as OpenAI's."""
-    return f"call_{secrets.token_hex(12)}"
+def _as_name(value: str) -> str | None:
+    """The name that JSON text spells; None if it was cut off, or is no name."""
+    try:
+        name = json.loads(value, strict=False)
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None

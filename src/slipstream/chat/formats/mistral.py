@@ -3,8 +3,10 @@
 import secrets
 import string
 
-from slipstream.chat.formats.base import Mark, NativeTools, ParsedAnswer, ParsedCall, certain_length
-from slipstream.chat.formats.json_calls import MORE, call_rules, free_text_then, read_call
+from slipstream.chat.formats.base import Mark, NativeTools
+from slipstream.chat.formats.json_calls import call_rules, read_json_call
+from slipstream.chat.formats.reading import Reading, Steps, text_until
+from slipstream.chat.formats.tagged import MORE, start_rules
 from slipstream.chat.tools import ToolUse
 
 BEGIN = "[TOOL_CALLS]"
@@ -21,24 +23,16 @@ class Mistral(NativeTools):
 
     def grammar(self, use: ToolUse, mark: Mark) -> str:
         """See `ToolFormat.grammar`."""
-        begin = mark(BEGIN)
         calls = f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
-        start = f"start: {begin} {calls}" if use.mode == "required" else free_text_then(BEGIN, begin, calls)
-        return f"{start}\n{call_rules(use.callable)}"
+        return "\n".join((start_rules(use, BEGIN, mark, calls), *call_rules(use.callable)))
 
-    def parse(self, text: str, use: ToolUse, *, complete: bool) -> ParsedAnswer:  # noqa: ARG002
-        """See `ToolFormat.parse`."""
-        before, found, array = text.partition(BEGIN)
-        if not found:
-            return ParsedAnswer(text if complete else text[: certain_length(text, (BEGIN,))])
-        calls: list[ParsedCall] = []
-        at: int | None = 0
-        while at is not None:
-            call, at = read_call(array, at)
-            if call is None:
-                break
-            calls.append(call)
-        return ParsedAnswer(before.rstrip(), tuple(calls))
+    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
+        """See `ToolFormat.read`."""
+        if not (yield from text_until(reading, BEGIN, reading.say)):
+            reading.say(reading.take())
+            return
+        while (yield from read_json_call(reading)):
+            pass
 
     def new_call_id(self) -> str:
         """Nine letters and digits: its templates refuse anything else."""

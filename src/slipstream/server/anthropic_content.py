@@ -1,0 +1,172 @@
+"""System prompts and messages as Anthropic's clients send them, and what they mean."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
+
+from slipstream.chat import Message, ToolCall
+from slipstream.server.openai_common import unsupported
+
+# Claude Code begins the system prompt with a line for Anthropic's accounts. It differs from request to request, so that
+# nothing after it would ever be found again.
+_BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
+
+
+class TextBlock(BaseModel):
+    """A text; `cache_control` and `citations` are ignored."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ToolUseBlock(BaseModel):
+    """A call in an assistant's message."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class OtherBlock(BaseModel):
+    """A block that can't be read."""
+
+    type: str
+
+
+class ThinkingBlock(BaseModel):
+    """Reasoning of an earlier answer, which is no part of the prompt."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
+def _as_blocks(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _tag(block: object, *known: str) -> str:
+    kind = block.get("type") if isinstance(block, dict) else None
+    return f"[{kind}]" if kind in known else "[other]"
+
+
+def _text_tag(block: object) -> str:
+    return _tag(block, "text")
+
+
+def _block_tag(block: object) -> str:
+    return _tag(block, "text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
+TextContent = Annotated[
+    list[
+        Annotated[
+            Annotated[TextBlock, Tag("[text]")] | Annotated[OtherBlock, Tag("[other]")],
+            Discriminator(_text_tag),
+        ]
+    ],
+    BeforeValidator(_as_blocks),
+]
+"""Where nothing but text can be read: the system prompt, and the result of a call."""
+
+
+class ToolResultBlock(BaseModel):
+    """What a call brought, in a user's message."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: TextContent | None = None
+    is_error: bool | None = None
+
+
+Content = Annotated[
+    list[
+        Annotated[
+            Annotated[TextBlock, Tag("[text]")]
+            | Annotated[ToolUseBlock, Tag("[tool_use]")]
+            | Annotated[ToolResultBlock, Tag("[tool_result]")]
+            | Annotated[ThinkingBlock, Tag("[thinking]")]
+            | Annotated[ThinkingBlock, Tag("[redacted_thinking]")]
+            | Annotated[OtherBlock, Tag("[other]")],
+            Discriminator(_block_tag),
+        ]
+    ],
+    BeforeValidator(_as_blocks),
+]
+Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | OtherBlock
+
+
+class InputMessage(BaseModel):
+    """A message of a conversation."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Content
+
+
+def conversation(
+    system: Sequence[TextBlock | OtherBlock] | None, messages: Sequence[InputMessage]
+) -> tuple[Message, ...]:
+    """The conversation in no protocol's terms.
+
+    What one side says in several blocks, or messages in a row, is one message: an assistant's text as it was cut, any
+    other with line ends between. Results of calls are messages of their own. Raises `InvalidRequestError` naming the
+    field.
+    """
+    parts = []
+    if instructions := _BILLING_LINE.sub("", _text(system or (), "system")):
+        parts.append(Message("system", instructions))
+    for index, message in enumerate(messages):
+        parts += _parts(message, f"messages[{index}]")
+    if parts and parts[-1].role == "assistant":
+        param = f"messages[{len(messages) - 1}]"
+        raise unsupported(
+            param, f"{param} is the assistant's, but answers can't be begun for it here: end with a user's message"
+        )
+    joined: list[Message] = []
+    for role, group in groupby(parts, lambda part: part.role):
+        together = tuple(group)
+        joined += together if role == "tool" else (_joined(role, together),)
+    return tuple(joined)
+
+
+def _joined(role: str, parts: Sequence[Message]) -> Message:
+    between = "" if role == "assistant" else "\n"
+    calls = tuple(call for part in parts for call in part.tool_calls)
+    return Message(role, between.join(part.text for part in parts), calls)
+
+
+def _parts(message: InputMessage, param: str) -> Iterator[Message]:
+    """A message for each block that says something."""
+    if message.role == "assistant":
+        yield Message("assistant")  # also when it has no blocks: so may an answer be
+    for index, block in enumerate(message.content):
+        if not isinstance(block, ThinkingBlock):
+            yield _part(message.role, block, f"{param}.content[{index}]")
+
+
+def _part(role: str, block: Block, param: str) -> Message:
+    match role, block:
+        case "assistant", ToolUseBlock():
+            call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+            return Message("assistant", tool_calls=(call,))
+        case "user", ToolResultBlock():
+            result = _text(block.content or (), f"{param}.content")
+            return Message("tool", f"Error: {result}" if block.is_error else result, tool_call_id=block.tool_use_id)
+        case _, ToolUseBlock() | ToolResultBlock():
+            raise unsupported(param, f"{param} is of type {block.type!r}, which no {role}'s message can hold")
+    return Message(role, _block_text(block, param))
+
+
+def _text(blocks: Sequence[Block], param: str) -> str:
+    return "\n".join(_block_text(block, f"{param}[{index}]") for index, block in enumerate(blocks))
+
+
+def _block_text(block: Block, param: str) -> str:
+    if not isinstance(block, TextBlock):
+        raise unsupported(
+            param, f"{param} is of type {block.type!r}, but this server's models read text alone: send type 'text'"
+        )
+    return block.text

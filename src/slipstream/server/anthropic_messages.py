@@ -1,0 +1,143 @@
+"""Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from anthropic.types import MessageTokensCount
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from slipstream.chat import Message, ToolUse
+from slipstream.embedded import Engine
+from slipstream.engine import SamplingParams
+from slipstream.errors import InvalidRequestError
+from slipstream.server.anthropic_answer import EventWriter, new_head, whole_message
+from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
+from slipstream.server.anthropic_tools import (
+    OutputConfig,
+    OutputFormat,
+    ToolChoice,
+    ToolDefinition,
+    response_schema,
+    tool_use,
+)
+from slipstream.server.errors import anthropic_event
+from slipstream.server.extension import SlipstreamOptions, in_session
+from slipstream.server.openai_common import AtLeastOne, check_model, unsupported
+from slipstream.server.stream import EventStream, finish
+from slipstream.server.turn import Turn, TurnRequest, TurnRunner
+
+
+class Thinking(BaseModel):
+    """`thinking`; its budget is ignored."""
+
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+    display: str | None = None
+
+    @property
+    def matters(self) -> bool:
+        """Whether a model that reasons would have to do so otherwise than it does."""
+        return self.type in ("disabled", "between_tools") or self.display == "omitted"
+
+
+class PromptFields(BaseModel):
+    """The fields that a prompt is made of. What isn't known is ignored; so is `cache_control`: all is kept anyway."""
+
+    model: str | None = None
+    messages: list[InputMessage]
+    system: TextContent | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
+
+    def prompt(self, engine: Engine) -> tuple[tuple[Message, ...], ToolUse]:
+        """The conversation and its tools, in no protocol's terms; raises `InvalidRequestError` naming the field."""
+        check_model(engine, self.model)
+        return conversation(self.system, self.messages), tool_use(self.tools, self.tool_choice)
+
+
+class MessagesRequest(PromptFields):
+    """The body of a request for an answer. A null is as good as nothing."""
+
+    max_tokens: AtLeastOne
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, Field(max_length=16)] = None
+    stream: bool | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    mcp_servers: list[Any] | None = None
+    compaction: Any = None
+    thread: Any = None
+    slipstream: SlipstreamOptions | None = None
+
+    def turn(self, engine: Engine) -> TurnRequest:
+        """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
+        self._check_support(engine)
+        prompt, tools = self.prompt(engine)
+        system = prompt[0] if prompt and prompt[0].role == "system" else None
+        return TurnRequest(
+            prompt=prompt if system is None else prompt[1:],
+            system=system,
+            params=self._sampling_params(),
+            tools=tools,
+            response_schema=response_schema(self.output_config, self.output_format),
+            **(self.slipstream or SlipstreamOptions()).model_dump(),
+        )
+
+    def _sampling_params(self) -> SamplingParams:
+        given = self.model_dump(include={"max_tokens", "temperature", "top_p", "top_k"}, exclude_none=True)
+        return SamplingParams(**given, stop=self.stop_sequences or ())
+
+    def _check_support(self, engine: Engine) -> None:
+        """Refuse what would make a difference and can't be had."""
+        if self.thread is not None:
+            # Its client knows this code, and goes on with whole conversations.
+            message = "thread is not supported: send the whole conversation as messages; what is known costs nothing"
+            raise InvalidRequestError(message, param="thread", code="thread_unsupported_request")
+        if self.mcp_servers:
+            raise unsupported("mcp_servers", "mcp_servers can't be called from here: send their tools as tools")
+        if self.compaction is not None:
+            raise unsupported("compaction", "compaction is not supported: ask for a summary in a message")
+        if engine.reasons and self.thinking is not None and self.thinking.matters:
+            message = "thinking can't be changed: this model reasons before each answer; leave the field out"
+            raise unsupported("thinking", message)
+
+
+def router(runner: TurnRunner) -> APIRouter:
+    """The routes of this protocol."""
+    routes = APIRouter()
+    engine = runner.engine
+
+    @routes.post("/v1/messages")
+    async def messages(http: Request, body: MessagesRequest) -> Response:
+        turn = await runner.start([in_session(body.turn(engine), http)])
+        head = new_head(engine.model.name)
+        if body.stream:
+            return EventStream(turn, _stream(turn, EventWriter(head)), anthropic_event)
+        await finish(http, turn)
+        whole = whole_message(head, turn)
+        return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+
+    @routes.post("/v1/messages/count_tokens")
+    async def count_tokens(body: PromptFields) -> MessageTokensCount:
+        prompt = await asyncio.to_thread(engine.conversations.prompt, *body.prompt(engine))
+        return MessageTokensCount(input_tokens=len(prompt.token_ids))
+
+    return routes
+
+
+async def _stream(turn: Turn, writer: EventWriter) -> AsyncIterator[bytes]:
+    """The message without content, its blocks piece by piece, and how it ended."""
+    async for batch in turn.batches():
+        events = []
+        for choice, output, deltas in batch:
+            if output is choice.outputs[0]:
+                events.append(writer.begin(choice))
+            events += map(writer.piece, deltas)
+            if output.finish_reason is not None:
+                events.append(writer.end(turn))
+        if events:
+            yield b"".join(events)

@@ -1,0 +1,49 @@
+"""OpenAI's conversations: `/v1/conversations`. A conversation is a session, to go on with through the Responses API."""
+
+import asyncio
+import secrets
+
+from fastapi import APIRouter
+from openai.types.conversations import Conversation, ConversationDeletedResource
+from pydantic import BaseModel
+
+from slipstream.server.openai_common import unsupported
+from slipstream.server.responses_items import InputItem, item_messages
+from slipstream.sessions import Sessions, SessionState
+
+_TENANT = ""
+
+
+class CreateConversation(BaseModel):
+    """What a conversation begins with."""
+
+    items: list[InputItem] | None = None
+    metadata: dict[str, str] | None = None
+
+
+def router(sessions: Sessions) -> APIRouter:
+    """The routes of this protocol."""
+    routes = APIRouter(prefix="/v1/conversations")
+
+    @routes.post("")
+    async def create(body: CreateConversation) -> Conversation:
+        if body.metadata:
+            raise unsupported("metadata", "metadata is not kept: leave it out")
+        messages = item_messages(body.items or [], ())
+        name = f"conv_{secrets.token_hex(12)}"
+        return _conversation(await asyncio.to_thread(sessions.create, _TENANT, name, messages))
+
+    @routes.get("/{id}")
+    async def retrieve(id: str) -> Conversation:
+        return _conversation(sessions.get(_TENANT, id))
+
+    @routes.delete("/{id}")
+    async def delete(id: str) -> ConversationDeletedResource:
+        await asyncio.to_thread(sessions.delete, _TENANT, id)
+        return ConversationDeletedResource(id=id, deleted=True, object="conversation.deleted")
+
+    return routes
+
+
+def _conversation(state: SessionState) -> Conversation:
+    return Conversation(id=state.id, created_at=int(state.created), metadata={}, object="conversation")

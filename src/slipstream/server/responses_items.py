@@ -1,0 +1,180 @@
+"""Input items of the Responses API: what they mean, and how they are listed later."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from slipstream.chat import Message, ToolCall
+from slipstream.errors import InvalidRequestError
+from slipstream.server.openai_common import missing, unsupported
+from slipstream.server.openai_messages import ContentPart
+
+T = TypeVar("T")
+Item = dict[str, Any]
+"""An item as JSON has it."""
+
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_KINDS = (*_PREFIXES, "item_reference")
+_OWN_ID = re.compile(r"[a-z]+_([0-9a-f]{24})_i?\d+")
+_TEXTS = ("input_text", "output_text", "text", "refusal")
+
+
+class Part(ContentPart):
+    """A part of an item's content or output."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class InputItem(BaseModel):
+    """An item of a request's input. What its type has no use for is ignored, and listed later as it came."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    id: str | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: list[Part] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, item: Any) -> Any:
+        """The item with what clients may leave out: its type, and the parts around a single text."""
+        if not isinstance(item, dict):
+            return item
+        kind = item.get("type") or ("message" if "role" in item else "item_reference")
+        if kind not in _KINDS:
+            raise ValueError(f"an item must be of type {', '.join(_KINDS)}")
+        answer = {"type": "output_text", "annotations": []}
+        part = answer if item.get("role") == "assistant" else {"type": "input_text"}
+        texts = {name: item[name] for name in ("content", "output") if isinstance(item.get(name), str)}
+        parts = {name: [{**part, "text": text}] for name, text in texts.items()}
+        return {**item, **parts, "type": kind}
+
+
+def item_id(response_id: str, kind: str, place: int | str) -> str:
+    """The id of an item at a place of a response's output (0, 1, ...) or input (i0, i1, ...)."""
+    return f"{_PREFIXES[kind]}_{response_id.removeprefix('resp_')}_{place}"
+
+
+def response_of(item_id: str) -> str | None:
+    """The id of the response that an item belongs to, if that gave it its id."""
+    match = _OWN_ID.fullmatch(item_id)
+    return f"resp_{match[1]}" if match else None
+
+
+def resolved(items: Sequence[InputItem], find: Callable[[str], Item | None]) -> list[InputItem]:
+    """The items, each reference replaced by what `find` knows of that id."""
+    return [
+        _referred(item, f"input[{index}].id", find) if item.type == "item_reference" else item
+        for index, item in enumerate(items)
+    ]
+
+
+def item_messages(items: Sequence[InputItem], known_calls: Iterable[str] | None) -> tuple[Message, ...]:
+    """The items in no protocol's terms; raises `InvalidRequestError` naming the field.
+
+    Calls, and text before them, are one message, as the answer was that they came from. Reasoning is left out, as
+    models want it. Results need a call before them, or one of the `known_calls` (None if those can't be told).
+    """
+    messages: list[Message] = []
+    calls = None if known_calls is None else set(known_calls)
+    for index, item in enumerate(items):
+        param = f"input[{index}]"
+        match item.type:
+            case "message":
+                messages.append(_message(item, param))
+            case "function_call":
+                call = _call(item, param)
+                if calls is not None:
+                    calls.add(call.id)
+                if not messages or messages[-1].role != "assistant":
+                    messages.append(Message("assistant"))
+                messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
+            case "function_call_output":
+                result = _result(item, param)
+                if calls is not None and result.tool_call_id not in calls:
+                    raise InvalidRequestError(
+                        f"{param}.call_id is {result.tool_call_id!r}, but there is no such call before it: "
+                        "send its function_call item too, or the previous_response_id of the response that made it",
+                        param=f"{param}.call_id",
+                        code="invalid_value",
+                    )
+                messages.append(result)
+    return tuple(messages)
+
+
+def listed(items: Sequence[InputItem], response_id: str) -> list[Item]:
+    """The items of a response's input as they are listed later: each has an id and a status."""
+    return [
+        {
+            "id": item_id(response_id, item.type, f"i{index}"),
+            "status": "completed",
+            **item.model_dump(exclude_unset=True, exclude_none=True),
+        }
+        for index, item in enumerate(items)
+    ]
+
+
+def stored_item(response: str, input_items: str, wanted: str) -> Item | None:
+    """The item of that id among those of a stored response."""
+    every: list[Item] = [*json.loads(response)["output"], *json.loads(input_items)]
+    return next((item for item in every if item["id"] == wanted), None)
+
+
+def _referred(reference: InputItem, param: str, find: Callable[[str], Item | None]) -> InputItem:
+    item = find(_given(reference.id, param))
+    if item is None:
+        raise InvalidRequestError(
+            f"{param} is {reference.id!r}, but no stored response has that item: send the item itself",
+            param=param,
+            code="item_not_found",
+        )
+    return InputItem.model_validate(item)
+
+
+def _message(item: InputItem, param: str) -> Message:
+    role = _given(item.role, f"{param}.role")
+    text = _text(_given(item.content, f"{param}.content"), f"{param}.content")
+    return Message("system" if role == "developer" else role, text)
+
+
+def _call(item: InputItem, param: str) -> ToolCall:
+    return ToolCall(
+        _given(item.call_id, f"{param}.call_id"),
+        _given(item.name, f"{param}.name"),
+        _given(item.arguments, f"{param}.arguments"),
+    )
+
+
+def _result(item: InputItem, param: str) -> Message:
+    text = _text(_given(item.output, f"{param}.output"), f"{param}.output")
+    return Message("tool", text, tool_call_id=_given(item.call_id, f"{param}.call_id"))
+
+
+def _text(parts: Sequence[Part], param: str) -> str:
+    """The parts' texts, joined by line ends."""
+    texts = []
+    for index, part in enumerate(parts):
+        if part.type not in _TEXTS:
+            raise unsupported(
+                f"{param}[{index}]",
+                f"{param}[{index}] is of type {part.type!r}, but this server's models read text alone: "
+                "send type 'input_text'",
+            )
+        field = "refusal" if part.type == "refusal" else "text"
+        texts.append(_given(getattr(part, field), f"{param}[{index}].{field}"))
+    return "\n".join(texts)
+
+
+def _given(value: T | None, param: str) -> T:
+    if value is None:
+        raise missing(param)
+    return value

@@ -1,0 +1,138 @@
+"""The output of the Responses API: the items of an answer, whole and as a stream of events."""
+
+import json
+from itertools import count
+from typing import Any
+
+from slipstream.chat import AnswerDelta
+from slipstream.errors import InvalidRequestError
+from slipstream.server.errors import failure_of_stream
+from slipstream.server.responses_items import Item, item_id
+from slipstream.server.turn import Choice
+
+
+def output_items(choice: Choice, response_id: str) -> list[Item]:
+    """What an answer consists of so far: reasoning, text, calls. An answer that says nothing is an empty text.
+
+    What is not there yet comes after what is, so an item's place does not change.
+    """
+    message = choice.message
+    items: list[Item] = []
+    if reasoning := choice.reader.reasoning:
+        items.append({"type": "reasoning", "summary": [], "content": [_part("reasoning", reasoning)]})
+    if message.text or not message.tool_calls:
+        items.append({"type": "message", "role": "assistant", "content": [_part("message", message.text)]})
+    items += [
+        {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+        for call in message.tool_calls
+    ]
+    items = [
+        {"id": item_id(response_id, item["type"], place), **item, "status": "completed"}
+        for place, item in enumerate(items)
+    ]
+    cut = choice.outputs[-1].finish_reason == "length"
+    if not choice.reader.calls_to_run if message.tool_calls else cut:
+        items[-1]["status"] = "incomplete"
+    return items
+
+
+def cut_short(choice: Choice) -> dict[str, Any] | None:
+    """Why a finished answer is not all there, as the protocol puts it; None if it is. A stop string has no word."""
+    if choice.answer.finish_reason == "length":
+        return {"reason": "max_output_tokens"}
+    return {"reason": None} if choice.message.tool_calls and not choice.reader.calls_to_run else None
+
+
+class EventWriter:
+    """Writes the events of one stream, in the protocol's order. `response` is the response while it is in progress.
+
+    One item is open at a time: it's closed when the next one begins.
+    """
+
+    def __init__(self, response: dict[str, Any], choice: Choice) -> None:
+        self._response = response
+        self._choice = choice
+        self._numbers = count()
+        self._place = -1
+        self._open: Item | None = None
+
+    def begin(self) -> bytes:
+        """The events before any output."""
+        created = self._event("response.created", response=self._response)
+        return created + self._event("response.in_progress", response=self._response)
+
+    def piece(self, delta: AnswerDelta) -> bytes:
+        """The events of a piece of an answer, which may begin another item."""
+        kind = "message" if delta.text else "reasoning" if delta.reasoning else "function_call"
+        begun = b""
+        if self._open is None or delta.id is not None or self._open["type"] != kind:
+            begun = self._close() + self._begin(kind, delta)
+        if kind == "function_call":
+            if not delta.arguments:
+                return begun
+            return begun + self._item_event("response.function_call_arguments.delta", delta=delta.arguments)
+        if kind == "reasoning":
+            return begun + self._part_event("response.reasoning_text.delta", delta=delta.reasoning)
+        return begun + self._part_event("response.output_text.delta", delta=delta.text, logprobs=[])
+
+    def end(self, response: dict[str, Any]) -> bytes:
+        """The last events, with the finished response."""
+        events = self._close()
+        if self._place + 1 < len(response["output"]):  # a text that is empty
+            events += self._begin("message", AnswerDelta()) + self._close()
+        return events + self._event(f"response.{response['status']}", response=response)
+
+    def failed(self, error: Exception) -> bytes:
+        """The last event of a stream that breaks off."""
+        code = "invalid_prompt" if isinstance(error, InvalidRequestError) else "server_error"
+        problem = {"code": code, "message": failure_of_stream(error).message}
+        return self._event("response.failed", response=self._response | {"status": "failed", "error": problem})
+
+    def _begin(self, kind: str, delta: AnswerDelta) -> bytes:
+        self._place += 1
+        self._open = {"id": item_id(self._response["id"], kind, self._place), "type": kind, "status": "in_progress"}
+        begun: Item = {"role": "assistant", "content": []}
+        if kind == "function_call":
+            begun = {"call_id": delta.id, "name": delta.name, "arguments": ""}
+        elif kind == "reasoning":
+            begun = {"summary": [], "content": []}
+        added = self._event("response.output_item.added", output_index=self._place, item=self._open | begun)
+        if kind == "function_call":
+            return added
+        return added + self._part_event("response.content_part.added", part=_part(kind, ""))
+
+    def _close(self) -> bytes:
+        if self._open is None:
+            return b""
+        item = output_items(self._choice, self._response["id"])[self._place]
+        kind = item["type"]
+        if kind == "function_call":
+            told = {"name": item["name"], "arguments": item["arguments"]}
+            done = self._item_event("response.function_call_arguments.done", **told)
+        else:
+            (part,) = item["content"]
+            if kind == "reasoning":
+                done = self._part_event("response.reasoning_text.done", text=part["text"])
+            else:
+                done = self._part_event("response.output_text.done", text=part["text"], logprobs=[])
+            done += self._part_event("response.content_part.done", part=part)
+        self._open = None
+        return done + self._event("response.output_item.done", output_index=self._place, item=item)
+
+    def _part_event(self, kind: str, **fields: Any) -> bytes:
+        return self._item_event(kind, content_index=0, **fields)
+
+    def _item_event(self, kind: str, **fields: Any) -> bytes:
+        assert self._open is not None
+        return self._event(kind, output_index=self._place, item_id=self._open["id"], **fields)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        """An event, from a plain dictionary: between two steps of the model there is no time for more."""
+        data = json.dumps({"type": kind, "sequence_number": next(self._numbers), **fields})
+        return f"event: {kind}\ndata: {data}\n\n".encode()
+
+
+def _part(kind: str, text: str) -> dict[str, Any]:
+    if kind == "reasoning":
+        return {"type": "reasoning_text", "text": text}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -1,0 +1,201 @@
+"""The body of a request to the Responses API, and what it asks for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from slipstream.chat import Message
+from slipstream.embedded import Engine
+from slipstream.errors import InvalidRequestError
+from slipstream.server import openai_tools as chat
+from slipstream.server.extension import SessionId, session_hint
+from slipstream.server.openai_common import AtLeastOne, SamplingFields, check_model, unsupported
+from slipstream.server.responses_items import InputItem
+from slipstream.server.turn import TurnRequest
+
+_REFUSED = {
+    "background": "responses are made while the client waits: leave it out",
+    "prompt": "there are no stored prompt templates here: send instructions and input",
+    "moderation": "nothing is moderated here: leave it out",
+    "top_logprobs": "log-probabilities are part of /v1/chat/completions alone",
+}
+_LOGPROBS = "message.output_text.logprobs"
+_CHAT_FIELDS = (
+    ("messages", "input"),
+    (".function.", "."),
+    ("response_format.json_schema.", "text.format."),
+    ("response_format", "text.format"),
+)
+
+
+class FunctionTool(chat.FunctionDefinition):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_functions(cls, tool: Any) -> Any:
+        if isinstance(tool, dict) and tool.get("type") != "function":
+            raise ValueError("no tools are run here: send type 'function' and run it yourself")
+        return tool
+
+
+class NamedFunction(chat.FunctionName):
+    """A function by its name."""
+
+    type: Literal["function"]
+
+    @property
+    def as_chat(self) -> chat.NamedTool:
+        """The form that chat has for it."""
+        return chat.NamedTool(type="function", function=self)
+
+
+class AllowedFunctions(BaseModel):
+    """Some of the tools, of which the answer may or must call one."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunction], Field(min_length=1)]
+
+    @property
+    def as_chat(self) -> chat.AllowedToolsChoice:
+        """The form that chat has for it."""
+        allowed = chat.AllowedTools(mode=self.mode, tools=[tool.as_chat for tool in self.tools])
+        return chat.AllowedToolsChoice(type="allowed_tools", allowed_tools=allowed)
+
+
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
+    chat.choice_validator({"function": NamedFunction, "allowed_tools": AllowedFunctions}),
+]
+
+
+class TextFormat(chat.JSONSchemaFormat):
+    """The form of an answer that is no call."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+
+
+class TextConfig(BaseModel):
+    """`text`. The model knows one `verbosity`, its own."""
+
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+def _as_items(value: object) -> object:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+def _as_id(value: object) -> object:
+    return value["id"] if isinstance(value, dict) and "id" in value else value
+
+
+class ResponseRequest(SamplingFields):
+    """The body of a request. `reasoning` and most of `include` ask for what makes no difference here."""
+
+    input: Annotated[list[InputItem], BeforeValidator(_as_items), Field(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    conversation: Annotated[SessionId | None, BeforeValidator(_as_id)] = None
+    store: bool | None = None
+    max_output_tokens: AtLeastOne | None = None
+    max_tool_calls: int | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
+    include: list[str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    background: bool | None = None
+    prompt: Any = None
+    moderation: Any = None
+    top_logprobs: int | None = None
+    user: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    @property
+    def text_format(self) -> TextFormat:
+        """The form of an answer that is no call, text by default."""
+        return (self.text and self.text.format) or TextFormat()
+
+    def check(self) -> None:
+        """Raise `InvalidRequestError` for what can't be had, naming the field."""
+        for name, advice in _REFUSED.items():
+            if getattr(self, name):
+                raise unsupported(name, f"{name} is not supported: {advice}")
+        if _LOGPROBS in (self.include or ()):
+            raise unsupported("include", f"include has {_LOGPROBS!r}, but {_REFUSED['top_logprobs']}")
+        if self.previous_response_id is not None and self.conversation is not None:
+            message = "previous_response_id and conversation both say what came before: send one"
+            raise unsupported("previous_response_id", message)
+
+    def turn(self, engine: Engine, messages: tuple[Message, ...]) -> TurnRequest:
+        """What it asks for, in no protocol's terms, where `messages` are the conversation without instructions.
+
+        They are all of it, but with a `conversation`, which is a session, its next ones.
+        """
+        check_model(engine, self.model)
+        text = self.text_format
+        switches = self.switches()
+        if self.conversation is not None:
+            switches |= {"session_id": self.conversation, "continues": True}
+        elif self.previous_response_id is not None:
+            switches |= {"continues": False}
+        return TurnRequest(
+            prompt=messages,
+            system=Message("system", self.instructions) if self.instructions else None,
+            params=self.sampling_params(max_tokens=self.max_output_tokens, logprobs=None),
+            tools=chat.tool_use(
+                [chat.ToolDefinition(type="function", function=tool) for tool in self.tools or ()],
+                self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.as_chat,
+                parallel=self.parallel_tool_calls is not False,
+            ),
+            response_schema=chat.response_schema(chat.ResponseFormat(type=text.type, json_schema=text)),
+            session_hint=session_hint(self.prompt_cache_key),
+            **switches,
+        )
+
+    def echo(self) -> dict[str, Any]:
+        """The fields that a response repeats, with the defaults of those that are null."""
+        choice = self.tool_choice or "auto"
+        return {
+            "conversation": {"id": self.conversation} if self.conversation else None,
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "max_tool_calls": self.max_tool_calls,
+            "metadata": self.metadata or {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "previous_response_id": self.previous_response_id,
+            "prompt_cache_key": self.prompt_cache_key,
+            "reasoning": self.reasoning,
+            "safety_identifier": self.safety_identifier,
+            "store": self.store is not False,
+            "text": {"format": self.text_format.model_dump(by_alias=True, exclude_none=True)},
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "user": self.user,
+        }
+
+
+@contextmanager
+def own_field_names() -> Iterator[None]:
+    """Have errors from within that name a field of chat's requests name the one that is here in its place."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.param is not None:
+            param = error.param
+            for theirs, ours in _CHAT_FIELDS:
+                param = param.replace(theirs, ours)
+            if str(error).startswith(error.param):
+                error.args = (param + str(error).removeprefix(error.param),)
+            error.param = param
+        raise

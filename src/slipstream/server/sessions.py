@@ -1,0 +1,231 @@
+"""Sessions over HTTP: `/v1/sessions`. Messages and tools have the form that chat completions give them."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from slipstream.chat import Message, Tool
+from slipstream.errors import SessionNotFoundError
+from slipstream.server.extension import SessionId
+from slipstream.server.openai_messages import ChatMessage, chat_messages
+from slipstream.server.openai_tools import ToolDefinition, tool_use
+from slipstream.sessions import SessionInfo, Sessions, SessionState
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TENANT = ""
+
+
+class Body(BaseModel):
+    """A request's body; fields that don't exist are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CreateSession(Body):
+    """What a session begins with. Its prompt is computed as soon as nothing else is."""
+
+    id: SessionId | None = None
+    messages: list[ChatMessage] = []
+    tools: list[ToolDefinition] | None = None
+    pinned: bool = False
+    ttl_seconds: Seconds | None = None
+
+
+class AppendMessages(Body):
+    """Messages to add without an answer."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+
+
+class ForkSession(Body):
+    """Which messages the new session begins with: the first `keep`, or all."""
+
+    id: SessionId | None = None
+    keep: Annotated[int | None, Field(ge=0)] = None
+
+
+class RollbackSession(Body):
+    """Which messages stay: the first `keep`."""
+
+    keep: Annotated[int, Field(ge=0)]
+
+
+class ChangeSession(Body):
+    """What is to be changed."""
+
+    pinned: bool | None = None
+    ttl_seconds: Seconds | None = None
+
+
+class SessionObject(BaseModel):
+    """A session. Times are Unix seconds; `tokens` is its length, `kv_tokens` how much of it is in memory."""
+
+    id: str
+    object: Literal["session"] = "session"
+    created_at: float
+    last_used_at: float
+    expires_at: float | None
+    ttl_seconds: float
+    pinned: bool
+    parent: str | None
+    message_count: int
+    tokens: int
+    kv_tokens: int
+    kv_bytes: int
+    saved_bytes: int
+    busy: bool
+
+    @classmethod
+    def fields_of(cls, info: SessionInfo) -> dict[str, Any]:
+        """The fields of a session's object."""
+        state = info.state
+        return {
+            "id": state.id,
+            "created_at": state.created,
+            "last_used_at": state.used,
+            "expires_at": state.expires,
+            "ttl_seconds": state.ttl,
+            "pinned": state.pinned,
+            "parent": state.parent,
+            "message_count": len(state.messages),
+            "tokens": state.tokens,
+            "kv_tokens": info.kv_tokens,
+            "kv_bytes": info.kv_bytes,
+            "saved_bytes": info.saved_bytes,
+            "busy": state.turn is not None,
+        }
+
+
+class WholeSession(SessionObject):
+    """A session with what was said in it."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+
+
+class SessionList(BaseModel):
+    """Sessions, most recently used first."""
+
+    object: Literal["list"] = "list"
+    data: list[SessionObject]
+    has_more: bool
+
+
+class DeletedSession(BaseModel):
+    """What is left of a session."""
+
+    id: str
+    object: Literal["session.deleted"] = "session.deleted"
+    deleted: Literal[True] = True
+
+
+def router(sessions: Sessions) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+    async def told(action: Callable[[], SessionState]) -> SessionObject:
+        """Do something to a session, off the event loop, and tell how it is then."""
+        return await asyncio.to_thread(lambda: _object(sessions, action()))
+
+    @routes.post("", status_code=201)
+    async def create(body: CreateSession) -> SessionObject:
+        messages, tools = chat_messages(body.messages), _tools(body.tools)
+        ttl, pinned = body.ttl_seconds, body.pinned
+
+        def action() -> SessionState:
+            state = sessions.create(TENANT, body.id, messages, tools, ttl=ttl)
+            return sessions.pin(TENANT, state.id) if pinned else state
+
+        return await told(action)
+
+    @routes.get("")
+    async def every(limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None) -> SessionList:
+        def look() -> SessionList:
+            states = sessions.all(TENANT)
+            names = [state.id for state in states]
+            if after is not None and after not in names:
+                raise SessionNotFoundError(after)
+            start = names.index(after) + 1 if after is not None else 0
+            shown = sessions.infos(states[start : start + limit])
+            data = [SessionObject(**SessionObject.fields_of(info)) for info in shown]
+            return SessionList(data=data, has_more=start + limit < len(states))
+
+        return await asyncio.to_thread(look)
+
+    @routes.get("/{id}")
+    async def one(id: str) -> WholeSession:
+        def look() -> WholeSession:
+            state = sessions.get(TENANT, id)
+            (info,) = sessions.infos([state])
+            messages = [_message(message) for message in state.messages]
+            tools = [tool.as_dict() for tool in state.tools]
+            return WholeSession(**SessionObject.fields_of(info), messages=messages, tools=tools)
+
+        return await asyncio.to_thread(look)
+
+    @routes.patch("/{id}")
+    async def change(id: str, body: ChangeSession) -> SessionObject:
+        def action() -> SessionState:
+            if body.ttl_seconds is not None:
+                sessions.keep_for(TENANT, id, body.ttl_seconds)
+            if body.pinned is not None:
+                (sessions.pin if body.pinned else sessions.unpin)(TENANT, id)
+            return sessions.get(TENANT, id)
+
+        return await told(action)
+
+    @routes.post("/{id}/messages")
+    async def append(id: str, body: AppendMessages) -> SessionObject:
+        messages = chat_messages(body.messages)
+        return await told(lambda: sessions.append(TENANT, id, messages))
+
+    @routes.post("/{id}/fork", status_code=201)
+    async def fork(id: str, body: ForkSession | None = None) -> SessionObject:
+        body = body or ForkSession()
+        return await told(lambda: sessions.fork(TENANT, id, keep=body.keep, new_name=body.id))
+
+    @routes.post("/{id}/rollback")
+    async def rollback(id: str, body: RollbackSession) -> SessionObject:
+        return await told(lambda: sessions.rollback(TENANT, id, keep=body.keep))
+
+    @routes.post("/{id}/save")
+    async def save(id: str) -> SessionObject:
+        return await told(lambda: sessions.save(TENANT, id))
+
+    @routes.post("/{id}/load")
+    async def load(id: str) -> SessionObject:
+        return await told(lambda: sessions.load(TENANT, id))
+
+    @routes.delete("/{id}")
+    async def delete(id: str) -> DeletedSession:
+        await asyncio.to_thread(sessions.delete, TENANT, id)
+        return DeletedSession(id=id)
+
+    return routes
+
+
+def _object(sessions: Sessions, state: SessionState) -> SessionObject:
+    (info,) = sessions.infos([state])
+    return SessionObject(**SessionObject.fields_of(info))
+
+
+def _tools(definitions: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
+    return tool_use(definitions, None, parallel=True).tools
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """A message in the form in which it can be sent again."""
+    told: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        told["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        told["name"] = message.name
+    return told

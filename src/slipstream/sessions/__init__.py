@@ -1,0 +1,9 @@
+"""Sessions: conversations by name, what may be done with them, and how they outlive the process."""
+
+from slipstream.sessions.database import Database
+from slipstream.sessions.saved_kv import SavedKV
+from slipstream.sessions.saver import Saver
+from slipstream.sessions.sessions import Sessions
+from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
+
+__all__ = ["Database", "SavedKV", "Saver", "SessionInfo", "SessionState", "SessionTurn", "Sessions"]

@@ -1,0 +1,207 @@
+"""Moves KV between memory and disk: what a turn computed is written soon after, what a turn needs is read before it."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from slipstream.backend.base import BlockContents, IntArray
+from slipstream.chat import Conversations, Part
+from slipstream.chat.messages import Digest
+from slipstream.engine import EngineCore
+from slipstream.errors import EngineStoppedError
+from slipstream.kv import KVMemory
+from slipstream.sessions.later import Later
+from slipstream.sessions.saved_kv import SavedKV
+
+logger = logging.getLogger(__name__)
+
+_DELAY = 0.05
+"""Seconds from an answer to its saving: its last tokens get their KV meanwhile."""
+_ATTEMPTS = 50
+_WORTH_LOADING = 16
+"""Tokens; fewer are computed sooner than read."""
+_RESCUED_BYTES = 256 * 2**20
+"""KV that is held in memory for the disk after its eviction."""
+
+
+@dataclass(slots=True)
+class _Unsaved:
+    tenant: str
+    key: Digest
+    tokens: IntArray
+    start: int
+    attempts: int = 0
+    contents: BlockContents | None = None
+    """Taken out of memory already, since it was about to be evicted."""
+
+
+class Saver:
+    """Writes each part of a conversation to disk within a bandwidth of `bytes_per_second`, and reads them back.
+
+    Thread-safe. Nobody waits for the disk but who asks for something on it.
+    """
+
+    def __init__(self, core: EngineCore, conversations: Conversations, saved: SavedKV, bytes_per_second: float) -> None:
+        self._core = core
+        self._conversations = conversations
+        self._saved = saved
+        self._bytes_per_second = bytes_per_second
+        self._not_before = 0.0
+        self._unsaved: dict[Digest, _Unsaved] = {}
+        self._rescued_bytes = 0
+        self._resident: set[Digest] = set()
+        self._evictions = 0
+        self._lock = threading.Lock()  # never held while files are read or written
+        self._later = Later("slipstream-saver")
+        self.saved_tokens = 0
+        self.restored_tokens = 0
+        core.call(self._watch)
+
+    @property
+    def saved_bytes(self) -> int:
+        """What is on disk."""
+        return self._saved.total_bytes
+
+    @property
+    def unsaved_parts(self) -> int:
+        """How many parts wait to be written."""
+        return len(self._unsaved)
+
+    def add(self, tenant: str, part: Part) -> None:
+        """Save a part that was just computed, soon, and those before it that disk lacks: it's no good without them."""
+        start, missing = 0, []
+        path = self._conversations.path(part.key)
+        with self._lock:
+            self._note_resident(part.key)
+            for key, end in path:
+                if not self._saved.size(key) and key not in self._unsaved:
+                    self._unsaved[key] = _Unsaved(tenant, key, part.token_ids[:end], start)
+                    missing.append(key)
+                start = end
+        for key in missing:
+            self._later.run(lambda key=key: self._save_in_time(key), after=_DELAY)  # type: ignore[misc]
+
+    def save_now(self, key: Digest) -> None:
+        """Save all parts of a conversation before returning, as far as their KV is in memory."""
+        for part, _ in self._conversations.path(key):
+            self._save(part)
+
+    def size(self, key: Digest) -> int:
+        """Bytes on disk of all parts of a conversation."""
+        return sum(self._saved.size(part) for part, _ in self._conversations.path(key))
+
+    def restore(self, tenant: str, key: Digest, tokens: IntArray) -> None:
+        """Bring into memory what disk has of a conversation in the ledger, and memory has not.
+
+        `tokens` begins with the conversation's. What can't be read is left to be computed.
+        """
+        with self._lock:
+            if self._is_resident(key):
+                return
+        path = self._conversations.path(key)
+        if not path:
+            return
+        there = self._core.call(lambda kv: kv.computed(tenant, tokens))
+        if path[-1][1] - there >= _WORTH_LOADING:
+            self._load(tenant, path, tokens, there)
+        with self._lock:
+            self._note_resident(key)
+
+    def close(self) -> None:
+        """Stop writing; what is not on disk by now will be computed again."""
+        self._later.close()
+
+    def _watch(self, kv: KVMemory) -> None:
+        kv.before_eviction = lambda tenant, tokens: self._rescue(kv, tenant, tokens)
+        self._core.before_end = self._save_all
+
+    def _load(self, tenant: str, path: list[tuple[Digest, int]], tokens: IntArray, there: int) -> None:
+        start = 0
+        for index, (key, end) in enumerate(path):
+            if end > there:
+                contents = self._saved.load(key, tokens[:end])
+                if contents is None:
+                    self._later.run(partial(self._weed_out, path[index + 1 :], tokens))
+                if contents is None or not self._core.import_kv(tenant, tokens[:end], start, contents):
+                    logger.warning("%d tokens of a saved conversation are computed again", path[-1][1] - start)
+                    return
+                self.restored_tokens += end - max(start, there)
+            start = end
+
+    def _weed_out(self, path: list[tuple[Digest, int]], tokens: IntArray) -> None:
+        """Read parts that were not loaded, so that those that are no good are removed, and saved again by a turn."""
+        for key, end in path:
+            self._saved.load(key, tokens[:end])
+
+    def _save_in_time(self, key: Digest) -> None:
+        """Save a part if the budget allows it now, or later."""
+        wait = self._not_before - time.monotonic()
+        if wait > 0 or not self._save(key):
+            self._later.run(lambda: self._save_in_time(key), after=max(wait, _DELAY))
+
+    def _save(self, key: Digest) -> bool:
+        """Write a part that waits for it; False if its KV is not complete yet."""
+        with self._lock:
+            unsaved = self._unsaved.get(key)
+        if unsaved is None:
+            return True
+        contents = unsaved.contents
+        if contents is None:
+            try:
+                contents = self._core.export_kv(unsaved.tenant, unsaved.tokens, unsaved.start)
+            except EngineStoppedError:
+                return True
+        unsaved.attempts += 1
+        if contents is None and unsaved.contents is None and unsaved.attempts < _ATTEMPTS:
+            return False
+        self._write(unsaved, contents)
+        return True
+
+    def _write(self, unsaved: _Unsaved, contents: BlockContents | None) -> None:
+        """Write a part, or give it up if it has no contents."""
+        with self._lock:
+            if self._unsaved.pop(unsaved.key, None) is None:
+                return
+            if unsaved.contents is not None:
+                contents = unsaved.contents
+                self._rescued_bytes -= contents.nbytes
+        if contents is None:
+            return
+        try:
+            written = self._saved.save(unsaved.key, unsaved.tokens, contents)
+        except OSError as error:
+            logger.warning("the KV of a conversation can't be saved: %s", error)
+            return
+        self._saved.touch(key for key, _ in reversed(self._conversations.path(unsaved.key)))
+        self.saved_tokens += len(unsaved.tokens) - unsaved.start
+        self._not_before = time.monotonic() + written / self._bytes_per_second
+
+    def _rescue(self, kv: KVMemory, tenant: str, tokens: IntArray) -> None:
+        """Take what is not on disk yet out of a sequence that is about to be evicted. On the engine's thread."""
+        with self._lock:
+            for unsaved in self._unsaved.values():
+                covered = unsaved.tenant == tenant and unsaved.contents is None and len(unsaved.tokens) <= len(tokens)
+                if not covered or self._rescued_bytes > _RESCUED_BYTES:
+                    continue
+                if (contents := kv.export(tenant, unsaved.tokens, unsaved.start)) is not None:
+                    unsaved.contents = contents
+                    self._rescued_bytes += contents.nbytes
+
+    def _save_all(self, kv: KVMemory) -> None:
+        """Write everything that waits, at the engine's end. On the engine's thread."""
+        for unsaved in list(self._unsaved.values()):
+            self._write(unsaved, kv.export(unsaved.tenant, unsaved.tokens, unsaved.start))
+
+    def _note_resident(self, key: Digest) -> None:
+        """Remember that a conversation's KV is in memory; until something is evicted, that stays so."""
+        self._is_resident(key)
+        self._resident.add(key)
+
+    def _is_resident(self, key: Digest) -> bool:
+        evictions = self._core.evictions
+        if evictions != self._evictions:
+            self._resident.clear()
+            self._evictions = evictions
+        return key in self._resident

@@ -1,0 +1,91 @@
+"""What a session is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from slipstream.backend.base import IntArray
+from slipstream.chat import Message, Tool, ToolUse
+from slipstream.chat.messages import Digest
+from slipstream.engine.idle import Ahead
+
+
+@dataclass(slots=True)
+class SessionState:
+    """A conversation by name. Times are in seconds since the epoch."""
+
+    id: str
+    tenant: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    created: float
+    used: float
+    ttl: float
+    """How long it stays without being used."""
+    pinned: bool = False
+    """Whether its KV stays in memory, and the session itself whatever its age."""
+    parent: str | None = None
+    """The session that it was forked from."""
+    node: Digest | None = None
+    """The last part of the conversation that is in the ledger."""
+    tokens: int = 0
+    """How long it is, as a prompt or after its last answer."""
+    token_ids: IntArray | None = field(default=None, compare=False)
+    """The tokens of its prompt, or up to its last answer, int32 [n]; None until they are asked for after a restart."""
+    turn: "SessionTurn | None" = field(default=None, compare=False)
+    """The turn that is under way, if it has a session for itself."""
+    ahead: Ahead | None = field(default=None, compare=False)
+    """What was computed ahead of the next turn."""
+
+    @property
+    def expires(self) -> float | None:
+        """When it will be forgotten, unless it's used before."""
+        return None if self.pinned else self.used + self.ttl
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether it will only be a session if its first turn comes to an answer."""
+        return self.turn is not None and self.turn.first
+
+    def joined(
+        self, messages: Sequence[Message], system: Message | None = None, *, continues: bool | None = None
+    ) -> tuple[Message, ...]:
+        """The conversation that a request with these messages means.
+
+        They are all of it if they begin as the session does, or with a system message; else they are its next ones.
+        `continues` tells where that's known. `system` takes the place of the session's own system message.
+        """
+        own = self.messages[:1] if self.messages and self.messages[0].role == "system" else ()
+        said = self.messages[len(own) :]
+        lead = own if system is None else (system,)
+        if continues is None:
+            whole = bool(messages and said) and messages[0].canonical() == said[0].canonical()
+            continues = not whole
+        if messages and messages[0].role == "system":
+            return tuple(messages)
+        return (*lead, *said, *messages) if continues else (*lead, *messages)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session and what it takes at the moment."""
+
+    state: SessionState
+    kv_tokens: int
+    """How many of its tokens have their KV in memory."""
+    kv_bytes: int
+    saved_bytes: int
+    """KV on disk."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionTurn:
+    """A turn of a conversation, from its messages to its answer. `name` is the session that it will be, if known."""
+
+    tenant: str
+    name: str | None
+    messages: tuple[Message, ...]
+    tools: ToolUse
+    alone: bool = False
+    """Whether the session can have no other turn meanwhile."""
+    first: bool = False
+    """Whether the session begins with it."""

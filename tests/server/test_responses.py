@@ -1,0 +1,637 @@
+"""The Responses API, as the official client and an agent framework on it see it."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import agents
+import httpx
+import jsonschema
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.responses import Response, ResponseItemList, ResponseOutputItem, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from slipstream.chat import AnswerReader, Message
+from slipstream.chat.formats import FORMATS
+from slipstream.engine import Output, SamplingParams
+from slipstream.server.responses_output import EventWriter, output_items
+from slipstream.server.responses_store import ResponseStore, StoredResponse
+from slipstream.server.turn import Choice, TurnRequest
+from tests.server.process import MODEL, Server
+from tests.server.test_agents import SYSTEM, Report, Station, every_turn_reuses_the_last
+
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+INSTRUCTIONS = "You are a terse assistant who answers in one short sentence. " * 4
+FRESH = {"slipstream": {"response_cache": False}}
+
+
+def function(name: str, properties: dict[str, Any]) -> dict[str, Any]:
+    """A tool, all of whose parameters are required."""
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "name": name, "description": f"Tells {name}.", "parameters": parameters, "strict": True}
+
+
+WEATHER = function("weather", {"city": {"type": "string", "maxLength": 12}})
+CLOCK = function("clock", {"zone": {"type": "string", "maxLength": 8}})
+TOOLS = [WEATHER, CLOCK]
+ONE_CALL = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 100}
+MANY_CALLS = {"tools": TOOLS, "tool_choice": "required", "max_output_tokens": 4000}
+SAYS_AND_CALLS: list[Any] = [
+    *chain.from_iterable(
+        [
+            {"role": "user", "content": f"Weather in {city}?"},
+            {"role": "assistant", "content": f"I look up {city}."},
+            {"type": "function_call", "call_id": city, "name": "weather", "arguments": json.dumps({"city": city})},
+        ]
+        for city in ("Oslo", "Rome", "Paris")
+    ),
+    {"role": "user", "content": "Weather in Berlin?"},
+]
+"""A conversation in which every question was answered alike: even a small model goes on like that."""
+REPORT = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "degrees": {"type": "integer", "maximum": 40}},
+    "required": ["city", "degrees"],
+    "additionalProperties": False,
+}
+REPORT_FORMAT = {"format": {"type": "json_schema", "name": "report", "schema": REPORT, "strict": True}}
+
+
+def create(client: OpenAI, input: Any, **params: Any) -> Any:
+    """A response, or a stream, having checked that the response is what the protocol's types say."""
+    defaults: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_output_tokens": 12, "extra_body": FRESH}
+    response = client.responses.create(input=input, **(defaults | params))
+    if not params.get("stream"):
+        Response.model_validate_json(response.model_dump_json(by_alias=True))
+    return response
+
+
+def events(stream: Iterable[Any]) -> list[Any]:
+    """The events of a stream, having checked that they are what the protocol's types say, and their numbers."""
+    result = list(stream)
+    for number, event in enumerate(result):
+        EVENT.validate_json(event.model_dump_json(by_alias=True, exclude_unset=True))
+        assert event.sequence_number == number
+    return result
+
+
+def said(response: Any) -> list[Any]:
+    """The output, without the ids that differ between two answers to the same request."""
+    return [item.model_dump(exclude={"id", "call_id"}, exclude_unset=True) for item in response.output]
+
+
+def results(response: Any, result: str = "4 degrees") -> list[Any]:
+    """Results of all its calls."""
+    calls = [item for item in response.output if item.type == "function_call"]
+    assert calls
+    return [{"type": "function_call_output", "call_id": call.call_id, "output": result} for call in calls]
+
+
+def tokens_of_question(http: httpx.Client, text: str) -> int:
+    """How many tokens a question adds to a prompt."""
+    added = f"<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    return http.post("/tokenize", json={"content": added}).json()["count"]
+
+
+def assert_extends(response: Any, earlier: Any, new: int | None = None) -> None:
+    """Its prompt goes on where the earlier response ended, with so many `new` tokens; only those are computed."""
+    assert response.usage.input_tokens_details.cached_tokens >= earlier.usage.total_tokens
+    assert new is None or response.usage.input_tokens == earlier.usage.total_tokens + new
+
+
+# Whole responses
+
+
+def test_whole_response(client: OpenAI) -> None:
+    params = {
+        "metadata": {"a": "b"},
+        "user": "me",
+        "reasoning": {"effort": "low"},
+        "include": ["reasoning.encrypted_content"],
+    }
+    response = create(client, "Name a planet.", instructions=INSTRUCTIONS, max_output_tokens=40, **params)
+    assert response.id.startswith("resp_")
+    assert (response.object, response.status, response.error) == ("response", "completed", None)
+    (message,) = response.output
+    assert (message.type, message.role, message.status) == ("message", "assistant", "completed")
+    assert message.id.startswith("msg_")
+    assert message.content[0].text == response.output_text != ""
+    assert (response.model, response.instructions, response.metadata) == (MODEL, INSTRUCTIONS, {"a": "b"})
+    assert (response.tools, response.tool_choice, response.text.format.type) == ([], "auto", "text")
+    usage = response.usage
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+    assert usage.input_tokens == response.slipstream["prompt_tokens"]
+    assert usage.input_tokens_details.cached_tokens == response.slipstream["reused_tokens"]
+    assert usage.output_tokens_details.reasoning_tokens == 0
+
+
+def test_answer_that_is_cut_short(client: OpenAI) -> None:
+    response = create(client, "Tell me a story.", max_output_tokens=4, extra_body={"ignore_eos": True})
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.output[-1].status == "incomplete"
+    assert response.usage.output_tokens == 4
+
+
+def test_input_in_all_its_forms_reads_the_same(client: OpenAI) -> None:
+    text = "Name a river."
+    plain = create(client, text, instructions="Be brief.")
+    parts = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+    for forms in (
+        [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": text}],
+        [{"type": "message", "role": "system", "content": [{"type": "input_text", "text": "Be brief."}]}, parts],
+        [{"role": "system", "content": "Be brief."}, {"type": "reasoning", "id": "rs_1", "summary": []}, parts],
+    ):
+        response = create(client, forms)
+        assert said(response) == said(plain)
+        assert response.usage.input_tokens == plain.usage.input_tokens
+
+
+def test_call_that_is_cut_short_is_not_complete(client: OpenAI) -> None:
+    response = create(client, "How warm is it?", **ONE_CALL, extra_body=FRESH | {"stop": ['"city"']})
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", None)
+    assert [(item.type, item.status) for item in response.output] == [("function_call", "incomplete")]
+
+
+def test_answer_of_a_schema(client: OpenAI) -> None:
+    response = create(client, "Report the weather as JSON.", text=REPORT_FORMAT, max_output_tokens=60)
+    jsonschema.validate(json.loads(response.output_text), REPORT)
+    assert response.text.format.name == "report"
+    parsed = client.responses.parse(
+        model=MODEL, input="Report 4 degrees.", text_format=Report, temperature=0, max_output_tokens=100
+    )
+    assert isinstance(parsed.output_parsed, Report)
+    loose = create(client, "Report as JSON.", text={"format": {"type": "json_object"}}, max_output_tokens=200)
+    assert isinstance(json.loads(loose.output_text), dict)
+
+
+def test_tool_choice(client: OpenAI) -> None:
+    def called(**params: Any) -> list[str]:
+        response = create(client, "What time is it?", **(ONE_CALL | params))
+        return [item.name for item in response.output if item.type == "function_call"]
+
+    assert called(tool_choice={"type": "function", "name": "clock"}) == ["clock"]
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "weather"}]}
+    assert called(tool_choice=allowed) == ["weather"]
+    assert called(tool_choice="none", max_output_tokens=8) == []
+    assert len(called(tool_choice="required")) == 1
+
+
+# Turns
+
+
+def test_resent_input_costs_nothing(client: OpenAI, http: httpx.Client) -> None:
+    asked = [{"role": "user", "content": "Name a planet."}]
+    first = create(client, asked, instructions=INSTRUCTIONS)
+    again = [*asked, *(item.model_dump() for item in first.output), {"role": "user", "content": "And another?"}]
+    second = create(client, again, instructions=INSTRUCTIONS)
+    assert_extends(second, first, new=tokens_of_question(http, "And another?"))
+
+
+def test_resent_calls_cost_nothing(client: OpenAI) -> None:
+    asked = [{"role": "user", "content": "How warm is it, and how late?"}]
+    first = create(client, asked, **MANY_CALLS)
+    assert len(first.output) > 1
+    items = [item.model_dump() for item in first.output]
+    for item in items:
+        item["arguments"] = json.dumps(json.loads(item["arguments"]), indent=2)
+        del item["id"], item["status"]
+    outputs = results(first)
+    second = create(client, [*asked, *items, *outputs], tools=TOOLS)
+    assert_extends(second, first)
+    parts = [item | {"output": [{"type": "input_text", "text": item["output"]}]} for item in outputs]
+    third = create(client, parts, tools=TOOLS, previous_response_id=first.id)
+    assert said(third) == said(second)
+    assert third.usage.input_tokens == second.usage.input_tokens
+
+
+def test_text_and_call_of_one_answer_stay_one(client: OpenAI) -> None:
+    first = create(client, SAYS_AND_CALLS, tools=TOOLS, parallel_tool_calls=False, max_output_tokens=60)
+    assert first.output_text == "I look up Berlin."
+    assert [item.type for item in first.output] == ["message", "function_call"]
+    items = [item.model_dump() for item in first.output]
+    assert_extends(create(client, [*SAYS_AND_CALLS, *items, *results(first)], tools=TOOLS), first)
+    assert_extends(create(client, results(first), tools=TOOLS, previous_response_id=first.id), first)
+
+
+def test_loop_of_calls_on_stored_responses(client: OpenAI, http: httpx.Client) -> None:
+    response = create(client, "How warm is it?", instructions=INSTRUCTIONS, **ONE_CALL)
+    for result in ("4 degrees", "5 degrees", "6 degrees"):
+        before = response
+        response = create(
+            client,
+            results(before, result),
+            previous_response_id=before.id,
+            instructions=INSTRUCTIONS,
+            **ONE_CALL,
+        )
+        assert response.previous_response_id == before.id
+        new = tokens_of_question(http, f"<tool_response>\n{result}\n</tool_response>")
+        assert_extends(response, before, new)
+    last = create(client, results(response), previous_response_id=response.id, instructions=INSTRUCTIONS, tools=TOOLS)
+    assert_extends(last, response)
+
+
+def test_branches_of_one_response(client: OpenAI, http: httpx.Client) -> None:
+    root = create(client, "Name a planet.")
+    branches = [create(client, text, previous_response_id=root.id) for text in ("Why?", "Its moons, please?", "Why?")]
+    for branch, text in zip(branches, ("Why?", "Its moons, please?"), strict=False):
+        assert_extends(branch, root, new=tokens_of_question(http, text))
+    assert said(branches[0]) == said(branches[2])
+    deeper = create(client, "Sure?", previous_response_id=branches[1].id)
+    assert_extends(deeper, branches[1])
+
+
+def test_instructions_are_for_one_response(client: OpenAI) -> None:
+    instructed = create(client, "Name a planet.", instructions=INSTRUCTIONS)
+    items = [{"role": "user", "content": "Name a planet."}, *instructed.output, {"role": "user", "content": "Why?"}]
+    plain = create(client, items)
+    later = create(client, "Why?", previous_response_id=instructed.id)
+    assert (said(later), later.usage.input_tokens) == (said(plain), plain.usage.input_tokens)
+    assert later.instructions is None
+    other = create(client, "Why?", previous_response_id=instructed.id, instructions="Be loud.")
+    assert other.usage.input_tokens == create(client, items, instructions="Be loud.").usage.input_tokens
+
+
+def test_answer_that_was_cut_short_may_be_gone_on_from(client: OpenAI) -> None:
+    call = create(client, "How warm is it?", **(ONE_CALL | {"max_output_tokens": 3}))
+    assert call.status == "incomplete"
+    assert create(client, "Never mind.", previous_response_id=call.id).status in ("completed", "incomplete")
+
+
+def test_conversation_is_named(client: OpenAI) -> None:
+    for conversation in ("conv_named", {"id": "conv_named"}):
+        response = create(client, "Hello.", conversation=conversation)
+        assert response.conversation.id == "conv_named"
+        assert response.slipstream["session_id"] == "conv_named"
+
+
+# Streams
+
+PART = ["response.content_part.added", "response.{}_text.done", "response.content_part.done"]
+
+
+@pytest.mark.parametrize(
+    ("params", "kinds"),
+    [
+        pytest.param({"max_output_tokens": 30}, ["message"], id="text"),
+        pytest.param(
+            {"input": SAYS_AND_CALLS, "tools": TOOLS, "max_output_tokens": 60},
+            ["message", "function_call"],
+            id="text and call",
+        ),
+        pytest.param(ONE_CALL, ["function_call"], id="call"),
+        pytest.param(MANY_CALLS, None, id="calls"),
+        pytest.param({"text": REPORT_FORMAT, "max_output_tokens": 60}, ["message"], id="schema"),
+        pytest.param(ONE_CALL | {"max_output_tokens": 3}, None, id="call cut short"),
+        pytest.param({"extra_body": FRESH | {"stop": list("aeiouAEIOUT")}}, ["message"], id="nothing"),
+    ],
+)
+def test_stream_equals_the_whole(client: OpenAI, params: dict[str, Any], kinds: list[str] | None) -> None:
+    params = {"input": "How warm is it in Oslo?"} | params
+    whole = create(client, **params)
+    streamed = events(create(client, **params, stream=True))
+    created, started, *pieces, end = streamed
+    assert (created.type, started.type) == ("response.created", "response.in_progress")
+    assert created.response.status == started.response.status == "in_progress"
+    assert created.response.output == []
+    assert end.type == f"response.{whole.status}"
+    assert said(end.response) == said(whole)
+    assert end.response.slipstream["completion_tokens"] == whole.slipstream["completion_tokens"]
+    assert Response.model_validate_json(end.response.model_dump_json(by_alias=True)).id == created.response.id
+    assert kinds is None or [item.type for item in end.response.output] == kinds
+    for place, item in enumerate(end.response.output):
+        own = [event for event in pieces if event.output_index == place]
+        assert own == pieces[: len(own)], "one item after the other"
+        pieces = pieces[len(own) :]
+        assert_item(own, item)
+    assert pieces == []
+
+
+def assert_item(own: list[Any], item: Any) -> None:
+    """The events of an item come in order, and add up to it."""
+    added, *inner, done = own
+    assert (added.type, done.type) == ("response.output_item.added", "response.output_item.done")
+    assert (added.item.id, added.item.status) == (item.id, "in_progress")
+    assert done.item == item
+    assert {event.item_id for event in inner} == {item.id}
+    deltas = "".join(event.delta for event in inner if event.type.endswith(".delta"))
+    ends = [event for event in inner if not event.type.endswith(".delta")]
+    if item.type == "function_call":
+        (told,) = ends
+        assert told.type == "response.function_call_arguments.done"
+        assert (added.item.name, added.item.call_id, added.item.arguments) == (item.name, item.call_id, "")
+        assert told.arguments == deltas == item.arguments
+        assert told is inner[-1]
+    else:
+        kind = "reasoning" if item.type == "reasoning" else "output"
+        assert [event.type for event in ends] == [name.format(kind) for name in PART]
+        assert (inner[0], inner[-2:]) == (ends[0], ends[1:])
+        assert ends[1].text == ends[2].part.text == deltas == item.content[0].text
+
+
+def test_reasoning_is_an_item_of_its_own() -> None:
+    request = TurnRequest(prompt="", params=SamplingParams())
+    choice = Choice(0, request, None, AnswerReader(FORMATS["generic"], request.tools, opens_reasoning=True))
+    writer = EventWriter({"id": "resp_1"}, choice)
+    sent = b""
+    for text in ("Let me ", "think.</thi", "nk>\n\nFour", " degrees."):
+        last = text == " degrees."
+        choice.outputs.append(Output(text=text, finish_reason="stop" if last else None))
+        sent += b"".join(writer.piece(delta) for delta in choice.reader.feed(text, last=last))
+    items = output_items(choice, "resp_1")
+    sent += writer.end({"status": "completed", "output": items})
+    *lines, _ = [line[6:] for line in sent.decode().splitlines() if line.startswith("data: ")]
+    pieces = [EVENT.validate_json(line) for line in lines]
+    reasoning, message = [TypeAdapter(ResponseOutputItem).validate_python(item) for item in items]
+    assert reasoning.content[0].text == "Let me think."
+    assert message.content[0].text == "Four degrees."
+    for place, item in enumerate((reasoning, message)):
+        assert_item([event for event in pieces if event.output_index == place], item)
+
+
+def test_events_on_the_wire(http: httpx.Client) -> None:
+    body = {"input": "Hello.", "max_output_tokens": 4, "stream": True}
+    with http.stream("POST", "/v1/responses", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *blocks, rest = response.read().decode().split("\n\n")
+    assert rest == ""
+    for number, block in enumerate(blocks):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+
+
+def test_streamed_response_is_gone_on_from(client: OpenAI) -> None:
+    *_, end = events(create(client, "How warm is it?", **ONE_CALL, stream=True))
+    first = end.response
+    second = create(client, results(first), previous_response_id=first.id, tools=TOOLS)
+    assert_extends(second, first)
+
+
+def test_async_client_that_streams_and_parses(server: Server) -> None:
+    async def run() -> tuple[Any, list[str]]:
+        async with (
+            server.async_openai() as client,
+            client.responses.stream(
+                model=MODEL,
+                input="Report 4 degrees.",
+                text_format=Report,
+                temperature=0,
+                max_output_tokens=100,
+                extra_body=FRESH,
+            ) as stream,
+        ):
+            deltas = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+            return await stream.get_final_response(), deltas
+
+    response, deltas = asyncio.run(run())
+    assert isinstance(response.output_parsed, Report)
+    assert "".join(deltas) == response.output_text
+    assert len(deltas) > 1
+
+
+def test_stream_that_breaks_off_is_failed(client: OpenAI, http: httpx.Client) -> None:
+    (likely,) = http.post("/tokenize", json={"content": "aaaa"}).json()["tokens"]
+    endless = function("f", {"a": {"type": "string", "pattern": "^(((a{1,99}){1,99}){1,99}){1,99}$"}})
+    params = {"tools": [endless], "tool_choice": "required", "max_output_tokens": 200}
+    params["extra_body"] = {"logit_bias": {likely: 100}}
+    created, *_, last = events(create(client, "Call f.", **params, stream=True))
+    assert last.type == "response.failed"
+    assert (last.response.status, last.response.error.code) == ("failed", "invalid_prompt")
+    assert "simplify" in last.response.error.message
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(created.response.id)
+
+
+# What is kept
+
+
+def test_stored_response(client: OpenAI) -> None:
+    response = create(client, "Name a planet.", tools=TOOLS, text=REPORT_FORMAT)
+    assert client.responses.retrieve(response.id).model_dump() == response.model_dump()
+    *_, end = events(create(client, "Name a planet.", stream=True))
+    assert client.responses.retrieve(end.response.id).model_dump() == end.response.model_dump()
+    client.responses.delete(response.id)
+    for forgotten in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
+        with pytest.raises(openai.NotFoundError) as caught:
+            forgotten(response.id)
+        assert caught.value.code == "response_not_found"
+    with pytest.raises(openai.NotFoundError) as gone:
+        create(client, "Why?", previous_response_id=response.id)
+    assert (gone.value.code, gone.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
+def test_deleted_response_leaves_those_after_it(client: OpenAI) -> None:
+    first = create(client, "Name a planet.")
+    second = create(client, "Why?", previous_response_id=first.id)
+    client.responses.delete(first.id)
+    third = create(client, "Sure?", previous_response_id=second.id)
+    assert_extends(third, second)
+
+
+def test_response_that_is_not_stored(client: OpenAI) -> None:
+    response = create(client, "Name a planet.", store=False)
+    assert response.store is False
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+    with pytest.raises(openai.NotFoundError):
+        create(client, "Why?", previous_response_id=response.id)
+
+
+def test_input_items(client: OpenAI, http: httpx.Client) -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}", "id": "fc_mine"}
+    output = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
+    response = create(client, [{"role": "user", "content": "Time?"}, call, output], tools=TOOLS)
+    page = http.get(f"/v1/responses/{response.id}/input_items", params={"order": "asc"}).json()
+    ResponseItemList.model_validate(page)
+    items = page["data"]
+    assert [item["type"] for item in items] == ["message", "function_call", "function_call_output"]
+    assert items[0]["content"] == [{"type": "input_text", "text": "Time?"}]
+    assert items[1] == call | {"status": "completed"}
+    assert (page["first_id"], page["last_id"], page["has_more"]) == (items[0]["id"], items[2]["id"], False)
+    listed = client.responses.input_items.list(response.id, limit=1)
+    assert listed.data[0].id == items[2]["id"]
+    assert [item.id for item in listed] == [item["id"] for item in reversed(items)]
+    bad = http.get(f"/v1/responses/{response.id}/input_items", params={"limit": 0})
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "limit")
+    lost = http.get(f"/v1/responses/{response.id}/input_items", params={"after": "msg_lost"})
+    assert (lost.status_code, lost.json()["error"]["param"]) == (404, "after")
+
+
+def test_items_by_reference(client: OpenAI) -> None:
+    first = create(client, "How warm is it?", **ONE_CALL)
+    asked = client.responses.input_items.list(first.id).data[0]
+    references = [{"type": "item_reference", "id": asked.id}, {"id": first.output[0].id}]
+    second = create(client, [*references, *results(first)], tools=TOOLS)
+    assert_extends(second, first)
+
+
+def test_store_keeps_what_was_used_last() -> None:
+    def record(name: str) -> StoredResponse:
+        return StoredResponse(id=name, response="{}", input_items="[]", messages=(Message("user", "x" * 96),))
+
+    store = ResponseStore(max_bytes=300)
+    for name in ("a", "b", "c"):
+        store.put("", record(name))
+    assert store.get("", "a") is not None
+    store.put("", record("d"))
+    assert [name for name in "abcd" if store.get("", name)] == ["a", "c", "d"]
+    assert store.get("somebody else", "a") is None
+    assert not store.delete("somebody else", "a")
+    assert store.delete("", "a")
+    assert not store.delete("", "a")
+    store.put("", record("e"))
+    assert [name for name in "abcde" if store.get("", name)] == ["c", "d", "e"]
+
+
+# What can't be had
+
+CALL = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}"}
+IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"input": None}, "input", "input"),
+        ({"input": []}, "input", "at least 1"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role", "'robot'"),
+        ({"input": [{"role": "user"}]}, "input[0].content", "required"),
+        ({"input": [{"type": "message", "content": "x"}]}, "input[0].role", "required"),
+        ({"input": [{"role": "user", "content": [IMAGE]}]}, "input[0].content[0]", "input_image"),
+        ({"input": [{"type": "computer_call", "id": "1"}]}, "input[0]", "function_call_output"),
+        ({"input": [CALL | {"name": None}]}, "input[0].name", "required"),
+        ({"input": [{"type": "function_call_output", "call_id": "c1"}]}, "input[0].output", "required"),
+        ({"input": [CALL | {"type": "function_call_output", "output": "4"}]}, "input[0].call_id", "'c1'"),
+        ({"input": [CALL, {"type": "function_call_output", "output": "4"}]}, "input[1].call_id", "required"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]", "send type 'function'"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", "required"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1].name", "weather"),
+        ({"tools": [function("f", {"a": {"type": "text"}})]}, "tools[0].parameters", "tools[0].parameters has"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}}, "tool_choice", "ring"),
+        ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice", "function or allowed_tools"),
+        ({"tool_choice": "required"}, "tool_choice", "tools"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "text.format.schema is"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"type": "text"}}}},
+            "text.format.schema",
+            "text.format.schema has",
+        ),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "'grammar'"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "1"),
+        ({"max_output_tokens": 9000}, "input", "too long"),
+        ({"temperature": -1}, "temperature", "between"),
+        ({"background": True}, "background", "not supported"),
+        ({"prompt": {"id": "p"}}, "prompt", "instructions"),
+        ({"include": ["message.output_text.logprobs"]}, "include", "/v1/chat/completions"),
+        ({"conversation": "c", "previous_response_id": "resp_1"}, "previous_response_id", "one"),
+        ({"conversation": {"id": ""}}, "conversation", "conversation"),
+        ({"slipstream": {"fast": True}}, "slipstream.fast", "leave it out"),
+    ],
+)
+def test_bad_field(http: httpx.Client, body: dict[str, Any], param: str, says: str) -> None:
+    response = http.post("/v1/responses", json={"input": "Hello.", "max_output_tokens": 4} | body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert error["type"] == "invalid_request_error"
+    assert says in error["message"]
+
+
+def test_what_is_not_there(http: httpx.Client) -> None:
+    reference = {"type": "item_reference", "id": "msg_0123456789abcdef01234567_0"}
+    for body, param, code in (
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "previous_response_not_found"),
+        ({"input": [reference]}, "input[0].id", "item_not_found"),
+        ({"input": [{"id": "msg_foreign"}]}, "input[0].id", "item_not_found"),
+        ({"model": "gpt-5"}, "model", "model_not_found"),
+    ):
+        response = http.post("/v1/responses", json={"input": "Hello."} | body)
+        assert response.status_code == 404
+        assert (response.json()["error"]["param"], response.json()["error"]["code"]) == (param, code)
+
+
+def test_what_makes_no_difference_is_accepted(client: OpenAI) -> None:
+    asked = create(client, "Hello.")
+    fields: dict[str, Any] = {
+        "truncation": "auto",
+        "service_tier": "flex",
+        "prompt_cache_key": "k",
+        "safety_identifier": "s",
+        "max_tool_calls": 3,
+        "text": {"verbosity": "low"},
+        "reasoning": {"effort": "high", "summary": "auto"},
+        "include": ["web_search_call.action.sources"],
+        "extra_body": FRESH | {"unheard_of": 1},
+    }
+    assert said(create(client, "Hello.", **fields)) == said(asked)
+
+
+# OpenAI Agents SDK, on the model class that it takes for OpenAI
+
+
+class ThenReport(agents.AgentHooks[None]):
+    """Has an agent report after its call; a small model would call for ever."""
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
+        agent.model_settings = agent.model_settings.resolve(agents.ModelSettings(tool_choice="none"))
+
+
+def weatherman(station: Station, wanted: str) -> "agents.Agent[None]":
+    """An agent that makes one call, and then reports."""
+    settings = agents.ModelSettings(
+        temperature=0, max_tokens=160, parallel_tool_calls=False, tool_choice=wanted, extra_body=FRESH
+    )
+    tools = [agents.function_tool(each) for each in (station.measure, station.note, station.ring)]
+    return agents.Agent(
+        "Weatherman",
+        instructions=SYSTEM,
+        model=MODEL,
+        model_settings=settings,
+        tools=tools,
+        output_type=Report,
+        hooks=ThenReport(),
+        reset_tool_choice=False,
+    )
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_agents(server: Server, *, stored: bool, stream: bool) -> None:
+    station = Station([])
+
+    async def run() -> None:
+        async with server.async_openai() as client:
+            provider = agents.OpenAIProvider(openai_client=client)
+            config = agents.RunConfig(model_provider=provider, tracing_disabled=True)
+            conversation: list[Any] = []
+            last: str | None = None
+            for wanted in ("measure", "note", "ring", "required"):
+                question: Any = [*conversation, {"role": "user", "content": f"Use {wanted}."}]
+                params: Any = {"max_turns": 2, "run_config": config, "auto_previous_response_id": stored}
+                params["previous_response_id"] = last
+                called = len(station.calls)
+                result: Any
+                if stream:
+                    result = agents.Runner.run_streamed(weatherman(station, wanted), question, **params)
+                    kinds = {
+                        event.data.type async for event in result.stream_events() if event.type == "raw_response_event"
+                    }
+                    assert "response.function_call_arguments.delta" in kinds
+                else:
+                    result = await agents.Runner.run(weatherman(station, wanted), question, **params)
+                assert isinstance(result.final_output, Report)
+                assert len(station.calls) > called
+                if stored:
+                    last = result.last_response_id
+                else:
+                    conversation = result.to_input_list()
+
+    with every_turn_reuses_the_last(server, turns=8):
+        asyncio.run(run())
+    assert station.called[:3] == ["measure", "note", "ring"]

@@ -1,0 +1,82 @@
+"""Grammars: an answer that meets the limits of one harms no other that follows it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from slipstream.chat.schema import closed, json_rule
+from slipstream.engine.grammar import Constraint, GrammarCompiler, GrammarFailedError
+from slipstream.models import Model
+from slipstream.tokenizer import Tokenizer
+
+# Each "a" of the text costs the lexer much more than the one before.
+EXHAUSTING = {"type": "string", "pattern": "^(((a{1,100}){1,100}){1,100}){1,100}$"}
+SCHEMA = {"type": "object", "properties": {"a": EXHAUSTING, "b": {"type": "integer"}}, "required": ["a", "b"]}
+SOURCE = f"start: {json_rule(closed(SCHEMA))}"
+
+
+@pytest.fixture(scope="module")
+def compiler(model: Model) -> GrammarCompiler:
+    manifest = model.manifest
+    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)
+
+
+def masks(constraint: Constraint, vocab_size: int, tokens: Sequence[int]) -> list[bytes]:
+    """What is allowed before each of the tokens, having followed them."""
+    logits = np.zeros(vocab_size, np.float32)
+    allowed = []
+    for token in tokens:
+        allowed.append(constraint.mask(logits).tobytes())
+        constraint.accept((token,))
+    return allowed
+
+
+def exhaust(constraint: Constraint, vocab_size: int, tokenizer: Tokenizer) -> None:
+    with pytest.raises(GrammarFailedError):
+        masks(constraint, vocab_size, tokenizer.encode("aaaa") * 20)
+
+
+@pytest.mark.parametrize("where", ["at the start", "on the way"])
+def test_an_answer_goes_on_where_another_met_the_limits(
+    compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer, where: str
+) -> None:
+    vocab_size = model.manifest.vocab_size
+    head, rest = tokenizer.encode('{"a": "'), tokenizer.encode('aaaa", "b": 3}')
+    expected = masks(compiler.compile(SOURCE, param="tools").begin(), vocab_size, head + rest)
+
+    grammar = compiler.compile(SOURCE, param="tools")
+    answer, greedy = grammar.begin(), grammar.begin()
+    begun = masks(answer, vocab_size, head) if where == "on the way" else []
+    greedy.accept(head)
+    exhaust(greedy, vocab_size, tokenizer)
+    assert not grammar.usable
+    assert begun + masks(answer, vocab_size, (head + rest)[len(begun) :]) == expected
+    assert answer.finished
+
+
+def test_an_answer_goes_on_where_a_look_ahead_met_the_limits(
+    compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer
+) -> None:
+    answer = compiler.compile(SOURCE, param="tools").begin()
+    answer.accept(tokenizer.encode('{"a": "'))
+    exhaust(answer.copy(), model.manifest.vocab_size, tokenizer)
+    masks(answer, model.manifest.vocab_size, tokenizer.encode('a", "b": 3}'))
+    assert answer.finished
+
+
+def test_a_grammar_that_was_spoilt_is_compiled_anew(
+    compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer
+) -> None:
+    grammar = compiler.compile(SOURCE, param="tools")
+    assert compiler.compile(SOURCE, param="tools") is grammar
+    answer = grammar.begin()
+    answer.accept(tokenizer.encode('{"a": "'))
+    exhaust(answer, model.manifest.vocab_size, tokenizer)
+    assert compiler.compile(SOURCE, param="tools").usable
+
+
+def test_what_is_not_allowed_fails(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    answer = compiler.compile(SOURCE, param="tools").begin()
+    with pytest.raises(GrammarFailedError):
+        answer.accept(tokenizer.encode("no"))
