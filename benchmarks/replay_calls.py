@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import bfcl
+from slipstream.bench import bfcl
 from slipstream.chat import ChatTemplate, Message, ToolCall, ToolUse
 from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import FORMATS

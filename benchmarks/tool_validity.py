@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 from tests.server.process import MODEL, running_server
 
-from benchmarks import bfcl
+from slipstream.bench import bfcl
 from slipstream.chat import Tool
 
 NEIGHBOURS = 8

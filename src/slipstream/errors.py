@@ -50,7 +50,11 @@ class SessionNotFoundError(InvalidRequestError):
 
 
 class SessionConflictError(SlipstreamError):
-    """The session is in use by another request, or its name is taken."""
+    """The session is in use by another request, or its name is taken; waiting helps if there is `retry_after`."""
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StateError(SlipstreamError):

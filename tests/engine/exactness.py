@@ -28,6 +28,7 @@ from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.sampling import Sampler
+from slipstream.engine.transfer import export_kv, import_kv
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
 
@@ -195,10 +196,10 @@ def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray) -> None:
             core.call(lambda kv: kv.unpin("pinned"))
         case 3:
             cut = rng.randrange(1, len(tokens))
-            parts = core.export_kv("", tokens[:cut], 0), core.export_kv("", tokens, cut)
+            parts = export_kv(core, "", tokens[:cut], 0), export_kv(core, "", tokens, cut)
             core.call(lambda kv: kv.clear())
-            if parts[0] is not None and core.import_kv("", tokens[:cut], 0, parts[0]) and parts[1] is not None:
-                core.import_kv("", tokens, cut, parts[1])
+            if parts[0] is not None and import_kv(core, "", tokens[:cut], 0, parts[0]) and parts[1] is not None:
+                import_kv(core, "", tokens, cut, parts[1])
 
 
 def _submit(core: EngineCore, scenario: Scenario) -> None:

@@ -37,11 +37,11 @@ class Agent:
     def named(self) -> bool:
         return self.name is not None and self.name.startswith("agent")
 
-    def talk(self, server: Server, faults: list[str]) -> None:
-        """Turn after turn until the server is gone."""
+    def talk(self, server: Server, stop: threading.Event, faults: list[str]) -> None:
+        """Turn after turn until the server is gone, or nobody wants more."""
         try:
             with server.http() as http:
-                while True:
+                while not stop.is_set():
                     self.turn(http)
         except httpx.TransportError:
             pass
@@ -111,16 +111,23 @@ def kill_again_and_again(folder: Path, rounds: int, seed: int) -> None:
             assert len(listed) == len(set(listed))
             for agent in agents:
                 agent.check(http, all_saved=all_saved)
+            if number == rounds:
+                return
             wait_until_saved(server)
             for agent in agents:
                 agent.prepare(http)
             checked = time.monotonic()
 
-            faults: list[str] = []
-            threads = [threading.Thread(target=agent.talk, args=(server, faults)) for agent in agents]
+            stop, faults = threading.Event(), list[str]()
+            threads = [threading.Thread(target=agent.talk, args=(server, stop, faults)) for agent in agents]
             for thread in threads:
                 thread.start()
             time.sleep(load := chance.uniform(0.2, 3))
+            if all_saved := number % 3 == 1:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+                wait_until_saved(server)
             server.process.kill()
             server.process.wait()
             for thread in threads:
@@ -128,22 +135,8 @@ def kill_again_and_again(folder: Path, rounds: int, seed: int) -> None:
             assert faults == []
             answered = sum(len(agent.messages) for agent in agents)
         assert "Traceback" not in log.read_text()
-        if all_saved := number % 3 == 2:
-            quiet_end(folder, log, agents)
         times = f"start {up - started:.1f} s, check {checked - up:.1f} s, load {load:.1f} s"
         print(f"round {number}: {times}, {answered} messages", flush=True)
-
-
-def quiet_end(folder: Path, log: Path, agents: list[Agent]) -> None:
-    """Another server that is killed when it had a second without requests."""
-    with running_server("--state-dir", str(folder / "state"), *OPTIONS, log=log) as server, server.http() as http:
-        for agent in agents:
-            agent.check(http, all_saved=False)
-            agent.prepare(http)
-            agent.turn(http)
-        time.sleep(1)
-        server.process.kill()
-        server.process.wait()
 
 
 def test_killed_twice(model: Model, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_whatever_is_changed_makes_another_request(http: httpx.Client, changed: 
         {"stop": []},
         {"tool_choice": "none"},
     ],
-    ids=lambda irrelevant: json.dumps(irrelevant),
+    ids=json.dumps,
 )
 def test_what_changes_no_answer_is_no_other_request(http: httpx.Client, irrelevant: dict[str, Any]) -> None:
     body = asking("Do squids dream?", **SEEDED)

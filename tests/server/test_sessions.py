@@ -1,4 +1,4 @@
-"""Sessions over HTTP: named, extended, forked, rolled back, pinned and forgotten, and exact whatever was done to them."""
+"""Sessions over HTTP: named, extended, forked, rolled back, pinned and forgotten, and exact whatever was done."""
 
 import json
 import secrets
@@ -642,3 +642,52 @@ def test_bad_field(http: httpx.Client, name: str, action: str, body: Any, param:
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1001}, {"limit": "all"}])
 def test_bad_limit(http: httpx.Client, query: dict[str, Any]) -> None:
     assert_error(http.get(SESSIONS, params=query), 400, "limit", "invalid_value", "limit")
+
+
+# Whose session it is
+
+
+def test_conversations_that_part_cannot_be_continued_by_the_id_that_nobody_chose(http: httpx.Client, name: str) -> None:
+    beginning = [SYSTEM, user(f"We are strangers: {name}.")]
+    first = chat(http, *beginning)
+    common = [*beginning, assistant(said(first))]
+    shared = first["slipstream"]["session_id"]
+    assert chat(http, *common, user("I am the first."))["slipstream"]["session_id"] == shared
+    chat(http, *common, user("I am the second, and my secret is B."))
+    response = http.post(CHAT, json={"messages": [user("Go on.")], **GREEDY, "slipstream": {"session_id": shared}})
+    assert_error(response, 400, "session_id", "session_shared", "several conversations")
+    whole = chat(http, *common, user("I am the first."), assistant("Fine."), user("Go on."), session=shared)
+    assert said(whole) == afresh(http, [*common, user("I am the first."), assistant("Fine."), user("Go on.")])
+
+
+def test_a_named_session_is_moved_by_nobody_who_does_not_name_it(http: httpx.Client, name: str) -> None:
+    mine = [SYSTEM, user(f"This is mine: {name}.")]
+    answer = said(chat(http, *mine, session=name))
+    before = get(http, name)["messages"]
+    stranger = chat(http, *mine, assistant(answer), user("I only say the same."))
+    hinted = chat(http, SYSTEM, user("I only took the same key."), prompt_cache_key=name)
+    assert name not in (stranger["slipstream"]["session_id"], hinted["slipstream"]["session_id"])
+    assert get(http, name)["messages"] == before
+    going_on = chat(http, *mine, assistant(answer), user("It is me."), prompt_cache_key=name)
+    assert going_on["slipstream"]["session_id"] == name
+    assert len(get(http, name)["messages"]) == 5
+
+
+def test_of_several_choices_the_first_becomes_the_session(http: httpx.Client, name: str) -> None:
+    response = chat(http, SYSTEM, user("Say anything."), session=name, n=3, temperature=1, seed=3)
+    assert get(http, name)["messages"][-1] == assistant(said(response))
+    other = response["choices"][2]["message"]["content"]
+    following = chat(http, SYSTEM, user("Say anything."), assistant(other), user("And now?"), session=name)
+    assert following["slipstream"]["delta_tokens"] < 20, "the other choices are known too"
+
+
+NOTE = {
+    "type": "function",
+    "function": {"name": "note", "parameters": {"properties": {"text": {"enum": ["a", "b"]}}, "required": ["text"]}},
+}
+
+
+def test_a_call_may_be_asked_for_with_the_tools_of_the_session(http: httpx.Client, name: str) -> None:
+    create(http, SYSTEM, id=name, tools=[NOTE])
+    response = chat(http, user("Note something."), session=name, tool_choice="required", max_tokens=60)
+    assert response["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "note"

@@ -30,6 +30,7 @@ from slipstream.engine import (
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.engine.sampling import Sampler
+from slipstream.engine.transfer import export_kv, import_kv
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVUsage
 from slipstream.tokenizer import Tokenizer
@@ -698,13 +699,13 @@ class TestSavedKV:
             tokens = as_prompt(prompt(333))
             first = engine.answer(request(prompt(333), max_tokens=4))
             parts = [(0, 150), (150, 333)]
-            contents = [engine.core.export_kv("", tokens[:end], start) for start, end in parts]
+            contents = [export_kv(engine.core, "", tokens[:end], start) for start, end in parts]
             engine.settled()
             engine.core.call(lambda kv: kv.clear())
-            assert engine.core.export_kv("", tokens, 0) is None
+            assert export_kv(engine.core, "", tokens, 0) is None
             for (start, end), part in zip(parts, contents, strict=True):
                 assert part is not None
-                assert engine.core.import_kv("", tokens[:end], start, part)
+                assert import_kv(engine.core, "", tokens[:end], start, part)
             again = engine.answer(request(prompt(333), max_tokens=4))
             assert again.tokens == first.tokens
             assert again.counters.delta_tokens == 1
@@ -713,11 +714,11 @@ class TestSavedKV:
         with toy_engine() as engine:
             tokens = as_prompt(prompt(100))
             engine.answer(request(prompt(100), max_tokens=1))
-            part = engine.core.export_kv("", tokens, 50)
+            part = export_kv(engine.core, "", tokens, 50)
             assert part is not None
             engine.settled()
             engine.core.call(lambda kv: kv.clear())
-            assert not engine.core.import_kv("", tokens, 50, part)
+            assert not import_kv(engine.core, "", tokens, 50, part)
 
 
 class TestFullMemory:

@@ -15,7 +15,7 @@ from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message
 from slipstream.chat.formats import choose_format
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
-from slipstream.sessions import SessionTurn, Sessions, sessions
+from slipstream.sessions import Sessions, SessionTurn, sessions
 from slipstream.tokenizer import Tokenizer
 from tests.unit.toy_backend import STOP, VOCABULARY, ToyBackend, ToyTokenizer
 

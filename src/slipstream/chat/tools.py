@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from slipstream.errors import InvalidRequestError
@@ -43,6 +43,8 @@ class ToolUse:
             if name in names[:index]:
                 param = f"tools[{index}].function.name"
                 raise InvalidRequestError(f"two tools are called {name!r}: rename one", param=param)
+        if not names:
+            return  # a session may have them
         unknown = sorted((self.allowed or frozenset()) - set(names))
         if unknown:
             raise InvalidRequestError(
@@ -52,6 +54,20 @@ class ToolUse:
             )
         if self.mode == "required" and not self.callable:
             raise InvalidRequestError("tool_choice asks for a call, but there is no tool to call", param="tool_choice")
+
+    def in_session(self, tools: tuple[Tool, ...]) -> "ToolUse":
+        """The same with the tools of a session, unless it brings its own.
+
+        Raises `InvalidRequestError` if a call is asked for and there is nothing to call.
+        """
+        use = self if self.tools else replace(self, tools=tools)
+        if not use.tools and (use.mode == "required" or use.allowed):
+            raise InvalidRequestError(
+                "tool_choice asks for a call, but there are no tools: send them as tools",
+                param="tool_choice",
+                code="unsupported_value",
+            )
+        return use
 
     @property
     def callable(self) -> tuple[Tool, ...]:

@@ -4,16 +4,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeVar
 
-import numpy as np
-
 from slipstream.backend import Backend, Piece, StepMeasurements
-from slipstream.backend.base import BlockContents, FloatArray, IntArray
+from slipstream.backend.base import FloatArray
 from slipstream.engine.generation import Generation, GenerationRequest, Output, Phase
 from slipstream.engine.idle import IdlePrefill, IdleQueue
 from slipstream.engine.response_cache import ResponseCache
@@ -27,9 +24,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = 5
-
-_PART_BLOCKS = 16
-"""KV blocks that are copied between two steps: a few milliseconds' worth."""
 
 
 @dataclass(slots=True)
@@ -144,39 +138,6 @@ class EngineCore:
         if 0 < len(job.tokens) < self.max_sequence:
             self._inbox.put(lambda: self._idle.add(job))
 
-    def export_kv(self, tenant: str, tokens: IntArray, start: int) -> BlockContents | None:
-        """A copy of the KV of `tokens` from token `start` on; None unless all of it is in memory.
-
-        Taken between steps, in parts that hold nobody up.
-        """
-        parts = []
-        for begin, end in self._parts(start, len(tokens)):
-            part = self.call(lambda kv, begin=begin, end=end: kv.export(tenant, tokens[:end], begin))  # type: ignore[misc]
-            if part is None:
-                return None
-            parts.append(part)
-        return np.concatenate(parts)
-
-    def import_kv(self, tenant: str, tokens: IntArray, start: int, contents: BlockContents) -> bool:
-        """Take in the KV that `export_kv` gave for the same arguments; False if memory has no room for it.
-
-        What comes before token `start` must be there already.
-        """
-        done = 0
-        for begin, end in self._parts(start, len(tokens)):
-            size = -(-end // self._backend.block_size) - begin // self._backend.block_size
-            part = contents[done : done + size]
-            if not self.call(lambda kv, end=end, part=part: kv.install(tenant, tokens[:end], part)):  # type: ignore[misc]
-                return False
-            done += size
-        return True
-
-    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Spans of tokens that together are those from `start` to `end`; all but the last end with a block."""
-        size = _PART_BLOCKS * self._backend.block_size
-        borders = [start, *range((start // size + 1) * size, end, size), end]
-        return pairwise(borders)
-
     def call(self, function: Callable[[KVMemory], T]) -> T:
         """Run a function on the engine thread, between two steps, and return its result."""
         future: Future[T] = Future()
@@ -204,6 +165,11 @@ class EngineCore:
     def evictions(self) -> int:
         """How often KV was given up for lack of memory."""
         return self._kv.evictions
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block of KV, the unit in which it is copied."""
+        return self._backend.block_size
 
     @property
     def kv_bytes_per_token(self) -> int:

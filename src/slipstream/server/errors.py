@@ -71,7 +71,7 @@ def failure_of(error: Exception) -> Failure:
                 status=429, message=str(error), type="rate_limit_error", code="overloaded", headers=headers
             )
         case SessionConflictError():
-            headers = {"Retry-After": "1"}
+            headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
             failure = Failure(status=409, message=str(error), code="session_conflict", headers=headers)
         case EngineStoppedError():
             failure = Failure(status=503, message=str(error), type="server_error", code="shutting_down")

@@ -59,7 +59,7 @@ class TurnReport(BaseModel):
     """
 
     session_id: str | None
-    """The one asked for, or the conversation's; null after plain prompts."""
+    """The session that the answer belongs to; null after plain prompts."""
     prompt_tokens: int
     reused_tokens: int
     delta_tokens: int
@@ -78,9 +78,8 @@ class TurnReport(BaseModel):
         """The report on a finished turn."""
         first, each = turn.choices[0], [choice.counters for choice in turn.choices]
         prompts = list({choice.request: choice.counters for choice in reversed(turn.choices)}.values())
-        conversation_id = first.conversation.conversation_id if first.conversation else None
         return cls(
-            session_id=first.request.session_name or conversation_id,
+            session_id=first.session_id,
             prompt_tokens=sum(counters.prompt_tokens for counters in prompts),
             reused_tokens=sum(counters.reused_tokens for counters in prompts),
             delta_tokens=sum(counters.delta_tokens for counters in prompts),

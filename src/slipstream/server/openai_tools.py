@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
 from slipstream.chat import Schema, Tool, ToolUse
-from slipstream.server.openai_common import missing, unsupported
+from slipstream.server.openai_common import missing
 
 _NAME = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
 
@@ -97,12 +97,9 @@ class ResponseFormat(BaseModel):
 
 def tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None, *, parallel: bool) -> ToolUse:
     """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-    if not tools:
-        if choice not in (None, "none", "auto"):
-            raise unsupported("tool_choice", "tool_choice asks for a call, but there are no tools: send them as tools")
-        return ToolUse(mode="none" if choice == "none" else "auto", parallel=parallel)  # a session may have tools
     known = tuple(
-        Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {}) for tool in tools
+        Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {})
+        for tool in tools or ()
     )
     match choice:
         case NamedTool():

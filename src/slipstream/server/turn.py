@@ -70,6 +70,8 @@ class Choice:
     """What the answer will extend; None after a plain prompt."""
     reader: AnswerReader
     session_turn: SessionTurn | None = None
+    session_id: str | None = None
+    """The session that the answer belongs to, once it's finished."""
     outputs: list[Output] = field(default_factory=list)
     generation: Generation | None = None
     """The engine's part in it, until it's finished."""
@@ -214,15 +216,12 @@ class Turn:
             return Arrival(choice, output, [])
         deltas = choice.reader.feed(output.text, last=last)
         if last and choice.session_turn is not None:
-            answer = choice.answer
-            self._engine.sessions.answered(
-                choice.session_turn,
-                choice.conversation,
-                choice.message,
-                answer.token_ids,
-                answer.text,
-                answer.counters,
-            )
+            whole = choice.answer
+            answer = choice.conversation, choice.message, whole.token_ids, whole.text
+            if choice.index == 0:
+                choice.session_id = self._engine.sessions.answered(choice.session_turn, *answer, whole.counters)
+            else:  # known if the client goes on with it, but not what the session is now
+                self._engine.conversations.record(*answer)
         return Arrival(choice, output, deltas)
 
 

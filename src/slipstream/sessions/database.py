@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE sessions (
-    tenant TEXT, id TEXT, messages BLOB, tools BLOB, created REAL, used REAL, ttl REAL, pinned INTEGER, parent TEXT,
-    node BLOB, tokens INTEGER, checksum BLOB, PRIMARY KEY (tenant, id)
+    tenant TEXT, id TEXT, messages BLOB, tools BLOB, created REAL, used REAL, ttl REAL, named INTEGER, shared INTEGER,
+    pinned INTEGER, parent TEXT, node BLOB, tokens INTEGER, checksum BLOB, PRIMARY KEY (tenant, id)
 );
 CREATE TABLE ledger (
     key BLOB, parent BLOB, tokens BLOB, conversation_id TEXT, model TEXT, checksum BLOB, PRIMARY KEY (model, key)
@@ -79,7 +80,8 @@ class Database:
         """Save a session as it is now, and what its last turn added to the ledger."""
         row = _sealed(
             *(state.tenant, state.id, _MESSAGES.dump_json(state.messages), _TOOLS.dump_json(state.tools)),
-            *(state.created, state.used, state.ttl, int(state.pinned), state.parent, state.node, state.tokens),
+            *(state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)),
+            *(state.parent, state.node, state.tokens),
         )
         with self._lock, self._connection:
             self._connection.execute(f"INSERT OR REPLACE INTO sessions VALUES ({_marks(row)})", row)
@@ -97,7 +99,7 @@ class Database:
         """All sessions, least recently used first."""
         with self._lock:
             rows = self._connection.execute("SELECT * FROM sessions ORDER BY used").fetchall()
-        for tenant, id, messages, tools, created, used, ttl, pinned, parent, node, tokens, _ in rows:
+        for tenant, id, messages, tools, created, used, ttl, named, shared, pinned, parent, node, tokens, _ in rows:
             yield SessionState(
                 id=id,
                 tenant=tenant,
@@ -106,6 +108,8 @@ class Database:
                 created=created,
                 used=used,
                 ttl=ttl,
+                named=bool(named),
+                shared=bool(shared),
                 pinned=bool(pinned),
                 parent=parent,
                 node=node,
@@ -182,11 +186,19 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise StateError(f"{path} was written by a later version of Slipstream: choose another --state-dir")
     if version == 0:
         connection.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+    with closing(sqlite3.connect(":memory:")) as new:
+        new.executescript(_SCHEMA)
+        if _tables(connection) != _tables(new):
+            raise sqlite3.DatabaseError("its tables are not those of this version")
     (check,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if check != "ok":
         raise sqlite3.DatabaseError(check)
     with connection:
         _drop_damaged(connection)
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    return connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
 
 
 def _drop_damaged(connection: sqlite3.Connection) -> None:

@@ -10,6 +10,7 @@ from slipstream.backend.base import BlockContents, IntArray
 from slipstream.chat import Conversations, Part
 from slipstream.chat.messages import Digest
 from slipstream.engine import EngineCore
+from slipstream.engine.transfer import export_kv, import_kv
 from slipstream.errors import EngineStoppedError
 from slipstream.kv import KVMemory
 from slipstream.sessions.later import Later
@@ -124,7 +125,7 @@ class Saver:
                 contents = self._saved.load(key, tokens[:end])
                 if contents is None:
                     self._later.run(partial(self._weed_out, path[index + 1 :], tokens))
-                if contents is None or not self._core.import_kv(tenant, tokens[:end], start, contents):
+                if contents is None or not import_kv(self._core, tenant, tokens[:end], start, contents):
                     logger.warning("%d tokens of a saved conversation are computed again", path[-1][1] - start)
                     return
                 self.restored_tokens += end - max(start, there)
@@ -150,7 +151,7 @@ class Saver:
         contents = unsaved.contents
         if contents is None:
             try:
-                contents = self._core.export_kv(unsaved.tenant, unsaved.tokens, unsaved.start)
+                contents = export_kv(self._core, unsaved.tenant, unsaved.tokens, unsaved.start)
             except EngineStoppedError:
                 return True
         unsaved.attempts += 1

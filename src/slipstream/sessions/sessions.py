@@ -5,7 +5,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -98,21 +98,16 @@ class Sessions:
         Raises `SessionConflictError` if a turn is under way.
         """
         if name is None or not alone:
-            return SessionTurn(tenant, name, (*([system] if system else []), *messages), tools)
+            return SessionTurn(tenant, name, (*([system] if system else []), *messages), tools.in_session(()))
         with self._lock:
             state = self._states.get((tenant, name))
-            if first := state is None:
-                state = self._states[tenant, name] = self._new(tenant, name, (), tools.tools)
-            else:
-                _require_idle(state)
-            turn = state.turn = SessionTurn(
-                tenant,
-                name,
-                state.joined(messages, system, continues=continues),
-                tools if tools.tools else replace(tools, tools=state.tools),
-                alone,
-                first,
-            )
+            first = state is None
+            if state is None:
+                state = self._new(tenant, name)
+            _require_idle(state)
+            asked, use = state.joined(messages, system, continues=continues), tools.in_session(state.tools)
+            turn = state.turn = SessionTurn(tenant, name, asked, use, alone, first)
+            self._states[tenant, name] = state
             return turn
 
     def release(self, turn: SessionTurn) -> None:
@@ -139,30 +134,30 @@ class Sessions:
         token_ids: Sequence[int],
         text: str,
         counters: TurnCounters,
-    ) -> None:
+    ) -> str:
         """End a turn: its messages and the answer are the session now, on disk too, and its KV will be kept.
 
-        `token_ids` and `text` are what was generated, see `Conversations.record`.
+        `token_ids` and `text` are what was generated, see `Conversations.record`. Returns the session's id.
         """
         part = self._conversations.record(prompt, answer, token_ids, text)
-        name = turn.name or prompt.conversation_id
         with self._lock:
-            state = self._states.pop((turn.tenant, name), None) or self._new(turn.tenant, name, (), turn.tools.tools)
+            state = self._successor(turn, prompt, part)
             self._count_saved(state, counters)
             state.messages = (*turn.messages, answer)
             state.tools = turn.tools.tools
-            state.used = time.time()
+            state.named = state.named or turn.alone
             state.token_ids = part.token_ids if part is not None else prompt.token_ids
             state.node = part.key if part is not None else prompt.parent
             state.tokens = len(state.token_ids)
             state.turn = None if state.turn is turn else state.turn
-            self._states[turn.tenant, name] = state
-        self._forget_surplus()
+            self._note_use(state)
+        self._forget_surplus(state)
         self._store(state, part)
         if part is not None:
             if self.saver is not None:
                 self.saver.add(turn.tenant, part)
             self._later.run(lambda: self._look_ahead(state, part.token_ids, turn.tools), after=_AHEAD_DELAY)
+        return state.id
 
     # What else may be done with a session
 
@@ -182,13 +177,14 @@ class Sessions:
         Raises `SessionConflictError` if the name is taken, `InvalidRequestError` for messages that can't be rendered.
         """
         name = name or f"sess_{secrets.token_hex(12)}"
-        state = self._new(tenant, name, tuple(messages), tuple(tools), ttl=ttl, pinned=pinned, parent=parent)
+        state = self._new(tenant, name, tuple(messages), tuple(tools), ttl=ttl)
+        state.named, state.pinned, state.parent = True, pinned, parent
         prompt = self._prompt(state)
         with self._lock:
             if (tenant, name) in self._states:
                 raise SessionConflictError(f"there is a session {name!r} already: choose another id, or delete it")
             self._states[tenant, name] = state
-        self._forget_surplus()
+        self._forget_surplus(state)
         self._changed(state, prompt)
         return state
 
@@ -225,15 +221,7 @@ class Sessions:
         Raises `SessionConflictError` while a turn is under way, `InvalidRequestError` for messages that can't be
         rendered; then nothing is appended.
         """
-        with self._lock:
-            state = self.get(tenant, name)
-            _require_idle(state)
-            extended = replace(state, messages=(*state.messages, *messages))
-            prompt = self._prompt(extended)
-            state.messages = extended.messages
-            self._note_use(state)
-        self._changed(state, prompt)
-        return state
+        return self._change_messages(tenant, name, lambda state: (*state.messages, *messages))
 
     def fork(self, tenant: str, name: str, *, keep: int | None = None, new_name: str | None = None) -> SessionState:
         """A new session of the first `keep` messages of another, by default all; they share the memory of those."""
@@ -244,15 +232,7 @@ class Sessions:
 
     def rollback(self, tenant: str, name: str, *, keep: int) -> SessionState:
         """Go back to the first `keep` messages; raises `SessionConflictError` while a turn is under way."""
-        with self._lock:
-            state = self.get(tenant, name)
-            _require_idle(state)
-            kept = replace(state, messages=_first(state, keep))
-            prompt = self._prompt(kept)
-            state.messages = kept.messages
-            self._note_use(state)
-        self._changed(state, prompt)
-        return state
+        return self._change_messages(tenant, name, lambda state: _first(state, keep))
 
     def pin(self, tenant: str, name: str) -> SessionState:
         """Keep a session, and its KV in memory, until it is unpinned.
@@ -323,20 +303,55 @@ class Sessions:
 
     # How it works
 
+    def _successor(self, turn: SessionTurn, prompt: Prompt, part: Part | None) -> SessionState:
+        """The session that a turn moves on.
+
+        One that a client named moves with the client's own turns only; a conversation that nobody named, or that took
+        another way than the session of its name, has one of its own.
+        """
+        conversation_id = part.entry.conversation_id if part is not None else prompt.conversation_id
+        for name in (turn.name or conversation_id, conversation_id):
+            state = self._states.get((turn.tenant, name))
+            if state is None:
+                return self._new(turn.tenant, name)
+            if turn.alone:
+                return state
+            goes_on = state.turn is None and prompt.parent is not None and prompt.parent == state.node
+            if not state.named or (goes_on and turn.name is not None):
+                state.shared = state.shared or not goes_on
+                return state
+        return self._new(turn.tenant, f"conv_{secrets.token_hex(12)}")
+
+    def _change_messages(
+        self, tenant: str, name: str, change: Callable[[SessionState], tuple[Message, ...]]
+    ) -> SessionState:
+        """Give a session other messages, unless they can't be rendered; it's busy meanwhile."""
+        with self._lock:
+            state = self.get(tenant, name)
+            _require_idle(state)
+            changed = replace(state, messages=change(state), token_ids=None)
+            state.turn = SessionTurn(tenant, name, changed.messages, ToolUse(state.tools), alone=True)
+        try:
+            prompt = self._prompt(changed)
+            with self._lock:
+                state.messages = changed.messages
+                self._note_use(state)
+        finally:
+            state.turn = None
+        self._changed(state, prompt)
+        return state
+
     def _new(
         self,
         tenant: str,
         name: str,
-        messages: tuple[Message, ...],
-        tools: tuple[Tool, ...],
+        messages: tuple[Message, ...] = (),
+        tools: tuple[Tool, ...] = (),
         *,
         ttl: float | None = None,
-        pinned: bool = False,
-        parent: str | None = None,
     ) -> SessionState:
         now = time.time()
-        ttl = self._ttl if ttl is None else ttl
-        return SessionState(name, tenant, messages, tools, now, now, ttl, pinned, parent)
+        return SessionState(name, tenant, messages, tools, now, now, self._ttl if ttl is None else ttl)
 
     def _prompt(self, state: SessionState) -> Prompt | None:
         """The prompt that a session's next answer would have; None while it has no messages."""
@@ -365,13 +380,16 @@ class Sessions:
     def _note_use(self, state: SessionState) -> None:
         """Count a session as used now. The lock is held."""
         state.used = time.time()
-        self._states[state.tenant, state.id] = self._states.pop((state.tenant, state.id))
+        self._states.pop((state.tenant, state.id), None)
+        self._states[state.tenant, state.id] = state
 
     def _store(self, state: SessionState, part: Part | None = None) -> None:
         if self._database is None:
             return
         try:
-            self._database.save(state, part)
+            with self._lock:
+                if self._states.get((state.tenant, state.id)) is state:  # not forgotten meanwhile
+                    self._database.save(state, part)
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
             logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
 
@@ -449,10 +467,11 @@ class Sessions:
         if self._database is not None:
             self._database.checkpoint()
 
-    def _forget_surplus(self) -> None:
+    def _forget_surplus(self, newest: SessionState) -> None:
         with self._lock:
             surplus = len(self._states) - MAX_SESSIONS
-            idle = (state for state in self._states.values() if not state.pinned and state.turn is None)
+            others = (state for state in self._states.values() if state is not newest)
+            idle = (state for state in others if not state.pinned and state.turn is None)
             gone = [state for state, _ in zip(idle, range(surplus), strict=False)]
             for state in gone:
                 del self._states[state.tenant, state.id]
@@ -479,7 +498,7 @@ class Sessions:
 def _require_idle(state: SessionState) -> None:
     if state.turn is not None:
         raise SessionConflictError(
-            f"session {state.id!r} is answering another request: wait for that, or fork the session"
+            f"session {state.id!r} is answering another request: wait for that, or fork the session", retry_after=1
         )
 
 

@@ -7,6 +7,7 @@ from slipstream.backend.base import IntArray
 from slipstream.chat import Message, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
+from slipstream.errors import InvalidRequestError
 
 
 @dataclass(slots=True)
@@ -21,6 +22,10 @@ class SessionState:
     used: float
     ttl: float
     """How long it stays without being used."""
+    named: bool = False
+    """Whether a client gave it its name, or made it; the others go by their conversation's id."""
+    shared: bool = False
+    """Whether conversations that went different ways go by its id, which can happen where nobody gave a name."""
     pinned: bool = False
     """Whether its KV stays in memory, and the session itself whatever its age."""
     parent: str | None = None
@@ -53,16 +58,25 @@ class SessionState:
 
         They are all of it if they begin as the session does, or with a system message; else they are its next ones.
         `continues` tells where that's known. `system` takes the place of the session's own system message.
+        Raises `InvalidRequestError` for new messages alone where it's not sure which conversation they belong to.
         """
+        if messages and messages[0].role == "system":
+            return tuple(messages)
         own = self.messages[:1] if self.messages and self.messages[0].role == "system" else ()
         said = self.messages[len(own) :]
         lead = own if system is None else (system,)
         if continues is None:
-            whole = bool(messages and said) and messages[0].canonical() == said[0].canonical()
-            continues = not whole
-        if messages and messages[0].role == "system":
-            return tuple(messages)
-        return (*lead, *said, *messages) if continues else (*lead, *messages)
+            continues = not (messages and said and messages[0].canonical() == said[0].canonical())
+        if not continues:
+            return (*lead, *messages)
+        if self.shared:
+            raise InvalidRequestError(
+                f"several conversations go by the id {self.id!r}, since nobody gave them names: send the whole "
+                "conversation, or name sessions yourself",
+                param="session_id",
+                code="session_shared",
+            )
+        return (*lead, *said, *messages)
 
 
 @dataclass(frozen=True, slots=True)
