@@ -1,7 +1,10 @@
 """Sessions over HTTP: named, extended, forked, rolled back, pinned and forgotten, and exact whatever was done."""
 
 import json
+import os
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -691,3 +694,20 @@ def test_a_call_may_be_asked_for_with_the_tools_of_the_session(http: httpx.Clien
     create(http, SYSTEM, id=name, tools=[NOTE])
     response = chat(http, user("Note something."), session=name, tool_choice="required", max_tokens=60)
     assert response["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "note"
+
+
+def test_the_command_lists_what_the_server_remembers(server: Server, http: httpx.Client, name: str) -> None:
+    create(http, SYSTEM, user("Remember me."), id=name, pinned=True)
+    do(http, name, "fork", id=f"{name}-fork")
+    command = [sys.executable, "-m", "slipstream", "sessions", "--url", server.url]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "160"})
+    (row,) = [line for line in listed.stdout.splitlines() if f"{name}-fork" in line]
+    assert name in row.replace(f"{name}-fork", "")
+    http.patch(f"{SESSIONS}/{name}", json={"pinned": False}).raise_for_status()
+
+
+def test_the_command_says_where_it_found_no_server() -> None:
+    command = [sys.executable, "-m", "slipstream", "sessions", "--url", "http://127.0.0.1:9"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "no answer from http://127.0.0.1:9" in failed.stderr

@@ -8,6 +8,7 @@ import typer
 from slipstream.cli.chat import chat
 from slipstream.cli.pull import pull
 from slipstream.cli.serve import serve
+from slipstream.cli.sessions import sessions
 
 app = typer.Typer(
     name="slipstream",
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(pull)
+app.command()(sessions)
 
 
 def main() -> None:

@@ -89,8 +89,8 @@ class _EngineCollector(Collector):
         yield _gauge("sessions", "Sessions, named or not.", len(sessions))
         yield _counter("idle_tokens", "Tokens computed ahead of time, while nobody waited.", stats.idle_tokens)
         yield _counter("idle_seconds", "Time that took.", stats.idle_seconds)
-        yield _counter("idle_tokens_used", "Prompt tokens that turns found computed ahead.", sessions.saved_tokens)
-        yield _counter("idle_seconds_saved", "What they would have cost, at the least.", sessions.saved_seconds)
+        yield _counter("idle_tokens_used", "Prompt tokens that turns found computed ahead.", sessions.ahead.used_tokens)
+        yield _counter("idle_seconds_saved", "What they would have cost, at the least.", sessions.ahead.saved_seconds)
         if (saver := sessions.saver) is not None:
             yield _counter("state_saved_tokens", "Tokens whose KV was written to disk.", saver.saved_tokens)
             yield _counter("state_restored_tokens", "Tokens whose KV was read from disk.", saver.restored_tokens)

@@ -1,5 +1,7 @@
 """Responses that are kept, so that they can be read again and gone on from."""
 
+import logging
+import sqlite3
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -7,6 +9,8 @@ from pydantic import TypeAdapter
 
 from slipstream.chat import Message
 from slipstream.sessions import Database
+
+logger = logging.getLogger(__name__)
 
 STORE_BYTES = 128 * 2**20
 """What the store keeps by default: some ten thousand responses."""
@@ -56,9 +60,12 @@ class ResponseStore:
 
     def put(self, tenant: str, record: StoredResponse) -> None:
         """Keep a response."""
-        if self._database is not None:
-            self._database.put_record(_KIND, tenant, record.id, _RECORD.dump_json(record))
         self._add(tenant, record)
+        if self._database is not None:
+            try:
+                self._database.put_record(_KIND, tenant, record.id, _RECORD.dump_json(record))
+            except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
+                logger.warning("response %s can't be saved and is in memory alone: %s", record.id, error)
 
     def get(self, tenant: str, response_id: str) -> StoredResponse | None:
         """The response of that id, if it's still there."""

@@ -14,7 +14,6 @@ import numpy as np
 from slipstream.backend.base import IntArray
 from slipstream.chat import Conversations, Message, Part, Prompt, Tool, ToolUse
 from slipstream.engine import EngineCore, TurnCounters
-from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.errors import (
     ContextLengthError,
     EngineStoppedError,
@@ -24,6 +23,7 @@ from slipstream.errors import (
     SlipstreamError,
 )
 from slipstream.kv import KVMemory
+from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.later import Later
 from slipstream.sessions.saver import Saver
@@ -65,10 +65,7 @@ class Sessions:
         self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
         self._lock = threading.RLock()
         self._later = Later("slipstream-sessions")
-        self.saved_tokens = 0
-        """Prompt tokens that turns found computed ahead of time."""
-        self.saved_seconds = 0.0
-        """What they would have cost at the least."""
+        self.ahead = AheadOfTime(core, conversations)
         if database is not None:
             self._restore(database)
         self._later.run(self._tidy, after=_EXPIRY_INTERVAL)
@@ -104,7 +101,7 @@ class Sessions:
             first = state is None
             if state is None:
                 state = self._new(tenant, name)
-            _require_idle(state)
+            state.require_idle()
             asked, use = state.joined(messages, system, continues=continues), tools.in_session(state.tools)
             turn = state.turn = SessionTurn(tenant, name, asked, use, alone, first)
             self._states[tenant, name] = state
@@ -142,7 +139,7 @@ class Sessions:
         part = self._conversations.record(prompt, answer, token_ids, text)
         with self._lock:
             state = self._successor(turn, prompt, part)
-            self._count_saved(state, counters)
+            self.ahead.count(state, counters)
             state.messages = (*turn.messages, answer)
             state.tools = turn.tools.tools
             state.named = state.named or turn.alone
@@ -156,7 +153,9 @@ class Sessions:
         if part is not None:
             if self.saver is not None:
                 self.saver.add(turn.tenant, part)
-            self._later.run(lambda: self._look_ahead(state, part.token_ids, turn.tools), after=_AHEAD_DELAY)
+            self._later.run(
+                lambda: self.ahead.compute_after_answer(state, part.token_ids, turn.tools), after=_AHEAD_DELAY
+            )
         return state.id
 
     # What else may be done with a session
@@ -227,12 +226,12 @@ class Sessions:
         """A new session of the first `keep` messages of another, by default all; they share the memory of those."""
         with self._lock:
             state = self.get(tenant, name)
-            kept = _first(state, keep)
+            kept = state.first(keep)
         return self.create(tenant, new_name, kept, state.tools, ttl=state.ttl, parent=name)
 
     def rollback(self, tenant: str, name: str, *, keep: int) -> SessionState:
         """Go back to the first `keep` messages; raises `SessionConflictError` while a turn is under way."""
-        return self._change_messages(tenant, name, lambda state: _first(state, keep))
+        return self._change_messages(tenant, name, lambda state: state.first(keep))
 
     def pin(self, tenant: str, name: str) -> SessionState:
         """Keep a session, and its KV in memory, until it is unpinned.
@@ -240,7 +239,7 @@ class Sessions:
         Raises `InvalidRequestError` if pinned sessions would take more memory than requests can spare.
         """
         state = self.get(tenant, name)
-        if not self._core.call(lambda kv: kv.pin(_pin(state), tenant, self._tokens_of(state))):
+        if not self._core.call(lambda kv: kv.pin(state.pin_name, tenant, self._tokens_of(state))):
             raise InvalidRequestError(
                 "there is no room for another pinned session: unpin one, or give the server more --kv-memory",
                 param="pinned",
@@ -256,7 +255,7 @@ class Sessions:
             state = self.get(tenant, name)
             state.pinned = False
             self._note_use(state)
-        self._core.call(lambda kv: kv.unpin(_pin(state)))
+        self._core.call(lambda kv: kv.unpin(state.pin_name))
         self._store(state)
         return state
 
@@ -273,7 +272,7 @@ class Sessions:
         """Forget a session and free what it alone holds; raises `SessionConflictError` while a turn is under way."""
         with self._lock:
             state = self.get(tenant, name)
-            _require_idle(state)
+            state.require_idle()
             del self._states[tenant, name]
         self._let_go([state])
 
@@ -328,7 +327,7 @@ class Sessions:
         """Give a session other messages, unless they can't be rendered; it's busy meanwhile."""
         with self._lock:
             state = self.get(tenant, name)
-            _require_idle(state)
+            state.require_idle()
             changed = replace(state, messages=change(state), token_ids=None)
             state.turn = SessionTurn(tenant, name, changed.messages, ToolUse(state.tools), alone=True)
         try:
@@ -375,7 +374,7 @@ class Sessions:
         self._store(state)
         if prompt is not None:
             self.fetch(state.tenant, prompt)
-            self._prefill(state, prompt.token_ids)
+            self.ahead.compute(state, prompt.token_ids)
 
     def _note_use(self, state: SessionState) -> None:
         """Count a session as used now. The lock is held."""
@@ -392,36 +391,6 @@ class Sessions:
                     self._database.save(state, part)
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
             logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
-
-    def _look_ahead(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> None:
-        """Have computed what will follow an answer, if the session still ends with it."""
-        if state.token_ids is not tokens or state.turn is not None:
-            return
-        at_least = 0 if state.pinned else len(tokens)  # nobody asked for what was evicted since
-        self._prefill(state, self._with_certain_tail(state, tokens, tools), at_least=at_least)
-
-    def _with_certain_tail(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> IntArray:
-        """The tokens of a session that ends with an answer, and those that will follow."""
-        return np.concatenate((tokens, self._conversations.certain_tail(state.messages[-1], tools)))
-
-    def _prefill(self, state: SessionState, tokens: IntArray, *, at_least: int = 0) -> None:
-        def done(kv: KVMemory, ahead: Ahead) -> None:
-            with self._lock:
-                if self._states.get((state.tenant, state.id)) is not state:
-                    return  # it was forgotten meanwhile, and must not be pinned again
-                start = ahead.start if state.ahead is None else min(ahead.start, state.ahead.start)
-                state.ahead = Ahead(start, ahead.end)
-            if state.pinned and not kv.pin(_pin(state), state.tenant, tokens):
-                logger.warning("session %s outgrew the memory for pinned sessions: its end is not pinned", state.id)
-
-        self._core.prefill(IdlePrefill(state.id, state.tenant, tokens, done, at_least))
-
-    def _count_saved(self, state: SessionState, counters: TurnCounters) -> None:
-        if state.ahead is not None and counters.response_cache != "hit":
-            used = max(0, min(counters.reused_tokens, state.ahead.end) - state.ahead.start)
-            self.saved_tokens += used
-            self.saved_seconds += used * self._core.prefill_seconds_per_token
-        state.ahead = None
 
     def _tokens_of(self, state: SessionState) -> IntArray:
         """The token ids of a session, as far as they were ever made."""
@@ -481,33 +450,16 @@ class Sessions:
     def _let_go(self, states: Iterable[SessionState]) -> None:
         """Free what sessions held that are no more."""
         for state in states:
+            state.forgotten = True
             tokens = self._tokens_of(state)
             if len(tokens) and state.messages[-1].role == "assistant":
-                tokens = self._with_certain_tail(state, tokens, ToolUse(state.tools))
+                tokens = self.ahead.with_certain_tail(state, tokens, ToolUse(state.tools))
 
             def free(kv: KVMemory, state: SessionState = state, tokens: IntArray = tokens) -> None:
-                kv.unpin(_pin(state))
+                kv.unpin(state.pin_name)
                 kv.discard(state.tenant, tokens)
 
             with suppress(EngineStoppedError):  # which frees all there is
                 self._core.call(free)
             if self._database is not None:
                 self._database.delete(state)
-
-
-def _require_idle(state: SessionState) -> None:
-    if state.turn is not None:
-        raise SessionConflictError(
-            f"session {state.id!r} is answering another request: wait for that, or fork the session", retry_after=1
-        )
-
-
-def _first(state: SessionState, keep: int | None) -> tuple[Message, ...]:
-    count = len(state.messages)
-    if keep is not None and not 0 <= keep <= count:
-        raise InvalidRequestError(f"keep must be 0 to {count}: so many messages there are", param="keep")
-    return state.messages[:keep]
-
-
-def _pin(state: SessionState) -> str:
-    return f"{state.tenant}\n{state.id}"

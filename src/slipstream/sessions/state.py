@@ -7,7 +7,7 @@ from slipstream.backend.base import IntArray
 from slipstream.chat import Message, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
-from slipstream.errors import InvalidRequestError
+from slipstream.errors import InvalidRequestError, SessionConflictError
 
 
 @dataclass(slots=True)
@@ -41,6 +41,14 @@ class SessionState:
     ahead: Ahead | None = field(default=None, compare=False)
     """What was computed ahead of the next turn."""
 
+    forgotten: bool = field(default=False, compare=False)
+    """Whether it is no session any more."""
+
+    @property
+    def pin_name(self) -> str:
+        """What its pin in KV memory is called."""
+        return f"{self.tenant}\n{self.id}"
+
     @property
     def expires(self) -> float | None:
         """When it will be forgotten, unless it's used before."""
@@ -50,6 +58,20 @@ class SessionState:
     def is_beginning(self) -> bool:
         """Whether it will only be a session if its first turn comes to an answer."""
         return self.turn is not None and self.turn.first
+
+    def require_idle(self) -> None:
+        """Raise `SessionConflictError` if a turn is under way."""
+        if self.turn is not None:
+            raise SessionConflictError(
+                f"session {self.id!r} is answering another request: wait for that, or fork the session", retry_after=1
+            )
+
+    def first(self, keep: int | None) -> tuple[Message, ...]:
+        """The first `keep` messages, by default all; raises `InvalidRequestError` if there are fewer."""
+        count = len(self.messages)
+        if keep is not None and not 0 <= keep <= count:
+            raise InvalidRequestError(f"keep must be 0 to {count}: so many messages there are", param="keep")
+        return self.messages[:keep]
 
     def joined(
         self, messages: Sequence[Message], system: Message | None = None, *, continues: bool | None = None

@@ -1,0 +1,58 @@
+"""What sessions will certainly begin their next turn with, computed while nobody waits."""
+
+import logging
+
+import numpy as np
+
+from slipstream.backend.base import IntArray
+from slipstream.chat import Conversations, ToolUse
+from slipstream.engine import EngineCore, TurnCounters
+from slipstream.engine.idle import Ahead, IdlePrefill
+from slipstream.kv import KVMemory
+from slipstream.sessions.state import SessionState
+
+logger = logging.getLogger(__name__)
+
+
+class AheadOfTime:
+    """Gives the engine its idle work, pins what came of it for pinned sessions, and counts what turns found of it."""
+
+    def __init__(self, core: EngineCore, conversations: Conversations) -> None:
+        self._core = core
+        self._conversations = conversations
+        self.used_tokens = 0
+        """Prompt tokens that turns found computed ahead."""
+        self.saved_seconds = 0.0
+        """What they would have cost, at the least."""
+
+    def compute(self, state: SessionState, tokens: IntArray, *, at_least: int = 0) -> None:
+        """Have the tokens of a session computed, if `at_least` so many of them still are."""
+
+        def done(kv: KVMemory, ahead: Ahead) -> None:
+            if state.forgotten:
+                return
+            start = ahead.start if state.ahead is None else min(ahead.start, state.ahead.start)
+            state.ahead = Ahead(start, ahead.end)
+            if state.pinned and not kv.pin(state.pin_name, state.tenant, tokens):
+                logger.warning("session %s outgrew the memory for pinned sessions: its end is not pinned", state.id)
+
+        self._core.prefill(IdlePrefill(state.id, state.tenant, tokens, done, at_least))
+
+    def compute_after_answer(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> None:
+        """Have computed what follows the answer that ends with `tokens`, if the session still ends with it."""
+        if state.token_ids is not tokens or state.turn is not None:
+            return
+        at_least = 0 if state.pinned else len(tokens)  # nobody asked for what was evicted since
+        self.compute(state, self.with_certain_tail(state, tokens, tools), at_least=at_least)
+
+    def with_certain_tail(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> IntArray:
+        """The tokens of a session that ends with an answer, and those that will follow."""
+        return np.concatenate((tokens, self._conversations.certain_tail(state.messages[-1], tools)))
+
+    def count(self, state: SessionState, counters: TurnCounters) -> None:
+        """Count what a turn found computed ahead."""
+        if state.ahead is not None and counters.response_cache != "hit":
+            used = max(0, min(counters.reused_tokens, state.ahead.end) - state.ahead.start)
+            self.used_tokens += used
+            self.saved_seconds += used * self._core.prefill_seconds_per_token
+        state.ahead = None
