@@ -164,7 +164,6 @@ def talk(http: httpx.Client) -> dict[str, str]:
 def wait_until_saved(server: Server) -> None:
     server.wait_until_idle()
     server.wait_for(lambda metrics: metrics["slipstream_state_unsaved_parts"] == 0)
-    time.sleep(0.5)  # the last one is on its way
 
 
 @pytest.fixture(scope="module")

@@ -270,6 +270,29 @@ def test_conversation_is_named(client: OpenAI) -> None:
         assert response.slipstream["session_id"] == "conv_named"
 
 
+def test_conversation_takes_new_items_alone(client: OpenAI) -> None:
+    made = client.conversations.create(items=[{"role": "user", "content": "My name is Ada."}])
+    first = create(client, "Say hello.", conversation=made.id)
+    second = create(client, "And my name?", conversation=made.id)
+    assert second.usage.input_tokens > first.usage.total_tokens
+    assert second.usage.input_tokens_details.cached_tokens >= first.usage.total_tokens
+    branch = create(client, "And my name?", previous_response_id=first.id)
+    assert branch.output_text == second.output_text, "a response of a conversation can be gone on from by its id too"
+    assert client.conversations.retrieve(made.id).id == made.id
+    assert client.conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.retrieve(made.id)
+
+
+def test_instructions_take_the_place_of_a_session_s_own(client: OpenAI, http: httpx.Client) -> None:
+    name = "instructed"
+    http.post("/v1/sessions", json={"id": name, "messages": [{"role": "system", "content": "Be brief."}]})
+    response = create(client, "Hello.", conversation=name, instructions="Be loud.")
+    assert response.instructions == "Be loud."
+    told = [message["content"] for message in http.get(f"/v1/sessions/{name}").json()["messages"]]
+    assert told[:2] == ["Be loud.", "Hello."]
+
+
 # Streams
 
 PART = ["response.content_part.added", "response.{}_text.done", "response.content_part.done"]

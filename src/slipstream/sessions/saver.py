@@ -124,10 +124,11 @@ class Saver:
             if end > there:
                 contents = self._saved.load(key, tokens[:end])
                 if contents is None:
-                    self._later.run(partial(self._weed_out, path[index + 1 :], tokens))
-                if contents is None or not import_kv(self._core, tenant, tokens[:end], start, contents):
                     logger.warning("%d tokens of a saved conversation are computed again", path[-1][1] - start)
+                    self._later.run(partial(self._weed_out, path[index + 1 :], tokens))
                     return
+                if not import_kv(self._core, tenant, tokens[:end], start, contents):
+                    return  # memory is full of what runs
                 self.restored_tokens += end - max(start, there)
             start = end
 
@@ -162,22 +163,19 @@ class Saver:
 
     def _write(self, unsaved: _Unsaved, contents: BlockContents | None) -> None:
         """Write a part, or give it up if it has no contents."""
-        with self._lock:
-            if self._unsaved.pop(unsaved.key, None) is None:
-                return
-            if unsaved.contents is not None:
-                contents = unsaved.contents
-                self._rescued_bytes -= contents.nbytes
-        if contents is None:
-            return
+        contents = unsaved.contents if unsaved.contents is not None else contents
         try:
-            written = self._saved.save(unsaved.key, unsaved.tokens, contents)
+            if contents is not None:
+                written = self._saved.save(unsaved.key, unsaved.tokens, contents)
+                self._saved.touch(key for key, _ in reversed(self._conversations.path(unsaved.key)))
+                self.saved_tokens += len(unsaved.tokens) - unsaved.start
+                self._not_before = time.monotonic() + written / self._bytes_per_second
         except OSError as error:
             logger.warning("the KV of a conversation can't be saved: %s", error)
-            return
-        self._saved.touch(key for key, _ in reversed(self._conversations.path(unsaved.key)))
-        self.saved_tokens += len(unsaved.tokens) - unsaved.start
-        self._not_before = time.monotonic() + written / self._bytes_per_second
+        finally:
+            with self._lock:
+                if self._unsaved.pop(unsaved.key, None) is not None and unsaved.contents is not None:
+                    self._rescued_bytes -= unsaved.contents.nbytes
 
     def _rescue(self, kv: KVMemory, tenant: str, tokens: IntArray) -> None:
         """Take what is not on disk yet out of a sequence that is about to be evicted. On the engine's thread."""
