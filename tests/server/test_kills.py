@@ -17,6 +17,8 @@ from tests.server.test_persistence import go_on, session, user, wait_until_saved
 
 SYSTEM = {"role": "system", "content": "You are one of many, and answer in a few words. " * 4}
 OPTIONS = ("--kv-memory", "32MiB")  # some 1,400 tokens: less than all conversations together
+A_TURN = 64
+"""Tokens of a turn, at most. With so little memory, a turn's KV may be evicted before it is known what it belongs to."""
 LONG_ENOUGH = 700
 """Tokens after which an agent starts anew."""
 
@@ -80,7 +82,7 @@ class Agent:
         assert kept[: len(self.messages)] == self.messages, "what was answered is lost"
         report = go_on(http, self.name, named=self.named, new=[user("Go on.")])
         if all_saved:
-            assert report["reused_tokens"] == report["known"], (self.name, report)
+            assert report["reused_tokens"] >= report["known"] - A_TURN, (self.name, report)
         assert report["reused_tokens"] >= self.tokens_saved, (self.name, report)
 
     def prepare(self, http: httpx.Client) -> None:
