@@ -8,6 +8,7 @@ eight agents run all at once with speculation and without it, round by round alt
 
 import argparse
 import asyncio
+import random
 import statistics
 import time
 from collections import Counter
@@ -20,11 +21,17 @@ from rich.progress import track
 from rich.table import Table
 from tests.server.process import MODEL, Server, running_server
 
-from benchmarks.workloads import SYSTEM, TOOLS, Turn, coding_turns
+from slipstream.bench.coding import SYSTEM, TOOLS, coding_script
+from slipstream.bench.script import ScriptedTurn
 
 FAST = {"jump_forward": True, "speculation": True}
 PLAIN = {"jump_forward": False, "speculation": False}
 FORCED_ONLY = {"jump_forward": True, "speculation": False}
+
+
+def turns_of(count: int, seed: int = 0) -> tuple[ScriptedTurn, ...]:
+    """Of the bench's coding agent."""
+    return coding_script(random.Random(seed), count).turns
 
 
 @dataclass
@@ -38,14 +45,14 @@ class Agent:
     seconds: list[float] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
 
-    async def take(self, turn: Turn) -> None:
+    async def take(self, turn: ScriptedTurn) -> None:
         """Hand over the result of the last call, and get the next one."""
         if not self.messages:
             self.messages.append({"role": "system", "content": f"Agent {self.name}. {SYSTEM}"})
-            self.messages.append({"role": "user", "content": turn.message})
+            self.messages.append({"role": "user", "content": turn.user})
         else:
             (call,) = self.messages[-1]["tool_calls"]
-            self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": turn.message})
+            self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": turn.result})
         started = time.perf_counter()
         completion = await self.client.chat.completions.create(
             model=MODEL,
@@ -70,7 +77,7 @@ class Agent:
 
 async def one_agent(client: AsyncOpenAI, turns: int, console: Console) -> None:
     agents = [Agent(client, "1001", FAST), Agent(client, "2002", PLAIN)]
-    for turn in track(coding_turns(turns), "One agent", console=console):
+    for turn in track(turns_of(turns), "One agent", console=console):
         for agent in agents:
             await agent.take(turn)
     table = Table(
@@ -98,7 +105,7 @@ async def many_agents(client: AsyncOpenAI, agents: int, rounds: int, console: Co
     totals: dict[str, list[float]] = {name: [] for name in ways}
 
     async def lead(agent: Agent, seed: int) -> None:
-        for turn in coding_turns(6, seed):
+        for turn in turns_of(6, seed):
             await agent.take(turn)
 
     for number in track(range(rounds), f"{agents} agents", console=console):
@@ -118,7 +125,7 @@ async def many_agents(client: AsyncOpenAI, agents: int, rounds: int, console: Co
 async def run(server: Server, options: argparse.Namespace) -> None:
     console = Console(width=130)
     async with server.async_openai() as client:
-        await Agent(client, "0000", FAST).take(coding_turns(1)[0])
+        await Agent(client, "0000", FAST).take(turns_of(1)[0])
         await one_agent(client, options.turns, console)
         await many_agents(client, options.agents, options.rounds, console)
 

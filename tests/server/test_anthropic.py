@@ -86,6 +86,16 @@ def total(usage: Any) -> int:
     return usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens + usage.output_tokens
 
 
+def assert_all_reused(usage: Any, before: Any) -> None:
+    """That nothing of the turn before was computed again; a few tokens that follow it may be there already."""
+    assert 0 <= usage.cache_read_input_tokens - total(before) <= 12
+
+
+def forwarded_for_requests(metrics: dict[str, float]) -> float:
+    """Tokens computed, but for what the server does while nobody waits."""
+    return metrics["slipstream_engine_tokens_total"] - metrics["slipstream_idle_tokens_total"]
+
+
 def results(message: Any) -> list[Any]:
     """A result for each of the calls in a response."""
     calls = [block for block in message.content if block.type == "tool_use"]
@@ -294,7 +304,7 @@ def test_tool_loop_computes_only_what_is_new(client: Anthropic, http: httpx.Clie
         (result,) = results(before)
         messages += [answer, {"role": "user", "content": [result, {"type": "text", "text": "And in Rome?"}]}]
         message = get(client, messages, **more)
-        assert message.usage.cache_read_input_tokens == total(before.usage)
+        assert_all_reused(message.usage, before.usage)
         said_since = (f"<tool_response>\n{result['content']}\n</tool_response>", "And in Rome?")
         glue = "".join(f"<|im_end|>\n<|im_start|>user\n{text}" for text in said_since)
         assert message.usage.input_tokens == token_count(http, content=f"{glue}<|im_end|>\n<|im_start|>assistant\n")
@@ -342,7 +352,7 @@ def test_official_clients_tool_runner(client: Anthropic) -> None:
     answers = list(runner)
     assert len(measured) == len(answers) == 3
     for earlier, later in pairwise(answers):
-        assert later.usage.cache_read_input_tokens == total(earlier.usage)
+        assert_all_reused(later.usage, earlier.usage)
 
 
 # Prompts
@@ -405,7 +415,7 @@ def test_line_for_anthropics_accounts_is_no_part_of_the_prompt(client: Anthropic
 
     first = ask(client, system=system(1))
     messages = [*QUESTION, {"role": "assistant", "content": first.content}, {"role": "user", "content": "Go on."}]
-    assert ask(client, messages, system=system(2)).usage.cache_read_input_tokens == total(first.usage)
+    assert_all_reused(ask(client, messages, system=system(2)).usage, first.usage)
 
 
 @pytest.mark.parametrize("tools", [[], TOOLS], ids=["plain", "tools"])
@@ -414,8 +424,7 @@ def test_count_is_that_of_the_later_prompt(server: Server, client: Anthropic, to
     before = server.wait_until_idle()
     counted = client.messages.count_tokens(**asked).input_tokens
     after = server.metrics()
-    assert after["slipstream_engine_steps_total"] == before["slipstream_engine_steps_total"]
-    assert after["slipstream_kv_free_tokens"] == before["slipstream_kv_free_tokens"]
+    assert forwarded_for_requests(after) == forwarded_for_requests(before)
     first = client.messages.create(**asked, max_tokens=6)
     assert counted == total(first.usage) - first.usage.output_tokens
 
@@ -423,7 +432,7 @@ def test_count_is_that_of_the_later_prompt(server: Server, client: Anthropic, to
     counted = client.messages.count_tokens(**asked).input_tokens
     later = client.messages.create(**asked, max_tokens=1)
     assert counted == total(later.usage) - later.usage.output_tokens
-    assert later.usage.cache_read_input_tokens == total(first.usage)
+    assert_all_reused(later.usage, first.usage)
 
 
 # Errors

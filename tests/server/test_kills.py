@@ -18,7 +18,7 @@ from tests.server.test_persistence import go_on, session, user, wait_until_saved
 SYSTEM = {"role": "system", "content": "You are one of many, and answer in a few words. " * 4}
 OPTIONS = ("--kv-memory", "32MiB")  # some 1,400 tokens: less than all conversations together
 A_TURN = 64
-"""Tokens of a turn, at most. With so little memory, a turn's KV may be evicted before it is known what it belongs to."""
+"""Tokens of a turn, at most. With so little memory, its KV may be evicted before it is known what it belongs to."""
 LONG_ENOUGH = 700
 """Tokens after which an agent starts anew."""
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import httpx
 import jsonschema
 import pytest
-from benchmarks import bfcl, tool_validity
+from benchmarks import tool_validity
 from openai import OpenAI
 
+from slipstream.bench import bfcl
 from tests.server.process import MODEL, Server, assert_reused
 
 

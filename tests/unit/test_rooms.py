@@ -21,7 +21,8 @@ ALLOWED = {
     "sessions": {"chat", "engine", "kv", "backend"},
     "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
     "server": {"embedded", "sessions", "chat", "engine", "tokenizer", "backend", "config"},
-    "cli": {"server", "embedded", "chat", "engine", "models", "config"},
+    "bench": {"chat", "models", "tokenizer"},
+    "cli": {"bench", "server", "embedded", "chat", "engine", "models", "config"},
 }
 
 

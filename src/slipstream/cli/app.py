@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from slipstream.cli.bench import bench
 from slipstream.cli.chat import chat
 from slipstream.cli.pull import pull
 from slipstream.cli.serve import serve
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(pull)
+app.add_typer(bench)
 app.command()(sessions)
 
 

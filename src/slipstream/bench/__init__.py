@@ -1,0 +1,1 @@
+"""The bench: workloads of agents, driven through this server and others side by side."""

@@ -1,0 +1,217 @@
+"""Reports, from results made up so that what they come to can be told by hand."""
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from slipstream.bench import html, tables
+from slipstream.bench.floor import pass_seconds, turn_seconds
+from slipstream.bench.records import FloorRates, Result, RunFile, ServerDescription, Settings, TurnResult
+from slipstream.bench.report import REFERENCE, ServerSummary, Summary, rows, summary
+from slipstream.bench.svg import line_plot, stacked_bars
+
+PEER = "other:best"
+RATES = FloorRates(
+    bytes_per_second=1000.0,
+    operations_per_second=1000.0,
+    layer_bytes=60,
+    layer_weights=2,
+    head_bytes=30,
+    head_weights=5,
+    kv_bytes_per_token=1,
+)
+
+
+def turn(number: int, seconds: float, **fields: Any) -> TurnResult:
+    """Turns that begin at 100 prompt tokens, with 20 new ones each after an answer of 10."""
+    prompt = 100 + 30 * number
+    known = {
+        "agent": 0,
+        "turn": number,
+        "tool": "commit",
+        "seconds": seconds,
+        "first_token_seconds": seconds / 2,
+        "prompt_tokens": prompt,
+        "cached_tokens": prompt - 20 if number else 0,
+        "output_tokens": 10,
+        "valid": True,
+    }
+    return TurnResult.model_validate({**known, **fields})
+
+
+def result(server: str, round_number: int, *seconds: float, workload: str = "agent-6", **fields: Any) -> Result:
+    turns = [turn(number, each, **fields) for number, each in enumerate(seconds)]
+    return Result(workload=workload, round=round_number, server=server, seconds=sum(seconds), turns=turns)
+
+
+def summary_of(folder: Path, *results: Result, rates: FloorRates | None = None) -> Summary:
+    file = RunFile(folder)
+    for record in results:
+        file.add(record)
+    if rates is not None:
+        file.add(rates)
+    return summary(file)
+
+
+def only(known: Summary, server: str) -> ServerSummary:
+    (workload,) = known.workloads
+    return next(each for each in workload.servers if each.server == server)
+
+
+def test_later_turns_leave_out_the_first_and_rounds_have_a_median_each(tmp_path: Path) -> None:
+    rounds = [(9.0, 0.1, 0.2, 0.3), (9.0, 0.4, 0.4, 0.4), (9.0, 0.3, 0.3, 0.9)]
+    known = only(summary_of(tmp_path, *(result(REFERENCE, n, *each) for n, each in enumerate(rounds))), REFERENCE)
+    assert known.later is not None
+    assert (known.later.median, known.later.least, known.later.most) == pytest.approx((300, 200, 400))
+    assert known.first_turn is not None
+    assert known.first_turn.median == pytest.approx(9000)
+    assert known.per_output_token is not None
+    assert known.per_output_token.median == pytest.approx((1.2 / 30) * 1e3)
+
+
+def test_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
+    known = summary_of(
+        tmp_path,
+        *(result(REFERENCE, n, 1.0, each) for n, each in enumerate((0.1, 0.2, 0.4))),
+        *(result(PEER, n, 1.0, each) for n, each in enumerate((0.4, 0.4, 0.4))),
+    )
+    ratio = only(known, PEER).ratio
+    assert ratio is not None
+    assert (ratio.median, ratio.least, ratio.most) == pytest.approx((2, 1, 4))
+    assert only(known, REFERENCE).ratio is None
+
+
+def test_a_round_that_one_server_failed_in_is_no_pair(tmp_path: Path) -> None:
+    failed = result(PEER, 1, 1.0, 99.0).model_copy(update={"error": "it died"})
+    known = summary_of(tmp_path, *(result(REFERENCE, n, 1.0, 0.1) for n in range(2)), result(PEER, 0, 1.0, 0.3), failed)
+    peer = only(known, PEER)
+    assert peer.ratio is not None
+    assert peer.ratio.most == pytest.approx(3)
+    assert (peer.rounds, peer.errors, peer.turns) == (1, ["it died"], 2)
+
+
+def test_a_server_that_failed_is_shown_with_its_error(tmp_path: Path) -> None:
+    failed = Result(workload="agent-6", round=0, server=PEER, error="illegal instruction <avx>")
+    known = summary_of(tmp_path, result(REFERENCE, 0, 1.0, 0.1), failed)
+    (workload,) = known.workloads
+    assert [PEER, "failed"] in [cells[:2] for cells in rows(workload)]
+    assert "illegal instruction <avx>" in tables.markdown(known)
+    assert "illegal instruction &lt;avx&gt;" in html.page(known)
+    assert any("illegal instruction <avx>" in str(each) for each in tables.terminal(known))
+
+
+def test_what_was_recomputed_is_compared_with_what_was_new(tmp_path: Path) -> None:
+    exact = only(summary_of(tmp_path / "exact", result(REFERENCE, 0, 1, 1, 1)), REFERENCE)
+    assert (exact.recomputed_tokens, exact.beyond_delta) == (20, 0)
+    forgetful = only(summary_of(tmp_path / "none", result(REFERENCE, 0, 1, 1, 1, cached_tokens=0)), REFERENCE)
+    assert (forgetful.recomputed_tokens, forgetful.beyond_delta) == (145, 160 - 20)
+
+
+def test_an_answer_that_the_client_wrote_anew_is_new(tmp_path: Path) -> None:
+    turns = [
+        turn(0, 1),
+        turn(1, 1, rewritten="answer", cached_tokens=100),
+        turn(2, 1, rewritten="results", cached_tokens=5),
+    ]
+    known = only(summary_of(tmp_path, Result(workload="rewrite", round=0, server=REFERENCE, turns=turns)), REFERENCE)
+    assert known.beyond_delta == 0
+
+
+def test_what_a_server_does_not_tell_is_not_guessed(tmp_path: Path) -> None:
+    known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1, cached_tokens=None))
+    assert only(known, REFERENCE).recomputed_tokens is None
+    assert rows(known.workloads[0])[0][-2:] == ["not told", "not told"]
+
+
+def test_the_later_turns_of_repeats_are_those_of_the_agents_after_the_first(tmp_path: Path) -> None:
+    first, again = result(REFERENCE, 0, 5.0, 4.0).turns, [turn(n, 0.01, agent=1) for n in range(2)]
+    known = summary_of(tmp_path, Result(workload="repeat", round=0, server=REFERENCE, turns=[*first, *again]))
+    server = only(known, REFERENCE)
+    assert server.later is not None
+    assert server.later.median == pytest.approx(10)
+    assert [point.turn for point in server.points] == [1, 2, 3, 4]
+
+
+def test_agents_who_take_turns_are_one_point(tmp_path: Path) -> None:
+    turns = [turn(number, 0.1 * (agent + 1), agent=agent) for number in range(2) for agent in range(3)]
+    server = only(summary_of(tmp_path, Result(workload="fleet-8", round=0, server=REFERENCE, turns=turns)), REFERENCE)
+    assert [(point.turn, point.milliseconds) for point in server.points] == [
+        (1, pytest.approx(200)),
+        (2, pytest.approx(200)),
+    ]
+
+
+def test_a_pass_is_as_slow_as_memory_or_as_arithmetic() -> None:
+    assert pass_seconds(RATES, tokens=1, context=10) == pytest.approx((60 + 30 + 10) / 1000)
+    assert pass_seconds(RATES, tokens=100, context=10) == pytest.approx(2 * (2 * 100 + 5) / 1000)
+    assert turn_seconds(RATES, delta=100, free=3, context=10) == pytest.approx(0.41 + 3 * 0.1)
+
+
+def test_the_floor_counts_the_delta_and_the_tokens_that_the_grammar_leaves_open(tmp_path: Path) -> None:
+    report = {
+        "prompt_tokens": 110,
+        "delta_tokens": 20,
+        "completion_tokens": 10,
+        "forced_tokens": 7,
+        "forward_passes": 2,
+        "queue_ms": 1.0,
+        "prefill_ms": 300.0,
+        "decode_ms": 500.0,
+    }
+    known = summary_of(tmp_path, result(REFERENCE, 0, 9.0, 1.6, 1.6, report=report), rates=RATES)
+    (workload,) = known.workloads
+    assert workload.floor is not None
+    assert workload.floor.later.median == pytest.approx(4 * 200)  # four passes of 60 + 30 + 110 bytes
+    assert workload.floor.ratio.median == pytest.approx(2)
+    server = only(known, REFERENCE)
+    assert server.passes_per_token == pytest.approx(0.2)
+    assert server.points[1].parts == pytest.approx({"queue": 1, "prefill": 300, "decode": 500, "other": 799})
+    assert "What a turn of ours is spent on" in html.page(known)
+
+
+def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
+    settings = Settings(model="m", seed=0, constraint="tools", command="slipstream bench run --out 'a & b'")
+    described = ServerDescription(server=PEER, description="other --fast", notes=["weights in bf16"])
+    known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1, 1), result(PEER, 0, 2, 2, 2))
+    known = known.model_copy(update={"settings": settings, "servers": [described]})
+    page = html.page(known)
+    ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>", "", page).replace("<br>", "<br/>"))
+    assert not re.search(r"(src|href)=", page)
+    assert page.count("<polyline") == 3 * 2  # time by turn, time by context, tokens computed
+    for text in ("a &amp; b", "other --fast", "weights in bf16"):
+        assert text in page
+    assert "other --fast" in tables.markdown(known)
+
+
+def test_markdown_has_a_row_for_each_server_under_as_many_columns(tmp_path: Path) -> None:
+    known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1), result(PEER, 0, 2, 2))
+    lines = [line for line in tables.markdown(known).splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [REFERENCE, PEER]
+
+
+def test_a_line_goes_through_its_points_and_up_is_more() -> None:
+    plot = line_plot({"a": [(1, 10), (2, 20)], "b": [(1, 5), (2, 5)]}, x_label="turn", y_label="ms")
+    first, second = (
+        [tuple(map(float, pair.split(","))) for pair in points.split()]
+        for points in re.findall(r'points="([^"]+)"', plot)
+    )
+    assert first[0][0] < first[1][0]
+    assert first[0][1] > first[1][1]
+    assert second[0][1] == second[1][1] > first[0][1]
+
+
+def test_bars_stand_on_each_other() -> None:
+    plot = stacked_bars(
+        {1: {"prefill": 30, "decode": 60}, 2: {"prefill": 30, "decode": 30}}, x_label="turn", y_label="ms"
+    )
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill', plot)]
+    assert heights == pytest.approx([heights[0], 2 * heights[0], heights[0], heights[0]], abs=0.2)
+
+
+@pytest.mark.parametrize("values", [[(1.0, 0.0)], [(1.0, 3.0)], [(0.0, 0.0), (5.0, 0.0)]])
+def test_a_plot_of_one_point_or_of_nothing_but_zeros_is_a_plot(values: list[tuple[float, float]]) -> None:
+    assert "<polyline" in line_plot({"a": values}, x_label="x", y_label="y")
