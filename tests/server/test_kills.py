@@ -141,6 +141,7 @@ def kill_again_and_again(folder: Path, rounds: int, seed: int) -> None:
         print(f"round {number}: {times}, {answered} messages", flush=True)
 
 
+@pytest.mark.long
 def test_killed_twice(model: Model, tmp_path: Path) -> None:
     kill_again_and_again(tmp_path, rounds=2, seed=1)
 

@@ -257,6 +257,7 @@ def test_without_its_database_a_client_that_resends_everything_is_answered(ended
             assert said(chat(http, whole, **params)) == said(afresh(http, whole, **params))
 
 
+@pytest.mark.long
 def test_damaged_database_is_set_aside_and_the_server_starts(ended: Ended, tmp_path: Path) -> None:
     place = ended[0].copy(tmp_path)
     database = tmp_path / "state" / "state.db"
@@ -270,6 +271,7 @@ def test_damaged_database_is_set_aside_and_the_server_starts(ended: Ended, tmp_p
         go_on(http, "new", named=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [["--threads", "1"], ["--tool-format", "hermes"]])
 def test_other_options_give_right_answers(ended: Ended, tmp_path: Path, options: list[str]) -> None:
     place, names, listed = ended[0].copy(tmp_path), ended[1], ended[2]
@@ -307,6 +309,7 @@ def test_killed_server_loses_nothing_that_was_saved(model: Model, tmp_path: Path
             assert_only_new(go_on(http, names[kind], named=kind != "unnamed"))
 
 
+@pytest.mark.long
 def test_evicted_conversations_come_back_from_disk(model: Model, tmp_path: Path) -> None:
     """Memory for some 1,400 tokens, conversations of 2,400 together."""
     place = Place(tmp_path)
@@ -323,6 +326,7 @@ def test_evicted_conversations_come_back_from_disk(model: Model, tmp_path: Path)
             assert server.metrics()["slipstream_state_restored_tokens_total"] > before
 
 
+@pytest.mark.long
 def test_small_disk_is_not_overrun(model: Model, tmp_path: Path) -> None:
     place, limit = Place(tmp_path), 24 * 2**20
     largest, done = 0, threading.Event()
@@ -351,6 +355,7 @@ def test_small_disk_is_not_overrun(model: Model, tmp_path: Path) -> None:
     assert limit / 2 < largest <= limit
 
 
+@pytest.mark.long
 def test_full_disk_costs_no_answer(ended: Ended, tmp_path: Path) -> None:
     """No file may grow any more; pages that SQLite and the log have already may be written."""
     place, names, _ = ended[0].copy(tmp_path), ended[1], ended[2]
@@ -374,6 +379,7 @@ def test_full_disk_costs_no_answer(ended: Ended, tmp_path: Path) -> None:
             go_on(http, name, named=True)
 
 
+@pytest.mark.long
 def test_second_server_on_the_same_state_is_refused(ended: Ended, tmp_path: Path) -> None:
     place = ended[0].copy(tmp_path)
     with place.served() as server, server.http() as http:

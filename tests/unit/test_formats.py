@@ -305,8 +305,9 @@ def test_tool_use_names_what_is_wrong() -> None:
         ToolUse((PING, PING))
     with pytest.raises(InvalidRequestError, match="pong"):
         ToolUse((PING,), "required", frozenset({"pong"}))
-    with pytest.raises(InvalidRequestError, match="no tool"):
-        ToolUse((), "required")
+    with pytest.raises(InvalidRequestError, match="no tools"):
+        ToolUse((), "required").in_session(())
+    assert ToolUse((), "required").in_session((PING,)).callable == (PING,)
 
 
 def test_mistral_ids_are_what_its_templates_demand() -> None:
