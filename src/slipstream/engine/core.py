@@ -315,15 +315,13 @@ class EngineCore:
             assert item.generation.sequence is not None
             pieces.append(item.generation.sequence.piece(item.count, item.logit_rows, item.draft.tokens))
             item.generation.counters.forward_passes += item.generation.phase is not Phase.SETTLING
-        started = time.perf_counter()
         try:
-            logits = self._backend.forward(pieces)
+            logits = self._forward(pieces)
         except Exception as error:
             logger.exception("a step failed; its requests are answered with the error")
             for item in work:
                 self._end(item.generation, error)
             return
-        self._account(pieces, time.perf_counter() - started)
         row = 0
         for item in work:
             self._deliver(item, logits[row : row + item.logit_rows])
@@ -334,8 +332,7 @@ class EngineCore:
         started = time.perf_counter()
 
         def compute(piece: Piece) -> None:
-            self._backend.forward([piece])
-            self._account([piece], time.perf_counter() - started)
+            self._forward([piece])
             self._stats.idle_tokens += len(piece.tokens)
 
         try:
@@ -367,7 +364,11 @@ class EngineCore:
             self._scheduler.retire(generation)
         self._emit(generation, output)
 
-    def _account(self, pieces: list[Piece], seconds: float) -> None:
+    def _forward(self, pieces: list[Piece]) -> FloatArray:
+        """Run a forward pass, count it, and learn what it cost."""
+        started = time.perf_counter()
+        logits = self._backend.forward(pieces)
+        seconds = time.perf_counter() - started
         tokens = sum(len(piece.tokens) for piece in pieces)
         size = self._cost.rounded(sum(max(2, len(piece.tokens)) for piece in pieces))
         self._cost.observe(self._last_size, size, seconds)
@@ -375,6 +376,7 @@ class EngineCore:
         self._stats.steps += 1
         self._stats.tokens_forwarded += tokens
         self._stats.infer_seconds += seconds
+        return logits
 
     @staticmethod
     def _emit(generation: Generation, output: Output) -> None:

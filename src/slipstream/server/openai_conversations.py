@@ -9,9 +9,8 @@ from pydantic import BaseModel
 
 from slipstream.server.openai_common import unsupported
 from slipstream.server.responses_items import InputItem, item_messages
+from slipstream.server.turn import TENANT
 from slipstream.sessions import Sessions, SessionState
-
-_TENANT = ""
 
 
 class CreateConversation(BaseModel):
@@ -31,15 +30,15 @@ def router(sessions: Sessions) -> APIRouter:
             raise unsupported("metadata", "metadata is not kept: leave it out")
         messages = item_messages(body.items or [], ())
         name = f"conv_{secrets.token_hex(12)}"
-        return _conversation(await asyncio.to_thread(sessions.create, _TENANT, name, messages))
+        return _conversation(await asyncio.to_thread(sessions.create, TENANT, name, messages))
 
     @routes.get("/{id}")
     async def retrieve(id: str) -> Conversation:
-        return _conversation(sessions.get(_TENANT, id))
+        return _conversation(sessions.get(TENANT, id))
 
     @routes.delete("/{id}")
     async def delete(id: str) -> ConversationDeletedResource:
-        await asyncio.to_thread(sessions.delete, _TENANT, id)
+        await asyncio.to_thread(sessions.delete, TENANT, id)
         return ConversationDeletedResource(id=id, deleted=True, object="conversation.deleted")
 
     return routes

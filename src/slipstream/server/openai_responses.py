@@ -27,10 +27,7 @@ from slipstream.server.responses_output import EventWriter, cut_short, output_it
 from slipstream.server.responses_request import ResponseRequest, own_field_names
 from slipstream.server.responses_store import ResponseStore, StoredResponse
 from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import Turn, TurnRunner
-
-_TENANT = ""
-"""There is one API key, so all clients are one."""
+from slipstream.server.turn import TENANT, Turn, TurnRunner
 
 
 def router(runner: TurnRunner) -> APIRouter:
@@ -51,7 +48,7 @@ def router(runner: TurnRunner) -> APIRouter:
         def completed() -> dict[str, Any]:
             whole = response | _outcome(engine, turn, exchange.id)
             if body.store is not False:
-                store.put(_TENANT, exchange.record(whole, turn))
+                store.put(TENANT, exchange.record(whole, turn))
             return whole
 
         if body.stream:
@@ -68,7 +65,7 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str) -> Response:
-        if not store.delete(_TENANT, response_id):
+        if not store.delete(TENANT, response_id):
             raise _not_found(response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
@@ -182,7 +179,7 @@ def _earlier(store: ResponseStore, response_id: str | None) -> tuple[Message, ..
     """The conversation up to the response that a request goes on from."""
     if response_id is None:
         return ()
-    record = store.get(_TENANT, response_id)
+    record = store.get(TENANT, response_id)
     if record is None:
         raise InvalidRequestError(
             f"previous_response_id is {response_id!r}, but no such response is stored (any more): "
@@ -194,7 +191,7 @@ def _earlier(store: ResponseStore, response_id: str | None) -> tuple[Message, ..
 
 
 def _stored(store: ResponseStore, response_id: str) -> StoredResponse:
-    record = store.get(_TENANT, response_id)
+    record = store.get(TENANT, response_id)
     if record is None:
         raise _not_found(response_id)
     return record
@@ -202,7 +199,7 @@ def _stored(store: ResponseStore, response_id: str) -> StoredResponse:
 
 def _stored_item(store: ResponseStore, item_id: str) -> Item | None:
     response_id = response_of(item_id)
-    record = store.get(_TENANT, response_id) if response_id else None
+    record = store.get(TENANT, response_id) if response_id else None
     return stored_item(record.response, record.input_items, item_id) if record else None
 
 

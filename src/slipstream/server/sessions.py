@@ -12,10 +12,10 @@ from slipstream.errors import SessionNotFoundError
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, tool_use
+from slipstream.server.turn import TENANT
 from slipstream.sessions import SessionInfo, Sessions, SessionState
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-TENANT = ""
 
 
 class Body(BaseModel):

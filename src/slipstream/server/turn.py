@@ -21,6 +21,10 @@ MAX_CHOICES = 128
 """Answers that one HTTP request may ask for, prompts times choices."""
 
 
+TENANT = ""
+"""There is one API key, so all clients are one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TurnRequest:
     """One prompt and what is wanted of its answer; knows no protocol.
@@ -35,7 +39,7 @@ class TurnRequest:
     response_schema: Schema | None = None
     """What an answer that is no call must fit."""
     choices: int = 1
-    tenant: str = ""
+    tenant: str = TENANT
     session_id: str | None = None
     """The session that it is a turn of, which has no other turn meanwhile; then the messages may be its next alone."""
     session_hint: str | None = None

@@ -38,7 +38,6 @@ _AHEAD_DELAY = 0.03
 """Seconds after an answer until work for the next turn begins: who comes back at once finds nothing in the way."""
 
 _EXPIRY_INTERVAL = 10.0
-_CHECKPOINT_INTERVAL = 30.0
 
 
 class Sessions:
@@ -367,7 +366,7 @@ class Sessions:
     def _changed(self, state: SessionState, prompt: Prompt | None) -> None:
         """Save a session, and have its prompt computed."""
         with self._lock:
-            known = self._conversations.known(state.messages, ToolUse(state.tools), tenant=state.tenant)
+            known = self._known(state)
             state.node = known.key if known is not None else None
             state.token_ids = prompt.token_ids if prompt is not None else np.empty(0, np.int32)
             state.tokens = len(state.token_ids)
@@ -392,10 +391,14 @@ class Sessions:
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
             logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
 
+    def _known(self, state: SessionState) -> Part | None:
+        """As much of a session as is in the ledger."""
+        return self._conversations.known(state.messages, ToolUse(state.tools), tenant=state.tenant)
+
     def _tokens_of(self, state: SessionState) -> IntArray:
         """The token ids of a session, as far as they were ever made."""
         if state.token_ids is None:
-            known = self._conversations.known(state.messages, ToolUse(state.tools), tenant=state.tenant)
+            known = self._known(state)
             state.token_ids = known.token_ids if known is not None else np.empty(0, np.int32)
         return state.token_ids
 

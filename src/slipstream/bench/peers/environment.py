@@ -1,7 +1,5 @@
 """A virtual environment of a peer's own: what it needs never meets what Slipstream needs."""
 
-import os
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -11,6 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from slipstream.bench.peers.base import PeerError
+from slipstream.bench.peers.process import run_to_end
 from slipstream.models import Progress
 
 _MARK = "slipstream-setup"
@@ -68,15 +67,6 @@ class Environment:
     def _pip(
         self, progress: Progress, title: str, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> None:
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, "--quiet"]
         with progress.stage(title):
-            run = subprocess.run(
-                [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments, "--quiet"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
-                text=True,
-                check=False,
-            )
-        if run.returncode:
-            raise PeerError(f"{title} failed with Python {sys.version.split()[0]}:\n{run.stdout.strip()[-2000:]}")
+            run_to_end(command, f"{title} failed with Python {sys.version.split()[0]}", environment)

