@@ -1,108 +1,139 @@
-"""The cost curve of a step: read between its points, and moved by what steps really took."""
+"""The cost of a step: read off what was measured, and moved by what steps really took."""
+
+from collections.abc import Collection
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.backend import StepMeasurements
-from slipstream.engine.step_cost import StepCost
+from slipstream.engine.step_cost import Load, StepCost
 
 POINTS = ((2, 0.010), (8, 0.016), (32, 0.040), (128, 0.200))
+PER_CONTEXT = 2e-6
+PER_PAIR = 1e-7
 
 
-def curve(change: float = 0.0) -> StepCost:
-    return StepCost(StepMeasurements(POINTS, change))
+def cost_model(change: float = 0.0) -> StepCost:
+    return StepCost(StepMeasurements(POINTS, change, PER_CONTEXT, PER_PAIR))
 
 
-@pytest.mark.parametrize(("tokens", "seconds"), POINTS)
-def test_a_measured_size_costs_what_was_measured(tokens: int, seconds: float) -> None:
-    assert curve().seconds(tokens) == pytest.approx(seconds)
+def seconds(tokens: int, *, past: int = 0, cost: StepCost | None = None, prepared: Collection[int] = ()) -> float:
+    return (cost or cost_model()).seconds(Load(tokens, past, tokens * past), prepared)
 
 
-@pytest.mark.parametrize(("tokens", "seconds"), [(5, 0.013), (20, 0.028), (80, 0.120)])
-def test_between_two_sizes_the_cost_lies_on_a_straight_line(tokens: int, seconds: float) -> None:
-    assert curve().seconds(tokens) == pytest.approx(seconds)
+@pytest.mark.parametrize(("tokens", "expected"), POINTS)
+def test_a_measured_size_costs_what_was_measured(tokens: int, expected: float) -> None:
+    assert seconds(tokens) == pytest.approx(expected)
 
 
-def test_below_the_smallest_size_the_cost_is_that_of_the_smallest() -> None:
-    assert curve().seconds(1) == pytest.approx(0.010)
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 0.010), (5, 0.016), (20, 0.040), (80, 0.200)])
+def test_other_sizes_cost_what_they_are_padded_to(tokens: int, expected: float) -> None:
+    assert seconds(tokens) == pytest.approx(expected)
 
 
 def test_above_the_largest_size_the_cost_grows_in_proportion() -> None:
-    assert curve().seconds(256) == pytest.approx(0.400)
+    assert seconds(256) == pytest.approx(0.400)
+
+
+def test_a_context_costs_once_a_sequence_and_once_a_token() -> None:
+    assert seconds(8, past=1000) == pytest.approx(0.016 + 1000 * PER_CONTEXT + 8 * 1000 * PER_PAIR)
+
+
+def test_padding_looks_back_on_nothing() -> None:
+    assert seconds(8, past=1000) - seconds(5, past=1000) == pytest.approx(3 * 1000 * PER_PAIR)
+
+
+def test_the_load_of_a_step_is_that_of_its_pieces() -> None:
+    load = Load().with_piece(10, past=100).with_piece(1, past=50).with_tokens(3, past=100)
+    assert load == Load(tokens=10 + 2 + 3, context=150, pairs=10 * 100 + 2 * 50 + 3 * 100)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_more_tokens_never_cost_less(first: int, second: int) -> None:
-    assert curve().seconds(min(first, second)) <= curve().seconds(max(first, second))
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 8000), st.integers(0, 8000))
+def test_more_tokens_and_longer_contexts_never_cost_less(first: int, second: int, past: int, longer: int) -> None:
+    least = seconds(min(first, second), past=min(past, longer))
+    assert least <= seconds(max(first, second), past=max(past, longer))
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(1, 2), (2, 2), (3, 8), (8, 8), (9, 32), (128, 128), (129, 129)])
 def test_counts_are_padded_to_the_next_measured_size(tokens: int, size: int) -> None:
-    assert curve().rounded(tokens) == size
+    assert cost_model().rounded(tokens) == size
 
 
-def test_a_step_pays_for_its_padding_and_for_a_change_of_size() -> None:
-    cost = curve(change=0.005)
-    assert cost.transition(8, 5) == pytest.approx(0.016)
-    assert cost.transition(2, 5) == pytest.approx(0.021)
-    assert cost.transition(8, 9) == pytest.approx(0.045)
+def test_a_size_that_is_not_prepared_costs_more() -> None:
+    cost = cost_model(change=0.005)
+    assert seconds(5, cost=cost, prepared={8}) == pytest.approx(0.016)
+    assert seconds(5, cost=cost, prepared={2, 8}) == pytest.approx(0.016)
+    assert seconds(5, cost=cost, prepared={2}) == pytest.approx(0.021)
+    assert seconds(5, cost=cost) == pytest.approx(0.016)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 1.7, 5.0])
 @pytest.mark.parametrize("tokens", [2, 32, 128])
-def test_a_repeated_observation_is_learned(tokens: int, factor: float) -> None:
-    cost = curve()
-    seconds = dict(POINTS)[tokens] * factor
-    for _ in range(150):
-        cost.observe(tokens, tokens, seconds)
-    assert cost.seconds(tokens) == pytest.approx(seconds, rel=0.01)
+@pytest.mark.parametrize("past", [0, 3000])
+def test_a_repeated_observation_is_learned(tokens: int, factor: float, past: int) -> None:
+    cost = cost_model()
+    observed = seconds(tokens, past=past) * factor
+    for _ in range(300):
+        cost.observe(Load(tokens, past, tokens * past), (), observed)
+    assert seconds(tokens, past=past, cost=cost) == pytest.approx(observed, rel=0.01)
+
+
+def test_what_a_context_costs_is_learned_for_other_sizes_too() -> None:
+    cost = cost_model()
+    for _ in range(300):
+        cost.observe(Load(8, 5000, 8 * 5000), (), seconds(8, past=5000) * 2)
+    assert seconds(32, past=5000, cost=cost) > 1.1 * seconds(32, past=5000)
+    assert seconds(32, cost=cost) == seconds(32)
 
 
 def test_what_a_change_of_size_costs_is_not_learned_as_the_size_s_own() -> None:
-    cost = curve(change=0.005)
+    cost = cost_model(change=0.005)
     for _ in range(100):
-        cost.observe(2, 32, 0.045)
-        cost.observe(32, 2, 0.015)
-    assert cost.seconds(32) == pytest.approx(0.040)
-    assert cost.seconds(2) == pytest.approx(0.010)
+        cost.observe(Load(32), (2,), 0.045)
+        cost.observe(Load(2), (32,), 0.015)
+    assert seconds(32, cost=cost) == pytest.approx(0.040)
+    assert seconds(2, cost=cost) == pytest.approx(0.010)
 
 
-def test_an_observation_moves_the_size_that_it_was_padded_to_and_no_other() -> None:
-    cost = curve()
-    cost.observe(32, 20, 0.060)
-    assert cost.seconds(32) > 0.040
-    assert [cost.seconds(size) for size in (2, 8, 128)] == [0.010, 0.016, 0.200]
+def test_an_observation_without_context_moves_the_size_that_it_was_padded_to_and_no_other() -> None:
+    cost = cost_model()
+    cost.observe(Load(20), (), 0.060)
+    assert seconds(32, cost=cost) > 0.040
+    assert [seconds(size, cost=cost) for size in (2, 8, 128)] == [0.010, 0.016, 0.200]
 
 
 def test_an_observation_above_the_largest_size_is_learned() -> None:
-    cost = curve()
+    cost = cost_model()
     for _ in range(150):
-        cost.observe(512, 512, 1.2)
-    assert cost.seconds(512) == pytest.approx(1.2, rel=0.01)
+        cost.observe(Load(512), (), 1.2)
+    assert seconds(512, cost=cost) == pytest.approx(1.2, rel=0.01)
 
 
-def test_one_hiccup_hardly_moves_the_curve() -> None:
-    cost = curve()
-    cost.observe(32, 32, 30.0)
-    assert cost.seconds(32) == pytest.approx(0.040, rel=0.11)
+def test_one_hiccup_hardly_moves_the_cost() -> None:
+    cost = cost_model()
+    cost.observe(Load(32), (), 30.0)
+    assert seconds(32, cost=cost) == pytest.approx(0.040, rel=0.11)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "tokens"), [(0.015, 2), (0.016, 8), (0.039, 8), (0.040, 32), (0.199, 32), (0.200, 128), (9.0, 128)]
+    ("time", "past", "tokens"),
+    [(0.015, 0, 2), (0.016, 0, 8), (0.039, 0, 8), (0.040, 0, 32), (0.040, 2000, 8), (9.0, 0, 128), (0.0, 0, 2)],
 )
-def test_the_largest_size_within_a_time_is_a_measured_one(seconds: float, tokens: int) -> None:
-    assert curve().largest_within(seconds) == tokens
-
-
-def test_no_time_at_all_still_allows_the_smallest_size() -> None:
-    assert curve().largest_within(0.0) == curve().smallest == 2
+def test_the_largest_size_within_a_time_depends_on_the_context(time: float, past: int, tokens: int) -> None:
+    assert cost_model().largest_within(time, past) == tokens
 
 
 def test_what_was_learned_decides_what_fits() -> None:
-    cost = curve()
+    cost = cost_model()
     for _ in range(150):
-        cost.observe(32, 32, 0.09)
-    assert cost.largest_within(0.05) == 8
+        cost.observe(Load(32), (), 0.09)
+    assert cost.largest_within(0.05, 0) == 8
     assert cost.largest == 128
+
+
+def test_a_token_costs_more_in_a_longer_context() -> None:
+    cost = cost_model()
+    assert cost.token(0) == pytest.approx(0.190 / 126)
+    assert cost.token(4000) == pytest.approx(0.190 / 126 + 4000 * PER_PAIR)

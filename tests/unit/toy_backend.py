@@ -6,7 +6,7 @@ the contract of `Backend` allows it to, and insists on all that the contract pro
 """
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,6 +84,10 @@ class ToyBackend:
             raise
         self._logits = np.array(rows, np.float32).reshape(len(rows), VOCABULARY)
         return self._logits
+
+    @property
+    def prepared(self) -> Collection[int]:
+        return ()
 
     def copy_block(self, source: int, target: int) -> None:
         self._slots[target] = self._slots[source]

@@ -1,6 +1,6 @@
 """The interface between Slipstream and whatever runs the model's forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,12 +30,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StepMeasurements:
-    """What steps cost on this machine."""
+    """What steps cost on this machine: a base by size, and what contexts add to it."""
 
     seconds: tuple[tuple[int, float], ...]
-    """Step sizes in tokens, rising, and the duration of a step; a backend pads other counts to the next size."""
+    """Step sizes in tokens, rising, and the duration of a step without context; other counts are padded to the next."""
     change: float = 0.0
-    """Seconds that a step takes longer when the one before had another size."""
+    """Seconds that a step takes longer when its size isn't `prepared`."""
+    per_context: float = 0.0
+    """Seconds for each token of context that a step's sequences have together."""
+    per_pair: float = 0.0
+    """Seconds for each pair of a token in the step and a token of its context."""
 
 
 class Backend(Protocol):
@@ -60,6 +64,11 @@ class Backend(Protocol):
         The array is a view that the next call overwrites. The slot after a piece's last token may be written with
         rubbish: it must not hold a computed token.
         """
+        ...
+
+    @property
+    def prepared(self) -> Collection[int]:
+        """Step sizes that a step may have now without the time that a change of size takes."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:

@@ -2,7 +2,7 @@
 
 import bisect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -25,11 +25,16 @@ SCRATCH_BLOCK = 0
 # 8 ms more. So steps come in these sizes only, all prepared at start-up; padding is at most an eighth of a large step.
 STEP_SIZES = (
     *(2, 4, 8, 16, 24),
-    *range(32, 128, 16),
-    *range(128, 256, 32),
+    *range(32, 256, 16),
     *range(256, 513, 64),
 )
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+
+_TIMED_SIZES = (2, 16, 64, 128, 512)
+"""What other sizes take is read off between these."""
+_TIMED_RUNS = 3
+_MEASURED_CONTEXT = 2048
+"""Tokens of context at which it is measured what contexts cost."""
 
 _ALIGNMENT = 64
 
@@ -76,6 +81,7 @@ class OpenVINOBackend:
             raise ModelError(
                 f"KV memory of {kv_memory:,} bytes holds no two blocks of {self.block_bytes:,}: raise --kv-memory"
             )
+        self._size = 0
         self._kv = _zeros_aligned((len(caches), self.num_blocks + 1, _block_elements(caches)))
         for storage, port in zip(self._kv, caches, strict=True):
             shape = [self.num_blocks + 1, *(d.get_length() for d in list(port.partial_shape)[1:])]
@@ -87,12 +93,18 @@ class OpenVINOBackend:
         inputs, rows = _pack(pieces)
         for name, array in inputs.items():
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._size = len(inputs["input_ids"])
         try:
             self._request.infer()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
         logits: FloatArray = self._request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
         return logits[:rows]
+
+    @property
+    def prepared(self) -> Collection[int]:
+        """The size of the last step: another one costs some milliseconds."""
+        return (self._size,)
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
@@ -108,27 +120,31 @@ class OpenVINOBackend:
 
     def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
         """Run each step size, and each count of logit rows, on the scratch block; see `Backend.warm_up`."""
-        scratch = np.full(STEP_SIZES[-1] // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
         tokens = np.zeros(STEP_SIZES[-1], np.int32)
+        scratch = np.full((_MEASURED_CONTEXT + STEP_SIZES[-1]) // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
 
-        def run(size: int, rows: int = 1) -> float:
+        def run(size: int, past: int = 0, rows: int = 1) -> float:
             started = time.perf_counter()
-            self.forward([Piece(tokens[:size], 0, scratch, rows)])
+            self.forward([Piece(tokens[:size], past, scratch, rows)])
             return time.perf_counter() - started
 
-        seconds = []
+        timed = {}
         for done, size in enumerate(STEP_SIZES, start=1):
-            # The first run of a size prepares it, which counts for nothing beside the time of a large one.
-            seconds.append((size, min(run(size) for _ in range(4 if size <= 64 else 1))))
+            run(size)  # prepares it, which takes longer
+            if size in _TIMED_SIZES:
+                timed[size] = min(run(size) for _ in range(_TIMED_RUNS))
             if progress is not None:
                 progress(done / len(STEP_SIZES))
         for rows in ROW_COUNTS:
-            run(64, rows)
-        small, large = STEP_SIZES[2], STEP_SIZES[3]
-        run(large)
-        alternating = min(run(small) + run(large) for _ in range(5))
-        steady = dict(seconds)[small] + dict(seconds)[large]
-        return StepMeasurements(tuple(seconds), max(0.0, alternating - steady) / 2)
+            run(ROW_COUNTS[-1], rows=rows)
+        small, larger, large = _TIMED_SIZES[:3]
+        alternating = min(run(small) + run(larger) for _ in range(_TIMED_RUNS))
+        change = max(0.0, alternating - timed[small] - timed[larger]) / 2
+        added = [min(run(size, _MEASURED_CONTEXT) for _ in range(_TIMED_RUNS)) - timed[size] for size in (small, large)]
+        per_pair = max(0.0, added[1] - added[0]) / (large - small) / _MEASURED_CONTEXT
+        per_context = max(0.0, added[0] / _MEASURED_CONTEXT - small * per_pair)
+        seconds = np.interp(STEP_SIZES, list(timed), list(timed.values()))
+        return StepMeasurements(tuple(zip(STEP_SIZES, seconds.tolist(), strict=True)), change, per_context, per_pair)
 
 
 def _pack(pieces: Sequence[Piece]) -> tuple[dict[str, npt.NDArray[np.int32 | np.int64]], int]:

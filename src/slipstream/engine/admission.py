@@ -1,44 +1,75 @@
-"""How many draft tokens each generation may bring to a step."""
+"""How many draft tokens each generation may bring to a step.
 
-from collections.abc import Sequence
+A token that comes true has to be computed some time anyway, so it costs nothing here. What a step costs besides, its
+overhead, is shared by the free tokens that it brings: those that are sampled, and the guesses that come true. Tokens
+that the grammar forces need no step of their own, with or without a draft.
+"""
 
-from slipstream.engine.step_cost import StepCost
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
-
-def chances(guessed: Sequence[bool], acceptance: float) -> list[float]:
-    """The chance of each token of a draft to come true; one that the grammar forces is as likely as the one before."""
-    chance, result = 1.0, []
-    for guess in guessed:
-        chance *= acceptance if guess else 1.0
-        result.append(chance)
-    return result
+from slipstream.engine.step_cost import Load, StepCost
 
 
-def admit_drafts(
-    drafts: Sequence[Sequence[float]], *, lone: Sequence[bool], tokens: int, cost: StepCost, last_size: int
-) -> list[int]:
-    """Draft lengths that let a step yield the most tokens a second.
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A draft that a generation could bring to a step."""
 
-    `drafts` are the chances of each generation's draft tokens, falling; `lone` marks those whose piece is one token
-    and padded to two in any case; `tokens` is the size of the step without drafts. A step yields one token for each
-    generation and those draft tokens that come true. For each step size that was measured, the likeliest tokens fill
-    it; the best size wins. With many generations the base is large, drafts cost what they weigh, and few are let in.
+    chances: Sequence[float]
+    """Of each token to come true, falling."""
+    guessed: Sequence[bool]
+    """Whether a token was looked up, not forced by the grammar."""
+    past: int
+    """Tokens of the generation that have their KV."""
+    count: int
+    """Tokens that it brings to the step in any case."""
+
+
+def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost, prepared: Collection[int]) -> list[int]:
+    """Draft lengths that are worth what they add to a step.
+
+    `load` is the step without drafts. What a free token is worth is what the best step that only decodes pays for
+    one: so a prompt that is computed in the same step, however long it takes, makes no draft look cheap.
     """
-    lengths = [0] * len(drafts)
-    best = lengths
-    best_rate = len(drafts) / cost.transition(last_size, tokens)
+    decoding = Load()
+    for offer in offers:
+        decoding = decoding.with_piece(1, offer.past)
+    lone = [Offer(offer.chances, offer.guessed, offer.past, 1) for offer in offers]
+    worth = min(option.overhead / option.free for option in _options(lone, decoding, cost, prepared))
+    best = max(_options(offers, load, cost, prepared), key=lambda option: worth * option.free - option.overhead)
+    return best.lengths
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    lengths: list[int]
+    overhead: float
+    """Seconds that the step takes beyond what tokens cost that are sure to be needed or will probably come true."""
+    free: float
+    """Tokens, expected, that would otherwise want steps of their own."""
+
+
+def _options(offers: Sequence[Offer], load: Load, cost: StepCost, prepared: Collection[int]) -> Iterator[_Option]:
+    """For each step size that was measured, the likeliest tokens that fill it."""
+    lengths = [0] * len(offers)
+    free, useful = float(len(offers)), 0.0
+    yield _Option(list(lengths), cost.seconds(load, prepared), free)
     ranked = sorted(
-        ((chance, -position, owner) for owner, draft in enumerate(drafts) for position, chance in enumerate(draft)),
+        (
+            (chance, -position, owner)
+            for owner, offer in enumerate(offers)
+            for position, chance in enumerate(offer.chances)
+        ),
         reverse=True,
     )
-    gain, size = float(len(drafts)), tokens
-    for rank, (chance, _, owner) in enumerate(ranked):
-        size += not (lone[owner] and lengths[owner] == 0)
-        if size > cost.largest:
-            break  # a step that nobody has prepared
+    for rank, (chance, position, owner) in enumerate(ranked):
+        offer = offers[owner]
+        fills_padding = offer.count == 1 and lengths[owner] == 0  # the second token of a lone one
+        load = load.with_tokens(0 if fills_padding else 1, offer.past)
+        if load.tokens > cost.largest:
+            return  # a step that nobody has prepared
         lengths[owner] += 1
-        gain += chance
-        full = rank + 1 == len(ranked) or cost.rounded(size + 1) > cost.rounded(size)
-        if full and (rate := gain / cost.transition(last_size, size)) > best_rate:
-            best, best_rate = list(lengths), rate
-    return best
+        free += chance * offer.guessed[-position]
+        useful += chance * cost.token(offer.past)
+        if rank + 1 == len(ranked) or cost.rounded(load.tokens + 1) > cost.rounded(load.tokens):
+            yield _Option(list(lengths), cost.seconds(load, prepared) - useful, free)

@@ -15,7 +15,7 @@ from slipstream.engine.generation import Generation, GenerationRequest, Output, 
 from slipstream.engine.idle import IdlePrefill, IdleQueue
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler, Work
-from slipstream.engine.step_cost import StepCost
+from slipstream.engine.step_cost import Load, StepCost
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.tokenizer import Tokenizer
@@ -82,7 +82,6 @@ class EngineCore:
         self.response_cache = response_cache
         self._idle = IdleQueue(self._kv)
         self._stats = EngineStats()
-        self._last_size = 0
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._queued = 0
         self._queued_lock = threading.Lock()
@@ -179,7 +178,7 @@ class EngineCore:
     @property
     def prefill_seconds_per_token(self) -> float:
         """What a token of a long prompt costs, at the least."""
-        return self._cost.seconds(self._cost.largest) / self._cost.largest
+        return self._cost.token(0)
 
     @property
     def alive(self) -> bool:
@@ -253,7 +252,7 @@ class EngineCore:
             self._admit()
             with self._queued_lock:
                 self._queued = len(self._scheduler.waiting) + self._inbox.qsize()
-            if work := self._scheduler.plan(self._last_size):
+            if work := self._scheduler.plan(self._backend.prepared):
                 self._step(work)
             elif self._idle and self._scheduler.idle:
                 self._step_ahead()
@@ -336,7 +335,7 @@ class EngineCore:
             self._stats.idle_tokens += len(piece.tokens)
 
         try:
-            self._idle.step(self._cost.largest_within(self._step_target), compute)
+            self._idle.step(lambda past: self._cost.largest_within(self._step_target, past), compute)
         except Exception:
             logger.exception("computing ahead of time failed; it will be done when it's needed")
         self._stats.idle_seconds += time.perf_counter() - started
@@ -360,19 +359,19 @@ class EngineCore:
         self._kv.advance(generation.sequence, confirmed)
         if output.finish_reason is not None:
             generation.conclude()
+        self._scheduler.verified(item, confirmed)
         if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
             self._scheduler.retire(generation)
         self._emit(generation, output)
 
     def _forward(self, pieces: list[Piece]) -> FloatArray:
         """Run a forward pass, count it, and learn what it cost."""
+        prepared = self._backend.prepared
         started = time.perf_counter()
         logits = self._backend.forward(pieces)
         seconds = time.perf_counter() - started
         tokens = sum(len(piece.tokens) for piece in pieces)
-        size = self._cost.rounded(sum(max(2, len(piece.tokens)) for piece in pieces))
-        self._cost.observe(self._last_size, size, seconds)
-        self._last_size = size
+        self._cost.observe(Load.of(pieces), prepared, seconds)
         self._stats.steps += 1
         self._stats.tokens_forwarded += tokens
         self._stats.infer_seconds += seconds

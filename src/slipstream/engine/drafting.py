@@ -5,6 +5,7 @@ looked up. So one draft can run through several fields of a call.
 """
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -19,6 +20,11 @@ MAX_DRAFT = 32
 NGRAM_SIZES = (5, 4, 3, 2)
 """Longer matches are asked first: what followed them is likelier to follow again."""
 
+_PRIOR = 0.75
+"""How often a guess comes true, as long as nothing is known."""
+_SMOOTHING = 0.15
+"""How fast rates follow what happens."""
+
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _POOL_TOKENS = 16_384
 
@@ -27,6 +33,8 @@ _POOL_TOKENS = 16_384
 class Draft:
     """Tokens that may come next. `guessed` marks those that were looked up; the others follow from the grammar."""
 
+    after: int = -1
+    """The token before the draft."""
     tokens: list[int] = field(default_factory=list)
     guessed: list[bool] = field(default_factory=list)
 
@@ -35,7 +43,7 @@ class Draft:
 
     def cut(self, length: int) -> "Draft":
         """The first `length` tokens."""
-        return Draft(self.tokens[:length], self.guessed[:length])
+        return Draft(self.after, self.tokens[:length], self.guessed[:length])
 
     def append(self, tokens: ListLike[int], *, guessed: bool) -> None:
         """Add tokens of one kind."""
@@ -66,15 +74,11 @@ class NGramIndex:
                 table.update(zip(keys.tolist(), range(first + size, first + size + count), strict=True))
         self._indexed = len(tokens)
 
-    def find(self, suffix: IntArray) -> int | None:
-        """The position that last followed the longest possible end of `suffix`, int32 [n]."""
-        window = suffix[-NGRAM_SIZES[0] :].astype(np.uint64)
-        for size, table in self._next.items():
-            if len(window) >= size:
-                position = table.get(int(_hashes(window[-size:], size)[0]))
-                if position is not None:
-                    return position
-        return None
+    def find(self, suffix: IntArray, size: int) -> int | None:
+        """The position that last followed the n-gram of that size at the end of `suffix`, int32 [n]."""
+        if len(suffix) < size:
+            return None
+        return self._next[size].get(int(_hashes(suffix[-size:].astype(np.uint64), size)[0]))
 
 
 class RecentCalls:
@@ -93,10 +97,31 @@ class RecentCalls:
         self.index.update(self.tokens)
 
 
+class Experience:
+    """How often guesses came true, by the token before them.
+
+    After the quote that opens a value the model is free to go anywhere, while in the middle of a path or a number it
+    mostly goes on as it did before.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[int, float] = {}
+
+    def rate(self, after: int) -> float:
+        """The share of guesses after this token that were right, each given that those before it were."""
+        return self._rates.get(after, _PRIOR)
+
+    def learn(self, after: int, came_true: bool) -> None:
+        """Note what came of a guess."""
+        rate = self.rate(after)
+        self._rates[after] = rate + _SMOOTHING * (came_true - rate)
+
+
 class Drafter:
     """Proposes drafts for all generations of an engine."""
 
     def __init__(self) -> None:
+        self._experience: dict[str, Experience] = defaultdict(Experience)
         self._indexes: WeakKeyDictionary[Sequence, NGramIndex] = WeakKeyDictionary()
         self._recent: dict[str, RecentCalls] = {}
 
@@ -104,11 +129,28 @@ class Drafter:
         """A draft of what follows the sequence's tokens; `forced` lets the grammar's forced tokens take part."""
         index = self._indexes.setdefault(sequence, NGramIndex())
         index.update(sequence.tokens)
-        draft = Draft()
+        draft = Draft(after=int(sequence.tokens[-1]))
         ahead = constraint.copy() if constraint is not None else None
         with contextlib.suppress(GrammarFailedError):  # a limit met ahead: the draft ends before it
             self._extend(draft, sequence, index, ahead, tenant, forced=forced)
         return draft
+
+    def chances(self, draft: Draft, tenant: str) -> list[float]:
+        """The chance of each token of a draft to come true; a forced one is as likely as the one before."""
+        experience = self._experience[tenant]
+        chance, result = 1.0, []
+        for after, guessed in zip((draft.after, *draft.tokens), draft.guessed, strict=False):
+            chance *= experience.rate(after) if guessed else 1.0
+            result.append(chance)
+        return result
+
+    def learn(self, draft: Draft, confirmed: int, tenant: str, *, refuted: bool) -> None:
+        """Note that the first `confirmed` tokens of a draft came true, and whether the next one was wrong."""
+        experience = self._experience[tenant]
+        known = zip((draft.after, *draft.tokens), draft.guessed[: confirmed + refuted], strict=False)
+        for index, (after, guessed) in enumerate(known):
+            if guessed:
+                experience.learn(after, index < confirmed)
 
     def _extend(
         self,
@@ -123,12 +165,13 @@ class Drafter:
         """Add what is certain and what is guessed, in turns, until there is enough."""
         while len(draft.tokens) < MAX_DRAFT:
             if ahead is not None and forced and (certain := ahead.forced()):
-                ahead.accept(certain)
-                draft.append(certain, guessed=False)
+                if draft.tokens and draft.guessed[-1] and (joined := ahead.join(draft.tokens[-1], certain[0])):
+                    draft.tokens[-1] = joined
+                else:
+                    ahead.accept(certain)
+                    draft.append(certain, guessed=False)
                 continue
-            guess = self._look_up(sequence.tokens, index, draft.tokens, tenant, MAX_DRAFT - len(draft.tokens))
-            if ahead is not None:
-                guess = guess[: ahead.valid_prefix(guess)]
+            guess = self._guess(sequence.tokens, index, draft.tokens, ahead, tenant)
             if not guess:
                 break
             draft.append(guess, guessed=True)
@@ -140,13 +183,23 @@ class Drafter:
         """Keep an answer that followed a grammar, for others to look up."""
         self._recent.setdefault(tenant, RecentCalls()).add(answer)
 
-    def _look_up(self, tokens: IntArray, index: NGramIndex, ahead: list[int], tenant: str, count: int) -> list[int]:
-        suffix = np.concatenate((tokens[-NGRAM_SIZES[0] :], np.asarray(ahead[-NGRAM_SIZES[0] :], np.int32)))
-        if (position := index.find(suffix)) is not None:
-            return list(map(int, tokens[position : position + count]))
-        recent = self._recent.get(tenant)
-        if recent is not None and (position := recent.index.find(suffix)) is not None:
-            return list(map(int, recent.tokens[position : position + count]))
+    def _guess(
+        self, tokens: IntArray, index: NGramIndex, drafted: list[int], ahead: Constraint | None, tenant: str
+    ) -> list[int]:
+        """What last followed the longest n-gram at the end of tokens and draft, of what the grammar allows."""
+        end = np.concatenate((tokens[-NGRAM_SIZES[0] :], np.asarray(drafted[-NGRAM_SIZES[0] :], np.int32)))
+        sources = [(tokens, index)]
+        if (recent := self._recent.get(tenant)) is not None:
+            sources.append((recent.tokens, recent.index))
+        for size in NGRAM_SIZES:
+            for text, places in sources:
+                if (position := places.find(end, size)) is None:
+                    continue
+                guess: list[int] = text[position : position + MAX_DRAFT - len(drafted)].tolist()
+                if ahead is not None:
+                    guess = guess[: ahead.valid_prefix(guess)]
+                if guess:
+                    return guess
         return []
 
 

@@ -22,9 +22,6 @@ from slipstream.tokenizer import IncrementalDecoder, Tokenizer
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 CacheUse = Literal["hit", "miss", "off"]
 
-_SMOOTHING = 0.1
-"""How fast the running acceptance rate of drafts follows what happens."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
@@ -130,8 +127,6 @@ class Generation:
         self.constraint = request.grammar.begin() if request.grammar is not None else None
         self._closer = Closer(limit)
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
-        self.acceptance = 0.75
-        """Running share of guessed tokens that were right, each given that those before it were."""
         self._sampler = Sampler(params, seed, request.prompt, vocab_size)
         decoder = IncrementalDecoder(tokenizer, skip_special=request.grammar is None)
         self._text = TextStream(decoder, params.stop)
@@ -200,7 +195,8 @@ class Generation:
                 and draft.tokens[confirmed] == harvest.tokens[confirmed]
             ):
                 confirmed += 1
-        self._count_guesses(draft, confirmed)
+        self.counters.drafted_tokens += sum(draft.guessed)
+        self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
         return self._output(harvest), confirmed
 
     def conclude(self) -> None:
@@ -258,13 +254,6 @@ class Generation:
             harvest.reason = "stop"
         elif len(self.sequence) >= self.limit:
             harvest.reason = "length"
-
-    def _count_guesses(self, draft: Draft, confirmed: int) -> None:
-        self.counters.drafted_tokens += sum(draft.guessed)
-        self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
-        for index, guessed in enumerate(draft.guessed[: confirmed + 1]):
-            if guessed:
-                self.acceptance += _SMOOTHING * ((index < confirmed) - self.acceptance)
 
     def _output(self, harvest: "_Harvest", error: Exception | None = None) -> Output:
         if harvest.reason is not None:

@@ -124,6 +124,21 @@ class Constraint:
         """How many of the tokens could come next, in order."""
         return self._matcher.validate_tokens(list(tokens))
 
+    def join(self, last: int, forced: int) -> int | None:
+        """Take back `last`, the latest token, for one that spells it and the `forced` one after it, if there is one.
+
+        A model that writes both bracket by bracket is rare: it has a token for the two.
+        """
+        joined = self._grammar.joined(last, forced)
+        if joined is None or not self._matcher.rollback(1):
+            return None
+        if not self._matcher.validate_tokens([joined]):
+            self._matcher.consume_tokens([last])
+            return None
+        self._matcher.consume_tokens([joined])
+        self._accepted[-1] = joined
+        return joined
+
     def mask(self, logits: FloatArray) -> FloatArray:
         """A copy of float32 logits [vocab_size] with minus infinity for every token that can't come next."""
         address, size = self._bits.ctypes.data, self._bits.nbytes
@@ -172,6 +187,11 @@ class Grammar:
     def begin(self) -> Constraint:
         """A constraint at the start."""
         return Constraint(self, self.matcher.deep_copy())
+
+    def joined(self, first: int, second: int) -> int | None:
+        """The one token that spells two, if there is one."""
+        spelled = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes([first, second]))
+        return spelled[0] if len(spelled) == 1 else None
 
     def compiled_anew(self) -> "Grammar":
         """The same grammar with a lexer of its own."""

@@ -57,8 +57,11 @@ class IdleQueue:
         while len(self._jobs) > MAX_JOBS:
             self._drop(next(iter(self._jobs.values())))
 
-    def step(self, largest: int, compute: Callable[[Piece], None]) -> None:
-        """Let the oldest job compute up to `largest` tokens; what needs no work, or finds no memory, is done."""
+    def step(self, largest: Callable[[int], int], compute: Callable[[Piece], None]) -> None:
+        """Let the oldest job compute; what needs no work, or finds no memory, is done.
+
+        `largest` says how many tokens at the most, from how many have their KV already.
+        """
         job = next(iter(self._jobs.values()))
         computed = self._kv.computed(job.tenant, job.tokens)
         job.start = computed if job.start is None else job.start
@@ -70,7 +73,7 @@ class IdleQueue:
             if sequence is None:
                 self._drop(job)
                 return
-            count = min(largest, len(job.tokens) - sequence.computed)
+            count = min(largest(sequence.computed), len(job.tokens) - sequence.computed)
             try:
                 compute(sequence.piece(count, 0))
                 self._kv.advance(sequence, count)

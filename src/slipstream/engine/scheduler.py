@@ -1,13 +1,13 @@
 """Which tokens of which generation go into the next step. Knows no model, so most of it is tested without one."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from slipstream.engine.admission import admit_drafts, chances
+from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.generation import Generation, Phase
-from slipstream.engine.step_cost import StepCost
+from slipstream.engine.step_cost import Load, StepCost
 from slipstream.kv import KVMemory
 from slipstream.kv.prefix_index import common_length
 
@@ -32,6 +32,12 @@ class Work:
     count: int
     logits: bool
     draft: Draft = field(default_factory=Draft)
+
+    @property
+    def past(self) -> int:
+        """How many tokens of the generation have their KV already."""
+        assert self.generation.sequence is not None
+        return self.generation.sequence.computed
 
     @property
     def logit_rows(self) -> int:
@@ -84,20 +90,25 @@ class Scheduler:
             generation.start(sequence)
             yield generation
 
-    def plan(self, last_size: int) -> list[Work]:
-        """The next step, after one of `last_size` tokens; empty only when nothing runs."""
+    def plan(self, prepared: Collection[int]) -> list[Work]:
+        """The next step, with the sizes that the backend has `prepared`; empty only when nothing runs."""
         for generation in list(self.running):
             self._make_room(generation)
         work = [Work(each, each.pending, logits=True) for each in self.running if each.phase is Phase.DECODE]
-        budget = self._prefill_budget(_tokens(work))
+        budget = self._prefill_budget(_load(work).tokens)
         for generation in self.running:
             if generation.phase in (Phase.PREFILL, Phase.SETTLING) and budget > 1:  # a lone token takes two
                 count = min(generation.pending, budget)
                 budget -= max(2, count)
                 last = count == generation.pending and generation.phase is Phase.PREFILL
                 work.append(Work(generation, count, logits=last))
-        self._add_drafts(work, last_size)
+        self._add_drafts(work, prepared)
         return work
+
+    def verified(self, work: Work, confirmed: int) -> None:
+        """Learn from a draft of which the first `confirmed` tokens came true."""
+        over = work.generation.phase is not Phase.DECODE
+        self._drafter.learn(work.draft, confirmed, work.generation.request.tenant, refuted=not over)
 
     def retire(self, generation: Generation) -> None:
         """Let a running generation go, and keep its KV for whoever comes next."""
@@ -111,22 +122,26 @@ class Scheduler:
     def _prefill_budget(self, decoding: int) -> int:
         if not decoding:
             return self._cost.largest
-        return max(self._cost.largest_within(self._step_target) - decoding, self._cost.smallest)
+        past = max((each.sequence.computed for each in self.running if each.sequence is not None), default=0)
+        return max(self._cost.largest_within(self._step_target, past) - decoding, self._cost.smallest)
 
-    def _add_drafts(self, work: list[Work], last_size: int) -> None:
+    def _add_drafts(self, work: list[Work], prepared: Collection[int]) -> None:
         """Let generations bring drafts, as far as the step gains by it."""
         able = [item for item in work if item.logits and item.generation.request.speculation]
         if not able or len(able) > _MAX_DRAFTING:
             return
         for item in able:
             item.draft = self._propose(item.generation)
-        lengths = admit_drafts(
-            [chances(item.draft.guessed, item.generation.acceptance) for item in able],
-            lone=[item.count == 1 for item in able],
-            tokens=_tokens(work),
-            cost=self._cost,
-            last_size=last_size,
-        )
+        offers = [
+            Offer(
+                self._drafter.chances(item.draft, item.generation.request.tenant),
+                item.draft.guessed,
+                item.past,
+                item.count,
+            )
+            for item in able
+        ]
+        lengths = admit_drafts(offers, load=_load(work), cost=self._cost, prepared=prepared)
         for item, length in zip(able, lengths, strict=True):
             item.draft = item.draft.cut(length)
 
@@ -178,6 +193,9 @@ class Scheduler:
         self.waiting.appendleft(generation)
 
 
-def _tokens(work: list[Work]) -> int:
-    """The size of a step without drafts; a lone token is padded to two."""
-    return sum(max(2, item.count) for item in work)
+def _load(work: list[Work]) -> Load:
+    """What a step has to compute, without drafts."""
+    load = Load()
+    for item in work:
+        load = load.with_piece(item.count, item.past)
+    return load

@@ -1,58 +1,85 @@
-"""What a step costs, by the number of its tokens: measured at start-up, refined while running."""
+"""What a step costs, by its tokens and the contexts they look back on: measured at start-up, refined while running."""
 
 import bisect
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
-from slipstream.backend import StepMeasurements
+from slipstream.backend import Piece, StepMeasurements
 
 _SMOOTHING = 0.1
+_CHEAPEST = 1 / 16
+"""Of what was measured at start-up: a step that came cheap once must not make the next ones look free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a step has to compute. A lone token counts for two: that is how it is computed (see `Backend`)."""
+
+    tokens: int = 0
+    context: int = 0
+    """Tokens computed earlier whose KV the step reads: the sum over its sequences."""
+    pairs: int = 0
+    """Pairs of a token of the step and one computed earlier that it looks back on."""
+
+    @classmethod
+    def of(cls, pieces: Iterable[Piece]) -> "Load":
+        """The load of a step that computes these pieces."""
+        load = cls()
+        for piece in pieces:
+            load = load.with_piece(len(piece.tokens), piece.past)
+        return load
+
+    def with_piece(self, count: int, past: int) -> "Load":
+        """And `count` tokens of a sequence of which `past` have their KV already."""
+        return Load(self.tokens, self.context + past, self.pairs).with_tokens(max(2, count), past)
+
+    def with_tokens(self, count: int, past: int) -> "Load":
+        """And `count` more tokens of a sequence that takes part already."""
+        return Load(self.tokens + count, self.context, self.pairs + count * past)
 
 
 class StepCost:
-    """A piecewise linear curve through measured sizes.
+    """A curve through measured sizes, and what contexts add to it.
 
-    Each observed step moves the point nearest to its size, so that longer contexts, other load on the machine and
-    slower clocks find their way into the curve.
+    Each observed step moves what made up its predicted cost, in proportion to its share: so other load on the machine
+    and slower clocks find their way in.
     """
 
     def __init__(self, measured: StepMeasurements) -> None:
         self._sizes = [size for size, _ in measured.seconds]
         self._seconds = [seconds for _, seconds in measured.seconds]
-        self._change = measured.change
-        self._floor = [seconds / 16 for seconds in self._seconds]
-        """A step that came cheap once must not make the next ones look free."""
+        self._per_context = measured.per_context
+        self._per_pair = measured.per_pair
+        self._measured = measured
 
     def rounded(self, tokens: int) -> int:
         """The measured size that a step of that many tokens is padded to, or `tokens` beyond the largest."""
         index = bisect.bisect_left(self._sizes, tokens)
         return self._sizes[index] if index < len(self._sizes) else tokens
 
-    def seconds(self, tokens: int) -> float:
-        """Predicted duration of a step of that many tokens, padding included."""
-        if tokens >= self._sizes[-1]:
-            return self._seconds[-1] * tokens / self._sizes[-1]
-        right = bisect.bisect_left(self._sizes, tokens)
-        if right == 0:
-            return self._seconds[0]
-        x0, x1 = self._sizes[right - 1], self._sizes[right]
-        y0, y1 = self._seconds[right - 1], self._seconds[right]
-        return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+    def seconds(self, load: Load, prepared: Collection[int] = ()) -> float:
+        """Predicted duration of a step, its padding included; one of a size that isn't `prepared` takes longer."""
+        return sum(self._parts(load)) + self._change(load, prepared)
 
-    def transition(self, last_size: int, tokens: int) -> float:
-        """Predicted duration of a step of that many tokens, rounded up, after one of `last_size`."""
-        size = self.rounded(tokens)
-        return self.seconds(size) + (self._change if size != last_size else 0.0)
+    def token(self, past: int) -> float:
+        """What one more token adds to a large step, if it looks back on `past` computed ones."""
+        slope = (self._seconds[-1] - self._seconds[0]) / (self._sizes[-1] - self._sizes[0])
+        return slope + self._per_pair * past
 
-    def observe(self, last_size: int, tokens: int, seconds: float) -> None:
-        """Learn from a step that was run after one of `last_size`."""
-        size = self.rounded(tokens)
-        nearest = min(range(len(self._sizes)), key=lambda index: abs(self._sizes[index] - size))
-        expected = self.transition(last_size, size)
-        moved = self._seconds[nearest] * (1 + _SMOOTHING * (min(seconds / expected, 2.0) - 1))
-        self._seconds[nearest] = max(self._floor[nearest], moved)
+    def observe(self, load: Load, prepared: Collection[int], seconds: float) -> None:
+        """Learn from a step that was run when those sizes were prepared."""
+        parts = self._parts(load)
+        expected = sum(parts) + self._change(load, prepared)
+        excess = _SMOOTHING * (min(seconds / expected, 2.0) - 1)
+        by_size, by_context, by_pair = (1 + excess * part / expected for part in parts)
+        index = min(self._index(load.tokens), len(self._sizes) - 1)
+        self._seconds[index] = max(self._seconds[index] * by_size, self._measured.seconds[index][1] * _CHEAPEST)
+        self._per_context = max(self._per_context * by_context, self._measured.per_context * _CHEAPEST)
+        self._per_pair = max(self._per_pair * by_pair, self._measured.per_pair * _CHEAPEST)
 
-    def largest_within(self, seconds: float) -> int:
-        """The largest measured step size predicted to take no longer, at least the smallest."""
-        fitting = [size for size, cost in zip(self._sizes, self._seconds, strict=True) if cost <= seconds]
+    def largest_within(self, seconds: float, past: int) -> int:
+        """The largest measured size predicted to take no longer in a context of `past`, at least the smallest."""
+        fitting = [size for size in self._sizes if self.seconds(Load().with_piece(size, past)) <= seconds]
         return max(fitting, default=self.smallest)
 
     @property
@@ -64,3 +91,16 @@ class StepCost:
     def largest(self) -> int:
         """The largest measured step size."""
         return self._sizes[-1]
+
+    def _parts(self, load: Load) -> tuple[float, float, float]:
+        """The seconds that a step's size, its contexts, and its tokens' looks at them take."""
+        index = self._index(load.tokens)
+        beyond = max(1.0, load.tokens / self._sizes[-1])
+        by_size = self._seconds[min(index, len(self._sizes) - 1)] * beyond
+        return by_size, self._per_context * load.context, self._per_pair * load.pairs
+
+    def _change(self, load: Load, prepared: Collection[int]) -> float:
+        return 0.0 if not prepared or self.rounded(load.tokens) in prepared else self._measured.change
+
+    def _index(self, tokens: int) -> int:
+        return bisect.bisect_left(self._sizes, tokens)

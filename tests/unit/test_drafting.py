@@ -1,0 +1,141 @@
+"""What is looked up, how likely it is held to be, and how much of it a step takes."""
+
+import pytest
+
+from slipstream.backend import StepMeasurements
+from slipstream.chat.schema import closed, json_rule
+from slipstream.engine.admission import Offer, admit_drafts
+from slipstream.engine.drafting import Draft, Drafter
+from slipstream.engine.generation import as_prompt
+from slipstream.engine.grammar import GrammarCompiler
+from slipstream.engine.step_cost import Load, StepCost
+from slipstream.kv import KVMemory
+from slipstream.models import Model
+from slipstream.tokenizer import Tokenizer
+from tests.unit.toy_backend import ToyBackend
+
+SIZES = (2, 4, 8, 16, 32, 64, 128)
+
+
+def step_cost(*, fixed: float = 0.010, token: float = 0.0005, pair: float = 0.0) -> StepCost:
+    return StepCost(StepMeasurements(tuple((size, fixed + token * size) for size in SIZES), per_pair=pair))
+
+
+def offer(chances: list[float], *, past: int = 0, count: int = 1) -> Offer:
+    return Offer(chances, [True] * len(chances), past, count)
+
+
+def admitted(*offers: Offer, cost: StepCost | None = None) -> list[int]:
+    load = Load()
+    for each in offers:
+        load = load.with_piece(each.count, each.past)
+    return admit_drafts(offers, load=load, cost=cost or step_cost(), prepared=())
+
+
+class TestAdmission:
+    def test_a_likely_draft_is_taken_whole(self) -> None:
+        assert admitted(offer([0.95] * 15)) == [15]
+
+    def test_an_unlikely_one_only_fills_what_padding_would(self) -> None:
+        assert admitted(offer([0.01] * 15)) == [1]
+
+    def test_without_drafts_there_is_nothing_to_admit(self) -> None:
+        assert admitted(offer([]), offer([])) == [0, 0]
+
+    def test_the_likelier_draft_goes_first(self) -> None:
+        first, second = admitted(offer([0.05] * 20), offer([0.95] * 20))
+        assert first < second
+
+    def test_a_long_prompt_in_the_step_makes_no_draft_look_cheap(self) -> None:
+        falling = [0.7**position for position in range(1, 20)]
+        (alone,) = admitted(offer(falling))
+        (after_prompt,) = admitted(offer(falling, count=64))
+        assert after_prompt <= alone
+
+    def test_drafts_get_shorter_where_the_context_makes_tokens_dear(self) -> None:
+        falling = [0.8**position for position in range(1, 30)]
+        near, far = (admitted(offer(falling, past=past), cost=step_cost(pair=1e-6)) for past in (0, 8000))
+        assert far < near
+
+    def test_with_many_generations_each_brings_less(self) -> None:
+        falling = [0.8**position for position in range(1, 30)]
+        (alone,) = admitted(offer(falling))
+        assert max(admitted(*[offer(falling)] * 12)) < alone
+
+    def test_no_step_is_larger_than_the_largest_measured(self) -> None:
+        lengths = admitted(*[offer([1.0] * 32)] * 8)
+        assert sum(max(2, 1 + length) for length in lengths) <= SIZES[-1]
+
+    def test_what_the_grammar_forces_is_no_reason_for_a_longer_step(self) -> None:
+        forced = Offer([0.5] * 30, [False] * 30, 0, 1)
+        assert admitted(forced) == [1]
+
+
+class TestChances:
+    def test_a_guess_is_as_likely_as_those_before_it_were(self) -> None:
+        drafter = Drafter()
+        draft = Draft(1, [2, 3, 4], [True, True, True])
+        before = drafter.chances(draft, "")
+        for _ in range(50):
+            drafter.learn(draft, 2, "", refuted=True)
+        good, still_good, bad = drafter.chances(draft, "")
+        assert good > before[0]
+        assert still_good > before[1]
+        assert bad < 0.1
+
+    def test_a_forced_token_is_as_likely_as_the_guess_before(self) -> None:
+        first, forced, last = Drafter().chances(Draft(1, [2, 3, 4], [True, False, True]), "")
+        assert first == forced > last
+
+    def test_a_draft_that_outlived_its_answer_teaches_nothing_about_its_end(self) -> None:
+        drafter = Drafter()
+        draft = Draft(1, [2, 3], [True, True])
+        before = drafter.chances(draft, "")
+        drafter.learn(draft, 0, "", refuted=False)
+        assert drafter.chances(draft, "") == before
+
+    def test_what_one_tenant_taught_another_does_not_feel(self) -> None:
+        drafter = Drafter()
+        draft = Draft(1, [2], [True])
+        before = drafter.chances(draft, "other")
+        drafter.learn(draft, 0, "", refuted=True)
+        assert drafter.chances(draft, "other") == before
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"call": {"type": "object", "properties": {"flag": {"type": "boolean"}, "n": {"type": "integer"}}}},
+    "required": ["call"],
+}
+
+
+@pytest.fixture(scope="module")
+def compiler(model: Model) -> GrammarCompiler:
+    manifest = model.manifest
+    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)
+
+
+class TestLookUp:
+    @pytest.fixture(autouse=True)
+    def _parts(self, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.constraint = compiler.compile(f"start: {json_rule(closed(SCHEMA))}", param="").begin()
+        self.drafter = Drafter()
+
+    def drafted(self, text: str, answer: str) -> list[str]:
+        """The tokens proposed after a prompt and the beginning of an answer, as text."""
+        begun = self.tokenizer.encode(answer)
+        self.constraint.accept(begun)
+        sequence = KVMemory(ToyBackend(64)).open("", as_prompt([*self.tokenizer.encode(text), *begun]), room=8)
+        assert sequence is not None
+        draft = self.drafter.propose(sequence, self.constraint, "", forced=True)
+        return [self.tokenizer.decode([token]) for token in draft.tokens]
+
+    def test_text_that_the_grammar_forbids_does_not_hide_a_recent_call(self) -> None:
+        self.drafter.remember(as_prompt(self.tokenizer.encode('{"call": {"flag": true, "n": 4}}')), "")
+        drafted = self.drafted('The schema: {"flag": {"type": "boolean"}}.', '{"call": {"flag":')
+        assert drafted[0] == " true"
+
+    def test_brackets_that_close_together_are_one_token_where_the_model_has_one(self) -> None:
+        drafted = self.drafted('{"n": 24}\nNext.', '{"call": {"n": 2')
+        assert drafted == ["4", "}}"]
