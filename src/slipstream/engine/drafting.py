@@ -8,6 +8,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field
+from itertools import product
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,8 +18,10 @@ from slipstream.engine.grammar import Constraint, GrammarFailedError
 from slipstream.kv import Sequence
 
 MAX_DRAFT = 32
-NGRAM_SIZES = (5, 4, 3, 2)
+NGRAM_SIZES = (5, 4, 3, 2, 1)
 """Longer matches are asked first: what followed them is likelier to follow again."""
+_SMALLEST_IN_PROSE = 2
+"""A single token says something where a grammar says the rest."""
 
 _PRIOR = 0.75
 """How often a guess comes true, as long as nothing is known."""
@@ -191,10 +194,8 @@ class Drafter:
         sources = [(tokens, index)]
         if (recent := self._recent.get(tenant)) is not None:
             sources.append((recent.tokens, recent.index))
-        for size in NGRAM_SIZES:
-            for text, places in sources:
-                if (position := places.find(end, size)) is None:
-                    continue
+        for size, (text, places) in product(NGRAM_SIZES, sources):
+            if (position := places.find(end, size)) is not None and (ahead is not None or size >= _SMALLEST_IN_PROSE):
                 guess: list[int] = text[position : position + MAX_DRAFT - len(drafted)].tolist()
                 if ahead is not None:
                     guess = guess[: ahead.valid_prefix(guess)]
