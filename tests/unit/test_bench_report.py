@@ -150,6 +150,12 @@ def test_a_pass_is_as_slow_as_memory_or_as_arithmetic() -> None:
     assert turn_seconds(RATES, delta=100, free=3, context=10) == pytest.approx(0.41 + 3 * 0.1)
 
 
+def test_a_pass_multiplies_queries_with_the_keys_and_values_of_the_context() -> None:
+    rates = RATES.model_copy(update={"operations_per_pair": 10})
+    pairs = 98 + 99 + 100
+    assert pass_seconds(rates, 3, 100) == pytest.approx((2 * (2 * 3 + 5) + 10 * pairs) / 1000)
+
+
 def test_the_floor_counts_the_delta_and_the_tokens_that_the_grammar_leaves_open(tmp_path: Path) -> None:
     report = {
         "prompt_tokens": 110,

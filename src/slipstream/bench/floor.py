@@ -1,8 +1,9 @@
 """The floor under a turn: what this machine takes to read the weights and to multiply with them, and nothing else.
 
 A turn has to compute its delta, in one pass, and the tokens that its grammar leaves open, in one pass each. A pass
-reads all weights and the KV of the context from memory and multiplies each of its tokens with the weights; it takes as
-long as the slower of the two. Attention's own arithmetic, sampling, HTTP and templates count for nothing.
+reads all weights and the KV of the context from memory. It multiplies each of its tokens with the weights, and each
+query with the keys and values of its context. It takes as long as the slower of the two. Padding, whatever is not a
+product of matrices, sampling, HTTP and templates count for nothing.
 """
 
 import os
@@ -31,9 +32,10 @@ def measure(ir_path: Path) -> FloorRates:
 
 
 def pass_seconds(rates: FloorRates, tokens: int, context: int) -> float:
-    """The least time for a pass over so many tokens, of which the last one's logits are wanted."""
+    """The least time for a pass over the last so many tokens of a context, with the logits of the last one."""
     size = rates.layer_bytes + rates.head_bytes + context * rates.kv_bytes_per_token
-    operations = 2 * (rates.layer_weights * tokens + rates.head_weights)
+    pairs = tokens * (context - (tokens - 1) / 2)
+    operations = 2 * (rates.layer_weights * tokens + rates.head_weights) + rates.operations_per_pair * pairs
     return max(size / rates.bytes_per_second, operations / rates.operations_per_second)
 
 
@@ -72,10 +74,11 @@ def _best(work: Callable[[], object]) -> float:
 
 
 def _needs(ir_path: Path) -> dict[str, int]:
-    """Bytes and weights of the model's matrices, and KV bytes of a token."""
+    """Bytes and weights of the model's matrices, KV bytes of a token, and operations of attention."""
     model = ov.Core().read_model(ir_path)
     vocabulary = int(model.output("logits").partial_shape[-1].get_length())
-    needs = {"layer_bytes": 0, "layer_weights": 0, "head_bytes": 0, "head_weights": 0, "kv_bytes_per_token": 0}
+    needs = dict.fromkeys(("layer_bytes", "layer_weights", "head_bytes", "head_weights", "kv_bytes_per_token"), 0)
+    needs["operations_per_pair"] = 0
     for node in model.get_ops():
         if node.get_type_name() == "MatMul" and (shape := node.input(1).get_partial_shape()).is_static:
             part = "head" if vocabulary in (rows_and_columns := list(shape.to_shape())) else "layer"
@@ -84,6 +87,9 @@ def _needs(ir_path: Path) -> dict[str, int]:
         elif node.get_type_name() == "ReadValue":
             _, heads, _, size = node.output(0).get_partial_shape()
             needs["kv_bytes_per_token"] += heads.get_length() * size.get_length() * _KV_ELEMENT_BYTES
+        elif node.get_type_name() == "ScaledDotProductAttention":
+            _, heads, _, size = node.input(0).get_partial_shape()
+            needs["operations_per_pair"] += 2 * 2 * heads.get_length() * size.get_length()
     return needs
 
 

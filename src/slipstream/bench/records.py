@@ -61,6 +61,8 @@ class FloorRates(Record):
     head_bytes: int
     head_weights: int
     kv_bytes_per_token: int
+    operations_per_pair: int = 0
+    """Of attention, for each token and each one that it looks back on."""
 
 
 class TurnResult(Record):

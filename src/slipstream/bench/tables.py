@@ -16,7 +16,7 @@ LEGEND = (
     "tokens. Valid: calls that fit their schema, of all. Recomputed: prompt minus cached tokens of a later turn, in "
     "the median; beyond delta: the most that any later turn recomputed of what was there before it. Floor: what one "
     "pass over the delta and one for each token that the grammar leaves open take at this machine's measured memory "
-    "bandwidth and bf16 matrix rate."
+    "bandwidth and bf16 matrix rate, attention's products included."
 )
 
 
@@ -39,9 +39,9 @@ def terminal(summary: Summary) -> Iterator[RenderableType]:
             title=f"{workload.name}: {workload.description}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
         )
         for column in _TERMINAL_COLUMNS:
-            table.add_column(
-                column, justify="left" if column == "server" else "right", no_wrap=column == "server", overflow="fold"
-            )
+            header = column.replace(" ", "\n")
+            left = column == "server"
+            table.add_column(header, justify="left" if left else "right", no_wrap=not left, overflow="fold")
         for cells in rows(workload):
             by_column = dict(zip(COLUMNS, cells, strict=True))
             table.add_row(*(Text(by_column[column].replace(" (", "\n(")) for column in _TERMINAL_COLUMNS))
