@@ -9,9 +9,9 @@ import pytest
 
 from slipstream.bench import html, tables
 from slipstream.bench.floor import pass_seconds, turn_seconds
+from slipstream.bench.plots import COLOURS, lines, stacked_bars
 from slipstream.bench.records import FloorRates, Result, RunFile, ServerDescription, Settings, TurnResult
 from slipstream.bench.report import REFERENCE, ServerSummary, Summary, rows, summary
-from slipstream.bench.svg import line_plot, stacked_bars
 
 PEER = "other:best"
 RATES = FloorRates(
@@ -100,7 +100,7 @@ def test_a_server_that_failed_is_shown_with_its_error(tmp_path: Path) -> None:
     assert [PEER, "failed"] in [cells[:2] for cells in rows(workload)]
     assert "illegal instruction <avx>" in tables.markdown(known)
     assert "illegal instruction &lt;avx&gt;" in html.page(known)
-    assert any("illegal instruction <avx>" in str(each) for each in tables.terminal(known))
+    assert any("illegal instruction <avx>" in str(each) for each in tables.terminal(known, 80))
 
 
 def test_what_was_recomputed_is_compared_with_what_was_new(tmp_path: Path) -> None:
@@ -184,9 +184,10 @@ def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
     known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1, 1), result(PEER, 0, 2, 2, 2))
     known = known.model_copy(update={"settings": settings, "servers": [described]})
     page = html.page(known)
-    ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>", "", page).replace("<br>", "<br/>"))
-    assert not re.search(r"(src|href)=", page)
-    assert page.count("<polyline") == 3 * 2  # time by turn, time by context, tokens computed
+    ElementTree.fromstring(re.sub(r"<!doctype html>|<meta\b[^>]*>", "", page).replace("<br>", "<br/>"))
+    assert not re.search(r"(src|href)=[\"'][^#]", page)
+    for title in ("Time of a turn", "Time by length of the context", "Prompt tokens computed"):
+        assert page.count(f"<h3>{title}</h3>") == 1
     for text in ("a &amp; b", "other --fast", "weights in bf16"):
         assert text in page
     assert "other --fast" in tables.markdown(known)
@@ -199,25 +200,37 @@ def test_markdown_has_a_row_for_each_server_under_as_many_columns(tmp_path: Path
     assert [line.split("|")[1].strip() for line in lines[2:]] == [REFERENCE, PEER]
 
 
+def drawn(svg: str, style: str) -> list[list[tuple[float, float]]]:
+    """The corners of all shapes of a style."""
+    shapes = re.findall(rf'<path d="([^"]+)"[^>]*style="{style}', svg)
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", shape)] for shape in shapes]
+
+
 def test_a_line_goes_through_its_points_and_up_is_more() -> None:
-    plot = line_plot({"a": [(1, 10), (2, 20)], "b": [(1, 5), (2, 5)]}, x_label="turn", y_label="ms")
-    first, second = (
-        [tuple(map(float, pair.split(","))) for pair in points.split()]
-        for points in re.findall(r'points="([^"]+)"', plot)
-    )
-    assert first[0][0] < first[1][0]
-    assert first[0][1] > first[1][1]
-    assert second[0][1] == second[1][1] > first[0][1]
+    plot = lines({"a": [(2, 20), (1, 10)], "b": [(1, 5), (2, 5)]}, x_label="turn", y_label="ms")
+    rising, level = (drawn(plot, f'fill: none;[^"]*stroke: {colour}')[0] for colour in COLOURS[:2])
+    assert rising[0][0] < rising[1][0]
+    assert rising[0][1] > rising[1][1]
+    assert level[0][1] == level[1][1] > rising[0][1]
+    assert plot == lines({"a": [(2, 20), (1, 10)], "b": [(1, 5), (2, 5)]}, x_label="turn", y_label="ms")
 
 
 def test_bars_stand_on_each_other() -> None:
     plot = stacked_bars(
         {1: {"prefill": 30, "decode": 60}, 2: {"prefill": 30, "decode": 30}}, x_label="turn", y_label="ms"
     )
-    heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill', plot)]
-    assert heights == pytest.approx([heights[0], 2 * heights[0], heights[0], heights[0]], abs=0.2)
+    bars = [corners for colour in COLOURS[:2] for corners in drawn(plot, f"fill: {colour}")[:2]]
+    heights = [max(y for _, y in corners) - min(y for _, y in corners) for corners in bars]
+    assert heights == pytest.approx([heights[0], heights[0], 2 * heights[0], heights[0]], abs=0.2)
 
 
 @pytest.mark.parametrize("values", [[(1.0, 0.0)], [(1.0, 3.0)], [(0.0, 0.0), (5.0, 0.0)]])
 def test_a_plot_of_one_point_or_of_nothing_but_zeros_is_a_plot(values: list[tuple[float, float]]) -> None:
-    assert "<polyline" in line_plot({"a": values}, x_label="x", y_label="y")
+    ElementTree.fromstring(lines({"a": values}, x_label="x", y_label="y"))
+
+
+def test_markdown_shows_how_time_grows_with_the_context_where_it_grows(tmp_path: Path) -> None:
+    short = summary_of(tmp_path / "short", result(REFERENCE, 0, 1, 1))
+    assert "![" not in tables.markdown(short)
+    growing = summary_of(tmp_path / "long", result(REFERENCE, 0, *[1.0] * 12, workload="growth"))
+    assert "](growth-time-by-context.svg)" in tables.markdown(growing)

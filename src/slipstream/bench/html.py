@@ -1,10 +1,10 @@
 """A report as one HTML page that needs nothing else, on a screen and on paper."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html import escape
 
-from slipstream.bench.report import COLUMNS, REFERENCE, Point, Summary, WorkloadSummary, rows
-from slipstream.bench.svg import line_plot, stacked_bars
+from slipstream.bench import plots
+from slipstream.bench.report import COLUMNS, Summary, WorkloadSummary, rows
 from slipstream.bench.tables import LEGEND, machine_text, settings_text
 
 _STYLE = """
@@ -15,8 +15,7 @@ code, pre { font-size: 13px; background: #f4f4f4; } pre { padding: .6em; white-s
 table { border-collapse: collapse; width: 100%; font-size: 12.5px; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #ccc; padding: .3em .5em; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
-figure { margin: .4em 0 1em; break-inside: avoid; } figure svg[role=img] { width: 100%; height: auto; }
-figure text { font: 12px system-ui, sans-serif; fill: #333; } figcaption span { margin-right: 1.4em; font-size: 13px; }
+figure { margin: .4em 0 1em; break-inside: avoid; } figure svg { width: 100%; height: auto; }
 .failed { color: #a11; }
 @media print {
   body { margin: 0; max-width: none; font-size: 11px; } table { font-size: 9px; }
@@ -50,46 +49,13 @@ def _workload(workload: WorkloadSummary) -> Iterator[str]:
     for server in workload.servers:
         for error in server.errors:
             yield f"<p class='failed'>{escape(server.server)} failed:</p><pre>{escape(error)}</pre>"
-    yield from _plots(workload)
+    for plot in plots.of_workload(workload):
+        yield f"<figure><h3>{escape(plot.title)}</h3>{plot.svg}</figure>"
     yield "</section>"
 
 
 def _row(cells: list[str]) -> str:
     return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-
-
-def _plots(workload: WorkloadSummary) -> Iterator[str]:
-    def number(point: Point) -> float:
-        return point.turn
-
-    def context(point: Point) -> float | None:
-        return point.prompt_tokens
-
-    plots = (
-        ("Time of a turn", number, lambda point: point.milliseconds, "turn", "ms"),
-        ("Time by length of the context", context, lambda point: point.milliseconds, "prompt tokens", "ms"),
-        ("Prompt tokens computed", number, lambda point: point.recomputed_tokens, "turn", "tokens"),
-        ("Forward passes per token", number, lambda point: point.passes_per_token, "turn", "passes"),
-    )
-    for title, x, y, x_label, y_label in plots:
-        if plot := line_plot(_series(workload, x, y), x_label=x_label, y_label=y_label):
-            yield f"<h3>{title}</h3>{plot}"
-    for server in workload.servers:
-        bars = {point.turn: point.parts for point in server.points if point.parts is not None}
-        if bars and server.server == REFERENCE:
-            yield f"<h3>What a turn of ours is spent on</h3>{stacked_bars(bars, x_label='turn', y_label='ms')}"
-
-
-def _series(
-    workload: WorkloadSummary, x: Callable[[Point], float | None], y: Callable[[Point], float | None]
-) -> dict[str, list[tuple[float, float]]]:
-    """A line for each server that tells both."""
-    series = {}
-    for server in workload.servers:
-        pairs = [(x(point), y(point)) for point in server.points]
-        if known := [(a, b) for a, b in pairs if a is not None and b is not None]:
-            series[server.server] = known
-    return series
 
 
 def _servers(summary: Summary) -> Iterator[str]:

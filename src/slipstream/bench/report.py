@@ -95,6 +95,12 @@ class WorkloadSummary(Entry):
     servers: list[ServerSummary]
     floor: FloorSummary | None
 
+    @property
+    def growth(self) -> float:
+        """How many times longer the longest prompt is than the shortest."""
+        lengths = [point.prompt_tokens for server in self.servers for point in server.points if point.prompt_tokens]
+        return max(lengths) / min(lengths) if lengths else 1.0
+
 
 class Summary(Entry):
     """All that a report shows."""

@@ -20,6 +20,9 @@ LEGEND = (
 )
 
 
+_SHOWN_GROWTH = 4
+"""Where contexts grow so many times, it is worth a picture what they cost."""
+
 _TERMINAL_COLUMNS = (
     "server",
     "later turns, ms",
@@ -32,19 +35,26 @@ _TERMINAL_COLUMNS = (
 )
 
 
-def terminal(summary: Summary) -> Iterator[RenderableType]:
+_WIDE = 105
+"""Columns of a terminal that has room for everything."""
+_WIDE_ONLY = ("all, s", "recomputed")
+
+
+def terminal(summary: Summary, width: int) -> Iterator[RenderableType]:
     """A table for each workload, with what matters most; ranges stand under their medians."""
+    columns = [column for column in _TERMINAL_COLUMNS if width >= _WIDE or column not in _WIDE_ONLY]
     for workload in summary.workloads:
         table = Table(
             title=f"{workload.name}: {workload.description}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
         )
-        for column in _TERMINAL_COLUMNS:
-            header = column.replace(" ", "\n")
+        for column in columns:
             left = column == "server"
-            table.add_column(header, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+            table.add_column(
+                column.replace(" ", "\n"), justify="left" if left else "right", no_wrap=not left, overflow="fold"
+            )
         for cells in rows(workload):
             by_column = dict(zip(COLUMNS, cells, strict=True))
-            table.add_row(*(Text(by_column[column].replace(" (", "\n(")) for column in _TERMINAL_COLUMNS))
+            table.add_row(*(Text(by_column[column].replace(" (", "\n(")) for column in columns))
         yield table
         for server in workload.servers:
             yield from (Text(f"{server.server} failed: {error}", style="red") for error in server.errors)
@@ -102,6 +112,8 @@ def _lines(summary: Summary) -> Iterator[str]:
         for server in workload.servers:
             for error in server.errors:
                 yield from ("", f"{server.server} failed:", "", *(f"    {line}" for line in error.splitlines()))
+        if workload.growth >= _SHOWN_GROWTH:
+            yield from ("", f"![Time by length of the context]({workload.name}-time-by-context.svg)")
     yield from ("", "## How the servers were run", "")
     for each in summary.servers:
         yield f"- **{each.server}**: `{each.description}`"

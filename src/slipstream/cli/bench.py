@@ -115,8 +115,9 @@ def setup(
     progress = ConsoleProgress(Console())
     with readable_errors():
         _check_installed()
-        chosen = _named(peer, _peers(), "peer")
-        chosen(ModelStore().ensure(model, progress=progress)).setup(progress)
+        chosen = _named(peer, _peers(), "peer")(ModelStore().ensure(model, progress=progress))
+        chosen.setup(progress)
+        print(f"{peer} is set up: slipstream bench run -s {peer}")
 
 
 @bench.command("list")
@@ -143,7 +144,7 @@ def list_(model: Model = DEFAULT_MODEL) -> None:
 def report(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Of the run.")],
 ) -> None:
-    """Make the report of a run again: a table here; summary.json, report.html and benchmarks.md in its folder."""
+    """Make the report of a run again: a table here; JSON, HTML, Markdown and plots in its folder."""
     console = Console()
     with readable_errors():
         _check_installed()
@@ -159,6 +160,7 @@ def _check_installed() -> None:
     try:
         import httpx  # noqa: F401
         import jsonschema  # noqa: F401
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise SlipstreamError(f"the bench needs {error.name}: pip install 'slipstream[bench]'") from error
 
@@ -240,14 +242,15 @@ def _begin(file: "RunFile", plan: "Plan", model: "StoredModel", console: Console
 
 def _show(file: "RunFile", folder: Path, console: Console) -> None:
     """The report here, and as files in the folder."""
-    from slipstream.bench import html, report, tables
+    from slipstream.bench import html, plots, report, tables
 
     summary = report.summary(file)
-    console.print(*tables.terminal(summary), sep="\n")
+    console.print(*tables.terminal(summary, console.width), sep="\n")
     for name, text in (
         ("summary.json", summary.model_dump_json(indent=1)),
         ("report.html", html.page(summary)),
         ("benchmarks.md", tables.markdown(summary)),
+        *((f"{each.name}-{plot.name}.svg", plot.svg) for each in summary.workloads for plot in plots.of_workload(each)),
     ):
         (folder / name).write_text(text, encoding="utf-8")
     console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False)
