@@ -113,9 +113,11 @@ def test_a_server_that_is_not_set_up_says_how(tmp_path: Path, monkeypatch: pytes
         def installed(self) -> bool:
             return False
 
-    known: dict[str, type[Peer]] = {"missing": Missing}
+    known: dict[str, type[Peer]] = {"slipstream": peers.Slipstream, "missing": Missing}
     monkeypatch.setattr(peers, "PEERS", known)
     assert "slipstream bench setup missing" in bench("run", "-s", "missing", "--out", str(tmp_path), status=1)
+    assert "left out: missing" in bench("run", "-w", "agent-6", "--rounds", "1", "--out", str(tmp_path))
+    assert "not set up on this machine, so not run" in (tmp_path / "benchmarks.md").read_text()
 
 
 def test_the_list_has_workloads_and_servers(model: Model) -> None:

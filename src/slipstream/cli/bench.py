@@ -88,15 +88,19 @@ def run_(
     with readable_errors():
         _check_installed()
         from slipstream.bench.records import RunFile
-        from slipstream.bench.runner import Plan, run
+        from slipstream.bench.runner import Plan, Server, run
 
         pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
         known = {name: peer(pulled) for name, peer in _peers().items()}
-        servers = _servers(server, known, pulled, console)
+        servers = _servers(server, known, pulled)
+        left_out = [] if server else [Server(peer, peer.compared_by) for peer in known.values() if not peer.installed()]
+        if left_out:
+            names = ", ".join(each.peer.name for each in left_out)
+            console.print(f"Not set up, so left out: {names}. `slipstream bench setup NAME` sets one up.")
         workloads = _workloads(workload)
         file = RunFile(out)
         plan = Plan(servers, workloads, rounds, seed, constraint.value)
-        _begin(file, plan, pulled, console)
+        _begin(file, plan, left_out, pulled, console)
         try:
             with _Bars(len(list(plan.missing(file))), console) as bars:
                 run(plan, file, bars)
@@ -185,18 +189,13 @@ def _workloads(names: list[str] | None) -> "list[Workload]":
     return [_named(name, WORKLOADS, "workload") for name in names or DEFAULT_WORKLOADS]
 
 
-def _servers(
-    names: list[str] | None, known: "Mapping[str, Peer]", model: "StoredModel", console: Console
-) -> "list[Server]":
+def _servers(names: list[str] | None, known: "Mapping[str, Peer]", model: "StoredModel") -> "list[Server]":
     """What `--server` asks for; the servers that are set up if it asks for none."""
     from slipstream.bench.peers.url import AtURL
     from slipstream.bench.runner import Server
 
     ready = [peer for peer in known.values() if peer.installed()]
     if not names:
-        missing = ", ".join(name for name, peer in known.items() if peer not in ready)
-        if missing:
-            console.print(f"Not set up, so left out: {missing}. `slipstream bench setup NAME` sets one up.")
         return [Server(peer, peer.compared_by) for peer in ready]
     if "all" in names:
         return [Server(peer, configuration) for peer in ready for configuration in peer.configurations]
@@ -216,8 +215,8 @@ def _servers(
     return servers
 
 
-def _begin(file: "RunFile", plan: "Plan", model: "StoredModel", console: Console) -> None:
-    """Record what the results belong to; raises `SlipstreamError` if the file has results of something else."""
+def _begin(file: "RunFile", plan: "Plan", left_out: "list[Server]", model: "StoredModel", console: Console) -> None:
+    """Record what the results belong to, and what has none; raises `SlipstreamError` if the file has other results."""
     from slipstream.bench import floor
     from slipstream.bench.machine import this_machine
     from slipstream.bench.records import ServerDescription, Settings
@@ -233,9 +232,10 @@ def _begin(file: "RunFile", plan: "Plan", model: "StoredModel", console: Console
         before, now = getattr(file.settings, field), getattr(settings, field)
         if before != now:
             raise SlipstreamError(f"the run in this folder has {field} {before!r}, not {now!r}: choose another --out")
-    for server in plan.servers:
+    for server in (*plan.servers, *left_out):
         way = server.configuration
-        described = ServerDescription(server=server.name, description=way.description, notes=list(way.notes))
+        notes = ["not set up on this machine, so not run"] if server in left_out else []
+        described = ServerDescription(server=server.name, description=way.description, notes=[*notes, *way.notes])
         if file.servers.get(server.name) != described:
             file.add(described)
 
