@@ -19,7 +19,7 @@ figure { margin: .4em 0 1em; break-inside: avoid; } figure svg { width: 100%; he
 .failed { color: #a11; }
 @media print {
   body { margin: 0; max-width: none; font-size: 11px; } table { font-size: 9px; }
-  h2, h3 { break-after: avoid; } tr { break-inside: avoid; } section { break-inside: auto; }
+  h2, h3 { break-after: avoid; } table { break-inside: avoid; } section { break-inside: auto; }
 }
 """
 
