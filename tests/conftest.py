@@ -3,6 +3,7 @@
 import hypothesis
 import pytest
 
+from slipstream.engine.grammar import GrammarCompiler
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
 
@@ -20,3 +21,9 @@ def model() -> Model:
 @pytest.fixture(scope="session")
 def tokenizer(model: Model) -> Tokenizer:
     return Tokenizer.from_file(model.tokenizer_path)
+
+
+@pytest.fixture(scope="module")
+def compiler(model: Model) -> GrammarCompiler:
+    manifest = model.manifest
+    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)

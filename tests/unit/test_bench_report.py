@@ -9,7 +9,7 @@ import pytest
 
 from slipstream.bench import html, tables
 from slipstream.bench.floor import pass_seconds, turn_seconds
-from slipstream.bench.plots import COLOURS, lines, stacked_bars
+from slipstream.bench.plots import COLOURS, lines, of_all, stacked_bars
 from slipstream.bench.records import FloorRates, Result, RunFile, ServerDescription, Settings, TurnResult
 from slipstream.bench.report import REFERENCE, ServerSummary, Summary, rows, summary
 
@@ -99,7 +99,7 @@ def test_a_server_that_failed_is_shown_with_its_error(tmp_path: Path) -> None:
     (workload,) = known.workloads
     assert [PEER, "failed"] in [cells[:2] for cells in rows(workload)]
     assert "illegal instruction <avx>" in tables.markdown(known)
-    assert "illegal instruction &lt;avx&gt;" in html.page(known)
+    assert "illegal instruction &lt;avx&gt;" in html.page(known, of_all(known))
     assert any("illegal instruction <avx>" in str(each) for each in tables.terminal(known, 80))
 
 
@@ -175,7 +175,7 @@ def test_the_floor_counts_the_delta_and_the_tokens_that_the_grammar_leaves_open(
     server = only(known, REFERENCE)
     assert server.passes_per_token == pytest.approx(0.2)
     assert server.points[1].parts == pytest.approx({"queue": 1, "prefill": 300, "decode": 500, "other": 799})
-    assert "What a turn of ours is spent on" in html.page(known)
+    assert "What a turn of ours is spent on" in html.page(known, of_all(known))
 
 
 def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
     described = ServerDescription(server=PEER, description="other --fast", notes=["weights in bf16"])
     known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1, 1), result(PEER, 0, 2, 2, 2))
     known = known.model_copy(update={"settings": settings, "servers": [described]})
-    page = html.page(known)
+    page = html.page(known, of_all(known))
     ElementTree.fromstring(re.sub(r"<!doctype html>|<meta\b[^>]*>", "", page).replace("<br>", "<br/>"))
     assert not re.search(r"(src|href)=[\"'][^#]", page)
     for title in ("Time of a turn", "Time by length of the context", "Prompt tokens computed"):

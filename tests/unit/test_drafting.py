@@ -10,7 +10,6 @@ from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.engine.step_cost import Load, StepCost
 from slipstream.kv import KVMemory
-from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
 from tests.unit.toy_backend import ToyBackend
 
@@ -107,12 +106,6 @@ SCHEMA = {
     "properties": {"call": {"type": "object", "properties": {"flag": {"type": "boolean"}, "n": {"type": "integer"}}}},
     "required": ["call"],
 }
-
-
-@pytest.fixture(scope="module")
-def compiler(model: Model) -> GrammarCompiler:
-    manifest = model.manifest
-    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)
 
 
 class TestLookUp:

@@ -16,12 +16,6 @@ SCHEMA = {"type": "object", "properties": {"a": EXHAUSTING, "b": {"type": "integ
 SOURCE = f"start: {json_rule(closed(SCHEMA))}"
 
 
-@pytest.fixture(scope="module")
-def compiler(model: Model) -> GrammarCompiler:
-    manifest = model.manifest
-    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)
-
-
 def masks(constraint: Constraint, vocab_size: int, tokens: Sequence[int]) -> list[bytes]:
     """What is allowed before each of the tokens, having followed them."""
     logits = np.zeros(vocab_size, np.float32)

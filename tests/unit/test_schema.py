@@ -10,7 +10,6 @@ import pytest
 from slipstream.chat.schema import closed, json_rule
 from slipstream.engine.grammar import GrammarCompiler, GrammarFailedError
 from slipstream.errors import InvalidRequestError
-from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
 
 Accepts = Callable[[dict[str, Any], object], bool]
@@ -21,12 +20,6 @@ EXTRA = {"properties": {"y": NUMBER}, "required": ["y"]}
 REF = {"$ref": "#/$defs/Base"}
 COLORS = {"enum": ["red", "green", "blue"]}
 SET = {"type": "array", "uniqueItems": True}
-
-
-@pytest.fixture(scope="module")
-def compiler(model: Model) -> GrammarCompiler:
-    manifest = model.manifest
-    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)
 
 
 @pytest.fixture

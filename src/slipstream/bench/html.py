@@ -1,9 +1,9 @@
 """A report as one HTML page that needs nothing else, on a screen and on paper."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from slipstream.bench import plots
+from slipstream.bench.plots import Plot
 from slipstream.bench.report import COLUMNS, Summary, WorkloadSummary, rows
 from slipstream.bench.tables import LEGEND, machine_text, settings_text
 
@@ -24,8 +24,8 @@ figure { margin: .4em 0 1em; break-inside: avoid; } figure svg { width: 100%; he
 """
 
 
-def page(summary: Summary) -> str:
-    """The whole report."""
+def page(summary: Summary, plots: Mapping[str, Sequence[Plot]]) -> str:
+    """The whole report, with the plots of each workload by its name."""
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Slipstream bench</title>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
@@ -33,14 +33,14 @@ def page(summary: Summary) -> str:
         f"<p>{escape(settings_text(summary))}<br>{escape(machine_text(summary))}</p>",
         f"<pre>{escape(summary.settings.command)}</pre>" if summary.settings else "",
         f"<p>{escape(LEGEND)}</p>",
-        *(part for workload in summary.workloads for part in _workload(workload)),
+        *(part for workload in summary.workloads for part in _workload(workload, plots[workload.name])),
         *_servers(summary),
         "</body></html>",
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _workload(workload: WorkloadSummary) -> Iterator[str]:
+def _workload(workload: WorkloadSummary, plots: Sequence[Plot]) -> Iterator[str]:
     yield f"<section><h2>{escape(workload.name)}</h2><p>{escape(workload.description)} "
     yield f"Later turns: {escape(workload.later)}.</p>"
     yield f"<table><thead><tr>{''.join(f'<th>{escape(column)}</th>' for column in COLUMNS)}</tr></thead><tbody>"
@@ -49,7 +49,7 @@ def _workload(workload: WorkloadSummary) -> Iterator[str]:
     for server in workload.servers:
         for error in server.errors:
             yield f"<p class='failed'>{escape(server.server)} failed:</p><pre>{escape(error)}</pre>"
-    for plot in plots.of_workload(workload):
+    for plot in plots:
         yield f"<figure><h3>{escape(plot.title)}</h3>{plot.svg}</figure>"
     yield "</section>"
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from slipstream.bench.report import REFERENCE, Point, WorkloadSummary
+from slipstream.bench.report import REFERENCE, Point, Summary, WorkloadSummary
 
 _INCHES = (9.0, 3.8)
 COLOURS = ("#0b6e4f", "#c1440e", "#1f4e9e", "#8a6d00", "#7b2d8b", "#3b8ea5", "#555555", "#b0306a")
@@ -28,7 +28,12 @@ class Plot:
     svg: str
 
 
-def of_workload(workload: WorkloadSummary) -> Iterator[Plot]:
+def of_all(summary: Summary) -> dict[str, list[Plot]]:
+    """The plots of each workload, by its name."""
+    return {workload.name: list(_of_workload(workload)) for workload in summary.workloads}
+
+
+def _of_workload(workload: WorkloadSummary) -> Iterator[Plot]:
     """What there is to show of a workload; some servers don't tell all of it."""
 
     def context(point: Point) -> float | None:

@@ -246,11 +246,12 @@ def _show(file: "RunFile", folder: Path, console: Console) -> None:
 
     summary = report.summary(file)
     console.print(*tables.terminal(summary, console.width), sep="\n")
+    drawn = plots.of_all(summary)
     for name, text in (
         ("summary.json", summary.model_dump_json(indent=1)),
-        ("report.html", html.page(summary)),
+        ("report.html", html.page(summary, drawn)),
         ("benchmarks.md", tables.markdown(summary)),
-        *((f"{each.name}-{plot.name}.svg", plot.svg) for each in summary.workloads for plot in plots.of_workload(each)),
+        *((f"{name}-{plot.name}.svg", plot.svg) for name, each in drawn.items() for plot in each),
     ):
         (folder / name).write_text(text, encoding="utf-8")
     console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False)

@@ -6,7 +6,7 @@ that the grammar forces need no step of their own, with or without a draft.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slipstream.engine.step_cost import Load, StepCost
 
@@ -31,10 +31,8 @@ def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost, prepare
     `load` is the step without drafts. What a free token is worth is what the best step that only decodes pays for
     one: so a prompt that is computed in the same step, however long it takes, makes no draft look cheap.
     """
-    decoding = Load()
-    for offer in offers:
-        decoding = decoding.with_piece(1, offer.past)
-    lone = [Offer(offer.chances, offer.guessed, offer.past, 1) for offer in offers]
+    lone = [replace(offer, count=1) for offer in offers]
+    decoding = Load.of((offer.count, offer.past) for offer in lone)
     worth = min(option.overhead / option.free for option in _options(lone, decoding, cost, prepared))
     best = max(_options(offers, load, cost, prepared), key=lambda option: worth * option.free - option.overhead)
     return best.lengths

@@ -371,7 +371,7 @@ class EngineCore:
         logits = self._backend.forward(pieces)
         seconds = time.perf_counter() - started
         tokens = sum(len(piece.tokens) for piece in pieces)
-        self._cost.observe(Load.of(pieces), prepared, seconds)
+        self._cost.observe(Load.of((len(piece.tokens), piece.past) for piece in pieces), prepared, seconds)
         self._stats.steps += 1
         self._stats.tokens_forwarded += tokens
         self._stats.infer_seconds += seconds

@@ -195,7 +195,4 @@ class Scheduler:
 
 def _load(work: list[Work]) -> Load:
     """What a step has to compute, without drafts."""
-    load = Load()
-    for item in work:
-        load = load.with_piece(item.count, item.past)
-    return load
+    return Load.of((item.count, item.past) for item in work)

@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from slipstream.backend import Piece, StepMeasurements
+from slipstream.backend import StepMeasurements
 
 _SMOOTHING = 0.1
 _CHEAPEST = 1 / 16
@@ -22,11 +22,11 @@ class Load:
     """Pairs of a token of the step and one computed earlier that it looks back on."""
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece]) -> "Load":
-        """The load of a step that computes these pieces."""
+    def of(cls, pieces: Iterable[tuple[int, int]]) -> "Load":
+        """The load of a step of these pieces: how many tokens each has, and how many before them have their KV."""
         load = cls()
-        for piece in pieces:
-            load = load.with_piece(len(piece.tokens), piece.past)
+        for count, past in pieces:
+            load = load.with_piece(count, past)
         return load
 
     def with_piece(self, count: int, past: int) -> "Load":

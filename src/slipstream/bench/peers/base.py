@@ -1,6 +1,5 @@
 """What the bench needs of a server that it measures: to set it up, to run it, and to say what that is."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from slipstream.errors import SlipstreamError
-from slipstream.models import Model, Progress
+from slipstream.models import Model, Progress, home
 
 
 class PeerError(SlipstreamError):
@@ -81,6 +80,5 @@ class Peer(ABC):
 
 
 def bench_home() -> Path:
-    """The folder for all that the bench fetches or makes: under `$SLIPSTREAM_HOME`, else `~/.cache/slipstream`."""
-    home = os.environ.get("SLIPSTREAM_HOME") or Path.home() / ".cache" / "slipstream"
-    return Path(home).expanduser().absolute() / "bench"
+    """The folder for all that the bench fetches or makes."""
+    return home() / "bench"
