@@ -124,14 +124,16 @@ class Player:
             if self._way.draft:
                 draft = self._drafter.propose(sequence, constraint, "", forced=self._way.forced).cut(self._way.draft)
             self.passes += 1
-            start, confirmed = len(sequence), 0
+            start, confirmed, chosen = len(sequence), 0, []
             while not constraint.finished and confirmed == len(sequence) - start:
+                chosen.append(len(sequence))
                 push((self._model.choose(constraint, rest),))
                 if self._way.forced:
                     push(constraint.forced())
                 new = sequence.tokens[start:].tolist()
                 while confirmed < min(len(draft), len(new)) and draft.tokens[confirmed] == new[confirmed]:
                     confirmed += 1
+            self._drafter.learn(sequence, "", start, chosen)
         self.tokens += len(sequence) - prompt
         self.calls += 1
         if self._way.pool:

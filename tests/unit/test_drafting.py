@@ -9,7 +9,7 @@ from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.engine.step_cost import Load, StepCost
-from slipstream.kv import KVMemory
+from slipstream.kv import KVMemory, Sequence
 from slipstream.tokenizer import Tokenizer
 from tests.unit.toy_backend import ToyBackend
 
@@ -70,37 +70,6 @@ class TestAdmission:
         assert admitted(forced) == [1]
 
 
-class TestChances:
-    def test_a_guess_is_as_likely_as_those_before_it_were(self) -> None:
-        drafter = Drafter()
-        draft = Draft(1, [2, 3, 4], [True, True, True])
-        before = drafter.chances(draft, "")
-        for _ in range(50):
-            drafter.learn(draft, 2, "", refuted=True)
-        good, still_good, bad = drafter.chances(draft, "")
-        assert good > before[0]
-        assert still_good > before[1]
-        assert bad < 0.1
-
-    def test_a_forced_token_is_as_likely_as_the_guess_before(self) -> None:
-        first, forced, last = Drafter().chances(Draft(1, [2, 3, 4], [True, False, True]), "")
-        assert first == forced > last
-
-    def test_a_draft_that_outlived_its_answer_teaches_nothing_about_its_end(self) -> None:
-        drafter = Drafter()
-        draft = Draft(1, [2, 3], [True, True])
-        before = drafter.chances(draft, "")
-        drafter.learn(draft, 0, "", refuted=False)
-        assert drafter.chances(draft, "") == before
-
-    def test_what_one_tenant_taught_another_does_not_feel(self) -> None:
-        drafter = Drafter()
-        draft = Draft(1, [2], [True])
-        before = drafter.chances(draft, "other")
-        drafter.learn(draft, 0, "", refuted=True)
-        assert drafter.chances(draft, "other") == before
-
-
 SCHEMA = {
     "type": "object",
     "properties": {"call": {"type": "object", "properties": {"flag": {"type": "boolean"}, "n": {"type": "integer"}}}},
@@ -115,13 +84,17 @@ class TestLookUp:
         self.constraint = compiler.compile(f"start: {json_rule(closed(SCHEMA))}", param="").begin()
         self.drafter = Drafter()
 
+    def sequence(self, text: str, answer: str = "") -> Sequence:
+        """A prompt, and the beginning of an answer to it."""
+        ids = [*self.tokenizer.encode(text), *self.tokenizer.encode(answer)]
+        sequence = KVMemory(ToyBackend(64)).open("", as_prompt(ids), room=64)
+        assert sequence is not None
+        return sequence
+
     def drafted(self, text: str, answer: str) -> list[str]:
         """The tokens proposed after a prompt and the beginning of an answer, as text."""
-        begun = self.tokenizer.encode(answer)
-        self.constraint.accept(begun)
-        sequence = KVMemory(ToyBackend(64)).open("", as_prompt([*self.tokenizer.encode(text), *begun]), room=8)
-        assert sequence is not None
-        draft = self.drafter.propose(sequence, self.constraint, "", forced=True)
+        self.constraint.accept(self.tokenizer.encode(answer))
+        draft = self.drafter.propose(self.sequence(text, answer), self.constraint, "", forced=True)
         return [self.tokenizer.decode([token]) for token in draft.tokens]
 
     def test_text_that_the_grammar_forbids_does_not_hide_a_recent_call(self) -> None:
@@ -132,3 +105,70 @@ class TestLookUp:
     def test_brackets_that_close_together_are_one_token_where_the_model_has_one(self) -> None:
         drafted = self.drafted('{"n": 24}\nNext.', '{"call": {"n": 2')
         assert drafted == ["4", "}}"]
+
+
+class TestLearning:
+    """Prompts of lines `ask: x`, each answered by a word; no grammar."""
+
+    @pytest.fixture(autouse=True)
+    def _parts(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.drafter = Drafter()
+
+    def proposed(self, text: str, tenant: str = "") -> Draft:
+        return self.drafter.propose(self.open(text), None, tenant, forced=False)
+
+    def open(self, text: str) -> Sequence:
+        sequence = KVMemory(ToyBackend(64)).open("", as_prompt(self.tokenizer.encode(text)), room=64)
+        assert sequence is not None
+        return sequence
+
+    def answered(self, text: str, answer: str, tenant: str = "") -> None:
+        """Let the drafter see what the model chose after a text."""
+        sequence = self.open(text)
+        self.drafter.propose(sequence, None, tenant, forced=False)
+        start = len(sequence)
+        sequence.extend(self.tokenizer.encode(answer))
+        self.drafter.learn(sequence, tenant, start, range(start, len(sequence)))
+
+    # After the whole line stood one word, after its last words alone another.
+    TWO_WAYS = "The sky of today is blue. The wall is green. The sky of today is"
+
+    def first(self, text: str) -> str:
+        return self.tokenizer.decode(self.proposed(text).tokens[:1])
+
+    def test_the_longest_match_is_believed_as_long_as_nothing_is_known(self) -> None:
+        assert self.first(self.TWO_WAYS) == " blue"
+
+    def test_the_match_that_was_right_in_such_a_place_is_believed(self) -> None:
+        for _ in range(3):
+            self.answered(self.TWO_WAYS, " green")
+        assert self.first(self.TWO_WAYS) == " green"
+
+    def test_a_draft_goes_on_where_the_model_has_gone(self) -> None:
+        text = "The sky of today is blue as ink. The wall is green as grass. The sky of today is"
+        sequence = self.open(text)
+        self.drafter.propose(sequence, None, "", forced=False)
+        start = len(sequence)
+        sequence.extend(self.tokenizer.encode(" green"))
+        self.drafter.learn(sequence, "", start, range(start, len(sequence)))
+        draft = self.drafter.propose(sequence, None, "", forced=False)
+        assert self.tokenizer.decode(draft.tokens).startswith(" as grass.")
+
+    def test_chances_rise_with_what_comes_true_and_fall_along_a_draft(self) -> None:
+        before = self.proposed(self.TWO_WAYS).chances
+        for _ in range(5):
+            self.answered(self.TWO_WAYS, " blue. The wall")
+        after = self.proposed(self.TWO_WAYS).chances
+        assert after[0] > before[0]
+        assert after == sorted(after, reverse=True)
+
+    def test_what_has_become_unlikely_is_not_drafted(self) -> None:
+        for _ in range(30):
+            self.answered("Once upon a time. Once upon a", " hill")
+        assert max(self.proposed("Once upon a time. Once upon a").chances, default=0.0) < 0.1
+
+    def test_what_one_tenant_taught_another_does_not_feel(self) -> None:
+        before = self.proposed(self.TWO_WAYS, "other").chances
+        self.answered(self.TWO_WAYS, " green", "one")
+        assert self.proposed(self.TWO_WAYS, "other").chances == before

@@ -48,6 +48,8 @@ from tests.unit.toy_backend import (
 TOKENIZER = cast(Tokenizer, ToyTokenizer())
 PATIENCE = 20.0
 """Seconds of real time until a test gives up on the engine."""
+FOR_EVER = 1e6
+"""Of the clock, which doesn't get there by itself."""
 
 
 @dataclass
@@ -101,6 +103,7 @@ class ToyEngine:
         num_blocks: int = 256,
         context_length: int = 1000,
         step_target: float = 16 * SECONDS_PER_TOKEN,
+        patience: float = 0.0,
         max_running: int = 64,
         max_waiting: int = 256,
     ) -> None:
@@ -113,6 +116,7 @@ class ToyEngine:
             stop_token_ids=frozenset({STOP}),
             measurements=self.backend.warm_up(),
             step_target=step_target,
+            patience=patience,
             max_running=max_running,
             max_waiting=max_waiting,
         )
@@ -553,6 +557,42 @@ class TestReuse:
             assert second[0].counters.reused_tokens == 40 + len(first.tokens)
             assert_right(first)
             assert_right(second[0])
+
+    def test_a_turn_that_comes_at_once_computes_the_last_tokens_of_the_one_before_along(self) -> None:
+        with toy_engine(patience=FOR_EVER) as engine:
+            first = engine.answer(request(prompt(40), max_tokens=10))
+            history = prompt(40) + first.tokens
+            steps = len(engine.backend.steps)
+            second = engine.answer(request(history + prompt(7, seed=1), max_tokens=1))
+            assert [step.tokens for step in engine.backend.steps[steps:]] == [8], "seven, and one that was left to do"
+            assert second.counters.reused_tokens == len(history), "which counts for the turn before"
+            assert_right(second)
+
+    def test_last_tokens_are_computed_alone_when_nobody_comes(self) -> None:
+        with toy_engine(patience=0.01) as engine:
+            engine.answer(request(prompt(40), max_tokens=10))
+            assert engine.core.call(lambda kv: kv.usage()).running_sequences == 1
+            engine.clock.now += 0.01
+            assert engine.settled().retained_sequences == 1
+            assert engine.backend.steps[-1].tokens == 1
+
+    def test_last_tokens_make_room_for_who_has_none(self) -> None:
+        with toy_engine(patience=FOR_EVER, num_blocks=50, max_running=1) as engine:
+            first = engine.answer(request(prompt(100), max_tokens=10))
+            assert_right(engine.answer(request(prompt(150, seed=1), max_tokens=10)))
+            again = engine.answer(request(prompt(100) + first.tokens + [5], max_tokens=3))
+            assert again.counters.delta_tokens > 0
+            assert_right(again)
+
+    def test_idle_work_has_patience_too(self) -> None:
+        with toy_engine(patience=0.01) as engine:
+            first = engine.answer(request(prompt(40), max_tokens=1))
+            done = ahead(engine, [*prompt(40), *first.tokens, 5, 6, 7])
+            second = engine.answer(request([*prompt(40), *first.tokens, 5, 6, 7, 8], max_tokens=1))
+            assert second.counters.delta_tokens == 4
+            engine.clock.now += 0.02
+            engine.core.call(lambda kv: kv.usage())
+            assert done.result(PATIENCE).end == 44
 
     def test_the_same_prompt_at_the_same_time_is_computed_once(self) -> None:
         with toy_engine() as engine:

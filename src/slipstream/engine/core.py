@@ -1,6 +1,8 @@
 """The engine thread: the one place where the model runs."""
 
+import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -59,6 +61,7 @@ class EngineCore:
         stop_token_ids: frozenset[int],
         measurements: StepMeasurements,
         step_target: float = 0.1,
+        patience: float = 0.03,
         max_running: int = 64,
         max_waiting: int = 256,
         response_cache: ResponseCache | None = None,
@@ -73,6 +76,7 @@ class EngineCore:
             self._kv,
             self._cost,
             step_target=step_target,
+            patience=patience,
             max_running=max_running,
             max_waiting=max_waiting,
         )
@@ -86,6 +90,8 @@ class EngineCore:
         self._queued = 0
         self._queued_lock = threading.Lock()
         self._deadline: float | None = None
+        self._patient_until = 0.0
+        """When to begin with idle work, for a turn may come in that would have to wait for it."""
         self.before_end: Callable[[KVMemory], None] = lambda _: None
         """Called on the engine's thread when it has stopped and its memory is still there."""
         self._thread = threading.Thread(target=self._run, name="slipstream-engine", daemon=True)
@@ -238,7 +244,7 @@ class EngineCore:
             error = EngineStoppedError(f"the engine failed: {fault}")
         with self._queued_lock:
             self._deadline = 0.0
-        self._receive(block=False)
+        self._receive(wait=0.0)
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
             self._end(generation, error)
         self.before_end(self._kv)
@@ -246,15 +252,15 @@ class EngineCore:
     def _serve(self) -> None:
         """Step after step, until the shutdown's deadline."""
         while self._deadline is None or (time.monotonic() < self._deadline and not self._out_of_work) or self._settling:
-            self._receive(block=self._scheduler.idle and not self._idle)
+            self._receive(wait=self._seconds_to_work())
             started = time.perf_counter()
             self._drop_cancelled()
             self._admit()
             with self._queued_lock:
                 self._queued = len(self._scheduler.waiting) + self._inbox.qsize()
-            if work := self._scheduler.plan(self._backend.prepared):
+            if work := self._scheduler.plan(self._backend.prepared, started if self.alive else math.inf):
                 self._step(work)
-            elif self._idle and self._scheduler.idle:
+            elif self._idle and self._scheduler.idle and started >= self._patient_until:
                 self._step_ahead()
             self._stats.busy_seconds += time.perf_counter() - started
 
@@ -267,10 +273,21 @@ class EngineCore:
         """Whether somebody has an answer whose last tokens want their KV."""
         return any(generation.phase is Phase.SETTLING for generation in self._scheduler.running)
 
-    def _receive(self, *, block: bool) -> None:
-        """Carry out what came in; waits for something if there is nothing to compute."""
-        if block:
-            self._carry_out(self._inbox.get())
+    def _seconds_to_work(self) -> float | None:
+        """How long there's nothing to compute unless something comes in; None for ever."""
+        if not self._scheduler.idle:
+            due = self._scheduler.due if self.alive else 0.0
+        elif self._idle:
+            due = self._patient_until
+        else:
+            return None
+        return max(0.0, due - time.perf_counter())
+
+    def _receive(self, *, wait: float | None) -> None:
+        """Carry out what came in; waits so many seconds for something, None for ever."""
+        if wait != 0.0:
+            with contextlib.suppress(queue.Empty):
+                self._carry_out(self._inbox.get(timeout=wait))
         while not self._inbox.empty():
             self._carry_out(self._inbox.get())
 
@@ -350,8 +367,9 @@ class EngineCore:
                 generation.phase = Phase.DONE
                 self._scheduler.retire(generation)
             return
+        start = len(generation.sequence)
         try:
-            output, confirmed = generation.accept(logits, item.draft)
+            output, confirmed, chosen = generation.accept(logits, item.draft)
         except Exception as error:
             logger.warning("a request failed, others go on", exc_info=True)
             self._end(generation, error)
@@ -359,7 +377,8 @@ class EngineCore:
         self._kv.advance(generation.sequence, confirmed)
         if output.finish_reason is not None:
             generation.conclude()
-        self._scheduler.verified(item, confirmed)
+            self._patient_until = self._scheduler.settles_at(generation)
+        self._scheduler.accepted(generation, start, chosen)
         if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
             self._scheduler.retire(generation)
         self._emit(generation, output)

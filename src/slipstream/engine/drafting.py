@@ -2,13 +2,17 @@
 
 A draft follows the grammar where there is one: what the grammar forces is part of it, and only what is left open is
 looked up. So one draft can run through several fields of a call.
+
+Where the same words stood is rarely one place: `"path": "` stands in the call before, in the result that just came, in
+the tool's description. Each length of match, in the conversation and in recent calls, makes a guess of its own. Which
+of them to believe is learned from what the model then chose, for each n-gram apart, as branch predictors do (TAGE):
+so after `"path": "` the result may be right, and after `"timeout": ` the last call.
 """
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Sequence as ListLike
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,40 +22,47 @@ from slipstream.engine.grammar import Constraint, GrammarFailedError
 from slipstream.kv import Sequence
 
 MAX_DRAFT = 32
-NGRAM_SIZES = (5, 4, 3, 2, 1)
-"""Longer matches are asked first: what followed them is likelier to follow again."""
-_SMALLEST_IN_PROSE = 2
-"""A single token says something where a grammar says the rest."""
+NGRAM_SIZES = (1, 2, 3, 5, 8)
+_LONGEST = NGRAM_SIZES[-1]
+_LEAST_CHANCE = 0.05
+"""A draft ends where it is less likely than this to be right so far."""
 
-_PRIOR = 0.75
-"""How often a guess comes true, as long as nothing is known."""
-_SMOOTHING = 0.15
-"""How fast rates follow what happens."""
+_WHOLE_VALUE = 0.9
+"""The chance that a value ends where its copy would go on with what the grammar forbids."""
 
-_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+_HASH_FACTOR = 0x9E3779B97F4A7C15
+_HASH_MASK = 2**64 - 1
 _POOL_TOKENS = 16_384
 
 
 @dataclass(slots=True)
 class Draft:
-    """Tokens that may come next. `guessed` marks those that were looked up; the others follow from the grammar."""
+    """Tokens that may come next, each with its chance to come true together with all before it.
 
-    after: int = -1
-    """The token before the draft."""
+    `guessed` marks those that were looked up; the others follow from the grammar.
+    """
+
     tokens: list[int] = field(default_factory=list)
     guessed: list[bool] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def chance(self) -> float:
+        """That all of it comes true."""
+        return self.chances[-1] if self.chances else 1.0
+
     def cut(self, length: int) -> "Draft":
         """The first `length` tokens."""
-        return Draft(self.after, self.tokens[:length], self.guessed[:length])
+        return Draft(self.tokens[:length], self.guessed[:length], self.chances[:length])
 
-    def append(self, tokens: ListLike[int], *, guessed: bool) -> None:
-        """Add tokens of one kind."""
-        self.tokens.extend(tokens)
-        self.guessed.extend([guessed] * len(tokens))
+    def append(self, token: int, rate: float, *, guessed: bool) -> None:
+        """Add a token that comes true at that rate if all before it do."""
+        self.chances.append(self.chance * rate)
+        self.tokens.append(token)
+        self.guessed.append(guessed)
 
 
 class NGramIndex:
@@ -73,143 +84,233 @@ class NGramIndex:
             window = tokens[first:].astype(np.uint64)
             count = len(window) - size
             if count > 0:
-                keys = _hashes(window, size)[:count]
+                keys = window[:count].copy()
+                for offset in range(1, size):
+                    keys = keys * np.uint64(_HASH_FACTOR) + window[offset : offset + count]
                 table.update(zip(keys.tolist(), range(first + size, first + size + count), strict=True))
         self._indexed = len(tokens)
 
-    def find(self, suffix: IntArray, size: int) -> int | None:
-        """The position that last followed the n-gram of that size at the end of `suffix`, int32 [n]."""
-        if len(suffix) < size:
-            return None
-        return self._next[size].get(int(_hashes(suffix[-size:].astype(np.uint64), size)[0]))
+    def find(self, size: int, key: int) -> int | None:
+        """The position that last followed the n-gram of that size and key (see `_keys`)."""
+        return self._next[size].get(key)
 
 
-class RecentCalls:
-    """The latest answers of a tenant that followed a grammar, as one more place to look things up."""
+def _keys(context: list[int]) -> Iterator[tuple[int, int]]:
+    """The size and the key of each n-gram at the end of `context`, shortest first."""
+    key, factor = 0, 1
+    for size, token in enumerate(reversed(context), start=1):
+        key = (key + token * factor) & _HASH_MASK
+        factor = (factor * _HASH_FACTOR) & _HASH_MASK
+        if size in NGRAM_SIZES:
+            yield size, key
+
+
+class _Text:
+    """Tokens to look things up in."""
 
     def __init__(self) -> None:
-        self.tokens = np.empty(0, np.int32)
+        self.tokens: IntArray = np.empty(0, np.int32)
         self.index = NGramIndex()
+
+    def follow(self, tokens: IntArray) -> None:
+        """Take `tokens` as they are now: those from before and more, or fewer."""
+        self.tokens = tokens
+        self.index.update(tokens)
 
     def add(self, answer: IntArray) -> None:
         """Add an answer; when there are too many tokens, the older half goes."""
-        self.tokens = np.concatenate((self.tokens, answer))
-        if len(self.tokens) > _POOL_TOKENS:
-            self.tokens = self.tokens[-_POOL_TOKENS // 2 :]
+        tokens = np.concatenate((self.tokens, answer))
+        if len(tokens) > _POOL_TOKENS:
+            tokens = tokens[-_POOL_TOKENS // 2 :]
             self.index = NGramIndex()
-        self.index.update(self.tokens)
+        self.follow(tokens)
+
+
+class _Kind(NamedTuple):
+    """How a guess is made: by an n-gram of that size; size 0 stands for going on where the last guess was right."""
+
+    size: int
+    recent: bool
+    """Whether in recent calls, and not in the conversation."""
+
+
+class _Guess(NamedTuple):
+    token: int
+    text: _Text
+    position: int
+    """Of the token in the text."""
+    kind: _Kind
+    key: int
+    """Of the n-gram before it."""
 
 
 class Experience:
-    """How often guesses came true, by the token before them.
+    """How often guesses came true: those after an n-gram, and where that is new, those of the kind."""
 
-    After the quote that opens a value the model is free to go anywhere, while in the middle of a path or a number it
-    mostly goes on as it did before.
-    """
+    _MAX_KEYS = 65_536
+    _SLOWEST = 0.15
+    """An n-gram's rate follows at least so fast what happens."""
+    _SLOWEST_KIND = 0.02
+    _PRIOR = 0.7
 
     def __init__(self) -> None:
-        self._rates: dict[int, float] = {}
+        self._kinds: dict[_Kind, float] = {}
+        self._keys: dict[tuple[_Kind, int], tuple[float, int]] = {}
 
-    def rate(self, after: int) -> float:
-        """The share of guesses after this token that were right, each given that those before it were."""
-        return self._rates.get(after, _PRIOR)
+    def rate(self, guess: _Guess) -> float:
+        """The share of such guesses that were right, each given that all before it were."""
+        known = self._keys.get((guess.kind, guess.key))
+        return known[0] if known is not None else self._kinds.get(guess.kind, self._PRIOR)
 
-    def learn(self, after: int, came_true: bool) -> None:
-        """Note what came of a guess."""
-        rate = self.rate(after)
-        self._rates[after] = rate + _SMOOTHING * (came_true - rate)
+    def learn(self, guess: _Guess, token: int) -> None:
+        """Note which token came in its place."""
+        right = guess.token == token
+        name = (guess.kind, guess.key)
+        rate, seen = self._keys.pop(name, (self.rate(guess), 0))
+        rate += (right - rate) * max(1 / (seen + 2), self._SLOWEST)
+        self._keys[name] = (rate, seen + 1)
+        if len(self._keys) > self._MAX_KEYS:
+            del self._keys[next(iter(self._keys))]
+        kind = self._kinds.get(guess.kind, self._PRIOR)
+        self._kinds[guess.kind] = kind + (right - kind) * self._SLOWEST_KIND
+
+
+class _Cursor:
+    """The end of a text that is being written: its last tokens, and the place elsewhere that it has been following."""
+
+    __slots__ = ("context", "run")
+
+    def __init__(self, context: list[int], run: tuple[_Text, int] | None = None) -> None:
+        self.context = context
+        self.run = run
+
+    def copy(self) -> "_Cursor":
+        return _Cursor(list(self.context), self.run)
+
+    def push(self, token: int) -> None:
+        """Go on by a token."""
+        if self.run is not None:
+            text, position = self.run
+            goes_on = position < len(text.tokens) and text.tokens[position] == token
+            self.run = (text, position + 1) if goes_on else None
+        self.context.append(token)
+        del self.context[:-_LONGEST]
+
+
+class _Lookup:
+    """What drafts for one sequence are made from."""
+
+    def __init__(self, recent: _Text, experience: Experience) -> None:
+        self.conversation = _Text()
+        self.recent = recent
+        self.experience = experience
+        self.cursor = _Cursor([])
+        self.length = -1
+        """Of the sequence up to the cursor."""
+
+    def begin(self, tokens: IntArray, length: int) -> None:
+        """Be at the first `length` of the sequence's tokens."""
+        if length != self.length:
+            self.cursor = _Cursor(tokens[max(0, length - _LONGEST) : length].tolist())
+            self.length = length
+
+    def guesses(self, cursor: _Cursor) -> list[tuple[float, _Guess]]:
+        """What may come next, likeliest first, each with its rate."""
+        found = []
+        if cursor.run is not None and cursor.run[1] < len(cursor.run[0].tokens):
+            text, position = cursor.run
+            kind = _Kind(0, text is self.recent)
+            found.append(_Guess(int(text.tokens[position]), text, position, kind, cursor.context[-1]))
+        for size, key in _keys(cursor.context):
+            for text in (self.conversation, self.recent):
+                if (place := text.index.find(size, key)) is not None and place < len(text.tokens):
+                    kind = _Kind(size, text is self.recent)
+                    found.append(_Guess(int(text.tokens[place]), text, place, kind, key))
+        rated = [(self.experience.rate(guess), guess) for guess in found]
+        rated.sort(key=lambda item: (item[0], item[1].kind), reverse=True)
+        return rated
 
 
 class Drafter:
-    """Proposes drafts for all generations of an engine."""
+    """Proposes drafts for all generations of an engine, and learns from what came true. Tenants share nothing."""
 
     def __init__(self) -> None:
-        self._experience: dict[str, Experience] = defaultdict(Experience)
-        self._indexes: WeakKeyDictionary[Sequence, NGramIndex] = WeakKeyDictionary()
-        self._recent: dict[str, RecentCalls] = {}
+        self._lookups: WeakKeyDictionary[Sequence, _Lookup] = WeakKeyDictionary()
+        self._tenants: dict[str, tuple[_Text, Experience]] = {}
 
     def propose(self, sequence: Sequence, constraint: Constraint | None, tenant: str, *, forced: bool) -> Draft:
         """A draft of what follows the sequence's tokens; `forced` lets the grammar's forced tokens take part."""
-        index = self._indexes.setdefault(sequence, NGramIndex())
-        index.update(sequence.tokens)
-        draft = Draft(after=int(sequence.tokens[-1]))
+        lookup = self._lookup(sequence, tenant)
+        lookup.conversation.follow(sequence.tokens)
+        lookup.begin(sequence.tokens, len(sequence))
+        draft = Draft()
         ahead = constraint.copy() if constraint is not None else None
         with contextlib.suppress(GrammarFailedError):  # a limit met ahead: the draft ends before it
-            self._extend(draft, sequence, index, ahead, tenant, forced=forced)
+            _extend(draft, lookup, ahead, forced=forced)
         return draft
 
-    def chances(self, draft: Draft, tenant: str) -> list[float]:
-        """The chance of each token of a draft to come true; a forced one is as likely as the one before."""
-        experience = self._experience[tenant]
-        chance, result = 1.0, []
-        for after, guessed in zip((draft.after, *draft.tokens), draft.guessed, strict=False):
-            chance *= experience.rate(after) if guessed else 1.0
-            result.append(chance)
-        return result
-
-    def learn(self, draft: Draft, confirmed: int, tenant: str, *, refuted: bool) -> None:
-        """Note that the first `confirmed` tokens of a draft came true, and whether the next one was wrong."""
-        experience = self._experience[tenant]
-        known = zip((draft.after, *draft.tokens), draft.guessed[: confirmed + refuted], strict=False)
-        for index, (after, guessed) in enumerate(known):
-            if guessed:
-                experience.learn(after, index < confirmed)
-
-    def _extend(
-        self,
-        draft: Draft,
-        sequence: Sequence,
-        index: NGramIndex,
-        ahead: Constraint | None,
-        tenant: str,
-        *,
-        forced: bool,
-    ) -> None:
-        """Add what is certain and what is guessed, in turns, until there is enough."""
-        while len(draft.tokens) < MAX_DRAFT:
-            if ahead is not None and forced and (certain := ahead.forced()):
-                if draft.tokens and draft.guessed[-1] and (joined := ahead.join(draft.tokens[-1], certain[0])):
-                    draft.tokens[-1] = joined
-                else:
-                    ahead.accept(certain)
-                    draft.append(certain, guessed=False)
-                continue
-            guess = self._guess(sequence.tokens, index, draft.tokens, ahead, tenant)
-            if not guess:
-                break
-            draft.append(guess, guessed=True)
-            if ahead is None:
-                break
-            ahead.accept(guess)
+    def learn(self, sequence: Sequence, tenant: str, start: int, chosen: Collection[int]) -> None:
+        """Take note of the sequence's tokens from `start` on; the model chose those at the positions `chosen`."""
+        lookup = self._lookup(sequence, tenant)
+        tokens = sequence.tokens
+        lookup.begin(tokens, start)
+        lookup.conversation.tokens = tokens
+        for position in range(start, len(tokens)):
+            token = int(tokens[position])
+            right = None
+            if position in chosen:
+                for _, guess in lookup.guesses(lookup.cursor):
+                    if right is None and guess.token == token:
+                        right = guess
+                    lookup.experience.learn(guess, token)
+            if right is not None:
+                lookup.cursor.run = (right.text, right.position)
+            lookup.cursor.push(token)
+        lookup.length = len(tokens)
 
     def remember(self, answer: IntArray, tenant: str) -> None:
         """Keep an answer that followed a grammar, for others to look up."""
-        self._recent.setdefault(tenant, RecentCalls()).add(answer)
+        self._tenant(tenant)[0].add(answer)
 
-    def _guess(
-        self, tokens: IntArray, index: NGramIndex, drafted: list[int], ahead: Constraint | None, tenant: str
-    ) -> list[int]:
-        """What last followed the longest n-gram at the end of tokens and draft, of what the grammar allows."""
-        end = np.concatenate((tokens[-NGRAM_SIZES[0] :], np.asarray(drafted[-NGRAM_SIZES[0] :], np.int32)))
-        sources = [(tokens, index)]
-        if (recent := self._recent.get(tenant)) is not None:
-            sources.append((recent.tokens, recent.index))
-        for size, (text, places) in product(NGRAM_SIZES, sources):
-            if (position := places.find(end, size)) is not None and (ahead is not None or size >= _SMALLEST_IN_PROSE):
-                guess: list[int] = text[position : position + MAX_DRAFT - len(drafted)].tolist()
-                if ahead is not None:
-                    guess = guess[: ahead.valid_prefix(guess)]
-                if guess:
-                    return guess
-        return []
+    def _tenant(self, tenant: str) -> tuple[_Text, Experience]:
+        return self._tenants.setdefault(tenant, (_Text(), Experience()))
+
+    def _lookup(self, sequence: Sequence, tenant: str) -> _Lookup:
+        known = self._lookups.get(sequence)
+        if known is None:
+            known = self._lookups[sequence] = _Lookup(*self._tenant(tenant))
+        return known
 
 
-def _hashes(
-    window: np.ndarray[tuple[int], np.dtype[np.uint64]], size: int
-) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """A hash of each run of `size` tokens in the window, uint64 [len - size + 1]."""
-    count = len(window) - size + 1
-    hashed = window[:count].copy()
-    for offset in range(1, size):
-        hashed = hashed * _HASH_FACTOR + window[offset : offset + count]
-    return hashed
+def _extend(draft: Draft, lookup: _Lookup, ahead: Constraint | None, *, forced: bool) -> None:
+    """Add what is certain and what is guessed, in turns, until there is enough."""
+    cursor = lookup.cursor.copy()
+    while len(draft) < MAX_DRAFT and draft.chance >= _LEAST_CHANCE:
+        if ahead is not None and forced and (certain := ahead.forced()):
+            if draft.tokens and draft.guessed[-1] and (joined := ahead.join(draft.tokens[-1], certain[0])):
+                draft.tokens[-1] = cursor.context[-1] = joined
+                continue
+            ahead.accept(certain)
+            for token in certain:
+                draft.append(token, 1.0, guessed=False)
+                cursor.push(token)
+            continue
+        if (likeliest := _likeliest(lookup, cursor, ahead)) is None:
+            return
+        rate, guess = likeliest
+        draft.append(guess.token, rate, guessed=True)
+        cursor.run = (guess.text, guess.position)
+        cursor.push(guess.token)
+        if ahead is not None:
+            ahead.accept((guess.token,))
+
+
+def _likeliest(lookup: _Lookup, cursor: _Cursor, ahead: Constraint | None) -> tuple[float, _Guess] | None:
+    """The best guess that the grammar allows, and its rate."""
+    for rate, guess in lookup.guesses(cursor):
+        if ahead is None or ahead.valid_prefix((guess.token,)):
+            return rate, guess
+        if guess.kind.size == 0 and (end := ahead.value_end()) is not None:
+            # A value was copied up to here, and what follows it there has no place here: then it's whole.
+            return _WHOLE_VALUE, guess._replace(token=end)
+    return None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -96,7 +96,8 @@ class Phase(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
     SETTLING = "settling"
-    """Answered; the KV of its last tokens is computed in the next step, so that the next turn finds all of it."""
+    """Answered, but its last tokens have no KV yet. The next turn computes them along with its own tokens if it comes
+    at once; else they are computed alone, so that it finds all of them."""
     DONE = "done"
 
 
@@ -134,6 +135,8 @@ class Generation:
         self._stop_token_ids = own_stops if params.ignore_eos else own_stops | stop_token_ids
         self._submitted = time.perf_counter()
         self._started = self._first_token = 0.0
+        self.answered_at = 0.0
+        """When its last output was made, a `perf_counter` time."""
 
     @property
     def pending(self) -> int:
@@ -152,13 +155,17 @@ class Generation:
         tokens = self.sequence.tokens if self.sequence is not None else self.tokens
         return tokens[len(self.request.prompt) :]
 
-    def start(self, sequence: Sequence) -> None:
-        """Begin, or after a preemption go on, with a sequence that holds all tokens so far."""
+    def start(self, sequence: Sequence, *, owed: int = 0) -> None:
+        """Begin, or after a preemption go on, with a sequence that holds all tokens so far.
+
+        The first `owed` of its pending tokens are the last ones of the turn before, which had yet to compute them: they
+        count for that turn, so what a turn counts doesn't depend on how soon it comes.
+        """
         self.sequence = sequence
         self.phase = Phase.PREFILL
         if not self._started:
             self._started = time.perf_counter()
-            self.counters.reused_tokens = sequence.computed
+            self.counters.reused_tokens = sequence.computed + owed
 
     def opening(self) -> Output | None:
         """What is certain before anything is computed: the tokens that the grammar forces at the start."""
@@ -176,18 +183,21 @@ class Generation:
         self.phase = Phase.WAITING
         return sequence
 
-    def accept(self, logits: FloatArray, draft: Draft) -> tuple[Output, int]:
+    def accept(self, logits: FloatArray, draft: Draft) -> "Accepted":
         """Choose the next tokens and add them to the sequence, up to where the answer ends.
 
         `logits` float32 [len(draft) + 1, vocab] follow the sequence's last token and each token of the draft. Tokens
         are chosen one by one as if there were no draft, for as long as the draft foresaw the ones before: only then
-        is there a row that says what follows. Returns the output, and how many tokens of the draft came true.
+        is there a row that says what follows.
         """
         self._first_token = self._first_token or time.perf_counter()
         self.phase = Phase.DECODE
+        assert self.sequence is not None
         harvest = _Harvest()
         confirmed = 0
+        chosen = []
         while harvest.reason is None and confirmed == len(harvest.tokens):
+            chosen.append(len(self.sequence))
             self._sample(logits[confirmed], harvest)
             self._push_forced(harvest)
             while (
@@ -197,11 +207,12 @@ class Generation:
                 confirmed += 1
         self.counters.drafted_tokens += sum(draft.guessed)
         self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
-        return self._output(harvest), confirmed
+        return Accepted(self._output(harvest), confirmed, chosen)
 
     def conclude(self) -> None:
         """Note that the last output is out: what is left to do is the KV of its last tokens, if anything."""
         self.phase = Phase.SETTLING if self.pending else Phase.DONE
+        self.answered_at = time.perf_counter()
 
     def abort(self, reason: FinishReason, error: Exception | None = None) -> Output:
         """End without another token."""
@@ -273,6 +284,16 @@ class Generation:
             counters=self.counters if harvest.reason is not None else None,
             error=error,
         )
+
+
+class Accepted(NamedTuple):
+    """What a step brought a generation."""
+
+    output: Output
+    confirmed: int
+    """How many tokens of its draft came true."""
+    chosen: list[int]
+    """The positions in the sequence at which the model chose, not the grammar."""
 
 
 @dataclass(slots=True)

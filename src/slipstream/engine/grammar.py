@@ -40,6 +40,8 @@ class GrammarFailedError(InvalidRequestError):
 # What leads to the end of JSON, most welcome first. Letters get literals and identifiers on their way, digits numbers
 # and dates; brackets that open come after everything that may stand in their place, so that no recursion is entered.
 _CLOSERS = ("}", "]", '"', ",", *"0123456789", *string.ascii_letters, *"-:.@/ ", "[", "{")
+# What ends a value in JSON, where the model has one token for it: the longest first, as models write them.
+_VALUE_ENDS = ('"}}', '"}', '"]', '",', '"', "}}", "}", "]", ",")
 _TEXT_ENDS = ('"', "\n</parameter>", "</think>")
 
 
@@ -49,6 +51,9 @@ class _Closers:
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._text_ends = [tokenizer.tokenize_str(text) for text in _TEXT_ENDS]
         self._closers = [tokenizer.tokenize_str(text) for text in _CLOSERS]
+        spelled = [tokenizer.tokenize_str(text) for text in _VALUE_ENDS]
+        self.value_ends = [tokens[0] for tokens in spelled if len(tokens) == 1]
+        """Tokens that may end a value, the fullest first."""
 
     def next_step(self, matcher: LLMatcher) -> list[int]:
         """Tokens that the matcher allows, and that get it nearer to an end; empty if none is known."""
@@ -123,6 +128,11 @@ class Constraint:
     def valid_prefix(self, tokens: ListLike[int]) -> int:
         """How many of the tokens could come next, in order."""
         return self._matcher.validate_tokens(list(tokens))
+
+    def value_end(self) -> int | None:
+        """The token that ends the value here, if one can."""
+        ends = self._grammar.closers.value_ends
+        return next((token for token in ends if self._matcher.validate_tokens([token])), None)
 
     def join(self, last: int, forced: int) -> int | None:
         """Take back `last`, the latest token, for one that spells it and the `forced` one after it, if there is one.

@@ -8,7 +8,7 @@ from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.generation import Generation, Phase
 from slipstream.engine.step_cost import Load, StepCost
-from slipstream.kv import KVMemory
+from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.prefix_index import common_length
 
 HEADROOM = 256
@@ -52,13 +52,26 @@ class Scheduler:
     with nothing decoding there is nobody to keep waiting, and chunks grow to the largest step. Memory is promised for
     the prompt and a little more; when generations outgrow it, the youngest is preempted: it starts again later from
     what is left of its KV, with the same tokens, since results do not depend on how they were computed.
+
+    An answer's last tokens are left uncomputed for `patience` seconds: a conversation that goes on at once, because its
+    tool takes no time, has them computed in a step with its new ones, and doesn't have to wait for a step of theirs.
     """
 
-    def __init__(self, kv: KVMemory, cost: StepCost, *, step_target: float, max_running: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        kv: KVMemory,
+        cost: StepCost,
+        *,
+        step_target: float,
+        patience: float,
+        max_running: int,
+        max_waiting: int,
+    ) -> None:
         self._kv = kv
         self._cost = cost
         self._drafter = Drafter()
         self._step_target = step_target
+        self._patience = patience
         self._max_running = max_running
         self.max_waiting = max_waiting
         self.waiting: deque[Generation] = deque()
@@ -76,28 +89,44 @@ class Scheduler:
         One whose prefix another generation is just computing waits for that, and lets others pass.
         """
         for generation in list(self.waiting):
-            if len(self.running) >= self._max_running:
+            if len(self.running) >= self._max_running and not self._give_up_settling():
                 return
             if self._prefix_under_way(generation):
                 continue
-            request = generation.request
-            room = min(len(generation.tokens) + HEADROOM, generation.limit) + 1
-            sequence = self._kv.open(request.tenant, generation.tokens, room=room, reuse=request.reuse)
+            known = self._take_over(generation)
+            sequence = self._open(generation)
             if sequence is None:
                 return
             self.waiting.remove(generation)
             self.running.append(generation)
-            generation.start(sequence)
+            generation.start(sequence, owed=max(0, known - sequence.computed))
             yield generation
 
-    def plan(self, prepared: Collection[int]) -> list[Work]:
-        """The next step, with the sizes that the backend has `prepared`; empty only when nothing runs."""
+    @property
+    def due(self) -> float:
+        """Until when there is time, since all that is left to do is settling; a `perf_counter` time, 0 for no time."""
+        if self.waiting or any(each.phase is not Phase.SETTLING for each in self.running):
+            return 0.0
+        return min(map(self.settles_at, self.running))
+
+    def settles_at(self, generation: Generation) -> float:
+        """When to compute what an answer left to do, if its conversation didn't go on until then."""
+        return generation.answered_at + self._patience
+
+    def plan(self, prepared: Collection[int], now: float) -> list[Work]:
+        """The next step, with the sizes that the backend has `prepared`, at the `perf_counter` time `now`.
+
+        Empty only when nothing runs, or what runs has its answer and time to settle.
+        """
         for generation in list(self.running):
             self._make_room(generation)
         work = [Work(each, each.pending, logits=True) for each in self.running if each.phase is Phase.DECODE]
         budget = self._prefill_budget(_load(work).tokens)
         for generation in self.running:
-            if generation.phase in (Phase.PREFILL, Phase.SETTLING) and budget > 1:  # a lone token takes two
+            due = generation.phase is Phase.PREFILL or (
+                generation.phase is Phase.SETTLING and self.settles_at(generation) <= now
+            )
+            if due and budget > 1:  # a lone token takes two
                 count = min(generation.pending, budget)
                 budget -= max(2, count)
                 last = count == generation.pending and generation.phase is Phase.PREFILL
@@ -105,10 +134,10 @@ class Scheduler:
         self._add_drafts(work, prepared)
         return work
 
-    def verified(self, work: Work, confirmed: int) -> None:
-        """Learn from a draft of which the first `confirmed` tokens came true."""
-        over = work.generation.phase is not Phase.DECODE
-        self._drafter.learn(work.draft, confirmed, work.generation.request.tenant, refuted=not over)
+    def accepted(self, generation: Generation, start: int, chosen: Collection[int]) -> None:
+        """Learn from the tokens of a generation from `start` on, those at positions `chosen` by the model."""
+        if generation.request.speculation and generation.sequence is not None:
+            self._drafter.learn(generation.sequence, generation.request.tenant, start, chosen)
 
     def retire(self, generation: Generation) -> None:
         """Let a running generation go, and keep its KV for whoever comes next."""
@@ -132,15 +161,7 @@ class Scheduler:
             return
         for item in able:
             item.draft = self._propose(item.generation)
-        offers = [
-            Offer(
-                self._drafter.chances(item.draft, item.generation.request.tenant),
-                item.draft.guessed,
-                item.past,
-                item.count,
-            )
-            for item in able
-        ]
+        offers = [Offer(item.draft.chances, item.draft.guessed, item.past, item.count) for item in able]
         lengths = admit_drafts(offers, load=_load(work), cost=self._cost, prepared=prepared)
         for item, length in zip(able, lengths, strict=True):
             item.draft = item.draft.cut(length)
@@ -155,23 +176,51 @@ class Scheduler:
         self._kv.grow(sequence, len(sequence) + len(draft) + 1)
         return draft
 
-    def _prefix_under_way(self, generation: Generation) -> bool:
-        """Whether a running generation will soon hold much more of this prompt than memory does now.
+    def _open(self, generation: Generation) -> Sequence | None:
+        """A sequence for a generation, at the cost of what others have yet to settle if there's no room without."""
+        request = generation.request
+        room = min(len(generation.tokens) + HEADROOM, generation.limit) + 1
+        while True:
+            sequence = self._kv.open(request.tenant, generation.tokens, room=room, reuse=request.reuse)
+            if sequence is not None or not self._give_up_settling():
+                return sequence
 
-        That is one that computes the same prefix, or the turn before of the same conversation, about to settle.
+    def _give_up_settling(self) -> bool:
+        """Leave the last tokens of the oldest answer to whoever goes on; False if all have their KV."""
+        for generation in self.running:
+            if generation.phase is Phase.SETTLING:
+                self._preempt(generation)
+                return True
+        return False
+
+    def _take_over(self, generation: Generation) -> int:
+        """Let go the turn before of the same conversation if it has yet to settle: this one computes its last tokens.
+
+        Returns how many tokens the turn before has in all, 0 if there's none.
         """
+        for other in self.running:
+            if other.phase is Phase.SETTLING and self._goes_on_from(other, generation):
+                assert other.sequence is not None
+                length = len(other.sequence)
+                self._preempt(other)
+                return length
+        return 0
+
+    @staticmethod
+    def _goes_on_from(other: Generation, generation: Generation) -> bool:
+        """Whether a generation's prompt goes on where another one ended, and may use its KV."""
+        if other.sequence is None or other.request.tenant != generation.request.tenant or not generation.request.reuse:
+            return False
+        return common_length(other.sequence.tokens, generation.tokens[:-1]) == len(other.sequence)
+
+    def _prefix_under_way(self, generation: Generation) -> bool:
+        """Whether a running generation is computing the same prefix, and will soon have much more than memory does."""
         tenant, tokens = generation.request.tenant, generation.tokens
         if not generation.request.reuse:
             return False
         shared = 0
         for other in self.running:
-            if other.sequence is None or other.request.tenant != tenant:
-                continue
-            if other.phase is Phase.SETTLING and common_length(other.sequence.tokens, tokens[:-1]) == len(
-                other.sequence
-            ):
-                return True
-            if other.phase is Phase.PREFILL:
+            if other.phase is Phase.PREFILL and other.sequence is not None and other.request.tenant == tenant:
                 shared = max(shared, common_length(other.sequence.tokens, tokens[:-1]))
         return shared >= _WORTH_WAITING and shared - self._kv.available(tenant, tokens) >= _WORTH_WAITING
 
@@ -181,14 +230,12 @@ class Scheduler:
             self._preempt(self.running[-1])
 
     def _preempt(self, generation: Generation) -> None:
+        if generation.phase is Phase.SETTLING:  # it has its answer; its last tokens are left to whoever goes on
+            generation.phase = Phase.DONE
+            self.retire(generation)
+            return
         self.preemptions += 1
         self.running.remove(generation)
-        if generation.phase is Phase.SETTLING:  # it has its answer; only the KV of its last token is lost
-            assert generation.sequence is not None
-            self._kv.retain(generation.sequence)
-            generation.sequence = None
-            generation.phase = Phase.DONE
-            return
         self._kv.retain(generation.suspend())
         self.waiting.appendleft(generation)
 
