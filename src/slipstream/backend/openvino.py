@@ -3,6 +3,7 @@
 import bisect
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -30,9 +31,17 @@ STEP_SIZES = (
 )
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
+_SMALL = tuple(size for size in STEP_SIZES if size <= 32)
+"""Steps that decode for one or two conversations."""
+_LARGE = tuple(size for size in STEP_SIZES if size > 32)
+_COPIES = (_SMALL, _LARGE)
+"""The step sizes of each copy of a small model: turns go back and forth between one large step and some small ones."""
+_SMALL_MODEL_BYTES = 512 * 2**20
+"""A larger model is not copied: memory matters more then, and preparing takes less of a step's time."""
+
 _TIMED_SIZES = (2, 16, 64, 128, 512)
 """What other sizes take is read off between these."""
-_TIMED_RUNS = 3
+_TIMED_RUNS = 5
 _MEASURED_CONTEXT = 2048
 """Tokens of context at which it is measured what contexts cost."""
 
@@ -62,8 +71,12 @@ class OpenVINOBackend:
         }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
-        compiled = core.compile_model(model, "CPU", options)
-        self._request = compiled.create_infer_request()
+        small = ir_path.with_suffix(".bin").stat().st_size <= _SMALL_MODEL_BYTES
+        self._copies: list[_Copy] = []
+        """Least recently used first."""
+        for sizes in _COPIES if small else (STEP_SIZES,):
+            compiled = core.compile_model(model, "CPU", options)
+            self._copies.append(_Copy(compiled.create_infer_request(), sizes))
         settings = [
             ov.get_version(),
             core.get_property("CPU", "FULL_DEVICE_NAME"),
@@ -81,30 +94,22 @@ class OpenVINOBackend:
             raise ModelError(
                 f"KV memory of {kv_memory:,} bytes holds no two blocks of {self.block_bytes:,}: raise --kv-memory"
             )
-        self._size = 0
         self._kv = _zeros_aligned((len(caches), self.num_blocks + 1, _block_elements(caches)))
         for storage, port in zip(self._kv, caches, strict=True):
             shape = [self.num_blocks + 1, *(d.get_length() for d in list(port.partial_shape)[1:])]
             tensor = ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type)
-            self._request.set_tensor(port.any_name, tensor)
+            for copy in self._copies:
+                copy.request.set_tensor(port.any_name, tensor)
 
     def forward(self, pieces: Sequence[Piece]) -> FloatArray:
         """Run one step; see `Backend.forward`. Raises `ModelError` when inference fails."""
-        inputs, rows = _pack(pieces)
-        for name, array in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-        self._size = len(inputs["input_ids"])
-        try:
-            self._request.infer()
-        except RuntimeError as error:
-            raise ModelError(f"the forward pass failed: {error}") from error
-        logits: FloatArray = self._request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
-        return logits[:rows]
+        tokens = sum(max(2, len(piece.tokens)) for piece in pieces)
+        return self._infer(self._prepared_for(_bucket(STEP_SIZES, tokens)), pieces)
 
     @property
     def prepared(self) -> Collection[int]:
-        """The size of the last step: another one costs some milliseconds."""
-        return (self._size,)
+        """The size of each copy's last step: another one costs some milliseconds."""
+        return {copy.size for copy in self._copies}
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
@@ -123,28 +128,67 @@ class OpenVINOBackend:
         tokens = np.zeros(STEP_SIZES[-1], np.int32)
         scratch = np.full((_MEASURED_CONTEXT + STEP_SIZES[-1]) // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
 
-        def run(size: int, past: int = 0, rows: int = 1) -> float:
+        def run(copy: _Copy, size: int, past: int = 0, rows: int = 1) -> float:
             started = time.perf_counter()
-            self.forward([Piece(tokens[:size], past, scratch, rows)])
+            self._infer(copy, [Piece(tokens[:size], past, scratch, rows)])
             return time.perf_counter() - started
 
+        steps = [(copy, size) for copy in self._copies for size in copy.sizes]
+        by_size: dict[int, _Copy] = {}
         timed = {}
-        for done, size in enumerate(STEP_SIZES, start=1):
-            run(size)  # prepares it, which takes longer
-            if size in _TIMED_SIZES:
-                timed[size] = min(run(size) for _ in range(_TIMED_RUNS))
+        for done, (copy, size) in enumerate(steps, start=1):
+            run(copy, size)  # prepares it, which takes longer
+            if size in _TIMED_SIZES and size not in timed:
+                timed[size] = min(run(copy, size) for _ in range(_TIMED_RUNS))
+                by_size[size] = copy
             if progress is not None:
-                progress(done / len(STEP_SIZES))
-        for rows in ROW_COUNTS:
-            run(ROW_COUNTS[-1], rows=rows)
+                progress(done / len(steps))
+        for copy in self._copies:
+            for rows in ROW_COUNTS:
+                run(copy, max(rows, copy.sizes[0]), rows=rows)
         small, larger, large = _TIMED_SIZES[:3]
-        alternating = min(run(small) + run(larger) for _ in range(_TIMED_RUNS))
+        one = by_size[small]
+        alternating = min(run(one, small) + run(one, larger) for _ in range(_TIMED_RUNS))
         change = max(0.0, alternating - timed[small] - timed[larger]) / 2
-        added = [min(run(size, _MEASURED_CONTEXT) for _ in range(_TIMED_RUNS)) - timed[size] for size in (small, large)]
+        added = []
+        for size in (small, large):
+            run(by_size[size], size, _MEASURED_CONTEXT)
+            times = [run(by_size[size], size, _MEASURED_CONTEXT) for _ in range(_TIMED_RUNS)]
+            added.append(min(times) - timed[size])
         per_pair = max(0.0, added[1] - added[0]) / (large - small) / _MEASURED_CONTEXT
         per_context = max(0.0, added[0] / _MEASURED_CONTEXT - small * per_pair)
         seconds = np.interp(STEP_SIZES, list(timed), list(timed.values()))
         return StepMeasurements(tuple(zip(STEP_SIZES, seconds.tolist(), strict=True)), change, per_context, per_pair)
+
+    def _infer(self, copy: "_Copy", pieces: Sequence[Piece]) -> FloatArray:
+        """Run a step on one copy of the model."""
+        inputs, rows = _pack(pieces)
+        copy.size = len(inputs["input_ids"])
+        for name, array in inputs.items():
+            copy.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        try:
+            copy.request.infer()
+        except RuntimeError as error:
+            raise ModelError(f"the forward pass failed: {error}") from error
+        logits: FloatArray = copy.request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
+        return logits[:rows]
+
+    def _prepared_for(self, size: int) -> "_Copy":
+        """The copy whose last step was of that size, else the one that was not used for longest."""
+        fitting = [copy for copy in self._copies if size in copy.sizes] or self._copies
+        chosen = next((copy for copy in fitting if copy.size == size), fitting[0])
+        self._copies.remove(chosen)
+        self._copies.append(chosen)
+        return chosen
+
+
+@dataclass(slots=True)
+class _Copy:
+    """The compiled model once more, with buffers of its own: prepared for the size of its last step."""
+
+    request: ov.InferRequest
+    sizes: Sequence[int]
+    size: int = 0
 
 
 def _pack(pieces: Sequence[Piece]) -> tuple[dict[str, npt.NDArray[np.int32 | np.int64]], int]:

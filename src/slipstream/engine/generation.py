@@ -222,9 +222,8 @@ class Generation:
     def _sample(self, logits: FloatArray, harvest: "_Harvest") -> None:
         """Choose the token that follows the sequence."""
         assert self.sequence is not None
-        allowed = logits if self.constraint is None else self.constraint.mask(logits)
         position = len(self.sequence)
-        token = self._sampler.sample(allowed, position)
+        token = self._sample_allowed(logits, position)
         if token in self._stop_token_ids:
             harvest.reason = "stop"
             return
@@ -237,6 +236,16 @@ class Generation:
         if self.request.params.logprobs is not None:
             harvest.logprobs.append(self._sampler.logprob(logits, token))
         self._push(token, harvest)
+
+    def _sample_allowed(self, logits: FloatArray, position: int) -> int:
+        """Sample among what the grammar allows."""
+        if self.constraint is None:
+            return self._sampler.sample(logits, position)
+        if self.request.params.greedy:  # the likeliest of all mostly fits: asking takes a tenth of the time of a mask
+            likeliest = self._sampler.sample(logits, position)
+            if self.constraint.valid_prefix((likeliest,)):
+                return likeliest
+        return self._sampler.sample(self.constraint.mask(logits), position)
 
     def _push_forced(self, harvest: "_Harvest") -> None:
         """Add the tokens that the grammar forces."""

@@ -19,6 +19,9 @@ from slipstream.server.app import create_app
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed while a request is on its way."""
 
+_SWITCH_SECONDS = 0.0005
+"""How long other threads may keep the engine's from running after a step; by default it's longer than its own work."""
+
 _LAST_WORDS_SECONDS = 2.0
 """For clients to read that their answer won't be finished, when the engine has been closed."""
 
@@ -32,6 +35,7 @@ def run(load: Callable[[], Engine], config: ServerConfig) -> None:
 
     Raises `SlipstreamError` if the address is taken, before it loads anything, and what `load` raises.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     with contextlib.closing(_bind(config.host, config.port)) as listener, load() as engine:
         _Server(engine, config, listener).run(sockets=[listener])
