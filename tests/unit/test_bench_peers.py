@@ -3,8 +3,6 @@
 import json
 import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -23,6 +21,7 @@ from slipstream.bench.peers.process import free_port, paused, server_process
 from slipstream.bench.peers.sglang import SGLang
 from slipstream.bench.peers.vllm import VLLM
 from slipstream.models import SILENT, Manifest, Model
+from tests.unit.waiting import wait_until
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN = 4, 2, 16, 64
 
@@ -375,14 +374,6 @@ def state(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except FileNotFoundError:
         return None
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """A signal takes a moment to arrive."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_server_is_paused_and_stopped_with_its_children(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from slipstream.bench.workloads import WORKLOADS, Workload
 from slipstream.errors import SlipstreamError
 from slipstream.models import Model, Progress
 from tests.unit.openai_stand_in import StandIn, stand_in
+from tests.unit.waiting import wait_until
 
 WARM_UP_REQUESTS = 6
 CONFIGURATION = Configuration("default", "as it comes")
@@ -286,14 +286,6 @@ def test_a_paused_server_is_stopped_too_with_its_workers(tmp_path: Path) -> None
         assert len(members) == 2
         wait_until(lambda: all(fields(path)[0] == "T" for path in members))
     wait_until(lambda: all(fields(path)[:1] in (["Z"], []) for path in members))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """A signal takes its time on a busy machine."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def fields(stat: Path) -> list[str]:

@@ -44,6 +44,7 @@ from tests.unit.toy_backend import (
     ToyTokenizer,
     toy_logits,
 )
+from tests.unit.waiting import wait_until
 
 TOKENIZER = cast(Tokenizer, ToyTokenizer())
 PATIENCE = 20.0
@@ -571,10 +572,16 @@ class TestReuse:
     def test_last_tokens_are_computed_alone_when_nobody_comes(self) -> None:
         with toy_engine(patience=0.01) as engine:
             engine.answer(request(prompt(40), max_tokens=10))
-            assert engine.core.call(lambda kv: kv.usage()).running_sequences == 1
+            assert engine.core.kv_usage().running_sequences == 1
             engine.clock.now += 0.01
-            assert engine.settled().retained_sequences == 1
+            wait_until(lambda: engine.core.kv_usage().running_sequences == 0)
             assert engine.backend.steps[-1].tokens == 1
+
+    def test_who_looks_into_memory_finds_all_that_was_said(self) -> None:
+        with toy_engine(patience=FOR_EVER) as engine:
+            first = engine.answer(request(prompt(40), max_tokens=10))
+            said = as_prompt([*prompt(40), *first.tokens])
+            assert engine.core.call(lambda kv: kv.computed("", said)) == 50
 
     def test_last_tokens_make_room_for_who_has_none(self) -> None:
         with toy_engine(patience=FOR_EVER, num_blocks=50, max_running=1) as engine:

@@ -144,11 +144,16 @@ class EngineCore:
             self._inbox.put(lambda: self._idle.add(job))
 
     def call(self, function: Callable[[KVMemory], T]) -> T:
-        """Run a function on the engine thread, between two steps, and return its result."""
+        """Run a function on the engine thread, between two steps, and return its result.
+
+        Memory has all that was said by then: what answers have yet to compute is computed first.
+        """
         future: Future[T] = Future()
 
         def run() -> None:
             try:
+                while work := self._scheduler.plan_settling():
+                    self._step(work)
                 future.set_result(function(self._kv))
             except Exception as error:
                 future.set_exception(error)

@@ -1,7 +1,7 @@
 """Which tokens of which generation go into the next step. Knows no model, so most of it is tested without one."""
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from slipstream.engine.admission import Offer, admit_drafts
@@ -121,18 +121,17 @@ class Scheduler:
         for generation in list(self.running):
             self._make_room(generation)
         work = [Work(each, each.pending, logits=True) for each in self.running if each.phase is Phase.DECODE]
-        budget = self._prefill_budget(_load(work).tokens)
-        for generation in self.running:
-            due = generation.phase is Phase.PREFILL or (
-                generation.phase is Phase.SETTLING and self.settles_at(generation) <= now
-            )
-            if due and budget > 1:  # a lone token takes two
-                count = min(generation.pending, budget)
-                budget -= max(2, count)
-                last = count == generation.pending and generation.phase is Phase.PREFILL
-                work.append(Work(generation, count, logits=last))
+        due = [each for each in self.running if each.phase is Phase.PREFILL or self._settles_by(each, now)]
+        work += _pieces(due, self._prefill_budget(_load(work).tokens))
         self._add_drafts(work, prepared)
         return work
+
+    def plan_settling(self) -> list[Work]:
+        """A step that computes what answers left to do, without patience; empty when there's nothing left."""
+        for generation in list(self.running):
+            if generation.phase is Phase.SETTLING:
+                self._make_room(generation)
+        return _pieces([each for each in self.running if each.phase is Phase.SETTLING], self._cost.largest)
 
     def accepted(self, generation: Generation, start: int, chosen: Collection[int]) -> None:
         """Learn from the tokens of a generation from `start` on, those at positions `chosen` by the model."""
@@ -147,6 +146,9 @@ class Scheduler:
                 self._drafter.remember(generation.answer, generation.request.tenant)
             self._kv.retain(generation.sequence)
             generation.sequence = None
+
+    def _settles_by(self, generation: Generation, now: float) -> bool:
+        return generation.phase is Phase.SETTLING and self.settles_at(generation) <= now
 
     def _prefill_budget(self, decoding: int) -> int:
         if not decoding:
@@ -238,6 +240,18 @@ class Scheduler:
         self.running.remove(generation)
         self._kv.retain(generation.suspend())
         self.waiting.appendleft(generation)
+
+
+def _pieces(generations: Iterable[Generation], budget: int) -> list[Work]:
+    """What they have yet to compute, up to so many tokens."""
+    work = []
+    for generation in generations:
+        if budget > 1:  # a lone token takes two
+            count = min(generation.pending, budget)
+            budget -= max(2, count)
+            last = count == generation.pending and generation.phase is Phase.PREFILL
+            work.append(Work(generation, count, logits=last))
+    return work
 
 
 def _load(work: list[Work]) -> Load:
