@@ -102,6 +102,10 @@ class TestLookUp:
         drafted = self.drafted('The schema: {"flag": {"type": "boolean"}}.', '{"call": {"flag":')
         assert drafted[0] == " true"
 
+    def test_a_copied_value_ends_where_its_copy_would_go_on_with_what_does_not_fit(self) -> None:
+        drafted = self.drafted('{"n": 246. Next.', '{"call": {"flag": true, "n":')
+        assert "".join(drafted) == " 246}}"
+
     def test_brackets_that_close_together_are_one_token_where_the_model_has_one(self) -> None:
         drafted = self.drafted('{"n": 24}\nNext.', '{"call": {"n": 2')
         assert drafted == ["4", "}}"]

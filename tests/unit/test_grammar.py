@@ -74,3 +74,19 @@ def test_what_is_not_allowed_fails(compiler: GrammarCompiler, tokenizer: Tokeniz
     answer = compiler.compile(SOURCE, param="tools").begin()
     with pytest.raises(GrammarFailedError):
         answer.accept(tokenizer.encode("no"))
+
+
+def test_a_token_is_valid_just_if_the_mask_allows_it(
+    compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer
+) -> None:
+    """A greedy choice is checked alone, and only masked if it doesn't fit: both have to say the same."""
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a"]}
+    answer = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").begin()
+    vocab_size = model.manifest.vocab_size
+    some = {*np.random.default_rng(0).choice(vocab_size, 400, replace=False).tolist(), *model.manifest.stop_token_ids}
+    for token in tokenizer.encode('{"a": "a \u00e4 \\n", "b": -30}'):
+        allowed = np.isfinite(answer.mask(np.zeros(vocab_size, np.float32)))
+        for candidate in {*some, token}:
+            assert bool(answer.valid_prefix((candidate,))) == allowed[candidate], candidate
+        answer.accept((token,))
+    assert answer.finished

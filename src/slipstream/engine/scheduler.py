@@ -93,13 +93,13 @@ class Scheduler:
                 return
             if self._prefix_under_way(generation):
                 continue
-            known = self._take_over(generation)
+            before = self._take_over(generation)
             sequence = self._open(generation)
             if sequence is None:
                 return
             self.waiting.remove(generation)
             self.running.append(generation)
-            generation.start(sequence, owed=max(0, known - sequence.computed))
+            generation.start(sequence, owed=len(before) if sequence.computed == before.start else 0)
             yield generation
 
     @property
@@ -195,18 +195,18 @@ class Scheduler:
                 return True
         return False
 
-    def _take_over(self, generation: Generation) -> int:
+    def _take_over(self, generation: Generation) -> range:
         """Let go the turn before of the same conversation if it has yet to settle: this one computes its last tokens.
 
-        Returns how many tokens the turn before has in all, 0 if there's none.
+        Returns which those are; none if there's no such turn.
         """
         for other in self.running:
             if other.phase is Phase.SETTLING and self._goes_on_from(other, generation):
                 assert other.sequence is not None
-                length = len(other.sequence)
+                last = range(other.sequence.computed, len(other.sequence))
                 self._preempt(other)
-                return length
-        return 0
+                return last
+        return range(0)
 
     @staticmethod
     def _goes_on_from(other: Generation, generation: Generation) -> bool:
