@@ -48,6 +48,9 @@ _MEASURED_CONTEXT = 2048
 
 _ALIGNMENT = 64
 
+_Inputs = dict[str, npt.NDArray[np.int32 | np.int64]]
+"""A step as the model takes it, by name."""
+
 
 class OpenVINOBackend:
     """A stateful OpenVINO IR, turned into paged attention and compiled for the CPU.
@@ -75,10 +78,9 @@ class OpenVINOBackend:
         small = ir_path.with_suffix(".bin").stat().st_size <= _SMALL_MODEL_BYTES
         sizes = _COPIES if small else (STEP_SIZES,)
         with ThreadPoolExecutor(len(sizes)) as pool:  # two take no longer than one
-            compiled, *others = pool.map(lambda _: core.compile_model(model, "CPU", options), sizes)
-        self._copies = [
-            _Copy(each.create_infer_request(), own) for each, own in zip((compiled, *others), sizes, strict=True)
-        ]
+            models = list(pool.map(lambda _: core.compile_model(model, "CPU", options), sizes))
+        compiled = models[0]
+        self._copies = [_Copy(each.create_infer_request(), own) for each, own in zip(models, sizes, strict=True)]
         """Least recently used first."""
         settings = [
             ov.get_version(),
@@ -106,8 +108,8 @@ class OpenVINOBackend:
 
     def forward(self, pieces: Sequence[Piece]) -> FloatArray:
         """Run one step; see `Backend.forward`. Raises `ModelError` when inference fails."""
-        tokens = sum(max(2, len(piece.tokens)) for piece in pieces)
-        return self._infer(self._prepared_for(_bucket(STEP_SIZES, tokens)), pieces)
+        inputs, rows = _pack(pieces)
+        return self._infer(self._prepared_for(len(inputs["input_ids"])), inputs)[:rows]
 
     @property
     def prepared(self) -> Collection[int]:
@@ -133,7 +135,7 @@ class OpenVINOBackend:
 
         def run(copy: _Copy, size: int, past: int = 0, rows: int = 1) -> float:
             started = time.perf_counter()
-            self._infer(copy, [Piece(tokens[:size], past, scratch, rows)])
+            self._infer(copy, _pack([Piece(tokens[:size], past, scratch, rows)])[0])
             return time.perf_counter() - started
 
         steps = [(copy, size) for copy in self._copies for size in copy.sizes]
@@ -163,9 +165,8 @@ class OpenVINOBackend:
         seconds = np.interp(STEP_SIZES, list(timed), list(timed.values()))
         return StepMeasurements(tuple(zip(STEP_SIZES, seconds.tolist(), strict=True)), change, per_context, per_pair)
 
-    def _infer(self, copy: "_Copy", pieces: Sequence[Piece]) -> FloatArray:
-        """Run a step on one copy of the model."""
-        inputs, rows = _pack(pieces)
+    def _infer(self, copy: "_Copy", inputs: _Inputs) -> FloatArray:
+        """Run a step on one copy of the model; a row of logits for each of `logit_rows`."""
         copy.size = len(inputs["input_ids"])
         for name, array in inputs.items():
             copy.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
@@ -174,7 +175,7 @@ class OpenVINOBackend:
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
         logits: FloatArray = copy.request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
-        return logits[:rows]
+        return logits
 
     def _prepared_for(self, size: int) -> "_Copy":
         """The copy whose last step was of that size, else the one that was not used for longest."""
@@ -194,7 +195,7 @@ class _Copy:
     size: int = 0
 
 
-def _pack(pieces: Sequence[Piece]) -> tuple[dict[str, npt.NDArray[np.int32 | np.int64]], int]:
+def _pack(pieces: Sequence[Piece]) -> tuple[_Inputs, int]:
     """Lay the pieces out as the model's inputs; also returns how many logit rows are wanted.
 
     A piece of one token takes another kernel than longer ones and gives other logits, so it gets a dummy second
@@ -224,7 +225,7 @@ def _pack(pieces: Sequence[Piece]) -> tuple[dict[str, npt.NDArray[np.int32 | np.
         tables.append(np.full(-(-padding // BLOCK_SIZE), SCRATCH_BLOCK, np.int32))
     rows = np.full(_bucket(ROW_COUNTS, len(wanted)), wanted[-1] if wanted else 0, np.int64)
     rows[: len(wanted)] = wanted
-    inputs: dict[str, npt.NDArray[np.int32 | np.int64]] = {
+    inputs: _Inputs = {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "past_lens": np.array(pasts, np.int32),
