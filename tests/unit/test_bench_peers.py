@@ -264,12 +264,19 @@ def test_ollama_keeps_to_its_own_folder(model: Model) -> None:
     assert settings["OLLAMA_NUM_PARALLEL"] == "8"
 
 
-def test_ollama_and_sglang_say_how_to_get_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ollama_says_how_to_get_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(PeerError, match=r"ollama\.com/download"):
         Ollama(model).setup(SILENT)
-    with pytest.raises(PeerError, match="the kernels in its wheels are for other hardware"):
-        SGLang(model).setup(SILENT)
+
+
+def test_sglangs_kernels_can_be_imported_but_not_called() -> None:
+    from slipstream.bench.peers import sgl_kernel_stand_in
+
+    with pytest.raises(NotImplementedError, match=r"sgl_kernel\.rmsnorm is for other hardware"):
+        sgl_kernel_stand_in.rmsnorm(1, eps=2)
+    with pytest.raises(AttributeError):
+        _ = sgl_kernel_stand_in.__wrapped__
 
 
 def test_missing_library_links_are_made_from_the_packages_list(tmp_path: Path) -> None:

