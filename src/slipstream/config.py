@@ -26,7 +26,7 @@ class EngineConfig(BaseModel):
     """Bytes a second that saving KV may write."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of a forward pass; by default what the machine has."""
-    step_target_ms: float = Field(default=100.0, gt=0)
+    step_target_ms: float = Field(default=400.0, gt=0)
     """A prompt is computed in pieces, so that steps which answers wait for take no longer than this."""
     tool_format: str | None = None
     """How the model writes tool calls; by default what its chat template shows."""

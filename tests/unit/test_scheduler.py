@@ -682,7 +682,7 @@ class TestAheadOfTime:
             assert done.result(PATIENCE) == Ahead(0, 200)
             engine.wait(*calls)
             sizes = [step.tokens for step in engine.backend.steps]
-            assert sizes[:3] == [16, 16, 40], "steps of idle work are short, and the request's own comes next"
+            assert sizes[:3] == [8, 8, 40], "steps of idle work are short, and the request's own comes next"
             assert len(engine.backend.steps) > 10, "the idle work goes on afterwards"
 
     def test_the_same_prefix_is_not_computed_twice(self) -> None:
@@ -697,7 +697,7 @@ class TestAheadOfTime:
             done = ahead(engine, prompt(200))
             done.result(PATIENCE)
             engine.wait(*calls)
-            assert calls[0].counters.reused_tokens == 32
+            assert calls[0].counters.reused_tokens == 16
             assert sum(step.tokens for step in engine.backend.steps) == 200 + 3
 
     def test_a_later_job_for_the_same_conversation_takes_the_place_of_the_earlier(self) -> None:

@@ -4,7 +4,6 @@ import bisect
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -26,19 +25,17 @@ SCRATCH_BLOCK = 0
 # A step whose token count differs from the one before costs about 5 ms of preparation, and a count never seen about
 # 8 ms more. So steps come in these sizes only, all prepared at start-up; padding is at most an eighth of a large step.
 STEP_SIZES = (
-    *(2, 4, 8, 16, 24),
+    *(2, 8, 16, 24),
     *range(32, 256, 16),
     *range(256, 513, 64),
 )
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
-_SMALL = tuple(size for size in STEP_SIZES if size <= 32)
-"""Steps that decode for one or two conversations."""
-_LARGE = tuple(size for size in STEP_SIZES if size > 32)
-_COPIES = (_SMALL, _LARGE)
-"""The step sizes of each copy of a small model: turns go back and forth between one large step and some small ones."""
+_FIXED_SIZES = (2, 8, 16)
+"""Those of steps that decode for one or two conversations: of a small model there is a copy for each, compiled for
+that size alone. Its steps take 2 to 3 ms less, and need no preparing between the large steps of prompts."""
 _SMALL_MODEL_BYTES = 512 * 2**20
-"""A larger model is not copied: memory matters more then, and preparing takes less of a step's time."""
+"""A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
 
 _TIMED_SIZES = (2, 16, 64, 128, 512)
 """What other sizes take is read off between these."""
@@ -76,12 +73,13 @@ class OpenVINOBackend:
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         small = ir_path.with_suffix(".bin").stat().st_size <= _SMALL_MODEL_BYTES
-        sizes = _COPIES if small else (STEP_SIZES,)
-        with ThreadPoolExecutor(len(sizes)) as pool:  # two take no longer than one
-            models = list(pool.map(lambda _: core.compile_model(model, "CPU", options), sizes))
-        compiled = models[0]
-        self._copies = [_Copy(each.create_infer_request(), own) for each, own in zip(models, sizes, strict=True)]
-        """Least recently used first."""
+        fixed = _FIXED_SIZES if small else ()
+        with ThreadPoolExecutor() as pool:  # a compilation doesn't use all cores
+            models = [model, *(_for_size(model, size) for size in fixed)]
+            compiled, *copies = pool.map(lambda each: core.compile_model(each, "CPU", options), models)
+        self._any_size = compiled.create_infer_request()
+        self._one_size = {size: copy.create_infer_request() for size, copy in zip(fixed, copies, strict=True)}
+        self._last_size = 0
         settings = [
             ov.get_version(),
             core.get_property("CPU", "FULL_DEVICE_NAME"),
@@ -103,18 +101,18 @@ class OpenVINOBackend:
         for storage, port in zip(self._kv, caches, strict=True):
             shape = [self.num_blocks + 1, *(d.get_length() for d in list(port.partial_shape)[1:])]
             tensor = ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type)
-            for copy in self._copies:
-                copy.request.set_tensor(port.any_name, tensor)
+            for request in (self._any_size, *self._one_size.values()):
+                request.set_tensor(port.any_name, tensor)
 
     def forward(self, pieces: Sequence[Piece]) -> FloatArray:
         """Run one step; see `Backend.forward`. Raises `ModelError` when inference fails."""
         inputs, rows = _pack(pieces)
-        return self._infer(self._prepared_for(len(inputs["input_ids"])), inputs)[:rows]
+        return self._infer(inputs)[:rows]
 
     @property
     def prepared(self) -> Collection[int]:
-        """The size of each copy's last step: another one costs some milliseconds."""
-        return {copy.size for copy in self._copies}
+        """Sizes of steps that have a copy of their own, and that of the last other step."""
+        return {self._last_size, *self._one_size}
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
@@ -133,66 +131,47 @@ class OpenVINOBackend:
         tokens = np.zeros(STEP_SIZES[-1], np.int32)
         scratch = np.full((_MEASURED_CONTEXT + STEP_SIZES[-1]) // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
 
-        def run(copy: _Copy, size: int, past: int = 0, rows: int = 1) -> float:
+        def run(size: int, past: int = 0, rows: int = 1) -> float:
             started = time.perf_counter()
-            self._infer(copy, _pack([Piece(tokens[:size], past, scratch, rows)])[0])
+            self._infer(_pack([Piece(tokens[:size], past, scratch, rows)])[0])
             return time.perf_counter() - started
 
-        steps = [(copy, size) for copy in self._copies for size in copy.sizes]
-        by_size: dict[int, _Copy] = {}
         timed = {}
-        for done, (copy, size) in enumerate(steps, start=1):
-            run(copy, size)  # prepares it, which takes longer
-            if size in _TIMED_SIZES and size not in timed:
-                timed[size] = min(run(copy, size) for _ in range(_TIMED_RUNS))
-                by_size[size] = copy
+        for done, size in enumerate(STEP_SIZES, start=1):
+            run(size)  # prepares it, which takes longer
+            if size in _TIMED_SIZES:
+                timed[size] = min(run(size) for _ in range(_TIMED_RUNS))
             if progress is not None:
-                progress(done / len(steps))
-        for copy in self._copies:
+                progress(done / len(STEP_SIZES))
+        for size in (*self._one_size, ROW_COUNTS[-1]):
             for rows in ROW_COUNTS:
-                run(copy, max(rows, copy.sizes[0]), rows=rows)
-        small, larger, large = _TIMED_SIZES[:3]
-        one = by_size[small]
-        alternating = min(run(one, small) + run(one, larger) for _ in range(_TIMED_RUNS))
-        change = max(0.0, alternating - timed[small] - timed[larger]) / 2
+                run(size, rows=min(rows, size))
+        small, _, large, larger, _ = _TIMED_SIZES
+        alternating = min(run(large) + run(larger) for _ in range(_TIMED_RUNS))
+        change = max(0.0, alternating - timed[large] - timed[larger]) / 2
         added = []
         for size in (small, large):
-            run(by_size[size], size, _MEASURED_CONTEXT)
-            times = [run(by_size[size], size, _MEASURED_CONTEXT) for _ in range(_TIMED_RUNS)]
-            added.append(min(times) - timed[size])
+            run(size, _MEASURED_CONTEXT)
+            added.append(min(run(size, _MEASURED_CONTEXT) for _ in range(_TIMED_RUNS)) - timed[size])
         per_pair = max(0.0, added[1] - added[0]) / (large - small) / _MEASURED_CONTEXT
         per_context = max(0.0, added[0] / _MEASURED_CONTEXT - small * per_pair)
         seconds = np.interp(STEP_SIZES, list(timed), list(timed.values()))
         return StepMeasurements(tuple(zip(STEP_SIZES, seconds.tolist(), strict=True)), change, per_context, per_pair)
 
-    def _infer(self, copy: "_Copy", inputs: _Inputs) -> FloatArray:
-        """Run a step on one copy of the model; a row of logits for each of `logit_rows`."""
-        copy.size = len(inputs["input_ids"])
+    def _infer(self, inputs: _Inputs) -> FloatArray:
+        """Run a step on the copy for its size; a row of logits for each of `logit_rows`."""
+        size = len(inputs["input_ids"])
+        request = self._one_size.get(size)
+        if request is None:
+            request, self._last_size = self._any_size, size
         for name, array in inputs.items():
-            copy.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         try:
-            copy.request.infer()
+            request.infer()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
-        logits: FloatArray = copy.request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
+        logits: FloatArray = request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
         return logits
-
-    def _prepared_for(self, size: int) -> "_Copy":
-        """The copy whose last step was of that size, else the one that was not used for longest."""
-        fitting = [copy for copy in self._copies if size in copy.sizes] or self._copies
-        chosen = next((copy for copy in fitting if copy.size == size), fitting[0])
-        self._copies.remove(chosen)
-        self._copies.append(chosen)
-        return chosen
-
-
-@dataclass(slots=True)
-class _Copy:
-    """The compiled model once more, with buffers of its own: prepared for the size of its last step."""
-
-    request: ov.InferRequest
-    sizes: Sequence[int]
-    size: int = 0
 
 
 def _pack(pieces: Sequence[Piece]) -> tuple[_Inputs, int]:
@@ -246,6 +225,13 @@ def _bucket(sizes: Sequence[int], count: int) -> int:
 
 def _offsets(lengths: Sequence[int]) -> IntArray:
     return np.fromiter(chain((0,), lengths), np.int32, len(lengths) + 1).cumsum(dtype=np.int32)
+
+
+def _for_size(model: ov.Model, size: int) -> ov.Model:
+    """A model for steps of `size` tokens alone; it shares the weights until it is compiled."""
+    copy = model.clone()
+    copy.reshape({"input_ids": [size], "position_ids": [size]})
+    return copy
 
 
 def _gather_before_vocabulary(model: ov.Model) -> None:

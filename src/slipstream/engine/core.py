@@ -23,6 +23,9 @@ from slipstream.kv import KVMemory, KVUsage
 from slipstream.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+_IDLE_STEP_TARGET = 0.1
+"""Seconds that a request may have to wait for what is computed ahead of time."""
 T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = 5
@@ -60,7 +63,7 @@ class EngineCore:
         context_length: int,
         stop_token_ids: frozenset[int],
         measurements: StepMeasurements,
-        step_target: float = 0.1,
+        step_target: float = 0.4,
         patience: float = 0.03,
         max_running: int = 64,
         max_waiting: int = 256,
@@ -71,7 +74,7 @@ class EngineCore:
         self._stop_token_ids = stop_token_ids
         self._kv = KVMemory(backend, reserved=context_length + 1)
         self._cost = StepCost(measurements)
-        self._step_target = step_target
+        self._idle_step_target = min(step_target, _IDLE_STEP_TARGET)
         self._scheduler = Scheduler(
             self._kv,
             self._cost,
@@ -357,7 +360,7 @@ class EngineCore:
             self._stats.idle_tokens += len(piece.tokens)
 
         try:
-            self._idle.step(lambda past: self._cost.largest_within(self._step_target, past), compute)
+            self._idle.step(lambda past: self._cost.largest_within(self._idle_step_target, past), compute)
         except Exception:
             logger.exception("computing ahead of time failed; it will be done when it's needed")
         self._stats.idle_seconds += time.perf_counter() - started
