@@ -39,7 +39,7 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
         sessions=sessions,
         database=None,
         model=SimpleNamespace(name="m", fingerprint="0" * 64),
-        core=SimpleNamespace(max_sequence=64, submit=submit, cancel=lambda generation: None),
+        core=SimpleNamespace(limits=SimpleNamespace(max_sequence=64), submit=submit, cancel=lambda generation: None),
         conversations=SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, renders=None),
         grammar=lambda prompt, tools, response_schema: None,
         tool_format=FORMATS["generic"],

@@ -179,10 +179,9 @@ def test_the_floor_counts_the_delta_and_the_tokens_that_the_grammar_leaves_open(
 
 
 def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
-    settings = Settings(model="m", seed=0, constraint="tools", command="slipstream bench run --out 'a & b'")
     described = ServerDescription(server=PEER, description="other --fast", notes=["weights in bf16"])
     known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1, 1), result(PEER, 0, 2, 2, 2))
-    known = known.model_copy(update={"settings": settings, "servers": [described]})
+    known = known.model_copy(update={"commands": ["slipstream bench run --out 'a & b'"], "servers": [described]})
     page = html.page(known, of_all(known))
     ElementTree.fromstring(re.sub(r"<!doctype html>|<meta\b[^>]*>", "", page).replace("<br>", "<br/>"))
     assert not re.search(r"(src|href)=[\"'][^#]", page)
@@ -191,6 +190,15 @@ def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
     for text in ("a &amp; b", "other --fast", "weights in bf16"):
         assert text in page
     assert "other --fast" in tables.markdown(known)
+
+
+def test_all_commands_that_made_a_run_are_named_once(tmp_path: Path) -> None:
+    file = RunFile(tmp_path)
+    for command in ("slipstream bench run -s vllm", "slipstream bench run", "slipstream bench run -s vllm"):
+        file.add(Settings(model="m", seed=0, constraint="tools", command=command))
+    known = summary(RunFile(tmp_path))
+    assert known.commands == ["slipstream bench run -s vllm", "slipstream bench run"]
+    assert "    slipstream bench run -s vllm\n    slipstream bench run\n" in tables.markdown(known)
 
 
 def test_markdown_has_a_row_for_each_server_under_as_many_columns(tmp_path: Path) -> None:

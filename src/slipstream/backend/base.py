@@ -84,7 +84,7 @@ class Backend(Protocol):
         ...
 
     def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
-        """Prepare the step sizes that will be used, and measure them.
+        """Prepare what can be prepared ahead of requests, and measure what steps cost.
 
         `progress` is called with the fraction done.
         """

@@ -23,7 +23,7 @@ SCRATCH_BLOCK = 0
 """Takes the KV of padding tokens; its content is never read by a real token."""
 
 # A step whose token count differs from the one before costs about 5 ms of preparation, and a count never seen about
-# 8 ms more. So steps come in these sizes only, all prepared at start-up; padding is at most an eighth of a large step.
+# 8 ms more. So steps come in these sizes only; padding is at most an eighth of a large step.
 STEP_SIZES = (
     *(2, 8, 16, 24),
     *range(32, 256, 16),
@@ -127,32 +127,28 @@ class OpenVINOBackend:
         self._kv[:, blocks] = contents.swapaxes(0, 1)
 
     def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
-        """Run each step size, and each count of logit rows, on the scratch block; see `Backend.warm_up`."""
+        """Run each copy and time some step sizes, on the scratch block; see `Backend.warm_up`."""
         tokens = np.zeros(STEP_SIZES[-1], np.int32)
         scratch = np.full((_MEASURED_CONTEXT + STEP_SIZES[-1]) // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
 
-        def run(size: int, past: int = 0, rows: int = 1) -> float:
+        def run(size: int, past: int = 0) -> float:
             started = time.perf_counter()
-            self._infer(_pack([Piece(tokens[:size], past, scratch, rows)])[0])
+            self._infer(_pack([Piece(tokens[:size], past, scratch, 1)])[0])
             return time.perf_counter() - started
 
+        def shortest(size: int, past: int = 0) -> float:
+            return min(run(size, past) for _ in range(_TIMED_RUNS))  # the first prepares the size
+
         timed = {}
-        for done, size in enumerate(STEP_SIZES, start=1):
-            run(size)  # prepares it, which takes longer
-            if size in _TIMED_SIZES:
-                timed[size] = min(run(size) for _ in range(_TIMED_RUNS))
+        sizes = sorted({*_TIMED_SIZES, *self._one_size})
+        for done, size in enumerate(sizes, start=1):
+            timed[size] = shortest(size)
             if progress is not None:
-                progress(done / len(STEP_SIZES))
-        for size in (*self._one_size, ROW_COUNTS[-1]):
-            for rows in (rows for rows in ROW_COUNTS if rows <= size):
-                run(size, rows=rows)
+                progress(done / len(sizes))
         small, _, large, larger, _ = _TIMED_SIZES
         alternating = min(run(large) + run(larger) for _ in range(_TIMED_RUNS))
         change = max(0.0, alternating - timed[large] - timed[larger]) / 2
-        added = []
-        for size in (small, large):
-            run(size, _MEASURED_CONTEXT)
-            added.append(min(run(size, _MEASURED_CONTEXT) for _ in range(_TIMED_RUNS)) - timed[size])
+        added = [shortest(size, _MEASURED_CONTEXT) - timed[size] for size in (small, large)]
         per_pair = max(0.0, added[1] - added[0]) / (large - small) / _MEASURED_CONTEXT
         per_context = max(0.0, added[0] / _MEASURED_CONTEXT - small * per_pair)
         seconds = np.interp(STEP_SIZES, list(timed), list(timed.values()))

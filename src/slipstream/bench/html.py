@@ -26,12 +26,13 @@ figure { margin: .4em 0 1em; break-inside: avoid; } figure svg { width: 100%; he
 
 def page(summary: Summary, plots: Mapping[str, Sequence[Plot]]) -> str:
     """The whole report, with the plots of each workload by its name."""
+    commands = "\n".join(summary.commands)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Slipstream bench</title>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<style>{_STYLE}</style></head><body><h1>Slipstream bench</h1>",
         f"<p>{escape(settings_text(summary))}<br>{escape(machine_text(summary))}</p>",
-        f"<pre>{escape(summary.settings.command)}</pre>" if summary.settings else "",
+        f"<pre>{escape(commands)}</pre>",
         f"<p>{escape(LEGEND)}</p>",
         *(part for workload in summary.workloads for part in _workload(workload, plots[workload.name])),
         *_servers(summary),

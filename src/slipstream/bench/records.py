@@ -27,7 +27,7 @@ class Settings(Record):
     seed: int
     constraint: ConstraintKind
     command: str
-    """That began the run."""
+    """That the results come from; a run may have several, one after another."""
 
 
 class Machine(Record):
@@ -126,6 +126,7 @@ class RunFile:
     def __init__(self, folder: Path) -> None:
         self._path = folder / RUN_FILE
         self.settings: Settings | None = None
+        self.commands: list[str] = []
         self.machine: Machine | None = None
         self.floor: FloorRates | None = None
         self.servers: dict[str, ServerDescription] = {}
@@ -167,6 +168,8 @@ class RunFile:
         match record:
             case Settings():
                 self.settings = record
+                if record.command not in self.commands:
+                    self.commands.append(record.command)
             case Machine():
                 self.machine = record
             case FloorRates():

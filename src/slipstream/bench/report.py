@@ -106,6 +106,7 @@ class Summary(Entry):
     """All that a report shows."""
 
     settings: Settings | None
+    commands: list[str]
     machine: Machine | None
     floor: FloorRates | None
     servers: list[ServerDescription]
@@ -119,6 +120,7 @@ def summary(file: RunFile) -> Summary:
         by_workload[result.workload].append(result)
     return Summary(
         settings=file.settings,
+        commands=file.commands,
         machine=file.machine,
         floor=file.floor,
         servers=list(file.servers.values()),

@@ -232,6 +232,8 @@ def _begin(file: "RunFile", plan: "Plan", left_out: "list[Server]", model: "Stor
         before, now = getattr(file.settings, field), getattr(settings, field)
         if before != now:
             raise SlipstreamError(f"the run in this folder has {field} {before!r}, not {now!r}: choose another --out")
+    if command not in file.commands:
+        file.add(settings)
     for server in (*plan.servers, *left_out):
         way = server.configuration
         notes = ["not set up on this machine, so not run"] if server in left_out else []

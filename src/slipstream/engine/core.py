@@ -15,10 +15,11 @@ from slipstream.backend import Backend, Piece, StepMeasurements
 from slipstream.backend.base import FloatArray
 from slipstream.engine.generation import Generation, GenerationRequest, Output, Phase
 from slipstream.engine.idle import IdlePrefill, IdleQueue
+from slipstream.engine.limits import Limits
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.engine.step_cost import Load, StepCost
-from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
+from slipstream.errors import EngineStoppedError, OverloadedError
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.tokenizer import Tokenizer
 
@@ -83,9 +84,7 @@ class EngineCore:
             max_running=max_running,
             max_waiting=max_waiting,
         )
-        self.context_length = context_length
-        self.max_sequence = min(context_length, self._kv.capacity - 1)
-        """Prompt and answer together; the KV memory may hold less than the context."""
+        self.limits = Limits(backend.vocab_size, context_length, self._kv.capacity)
         self.response_cache = response_cache
         self._idle = IdleQueue(self._kv)
         self._stats = EngineStats()
@@ -107,8 +106,8 @@ class EngineCore:
         Raises `ContextLengthError` or `InvalidRequestError` for what can't be served, `OverloadedError` when too many
         wait already, and `EngineStoppedError` after a shutdown.
         """
-        self._check_token_ids(request)
-        limit = self._sequence_limit(request)
+        self.limits.check_token_ids(request)
+        limit = self.limits.sequence_limit(request)
         key = self.response_cache.key(request) if self.response_cache is not None else None
         if self.response_cache is not None and key is not None:
             if self.alive and (answer := self.response_cache.get(key, len(request.prompt))) is not None:
@@ -143,7 +142,7 @@ class EngineCore:
 
     def prefill(self, job: IdlePrefill) -> None:
         """Have KV computed when there is nothing else to do. Any request goes first, at the next step."""
-        if 0 < len(job.tokens) < self.max_sequence:
+        if 0 < len(job.tokens) < self.limits.max_sequence:
             self._inbox.put(lambda: self._idle.add(job))
 
     def call(self, function: Callable[[KVMemory], T]) -> T:
@@ -210,38 +209,6 @@ class EngineCore:
             self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
             self._inbox.put(None)
         self._thread.join()
-
-    def _check_token_ids(self, request: GenerationRequest) -> None:
-        """Raise `InvalidRequestError` for ids that the model has no row for."""
-        named = {
-            "prompt": (int(request.prompt.min(initial=0)), int(request.prompt.max(initial=0))),
-            "logit_bias": (min(request.params.logit_bias, default=0), max(request.params.logit_bias, default=0)),
-        }
-        for param, (lowest, highest) in named.items():
-            if lowest < 0 or highest >= self._backend.vocab_size:
-                raise InvalidRequestError(
-                    f"{param} has token ids outside the vocabulary: they must be 0 to {self._backend.vocab_size - 1}",
-                    param=param,
-                    code="invalid_value",
-                )
-
-    def _sequence_limit(self, request: GenerationRequest) -> int:
-        """How long prompt and answer may get together."""
-        prompt, wanted = len(request.prompt), request.params.max_tokens
-        if prompt == 0:
-            raise InvalidRequestError("the prompt is empty: it needs at least one token", param="prompt")
-        if prompt >= self.max_sequence or prompt + (wanted or 0) > self.max_sequence:
-            asked = f" and max_tokens of {wanted:,}" if wanted else ""
-            cause = (
-                f"the model's context is {self.context_length:,} tokens"
-                if self.max_sequence == self.context_length
-                else f"the server's KV memory holds {self.max_sequence:,} tokens (--kv-memory)"
-            )
-            raise ContextLengthError(
-                f"a prompt of {prompt:,} tokens{asked} is too long: {cause}. "
-                "Send a shorter prompt, or ask for fewer tokens."
-            )
-        return prompt + wanted if wanted else self.max_sequence
 
     def _run(self) -> None:
         error = EngineStoppedError("the server shut down before the answer was finished")

@@ -41,7 +41,7 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
         created=int(time.time()),
         object="model",
         owned_by="slipstream",
-        max_model_len=engine.core.max_sequence,
+        max_model_len=engine.core.limits.max_sequence,
     )
 
     @routes.get("/health")

@@ -52,7 +52,7 @@ def router(engine: Engine) -> APIRouter:
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Tokens:
         tokens = await asyncio.to_thread(_tokens, engine, body)
-        return Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.core.max_sequence)
+        return Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.core.limits.max_sequence)
 
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Text:

@@ -356,10 +356,10 @@ class Sessions:
         if not state.messages:
             return None
         prompt = self._conversations.prompt(state.messages, ToolUse(state.tools), tenant=state.tenant)
-        if len(prompt.token_ids) >= self._core.max_sequence:
+        if len(prompt.token_ids) >= self._core.limits.max_sequence:
             raise ContextLengthError(
                 f"the session would have {len(prompt.token_ids):,} tokens, but there is room for "
-                f"{self._core.max_sequence:,}: append less, or roll it back"
+                f"{self._core.limits.max_sequence:,}: append less, or roll it back"
             )
         return prompt
 

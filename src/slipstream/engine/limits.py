@@ -1,0 +1,57 @@
+"""What a request must keep to, checked before it is queued."""
+
+from dataclasses import dataclass
+
+from slipstream.engine.generation import GenerationRequest
+from slipstream.errors import ContextLengthError, InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a model and the memory that it was given."""
+
+    vocab_size: int
+    context_length: int
+    """What the model was trained for, in tokens."""
+    capacity: int
+    """What the KV memory holds, in tokens."""
+
+    @property
+    def max_sequence(self) -> int:
+        """Tokens of prompt and answer together; the KV memory may hold less than the context."""
+        return min(self.context_length, self.capacity - 1)
+
+    def check_token_ids(self, request: GenerationRequest) -> None:
+        """Raise `InvalidRequestError` for ids that the model has no row for."""
+        named = {
+            "prompt": (int(request.prompt.min(initial=0)), int(request.prompt.max(initial=0))),
+            "logit_bias": (min(request.params.logit_bias, default=0), max(request.params.logit_bias, default=0)),
+        }
+        for param, (lowest, highest) in named.items():
+            if lowest < 0 or highest >= self.vocab_size:
+                raise InvalidRequestError(
+                    f"{param} has token ids outside the vocabulary: they must be 0 to {self.vocab_size - 1}",
+                    param=param,
+                    code="invalid_value",
+                )
+
+    def sequence_limit(self, request: GenerationRequest) -> int:
+        """How long prompt and answer may get together, in tokens.
+
+        Raises `InvalidRequestError` for an empty prompt, `ContextLengthError` for one that is too long.
+        """
+        prompt, wanted = len(request.prompt), request.params.max_tokens
+        if prompt == 0:
+            raise InvalidRequestError("the prompt is empty: it needs at least one token", param="prompt")
+        if prompt >= self.max_sequence or prompt + (wanted or 0) > self.max_sequence:
+            asked = f" and max_tokens of {wanted:,}" if wanted else ""
+            cause = (
+                f"the model's context is {self.context_length:,} tokens"
+                if self.max_sequence == self.context_length
+                else f"the server's KV memory holds {self.max_sequence:,} tokens (--kv-memory)"
+            )
+            raise ContextLengthError(
+                f"a prompt of {prompt:,} tokens{asked} is too long: {cause}. "
+                "Send a shorter prompt, or ask for fewer tokens."
+            )
+        return prompt + wanted if wanted else self.max_sequence
