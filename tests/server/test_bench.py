@@ -1,6 +1,7 @@
 """The bench's command, with this server and its workloads in earnest."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_name_that_nothing_has_is_answered_with_those_there_are(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_is_not_set_up_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+def test_a_server_that_is_not_set_up_says_how(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from slipstream.bench import peers
 
     class Missing(peers.Slipstream):
@@ -116,6 +117,7 @@ def test_a_server_that_is_not_set_up_says_how(tmp_path: Path, monkeypatch: pytes
     known: dict[str, type[Peer]] = {"slipstream": peers.Slipstream, "missing": Missing}
     monkeypatch.setattr(peers, "PEERS", known)
     assert "slipstream bench setup missing" in bench("run", "-s", "missing", "--out", str(tmp_path), status=1)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)  # with the results of all that is set up
     assert "left out: missing" in bench("run", "-w", "agent-6", "--rounds", "1", "--out", str(tmp_path))
     assert "not set up on this machine, so not run" in (tmp_path / "benchmarks.md").read_text()
 

@@ -192,6 +192,23 @@ def test_the_page_is_whole_and_asks_for_nothing_else(tmp_path: Path) -> None:
     assert "other --fast" in tables.markdown(known)
 
 
+def test_lines_that_are_far_apart_are_drawn_on_a_logarithmic_axis() -> None:
+    def axis(plot: str) -> list[str]:
+        return re.findall(r">([\d,]+)</text>", plot)
+
+    near = lines({"a": [(1, 100), (2, 120)], "b": [(1, 1000), (2, 900)]}, x_label="turn", y_label="ms")
+    far = lines({"a": [(1, 100), (2, 120)], "b": [(1, 9000), (2, 8000)]}, x_label="turn", y_label="ms")
+    assert "0" in axis(near)
+    assert "0" not in axis(far)
+    assert {"100", "1,000"} <= set(axis(far))
+
+
+def test_a_server_keeps_its_colour_where_another_has_no_line() -> None:
+    plot = lines({"a": [], "b": [(1, 10), (2, 20)]}, x_label="turn", y_label="tokens")
+    assert COLOURS[1] in plot
+    assert COLOURS[0] not in plot
+
+
 def test_all_commands_that_made_a_run_are_named_once(tmp_path: Path) -> None:
     file = RunFile(tmp_path)
     for command in ("slipstream bench run -s vllm", "slipstream bench run", "slipstream bench run -s vllm"):

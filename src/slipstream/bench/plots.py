@@ -4,17 +4,20 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import median
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from slipstream.bench.report import REFERENCE, Point, Summary, WorkloadSummary
 
 _INCHES = (9.0, 3.8)
 COLOURS = ("#0b6e4f", "#c1440e", "#1f4e9e", "#8a6d00", "#7b2d8b", "#3b8ea5", "#555555", "#b0306a")
 _DASHES = ("-", "--", ":", "-.")
+_FAR_APART = 15
+"""How many times higher one line may be than another before an axis from 0 hides the lower one's shape."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -62,21 +65,33 @@ def _of_workload(workload: WorkloadSummary) -> Iterator[Plot]:
 def _series(
     workload: WorkloadSummary, x: Callable[[Point], float | None], y: Callable[[Point], float | None]
 ) -> dict[str, Points]:
-    """A line for each server that tells both."""
-    series: dict[str, Points] = {}
-    for server in workload.servers:
-        pairs = [(x(point), y(point)) for point in server.points]
-        if known := [(a, b) for a, b in pairs if a is not None and b is not None]:
-            series[server.server] = known
-    return series
+    """A line for each server, empty if it doesn't tell both."""
+    return {
+        server.server: [
+            (a, b) for point in server.points if (a := x(point)) is not None and (b := y(point)) is not None
+        ]
+        for server in workload.servers
+    }
 
 
 def lines(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
-    """One line for each series; the y axis begins at 0. An SVG element, empty if there is nothing to show."""
+    """One line for each series that has points, in a colour that goes by its place among all.
+
+    The y axis begins at 0, unless the series are so far apart that only a logarithmic one shows them all. An SVG
+    element, empty if there is nothing to show.
+    """
     if not any(series.values()):
         return ""
     figure, axes = _figure(x_label, y_label)
+    medians = [median(y for _, y in points) for points in series.values() if points]
+    if 0 < min(medians) * _FAR_APART < max(medians):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for number, (name, points) in enumerate(series.items()):
+        if not points:
+            continue
         xs, ys = zip(*sorted(points), strict=True)
         colour, dashes = COLOURS[number % len(COLOURS)], _DASHES[number % len(_DASHES)]
         axes.plot(xs, ys, dashes, color=colour, marker="o", markersize=2.5, label=name)
@@ -115,7 +130,8 @@ def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, axes: Axes) -> str:
-    axes.set_ylim(bottom=0)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=0)
     figure.legend(loc="outside lower left", ncols=4, frameon=False)
     text = io.StringIO()
     with _style():
