@@ -82,13 +82,8 @@ def lines(series: Mapping[str, Points], *, x_label: str, y_label: str) -> str:
     """
     if not any(series.values()):
         return ""
-    figure, axes = _figure(x_label, y_label)
     medians = [median(y for _, y in points) for points in series.values() if points]
-    if 0 < min(medians) * _FAR_APART < max(medians):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    figure, axes = _figure(x_label, y_label, logarithmic=0 < min(medians) * _FAR_APART < max(medians))
     for number, (name, points) in enumerate(series.items()):
         if not points:
             continue
@@ -116,7 +111,7 @@ def _style() -> AbstractContextManager[None]:
     return rc_context({"svg.fonttype": "none", "svg.hashsalt": "slipstream", "font.size": 9})
 
 
-def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def _figure(x_label: str, y_label: str, *, logarithmic: bool = False) -> tuple[Figure, Axes]:
     with _style():
         figure = Figure(figsize=_INCHES, layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
@@ -124,6 +119,10 @@ def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     return figure, axes
