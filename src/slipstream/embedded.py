@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged_model import PagedModel
 from slipstream.chat import NO_TOOLS, AnswerReader, ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
 from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import choose_format
@@ -79,25 +80,30 @@ class Engine:
         )
         self.database = self._open_database(config)
         """Where what outlives the process is kept, if anything is."""
-        backend = OpenVINOBackend(self.model.ir_path, kv_memory=config.kv_memory, threads=config.threads)
+        self.backend = OpenVINOBackend(
+            PagedModel(self.model.ir_path, threads=config.threads),
+            kv_memory=config.kv_memory,
+            progress=on_warm_up or (lambda _: None),
+        )
         sys.setswitchinterval(min(sys.getswitchinterval(), _GIL_SWITCH_SECONDS))
         self.core = EngineCore(
-            backend,
+            self.backend,
             self.tokenizer,
             context_length=manifest.context_length,
             stop_token_ids=frozenset(manifest.stop_token_ids),
-            measurements=backend.warm_up(on_warm_up),
             step_target=config.step_target_ms / 1e3,
             max_running=config.max_running,
             max_waiting=config.max_waiting,
-            response_cache=ResponseCache(config.response_cache_memory, self.model.fingerprint),
+            response_cache=(
+                ResponseCache(config.response_cache_memory, self.model.fingerprint) if self.backend.exact else None
+            ),
         )
         self.sessions = Sessions(
             self.core,
             self.conversations,
             ttl=config.session_ttl,
             database=self.database,
-            saver=self._open_saver(config, self.database, backend.fingerprint) if self.database is not None else None,
+            saver=self._open_saver(config, self.database) if self.database is not None else None,
         )
 
     def __enter__(self) -> Self:
@@ -107,6 +113,11 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the same request gives the same tokens here, whatever was cached, batched, drafted or evicted."""
+        return self.backend.exact
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, abort the rest, and end the engine."""
@@ -192,9 +203,11 @@ class Engine:
         except (OSError, sqlite3.Error) as error:
             raise StateError(f"{config.state_dir} can't keep state: {error}; choose another --state-dir") from error
 
-    def _open_saver(self, config: EngineConfig, database: Database, backend: str) -> Saver:
+    def _open_saver(self, config: EngineConfig, database: Database) -> Saver:
         assert config.state_dir is not None
-        saved = SavedKV(config.state_dir / "kv", f"{self.model.fingerprint}; {backend}", config.state_disk)
+        saved = SavedKV(
+            config.state_dir / "kv", f"{self.model.fingerprint}; {self.backend.fingerprint}", config.state_disk
+        )
         saved.keep(database.prune())
         return Saver(self.core, self.conversations, saved, config.state_bandwidth)
 

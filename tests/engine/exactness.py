@@ -18,6 +18,7 @@ from rich.progress import track
 from slipstream.backend import Piece, StepMeasurements
 from slipstream.backend.base import IntArray
 from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged_model import PagedModel
 from slipstream.chat import Tool, ToolUse
 from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import FORMATS
@@ -44,11 +45,12 @@ GRAMMARS = [
 
 
 class NarrowBackend:
-    """A backend of which an engine may use only some blocks, so that memory runs out."""
+    """A backend of which an engine may use only some blocks, so that memory runs out, and steps of other sizes."""
 
-    def __init__(self, backend: OpenVINOBackend, num_blocks: int) -> None:
+    def __init__(self, backend: OpenVINOBackend, num_blocks: int, largest_step: int) -> None:
         self._backend = backend
         self.num_blocks = num_blocks
+        self.measurements = StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest_step))
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._backend, name)
@@ -68,7 +70,7 @@ class Oracle:
     """Computes answers again from scratch."""
 
     def __init__(self, model: Model) -> None:
-        self._backend = OpenVINOBackend(model.ir_path, kv_memory=64 * 2**20)
+        self._backend = OpenVINOBackend(PagedModel(model.ir_path), kv_memory=64 * 2**20)
         self._stops = set(model.manifest.stop_token_ids)
 
     def check(self, scenario: Scenario) -> None:
@@ -118,13 +120,11 @@ def rounds(
     grammars = [compiler.compile(source, param="") for source in GRAMMARS]
     while True:
         blocks = rng.choice([CONTEXT // backend.block_size + 8, 60, 120, backend.num_blocks])
-        largest = rng.choice(STEP_SIZES[2:])
         core = EngineCore(
-            NarrowBackend(backend, blocks),  # type: ignore[arg-type]
+            NarrowBackend(backend, blocks, rng.choice(STEP_SIZES[2:])),  # type: ignore[arg-type]
             tokenizer,
             context_length=CONTEXT,
             stop_token_ids=frozenset(model.manifest.stop_token_ids),
-            measurements=StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest)),
             step_target=rng.choice([0.001, 0.02, 0.1]),
             max_running=rng.choice([1, 3, 9]),
         )
@@ -218,7 +218,7 @@ def _submit(core: EngineCore, scenario: Scenario) -> None:
 
 def run(scenarios: int, seed: int, model: Model) -> int:
     """Run and check at least that many scenarios; returns how many."""
-    backend = OpenVINOBackend(model.ir_path, kv_memory=256 * 2**20)
+    backend = OpenVINOBackend(PagedModel(model.ir_path), kv_memory=256 * 2**20)
     oracle = Oracle(model)
     tokenizer = Tokenizer.from_file(model.tokenizer_path)
     checked = 0

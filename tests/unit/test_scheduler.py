@@ -115,7 +115,6 @@ class ToyEngine:
             TOKENIZER,
             context_length=context_length,
             stop_token_ids=frozenset({STOP}),
-            measurements=self.backend.warm_up(),
             step_target=step_target,
             patience=patience,
             max_running=max_running,

@@ -64,7 +64,6 @@ class SessionsMachine(RuleBasedStateMachine):
             tokenizer,
             context_length=CONTEXT,
             stop_token_ids=frozenset({STOP}),
-            measurements=self.backend.warm_up(),
         )
         self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, choose_format(TEMPLATE))
         self.usual_limit, sessions.MAX_SESSIONS = sessions.MAX_SESSIONS, self.limit

@@ -56,6 +56,8 @@ class ToyBackend:
     vocab_size = VOCABULARY
     block_bytes = 1
     fingerprint = "toy"
+    exact = True
+    measurements = StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES))
 
     def __init__(self, num_blocks: int, block_size: int = 4, clock: Clock | None = None) -> None:
         self.num_blocks = num_blocks
@@ -97,9 +99,6 @@ class ToyBackend:
 
     def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
         self._slots[blocks] = contents.view(np.int16)
-
-    def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
-        return StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES))
 
     def _check(self, pieces: Sequence[Piece]) -> None:
         assert pieces, "a step has something to compute"

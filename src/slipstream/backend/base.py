@@ -1,6 +1,6 @@
 """The interface between Slipstream and whatever runs the model's forward pass."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,12 +40,14 @@ class StepMeasurements:
     """Seconds for each token of context that a step's sequences have together."""
     per_pair: float = 0.0
     """Seconds for each pair of a token in the step and a token of its context."""
+    largest_draft: int | None = None
+    """Tokens of a draft that one step can verify; None if there's no limit."""
 
 
 class Backend(Protocol):
     """A loaded model with its KV memory.
 
-    Exact by contract: a token's logits depend on the tokens of its sequence up to it and on nothing else, neither
+    Where it is `exact`, a token's logits depend on the tokens of its sequence up to it and on nothing else, neither
     on how they were cut into pieces nor on what else a step computes.
     """
 
@@ -57,6 +59,10 @@ class Backend(Protocol):
     block_bytes: int
     fingerprint: str
     """Equal for backends that compute the same bits from the same weights, and store them alike."""
+    exact: bool
+    """Whether a token's logits were found to be the same to the bit in every step; the server says so if not."""
+    measurements: StepMeasurements
+    """The step sizes that there are, and what steps cost."""
 
     def forward(self, pieces: Sequence[Piece]) -> FloatArray:
         """Run one step; returns float32 logits [sum of logit_rows, vocab_size] in the order of the pieces.
@@ -81,11 +87,4 @@ class Backend(Protocol):
 
     def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
         """Fill blocks with what `read_blocks` gave."""
-        ...
-
-    def warm_up(self, progress: Callable[[float], None] | None = None) -> StepMeasurements:
-        """Prepare what can be prepared ahead of requests, and measure what steps cost.
-
-        `progress` is called with the fraction done.
-        """
         ...

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from slipstream.backend import Backend, Piece, StepMeasurements
+from slipstream.backend import Backend, Piece
 from slipstream.backend.base import FloatArray
 from slipstream.engine.generation import Generation, GenerationRequest, Output, Phase
 from slipstream.engine.idle import IdlePrefill, IdleQueue
@@ -63,7 +63,6 @@ class EngineCore:
         *,
         context_length: int,
         stop_token_ids: frozenset[int],
-        measurements: StepMeasurements,
         step_target: float = 0.4,
         patience: float = 0.03,
         max_running: int = 64,
@@ -74,7 +73,7 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._kv = KVMemory(backend, reserved=context_length + 1)
-        self._cost = StepCost(measurements)
+        self._cost = StepCost(backend.measurements)
         self._idle_step_target = min(step_target, _IDLE_STEP_TARGET)
         self._scheduler = Scheduler(
             self._kv,

@@ -51,6 +51,8 @@ class StepCost:
         self._per_context = measured.per_context
         self._per_pair = measured.per_pair
         self._measured = measured
+        self.largest_draft = measured.largest_draft
+        """Tokens of a draft that one step can verify; None if there's no limit."""
 
     def rounded(self, tokens: int) -> int:
         """The measured size that a step of that many tokens is padded to, or `tokens` beyond the largest."""

@@ -1,0 +1,112 @@
+"""What was found out about a model on this machine: its step class and what its steps cost, kept beside the model."""
+
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from slipstream.backend.base import Piece, StepMeasurements
+from slipstream.backend.self_test import ROW_COUNTS, SIZES, find_step_class
+from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, Runner, StepClass, next_size
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Goes up when the self-test finds other things than before."""
+_FOLDER = "calibration"
+
+_TIMED_SIZES = (2, 8, 16, 64, 128, 512)
+"""What other sizes take is read off between these, as far as the class goes."""
+_TIMED_RUNS = 3
+_CONTEXT = 2048
+"""Tokens of context at which it is measured what contexts cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How steps are computed on one machine."""
+
+    step_class: StepClass
+    exact: bool
+    """Whether steps of the class all give the same bits; if not, it is all sizes there are."""
+    measurements: StepMeasurements
+    witness: str = ""
+    """A digest of bits that steps of the class gave, if it's exact: what is compared at later starts."""
+
+
+_FILE = TypeAdapter(Calibration)
+
+
+def calibrate(runner: Runner, progress: Callable[[float], None]) -> Calibration:
+    """Find the step class and measure its steps, without a witness; overwrites the first `SELF_TEST_BLOCKS` blocks."""
+    found = find_step_class(runner, lambda done: progress(0.6 * done))
+    step_class = found or StepClass(SIZES, ROW_COUNTS)
+    measurements = measure(runner, step_class, lambda done: progress(0.6 + 0.4 * done))
+    return Calibration(step_class, found is not None, measurements)
+
+
+def load(model: Path, key: str) -> Calibration | None:
+    """What was kept for a model file under a key; None if there is nothing, or nothing usable."""
+    try:
+        return _FILE.validate_json(_path(model, key).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def save(model: Path, key: str, calibration: Calibration) -> None:
+    """Keep it, whole or not at all; where the folder can't be written, the next start has to find out again."""
+    path = _path(model, key)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(_FILE.dump_json(calibration, indent=2))
+        Path(file.name).replace(path)
+    except OSError as error:
+        logger.warning("%s can't be written, so the next start measures again: %s", path, error)
+
+
+def _path(model: Path, key: str) -> Path:
+    weights = model.with_suffix(".bin").stat()
+    identity = f"{_VERSION}; {weights.st_size}; {weights.st_mtime_ns}; {key}"
+    return model.parent / _FOLDER / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
+
+
+def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], None]) -> StepMeasurements:
+    """Time steps of some sizes, on the scratch block alone."""
+    sizes = step_class.sizes
+    tokens = np.zeros(sizes[-1], np.int32)
+    scratch = np.full((_CONTEXT + sizes[-1]) // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
+
+    def run(size: int, past: int = 0) -> float:
+        started = time.perf_counter()
+        step_class.run(runner, [Piece(tokens[:size], past, scratch, 1)])
+        return time.perf_counter() - started
+
+    def shortest(size: int, past: int = 0) -> float:
+        return min(run(size, past) for _ in range(_TIMED_RUNS))  # the first prepares the size
+
+    timed = {}
+    timed_sizes = sorted({next_size(sizes, min(size, sizes[-1])) for size in _TIMED_SIZES})
+    for done, size in enumerate(timed_sizes, start=1):
+        timed[size] = shortest(size)
+        progress(done / len(timed_sizes))
+    # A larger step never takes less time, but on a machine with other work its measurement may.
+    seconds = np.interp(sizes, list(timed), np.maximum.accumulate(list(timed.values())))
+    small, large = sizes[0], next_size(sizes, min(64, sizes[-1]))
+    alternating = min(run(small) + run(large) for _ in range(_TIMED_RUNS))
+    change = max(0.0, alternating - timed[small] - timed[large]) / 2
+    added = [shortest(size, _CONTEXT) - timed[size] for size in (small, large)]
+    per_pair = max(0.0, added[1] - added[0]) / max(1, large - small) / _CONTEXT
+    return StepMeasurements(
+        seconds=tuple(zip(sizes, seconds.tolist(), strict=True)),
+        change=change,
+        per_context=max(0.0, added[0] / _CONTEXT - small * per_pair),
+        per_pair=per_pair,
+        largest_draft=min(sizes[-1], step_class.row_counts[-1]) - 1,
+    )

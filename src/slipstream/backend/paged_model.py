@@ -1,0 +1,167 @@
+"""An OpenVINO model with paged attention, over KV blocks that are named in each step."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+from openvino._offline_transformations import paged_attention_transformation
+
+from slipstream.backend.base import BlockContents, FloatArray, IntArray
+from slipstream.backend.steps import StepInputs
+from slipstream.errors import ModelError, UnsupportedModelError
+from slipstream.processor import this_processor
+
+_SMALL_MODEL_BYTES = 512 * 2**20
+"""A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
+
+_ALIGNMENT = 64
+
+
+class PagedModel:
+    """A stateful OpenVINO IR, turned into paged attention and compiled for the CPU.
+
+    KV is kept in bfloat16 where the machine computes in it, else in float16: the plugin's default, u8, quantises a
+    block at a time and would let a rejected draft leave a trace.
+
+    Blocks are numbered from 0; there are none before `allocate`. Raises `ModelError` for a file that can't be read,
+    `UnsupportedModelError` for a model whose layers differ in KV shape.
+    """
+
+    def __init__(self, ir_path: Path, *, threads: int | None = None) -> None:
+        self.ir_path = ir_path
+        self._core = ov.Core()
+        try:
+            self._model = self._core.read_model(ir_path)
+        except RuntimeError as error:
+            raise ModelError(f"{ir_path} is not a readable OpenVINO model: {error}") from error
+        paged_attention_transformation(self._model)
+        _gather_before_vocabulary(self._model)
+        bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bf16" if bf16 else "f16"
+        """Of the keys and values."""
+        self._options: dict[str, object] = {"KV_CACHE_PRECISION": self.precision, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+        compiled = self._compile(self._model)
+        self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
+        self._caches = [port for port in compiled.inputs if "_cache." in port.any_name]
+        self.block_bytes = len(self._caches) * 2 * _block_elements(self._caches)
+        """Memory that a block takes, in all layers."""
+        self._any_size = compiled.create_infer_request()
+        self._copies: dict[int, ov.InferRequest] = {}
+        self._last_size = 0
+        self.runs: Counter[int] = Counter()
+        """How many steps there were of each size."""
+        self.allocate(0)
+
+    @property
+    def settings(self) -> str:
+        """All that decides which kernels compute a step, and how KV is stored."""
+        processor = this_processor()
+        parts = [ov.get_version(), processor.name, " ".join(processor.instruction_sets), self.threads, self.precision]
+        return "; ".join(map(str, parts))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there is memory to spare for copies of it."""
+        return self.ir_path.with_suffix(".bin").stat().st_size <= _SMALL_MODEL_BYTES
+
+    def compile_copy(self, size: int) -> ov.CompiledModel:
+        """A copy for steps of `size` tokens alone; takes seconds, on any thread."""
+        copy = self._model.clone()
+        copy.reshape({"input_ids": [size], "position_ids": [size]})
+        return self._compile(copy)
+
+    def use_copy(self, size: int, copy: ov.CompiledModel) -> None:
+        """Run steps of `size` tokens on a copy from now on: they take less time, and need no preparing."""
+        request = copy.create_infer_request()
+        self._attach(request)
+        self._copies[size] = request
+
+    def drop_copy(self, size: int) -> None:
+        """Run steps of `size` tokens as before there was a copy."""
+        del self._copies[size]
+
+    def allocate(self, num_blocks: int) -> None:
+        """Have so many blocks, all zero, in place of those before; pages become resident when first written."""
+        self._kv = _zeros_aligned((len(self._caches), num_blocks, _block_elements(self._caches)))
+        for request in (self._any_size, *self._copies.values()):
+            self._attach(request)
+
+    @property
+    def prepared(self) -> set[int]:
+        """Sizes of steps that have a copy of their own, and that of the last other step."""
+        return {self._last_size, *self._copies}
+
+    def run(self, inputs: StepInputs) -> FloatArray:
+        """Run a step on the copy for its size; see `Runner.run`. Raises `ModelError` when inference fails."""
+        size = len(inputs["input_ids"])
+        self.runs[size] += 1
+        request = self._copies.get(size)
+        if request is None:
+            request, self._last_size = self._any_size, size
+        for name, array in inputs.items():
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        try:
+            request.infer()
+        except RuntimeError as error:
+            raise ModelError(f"the forward pass failed: {error}") from error
+        logits: FloatArray = request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
+        return logits
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of one block to another, in all layers."""
+        self._kv[:, target] = self._kv[:, source]
+
+    def read_blocks(self, blocks: IntArray) -> BlockContents:
+        """A copy of what the blocks hold, uint16 [blocks, layers * 2, elements]."""
+        return np.ascontiguousarray(self._kv[:, blocks].swapaxes(0, 1))
+
+    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
+        """Fill blocks with what `read_blocks` gave."""
+        self._kv[:, blocks] = contents.swapaxes(0, 1)
+
+    def _compile(self, model: ov.Model) -> ov.CompiledModel:
+        return self._core.compile_model(model, "CPU", self._options)
+
+    def _attach(self, request: ov.InferRequest) -> None:
+        """Let a request compute on the blocks."""
+        for storage, port in zip(self._kv, self._caches, strict=True):
+            shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
+            request.set_tensor(port.any_name, ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type))
+
+
+def _gather_before_vocabulary(model: ov.Model) -> None:
+    """Let only the rows named by a new input `logit_rows` i64 reach the projection to the vocabulary."""
+    node = model.get_results()[0].input_value(0).get_node()
+    while node.get_type_name() != "MatMul":
+        if node.get_input_size() == 0:
+            raise UnsupportedModelError("the model's output is not a projection to a vocabulary")
+        node = node.input_value(0).get_node()
+    rows = ops.parameter([-1], np.int64, name="logit_rows")
+    rows.output(0).set_names({"logit_rows"})
+    gathered = ops.gather(node.input_value(0), rows, ops.constant(np.int64(0)))
+    node.input(0).replace_source_output(gathered.output(0))
+    model.add_parameters([rows])
+    model.validate_nodes_and_infer_types()
+
+
+def _block_elements(caches: Sequence[ov.ConstOutput]) -> int:
+    """Elements in one block of one key or value cache, the same in all layers."""
+    sizes = {tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in caches}
+    if len({int(np.prod(size)) for size in sizes}) != 1:
+        raise UnsupportedModelError(f"the model's layers differ in the shape of their KV cache: {sorted(sizes)}")
+    return int(np.prod(sizes.pop()))
+
+
+def _zeros_aligned(shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
+    """Zeroed 16-bit storage whose first element starts a cache line; pages become resident when written."""
+    count = int(np.prod(shape))
+    raw = np.zeros(count * 2 + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + count * 2].view(np.uint16).reshape(shape)

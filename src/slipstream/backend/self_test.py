@@ -1,0 +1,230 @@
+"""Which step sizes give a token the same bits on this machine: found out by comparing them, not assumed.
+
+A step's size chooses the kernels of its matrix products, and so the order of their sums. The test puts the same few
+tokens, with the same context of several blocks, into steps of every candidate size, in several places and beside other
+sequences, and sorts the sizes by the bits that come out. The same is done for the number of logit rows, which chooses
+the kernel of the projection to the vocabulary. The class that serves best is then tried on whole sequences.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from slipstream.backend.base import FloatArray, IntArray, Piece
+from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, SCRATCH_BLOCK, Runner, StepClass, lay_out
+
+# Few sizes, since the runtime prepares each apart; close enough that padding is at most an eighth of a large step. With
+# AVX2 alone, sizes that are no multiple of 8 may give other bits; from 96 on, all do.
+SIZES = (2, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 256, 16), *range(256, 513, 64))
+ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+PROBE_BLOCKS = 5
+SELF_TEST_BLOCKS = 1 + PROBE_BLOCKS + 3 * (3 + 1)
+"""KV blocks that the test overwrites, the scratch block among them."""
+
+_NEEDED = 64
+"""Larger sizes are tried as long as there is time: they make prompts of large models a little faster."""
+_PATIENCE = 5.0
+"""Seconds after which no larger size is tried."""
+_CONTEXT = 2 * BLOCK_SIZE + 6
+_PROBE = 13
+"""Tokens that follow the context, of which the first two are compared."""
+_PROBED_SIZE = 16
+_PROBED_ROWS = 8
+_SEQUENCE = 3 * BLOCK_SIZE + 5
+_SEED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of a candidate: the bits of the probed tokens, and how long the step took."""
+
+    count: int
+    bits: bytes | None
+    """None if the same token came out differently within one step."""
+    seconds: float
+
+
+def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _: None) -> StepClass | None:
+    """The step class that serves best of those that keep their bits, or None if none does; overwrites blocks."""
+    probe = Probe(runner, first_block=1)
+    sizes = list(_try_sizes(probe, progress))
+    row_counts = [probe.trial(_PROBED_SIZE, count, tokens=1) for count in ROW_COUNTS]
+    for size_class in sorted(classes(sizes), key=_seconds_of_turn):
+        for row_class in sorted(classes(row_counts), key=_passes_for_rows):
+            found = StepClass(*(tuple(trial.count for trial in each) for each in (size_class, row_class)))
+            if holds(runner, found):
+                return found
+    return None
+
+
+def classes(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The candidates, sorted by their bits; those that have none of their own are left out."""
+    found: dict[bytes, list[Trial]] = {}
+    for trial in trials:
+        if trial.bits is not None:
+            found.setdefault(trial.bits, []).append(trial)
+    return list(found.values())
+
+
+def holds(runner: Runner, step_class: StepClass) -> bool:
+    """Whether a sequence keeps its bits, logits and KV, however it is cut, forked and batched in steps of the class."""
+    trial = _SequenceTrial(runner, step_class)
+    expected = trial.bits()
+    end = _SEQUENCE
+    cuts = ([end - 1], [BLOCK_SIZE], [end // 2 + 1], range(end - 5, end), [3, 4, 40, 41, 43, 90])
+    return (
+        all(trial.bits(cuts=cut) == expected for cut in cuts)
+        and all(trial.bits(cuts=[end // 3], beside=count) == expected for count in (1, 7, 30))
+        and trial.bits(cuts=[end - 8], rows=8) == expected
+        and trial.bits(forked_at=end // 2) == expected
+    )
+
+
+def _try_sizes(probe: "Probe", progress: Callable[[float], None]) -> Iterator[Trial]:
+    started = time.perf_counter()
+    for done, size in enumerate(SIZES, start=1):
+        if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
+            return
+        trial = probe.trial(size, _PROBED_ROWS)
+        if size <= _NEEDED:  # the first step of a size prepares it, which would make small ones look expensive
+            trial = replace(trial, seconds=probe.trial(size, _PROBED_ROWS).seconds)
+        yield trial
+        progress(done / len(SIZES))
+
+
+def _seconds_of_turn(trials: Sequence[Trial]) -> float:
+    """What a typical turn takes in steps of these sizes: some hundred tokens of prompt, and eight small steps."""
+    smallest, largest = trials[0], trials[-1]
+    return 8 * smallest.seconds + 256 * largest.seconds / largest.count
+
+
+def _passes_for_rows(trials: Sequence[Trial]) -> tuple[int, int]:
+    """Passes of the steps that want one, some and many rows, and then how many rows are padded to at least."""
+    smallest, largest = trials[0].count, trials[-1].count
+    return sum(-(-rows // largest) for rows in (1, 8, 64)), smallest
+
+
+class Probe:
+    """A few tokens after a context, to be computed in steps of any size: at the front, in the middle, at the end.
+
+    Each place has a fork of the context: its full blocks shared, the partial one copied.
+    """
+
+    def __init__(self, runner: Runner, *, first_block: int) -> None:
+        self._runner = runner
+        tokens = _random_tokens(runner, _CONTEXT + _PROBE, seed=_SEED)
+        self._tokens = tokens[_CONTEXT:]
+        self._others = _random_tokens(runner, SIZES[-1], seed=_SEED + 1)
+        *shared, partial = range(first_block, first_block + 3)
+        self._tables = [np.array([*shared, own], np.int32) for own in range(partial, first_block + PROBE_BLOCKS)]
+        # It doesn't matter in which steps the context is computed, as long as all trials see the same.
+        for start, end, size in ((0, 64, 64), (64, _CONTEXT, 8)):
+            piece = Piece(tokens[start:end], start, self._tables[0], 0)
+            runner.run(lay_out([piece], size, _PROBED_ROWS))
+        for table in self._tables[1:]:
+            runner.copy_block(partial, int(table[-1]))
+
+    def witness(self, step_class: StepClass) -> str | None:
+        """A digest of what the class computes, by its smallest and its largest step; None if these differ."""
+        found = {self._digest(step_class.sizes[side], step_class.row_counts[side]) for side in (0, -1)}
+        return found.pop() if len(found) == 1 else None
+
+    def agrees(self, size: int, row_count: int, witness: str) -> bool:
+        """Whether steps of one more kind compute what a witness stands for."""
+        return self._digest(size, row_count) == witness
+
+    def _digest(self, size: int, row_count: int) -> str | None:
+        bits = self.trial(size, row_count, tokens=1).bits
+        return hashlib.sha256(bits).hexdigest() if bits is not None else None
+
+    def trial(self, size: int, row_count: int, tokens: int = 2) -> Trial:
+        """Run a step of that size and that many rows of logits, and compare the first probed `tokens`."""
+        pieces, places = self._step(size)
+        inputs = lay_out(pieces, size, row_count)
+        rows = [(begin + index, index) for index in range(tokens) for begin, count in places if index < count]
+        rows = [rows[number % len(rows)] for number in range(row_count)]
+        inputs["logit_rows"] = np.array([row for row, _ in rows], np.int64)
+        started = time.perf_counter()
+        logits = self._runner.run(inputs)
+        seconds = time.perf_counter() - started
+        seen: list[set[bytes]] = [set() for _ in range(tokens)]
+        for row, (_, index) in zip(logits, rows, strict=True):
+            seen[index].add(row.tobytes())
+        bits = b"".join(each for one in seen for each in one) if all(len(one) == 1 for one in seen) else None
+        return Trial(size, bits, seconds) if tokens > 1 else Trial(row_count, bits, seconds)
+
+    def _step(self, size: int) -> tuple[list[Piece], list[tuple[int, int]]]:
+        """Pieces that fill a step, and where in it and how long the probed ones are."""
+        if size < 4 * LONE_TOKEN_SIZE:
+            return [self._piece(0, size)], [(0, size)]
+        left = size - 2 * LONE_TOKEN_SIZE
+        middle = min(_PROBE, left - left // 3)
+        filling = left - middle
+        if filling < 2 * LONE_TOKEN_SIZE:
+            middle, filling = min(_PROBE, left), left - min(_PROBE, left)
+        before = filling // 2 if filling >= 2 * LONE_TOKEN_SIZE else 0
+        pieces = [self._piece(0, 2), self._filler(before), self._piece(1, middle), self._filler(filling - before)]
+        places = [(0, 2), (2 + before, middle), (size - LONE_TOKEN_SIZE, 1)]
+        return [piece for piece in (*pieces, self._piece(2, 1)) if len(piece.tokens)], places
+
+    def _piece(self, fork: int, count: int) -> Piece:
+        return Piece(self._tokens[:count], _CONTEXT, self._tables[fork], 0)
+
+    def _filler(self, count: int) -> Piece:
+        """Tokens of no sequence at all, to be computed beside the others."""
+        table = np.full(count // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
+        return Piece(self._others[:count], 0, table, 0)
+
+
+class _SequenceTrial:
+    """A sequence to be computed from its start, in one way or another."""
+
+    def __init__(self, runner: Runner, step_class: StepClass) -> None:
+        self._runner = runner
+        self._class = step_class
+        self._tokens = _random_tokens(runner, _SEQUENCE, seed=_SEED + 2)
+        self._others = _random_tokens(runner, _SEQUENCE, seed=_SEED + 3)
+        blocks = _SEQUENCE // BLOCK_SIZE + 1
+        self._table, self._fork, self._other_table = (
+            np.arange(first, first + blocks, dtype=np.int32)
+            for first in range(1 + PROBE_BLOCKS, SELF_TEST_BLOCKS, blocks)
+        )
+
+    def bits(
+        self, *, cuts: Iterable[int] = (), beside: int = 0, rows: int = 1, forked_at: int | None = None
+    ) -> tuple[bytes, bytes]:
+        """The last token's logits, and the KV of the full blocks.
+
+        The sequence is computed in pieces that end at `cuts`, each beside `beside` tokens of another sequence, the last
+        with `rows` rows of logits; or up to `forked_at`, and from there on in a fork.
+        """
+        table, start = self._table, 0
+        if forked_at is not None:
+            self._compute(range(forked_at), table, 0, 0)
+            full = forked_at // BLOCK_SIZE
+            self._runner.copy_block(int(table[full]), int(self._fork[full]))
+            table = np.concatenate((table[:full], self._fork[full:]))
+            start = forked_at
+        for begin, end in _spans(start, cuts, _SEQUENCE):
+            logits = self._compute(range(begin, end), table, rows if end == _SEQUENCE else 0, beside)
+        kv = self._runner.read_blocks(table[: _SEQUENCE // BLOCK_SIZE])
+        return logits[-1].tobytes(), kv.tobytes()
+
+    def _compute(self, span: range, table: IntArray, rows: int, beside: int) -> FloatArray:
+        pieces = [Piece(self._others[:beside], 0, self._other_table, 1)] if beside else []
+        pieces.append(Piece(self._tokens[span.start : span.stop], span.start, table, min(rows, len(span))))
+        return self._class.run(self._runner, pieces)
+
+
+def _spans(start: int, cuts: Iterable[int], end: int) -> Iterator[tuple[int, int]]:
+    """The spans from `start` to `end` that the cuts between them make."""
+    return pairwise([start, *(cut for cut in cuts if cut > start), end])
+
+
+def _random_tokens(runner: Runner, count: int, *, seed: int) -> IntArray:
+    return np.random.default_rng(seed).integers(0, runner.vocab_size, count).astype(np.int32)
