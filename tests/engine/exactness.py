@@ -11,6 +11,8 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from rich.progress import track
@@ -19,6 +21,7 @@ from slipstream.backend import Piece, StepMeasurements
 from slipstream.backend.base import IntArray
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
+from slipstream.backend.steps import StepClass
 from slipstream.chat import Tool, ToolUse
 from slipstream.chat.answers import answer_grammar
 from slipstream.chat.formats import FORMATS
@@ -30,8 +33,10 @@ from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.sampling import Sampler
 from slipstream.engine.transfer import export_kv, import_kv
+from slipstream.kv import KVMemory, KVUsage
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
+from tests.processors import Emulated
 
 CONTEXT = 1200
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -42,6 +47,34 @@ GRAMMARS = [
     for use in (ToolUse(_TOOLS), ToolUse(_TOOLS, "required"))
     if (source := answer_grammar(FORMATS["hermes"], use, None, literal, reasons=False, opens_reasoning=False))
 ]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The one at hand, or another that is emulated; what is measured on that is kept in a folder of its own."""
+
+    folder: Path | None = None
+    sizes: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    step_class: StepClass | None = None
+    """What steps are to be, in place of what the self-test finds."""
+
+    def backend(self, model: Model, kv_memory: int) -> OpenVINOBackend:
+        backend = self._measured(model, kv_memory)
+        backend.step_class = self.step_class or backend.step_class
+        return backend
+
+    def _measured(self, model: Model, kv_memory: int) -> OpenVINOBackend:
+        if self.folder is None:
+            return OpenVINOBackend(PagedModel(model.ir_path), kv_memory=kv_memory)
+        for path in (model.ir_path, model.ir_path.with_suffix(".bin")):
+            if not (self.folder / path.name).exists():
+                (self.folder / path.name).symlink_to(path)
+        paged = Emulated(PagedModel(self.folder / model.ir_path.name), sizes=self.sizes, rows=self.rows)
+        return OpenVINOBackend(paged, kv_memory=kv_memory)  # type: ignore[arg-type]
+
+
+THIS_PROCESSOR = Processor()
 
 
 class NarrowBackend:
@@ -69,8 +102,8 @@ class Scenario:
 class Oracle:
     """Computes answers again from scratch."""
 
-    def __init__(self, model: Model) -> None:
-        self._backend = OpenVINOBackend(PagedModel(model.ir_path), kv_memory=64 * 2**20)
+    def __init__(self, model: Model, processor: Processor) -> None:
+        self._backend = processor.backend(model, kv_memory=64 * 2**20)
         self._stops = set(model.manifest.stop_token_ids)
 
     def check(self, scenario: Scenario) -> None:
@@ -140,11 +173,16 @@ def rounds(
             conversations = [c for c in conversations if len(c) < CONTEXT // 2]
             core.call(lambda kv: kv.check())
             yield scenarios
-        core.call(lambda kv: kv.unpin("pinned"))
-        core.call(lambda kv: kv.clear())
-        usage = core.kv_usage()
+        usage = core.call(_emptied)
         assert usage.free == usage.capacity, "something leaked"
         core.shutdown()
+
+
+def _emptied(kv: KVMemory) -> KVUsage:
+    """What memory holds when all that may go is gone; at once, before work ahead of time takes some again."""
+    kv.unpin("pinned")
+    kv.clear()
+    return kv.usage()
 
 
 def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[Grammar]) -> Scenario:
@@ -216,10 +254,10 @@ def _submit(core: EngineCore, scenario: Scenario) -> None:
     handles.append(core.submit(scenario.request, sink))
 
 
-def run(scenarios: int, seed: int, model: Model) -> int:
+def run(scenarios: int, seed: int, model: Model, processor: Processor = THIS_PROCESSOR) -> int:
     """Run and check at least that many scenarios; returns how many."""
-    backend = OpenVINOBackend(PagedModel(model.ir_path), kv_memory=256 * 2**20)
-    oracle = Oracle(model)
+    backend = processor.backend(model, kv_memory=256 * 2**20)
+    oracle = Oracle(model, processor)
     tokenizer = Tokenizer.from_file(model.tokenizer_path)
     checked = 0
     for batch in rounds(random.Random(seed), backend, tokenizer, model):
@@ -235,13 +273,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--emulate", help="bounds of another processor's classes, of step sizes and logit rows: 1,80:1")
     options = parser.parse_args()
     model = ModelStore().ensure(DEFAULT_MODEL)
     chunk = 100
     checked = 0
-    for index in track(range(-(-options.scenarios // chunk)), "Checking"):
-        checked += run(chunk, options.seed + index, model)
+    with TemporaryDirectory() as folder:
+        processor = THIS_PROCESSOR
+        if options.emulate:
+            sizes, _, rows = options.emulate.partition(":")
+            processor = Processor(Path(folder), _bounds(sizes), _bounds(rows))
+        for index in track(range(-(-options.scenarios // chunk)), "Checking"):
+            checked += run(chunk, options.seed + index, model, processor)
     print(f"{checked} scenarios, every token the same as computed afresh")
+
+
+def _bounds(text: str) -> tuple[int, ...]:
+    return tuple(int(bound) for bound in text.split(",") if bound)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from tests.server.process import MODEL, Server
 
 
 def test_health(http: httpx.Client) -> None:
-    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/health").json() == {"status": "ok", "exact": True}
 
 
 def test_models(client: OpenAI, http: httpx.Client) -> None:

@@ -23,7 +23,7 @@ ALLOWED = {
     "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
     "server": {"embedded", "sessions", "chat", "engine", "tokenizer", "backend", "config"},
     "bench": {"chat", "models", "tokenizer"},
-    "cli": {"bench", "server", "embedded", "chat", "engine", "models", "config"},
+    "cli": {"bench", "server", "embedded", "chat", "engine", "models", "config", "backend"},
 }
 
 

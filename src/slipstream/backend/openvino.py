@@ -45,10 +45,10 @@ class OpenVINOBackend:
                 f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise --kv-memory"
             )
         self._calibration, self._probe = self._calibrated(progress)
-        self._step_class = self._calibration.step_class
+        self.step_class = self._calibration.step_class
         self.exact: bool = self._calibration.exact
         self.measurements: StepMeasurements = self._calibration.measurements
-        self.fingerprint = f"{model.settings}; {self._calibration.witness or self._step_class}"
+        self.fingerprint = f"{model.settings}; {self._calibration.witness or self.step_class}"
         self._without_copy = [size for size in self.step_sizes if size <= _COPIED_UP_TO] if model.is_small else []
         self._compiling: tuple[int, Future[ov.CompiledModel]] | None = None
         self._compiler = ThreadPoolExecutor(1, "slipstream-compiler")
@@ -56,7 +56,7 @@ class OpenVINOBackend:
     @property
     def step_sizes(self) -> tuple[int, ...]:
         """Tokens that a step may have, rising; others are padded or split."""
-        return self._step_class.sizes
+        return self.step_class.sizes
 
     @property
     def threads(self) -> int:
@@ -78,7 +78,7 @@ class OpenVINOBackend:
 
         Raises `ModelError` when inference fails.
         """
-        logits = self._step_class.run(self._model, pieces)
+        logits = self.step_class.run(self._model, pieces)
         self._copy_what_is_used()
         return logits
 
@@ -137,6 +137,6 @@ class OpenVINOBackend:
             logger.warning("no copy of the model for steps of %d tokens: %s", size, error)
             return
         self._model.use_copy(size, copy.result())
-        if self.exact and not self._probe.agrees(size, self._step_class.row_counts[0], self._calibration.witness):
+        if self.exact and not self._probe.agrees(size, self.step_class.row_counts[0], self._calibration.witness):
             logger.warning("a copy of the model for steps of %d tokens gives other bits, and is not used", size)
             self._model.drop_copy(size)

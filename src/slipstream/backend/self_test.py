@@ -28,6 +28,8 @@ SELF_TEST_BLOCKS = 1 + PROBE_BLOCKS + 3 * (3 + 1)
 
 _NEEDED = 64
 """Larger sizes are tried as long as there is time: they make prompts of large models a little faster."""
+_USABLE = 4
+"""How many times as long a turn may take in steps of one class as in steps of any size: exact, but no slower."""
 _PATIENCE = 5.0
 """Seconds after which no larger size is tried."""
 _CONTEXT = 2 * BLOCK_SIZE + 6
@@ -52,9 +54,11 @@ class Trial:
 def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _: None) -> StepClass | None:
     """The step class that serves best of those that keep their bits, or None if none does; overwrites blocks."""
     probe = Probe(runner, first_block=1)
-    sizes = list(_try_sizes(probe, progress))
-    row_counts = [probe.trial(_PROBED_SIZE, count, tokens=1) for count in ROW_COUNTS]
-    for size_class in sorted(classes(sizes), key=_seconds_of_turn):
+    sizes = list(try_sizes(probe, progress))
+    row_counts = list(try_row_counts(probe))
+    slowest = _USABLE * _seconds_of_turn(sizes)
+    usable = [each for each in classes(sizes) if _seconds_of_turn(each) <= slowest]
+    for size_class in sorted(usable, key=_seconds_of_turn):
         for row_class in sorted(classes(row_counts), key=_passes_for_rows):
             found = StepClass(*(tuple(trial.count for trial in each) for each in (size_class, row_class)))
             if holds(runner, found):
@@ -85,7 +89,13 @@ def holds(runner: Runner, step_class: StepClass) -> bool:
     )
 
 
-def _try_sizes(probe: "Probe", progress: Callable[[float], None]) -> Iterator[Trial]:
+def try_row_counts(probe: "Probe") -> Iterator[Trial]:
+    """A trial of each number of logit rows, in steps of one size."""
+    return (probe.trial(_PROBED_SIZE, count, tokens=1) for count in ROW_COUNTS)
+
+
+def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> Iterator[Trial]:
+    """A trial of each step size, all with as many rows, until time is up."""
     started = time.perf_counter()
     for done, size in enumerate(SIZES, start=1):
         if size > _NEEDED and time.perf_counter() - started > _PATIENCE:

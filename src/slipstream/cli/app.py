@@ -7,6 +7,7 @@ import typer
 
 from slipstream.cli.bench import bench
 from slipstream.cli.chat import chat
+from slipstream.cli.doctor import doctor
 from slipstream.cli.pull import pull
 from slipstream.cli.serve import serve
 from slipstream.cli.sessions import sessions
@@ -24,6 +25,7 @@ app.command()(chat)
 app.command()(pull)
 app.add_typer(bench)
 app.command()(sessions)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -72,6 +72,8 @@ class TurnReport(BaseModel):
     prefill_ms: float
     decode_ms: float
     response_cache: CacheUse
+    exact: bool
+    """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
 
     @classmethod
     def of(cls, turn: Turn) -> Self:
@@ -92,6 +94,7 @@ class TurnReport(BaseModel):
             prefill_ms=round(max(counters.prefill_ms for counters in each), 3),
             decode_ms=round(max(counters.decode_ms for counters in each), 3),
             response_cache=_joined([counters.response_cache for counters in each]),
+            exact=turn.exact,
         )
 
 

@@ -70,6 +70,9 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats, kv = self._engine.core.stats(), self._engine.core.kv_usage()
+        yield _gauge(
+            "exact", "1 if the same request gives the same tokens here, whatever happens around it.", self._engine.exact
+        )
         yield _counter("engine_steps", "Forward passes of the model.", stats.steps)
         yield _counter("engine_tokens", "Tokens computed, without padding.", stats.tokens_forwarded)
         yield _counter("engine_infer_seconds", "Time in forward passes.", stats.infer_seconds)

@@ -29,7 +29,8 @@ _LAST_WORDS_SECONDS = 2.0
 def run(load: Callable[[], Engine], config: ServerConfig) -> None:
     """Load an engine, serve it until SIGINT or SIGTERM, and close it; returns after a clean end.
 
-    Once the socket listens, `Slipstream serves MODEL on URL` is printed to standard output. Port 0 takes a free one.
+    Once the socket listens, `Slipstream serves MODEL on URL`, and whether it is exact there, is printed to standard
+    output. Port 0 takes a free one.
     On the first signal no more connections are accepted and running requests have `config.drain_seconds` to finish;
     the second signal ends them at once.
 
@@ -68,7 +69,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         host, port = self._listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        print(f"Slipstream serves {self._engine.model.name} on http://{address}", flush=True)
+        exact = "exact" if self._engine.exact else "not exact on this processor: see `slipstream doctor`"
+        print(f"Slipstream serves {self._engine.model.name} on http://{address} ({exact})", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let running requests finish; those that take too long are told so."""

@@ -31,6 +31,8 @@ class Health(BaseModel):
     """The server listens only once the model is ready, so it is well unless its engine ended."""
 
     status: Literal["ok", "stopped"]
+    exact: bool
+    """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
 
 
 def router(engine: Engine, metrics: Metrics) -> APIRouter:
@@ -47,7 +49,7 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
     @routes.get("/health")
     async def health(response: Response) -> Health:
         response.status_code = 200 if engine.core.alive else 503
-        return Health(status="ok" if engine.core.alive else "stopped")
+        return Health(status="ok" if engine.core.alive else "stopped", exact=engine.exact)
 
     @routes.get("/v1/models", response_model_exclude_unset=True)
     async def models() -> ModelList:

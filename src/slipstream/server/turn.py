@@ -125,6 +125,11 @@ class Turn:
         self._wake = asyncio.Event()
         self._session_turns: list[SessionTurn] = []
 
+    @property
+    def exact(self) -> bool:
+        """Whether the engine gives the same tokens to the same request, whatever happens around it."""
+        return self._engine.exact
+
     def begin(self, request: TurnRequest) -> SessionTurn | None:
         """Claim the session of a request until it's answered; raises `SessionConflictError`."""
         if not isinstance(request.prompt, tuple):

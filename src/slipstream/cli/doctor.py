@@ -1,0 +1,166 @@
+"""`slipstream doctor`: what this machine makes of a model, and what would make it faster."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from slipstream.cli.loading import load_backend
+from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
+from slipstream.models import DEFAULT_MODEL
+from slipstream.processor import Processor, this_processor
+
+_LARGE_STEP = 64
+"""Tokens; what one costs in a step of this size is what one of a long prompt costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found; sizes in tokens, memory in bytes."""
+
+    slipstream: str
+    openvino: str
+    processor: str
+    instruction_sets: tuple[str, ...]
+    cores: int
+    threads: int
+    memory: int
+    model: str
+    model_bytes: int
+    context_length: int
+    precision: str
+    """What keys and values are kept in."""
+    kv_bytes_per_token: int
+    kv_memory: int
+    kv_tokens: int
+    """That fit into the KV memory."""
+    exact: bool
+    step_sizes: tuple[int, ...]
+    decode_ms: float
+    """A step of the smallest size, without context."""
+    prompt_tokens_per_second: float
+    """Of a prompt without context, by the cost of a large step."""
+    advice: tuple[str, ...]
+
+
+def doctor(
+    model: Model = DEFAULT_MODEL,
+    kv_memory: KVMemory = "1GiB",
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Say how a model runs on this machine: whether it is exact here, how fast it is, and what would make it faster.
+
+    The first time, the model is fetched if it's missing, and its steps are compared and timed, as when it is first
+    served; what is found is kept beside the model.
+
+    Examples:
+
+      slipstream doctor
+
+      slipstream doctor --model ./Qwen3-0.6B-Q8_0.gguf --json
+    """
+    with readable_errors():
+        report = _examine(model, kv_memory, threads, Console(stderr=as_json))
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+    else:
+        _print(report, Console())
+
+
+def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -> Report:
+    model, config, backend = load_backend(name, kv_memory, threads, console)
+    processor = this_processor()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    seconds = dict(backend.measurements.seconds)
+    large = max((size for size in backend.step_sizes if size <= _LARGE_STEP), default=backend.step_sizes[0])
+    kv_tokens = backend.num_blocks * backend.block_size
+    return Report(
+        slipstream=version("slipstream"),
+        openvino=version("openvino"),
+        processor=processor.name,
+        instruction_sets=processor.instruction_sets,
+        cores=processor.cores,
+        threads=backend.threads,
+        memory=memory,
+        model=model.name,
+        model_bytes=model.size,
+        context_length=model.manifest.context_length,
+        precision=backend.precision,
+        kv_bytes_per_token=backend.block_bytes // backend.block_size,
+        kv_memory=config.kv_memory,
+        kv_tokens=kv_tokens,
+        exact=backend.exact,
+        step_sizes=backend.step_sizes,
+        decode_ms=round(seconds[backend.step_sizes[0]] * 1e3, 1),
+        prompt_tokens_per_second=round(large / seconds[large], 1),
+        advice=tuple(
+            _advice(
+                processor,
+                exact=backend.exact,
+                threads=backend.threads,
+                short_of=model.manifest.context_length - kv_tokens,
+                needed=(model.manifest.context_length + 2 * backend.block_size)
+                * backend.block_bytes
+                // backend.block_size,
+                overcommitted=config.kv_memory + model.size > memory,
+            )
+        ),
+    )
+
+
+def _advice(
+    processor: Processor, *, exact: bool, threads: int, short_of: int, needed: int, overcommitted: bool
+) -> list[str]:
+    """What would make it exact, faster, or larger, the most important first."""
+    advice = []
+    if not exact:
+        advice.append(
+            "No step sizes give the same bits here, so answers may depend on what else is computed. The response cache "
+            "is off. Another precision of the model's weights, or another release of OpenVINO, may have a class."
+        )
+    if threads < processor.cores:
+        advice.append(f"{processor.cores} cores are there, {threads} are used: raise --threads, or leave it out.")
+    if not {"avx512f", "asimd"} & set(processor.instruction_sets):
+        advice.append(
+            "Without AVX-512, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
+        )
+    elif not {"avx512_bf16", "amx_bf16", "bf16"} & set(processor.instruction_sets):
+        advice.append(
+            "Without bfloat16, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
+        )
+    if short_of > 0:
+        advice.append(
+            f"The KV memory is {short_of:,} tokens short of one conversation of the model's full context: "
+            f"--kv-memory {-(-needed // 2**20)}MiB holds it."
+        )
+    if overcommitted:
+        advice.append("Model and KV memory together are larger than this machine's memory: lower --kv-memory.")
+    return advice
+
+
+def _print(report: Report, console: Console) -> None:
+    table = Table(show_header=False, box=None)
+    sets = ", ".join(report.instruction_sets) or "none that matter here"
+    steps = f"{report.step_sizes[0]} to {report.step_sizes[-1]} tokens, {len(report.step_sizes)} sizes"
+    for name, value in (
+        ("Slipstream", f"{report.slipstream}, OpenVINO {report.openvino}"),
+        ("processor", f"{report.processor} ({sets})"),
+        ("threads", f"{report.threads} of {report.cores} cores"),
+        ("memory", f"{report.memory / 2**30:.1f} GiB"),
+        ("model", f"{report.model}, {report.model_bytes / 1e6:,.0f} MB, context of {report.context_length:,} tokens"),
+        ("KV memory", f"{report.kv_memory / 2**20:,.0f} MiB in {report.precision}: {report.kv_tokens:,} tokens"),
+        ("exact", "yes" if report.exact else "no"),
+        ("steps", steps),
+        ("decoding", f"{report.decode_ms:.1f} ms a step"),
+        ("prompts", f"{report.prompt_tokens_per_second:,.0f} tokens a second"),
+    ):
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table, highlight=False)
+    for line in report.advice:
+        console.print(f"- {line}", highlight=False)

@@ -1,0 +1,151 @@
+"""The step class: what is found on processors of many kinds, and how pieces become steps of it. Needs no model."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slipstream.backend import Piece, self_test
+from slipstream.backend.base import BlockContents, FloatArray, IntArray
+from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
+from slipstream.backend.steps import BLOCK_SIZE, StepClass, StepInputs
+from tests.processors import AVX2, AVX2_NARROW, NO_CLASS, Emulated
+from tests.unit.toy_backend import VOCABULARY, Clock, toy_logits
+
+
+class ToyRunner:
+    """Computes any step exactly: its KV slots hold tokens, and logits are a hash of what is read back from them."""
+
+    vocab_size = VOCABULARY
+    clock = Clock()
+
+    def __init__(self, num_blocks: int = SELF_TEST_BLOCKS) -> None:
+        self.slots = np.zeros((num_blocks, BLOCK_SIZE), np.int32)
+        self.sizes: list[int] = []
+
+    def run(self, inputs: StepInputs) -> FloatArray:
+        begins, tables = inputs["subsequence_begins"], inputs["block_indices_begins"]
+        self.sizes.append(len(inputs["input_ids"]))
+        self.clock.now += 0.01 + 0.0005 * len(inputs["input_ids"])
+        assert begins[-1] == len(inputs["input_ids"])
+        rows = np.empty((len(inputs["input_ids"]), VOCABULARY), np.float32)
+        for index, past in enumerate(inputs["past_lens"]):
+            tokens = inputs["input_ids"][begins[index] : begins[index + 1]]
+            table = inputs["block_indices"][tables[index] : tables[index + 1]]
+            places = np.arange(past, past + len(tokens))
+            assert np.array_equal(inputs["position_ids"][begins[index] : begins[index + 1]], places)
+            self.slots[table[places // BLOCK_SIZE], places % BLOCK_SIZE] = tokens
+            seen = self.slots[table].ravel()[: past + len(tokens)]
+            rows[begins[index] : begins[index + 1]] = toy_logits(seen, len(tokens))
+        return rows[inputs["logit_rows"]]
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.slots[target] = self.slots[source]
+
+    def read_blocks(self, blocks: IntArray) -> BlockContents:
+        return self.slots[blocks].astype(np.uint16)
+
+
+class Leaky(ToyRunner):
+    """A processor on which a sequence's bits depend on how many others are computed beside it."""
+
+    def run(self, inputs: StepInputs) -> FloatArray:
+        return super().run(inputs) + np.float32(len(inputs["past_lens"]) > 2) * np.float32(1e-6)
+
+
+@pytest.fixture(autouse=True)
+def _only_steps_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "time", ToyRunner.clock)
+
+
+def split(counts: Sequence[int], bounds: Sequence[int]) -> list[tuple[int, ...]]:
+    edges = [0, *bounds, math.inf]
+    groups = [tuple(count for count in counts if low < count <= high) for low, high in pairwise(edges)]
+    return [group for group in groups if group]
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (1, 6), (1, 6, 80)], ids=str)
+@pytest.mark.parametrize("sizes", [(), AVX2, AVX2_NARROW, (40, 200), (8,)], ids=str)
+def test_the_classes_put_in_are_found(sizes: tuple[int, ...], rows: tuple[int, ...]) -> None:
+    probe = Probe(Emulated(ToyRunner(), sizes=sizes, rows=rows), first_block=1)
+    found = self_test.classes(self_test.try_sizes(probe, lambda _: None))
+    assert sorted(tuple(trial.count for trial in each) for each in found) == split(SIZES, sizes)
+    found = self_test.classes(self_test.try_row_counts(probe))
+    assert sorted(tuple(trial.count for trial in each) for each in found) == split(ROW_COUNTS, rows)
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (1, 6, 80)], ids=str)
+@pytest.mark.parametrize("sizes", [(), AVX2, AVX2_NARROW], ids=str)
+def test_a_class_that_was_put_in_is_taken(sizes: tuple[int, ...], rows: tuple[int, ...]) -> None:
+    found = find_step_class(Emulated(ToyRunner(), sizes=sizes, rows=rows))
+    assert found is not None
+    assert found.sizes in split(SIZES, sizes)
+    assert found.row_counts in split(ROW_COUNTS, rows)
+    assert found.sizes[0] <= 8, "a step that decodes one token is small"
+    assert found.sizes[-1] >= 64, "a prompt is computed in large steps"
+    assert found.row_counts[-1] >= 64, "a step that decodes for many has its rows at once"
+
+
+@pytest.mark.parametrize(
+    "runner", [Emulated(ToyRunner(), places=True), Leaky()], ids=["by place in a step", "by neighbours"]
+)
+def test_where_nothing_keeps_its_bits_there_is_no_class(runner: ToyRunner) -> None:
+    assert find_step_class(runner) is None
+
+
+def test_sizes_that_all_differ_leave_one_of_them() -> None:
+    found = find_step_class(Emulated(ToyRunner(), sizes=NO_CLASS))
+    assert found is not None
+    assert len(found.sizes) == 1
+
+
+def test_larger_sizes_are_tried_as_long_as_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "_PATIENCE", 0.0)
+    found = find_step_class(ToyRunner())
+    assert found is not None
+    assert found.sizes == tuple(size for size in SIZES if size <= 64)
+
+
+def test_a_witness_is_of_the_bits() -> None:
+    step_class = StepClass((8, 16), (8, 16))
+    runner = ToyRunner(1 + 2 * PROBE_BLOCKS)
+    witness = Probe(runner, first_block=1).witness(step_class)
+    assert witness is not None
+    assert Probe(runner, first_block=1 + PROBE_BLOCKS).witness(step_class) == witness
+    assert Probe(Emulated(ToyRunner(), sizes=(12,)), first_block=1).witness(step_class) is None
+    other = Probe(Emulated(ToyRunner()), first_block=1)
+    assert other.witness(step_class) not in (None, witness)
+    assert not other.agrees(8, 8, witness)
+
+
+@st.composite
+def pieces_and_class(draw: st.DrawFn) -> tuple[list[Piece], StepClass]:
+    sizes = sorted(draw(st.sets(st.integers(2, 40), min_size=1, max_size=4)))
+    rows = sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=3)))
+    pieces = []
+    for index in range(draw(st.integers(1, 6))):
+        count, past = draw(st.integers(1, 90)), 0
+        tokens = np.array(draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=count, max_size=count)), np.int32)
+        pieces.append(Piece(tokens, past, np.arange(1 + 4 * index, 5 + 4 * index), draw(st.integers(0, count))))
+    return pieces, StepClass(tuple(sizes), tuple(rows))
+
+
+@given(pieces_and_class())
+def test_whatever_the_class_all_is_computed_in_steps_of_it(case: tuple[list[Piece], StepClass]) -> None:
+    pieces, step_class = case
+    runner = ToyRunner(1 + 4 * 6)
+    logits = step_class.run(runner, pieces)
+    expected = [toy_logits(piece.tokens, piece.logit_rows) for piece in pieces]
+    assert np.array_equal(logits, np.concatenate(expected))
+    assert set(runner.sizes) <= set(step_class.sizes)
+    for step in step_class.cut(pieces):
+        assert sum(piece.logit_rows for piece in step) <= step_class.row_counts[-1]
+
+
+def test_what_fits_is_one_step() -> None:
+    pieces = [Piece(np.zeros(count, np.int32), 0, np.arange(1, 3), 1) for count in (1, 5, 3)]
+    assert list(StepClass((8, 16), (1, 4)).cut(pieces)) == [pieces]
