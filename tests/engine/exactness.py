@@ -37,6 +37,7 @@ from slipstream.kv import KVMemory, KVUsage
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
 from tests.processors import Emulated
+from tests.waiting import HANG
 
 CONTEXT = 1200
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -109,7 +110,7 @@ class Oracle:
     def check(self, scenario: Scenario) -> None:
         """Assert that each token of the answer is the one that a fresh computation chooses."""
         params, prompt = scenario.request.params, scenario.request.prompt
-        output = scenario.done.result(timeout=120)
+        output = scenario.done.result(timeout=HANG)
         assert output.error is None, output.error
         rows = len(scenario.answer) + 1
         tokens = np.concatenate((prompt, as_prompt(scenario.answer)))
@@ -168,7 +169,7 @@ def rounds(
                 _submit(core, scenario)
                 _disturb(rng, core, rng.choice(conversations))
             for scenario in scenarios:
-                scenario.done.result(timeout=120)
+                scenario.done.result(timeout=HANG)
                 conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
             conversations = [c for c in conversations if len(c) < CONTEXT // 2]
             core.call(lambda kv: kv.check())

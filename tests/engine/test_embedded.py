@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pytest
 
@@ -18,6 +17,7 @@ from slipstream import (
     ToolUse,
 )
 from slipstream.models import Model
+from tests.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 LIGHT = Tool(
@@ -48,10 +48,7 @@ def test_a_stream_that_is_closed_ends_the_work(engine: Engine) -> None:
     stream = engine.stream("Once upon a time", SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True))
     next(stream)
     stream.close()
-    deadline = time.monotonic() + 10
-    while engine.core.kv_usage().running_sequences:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not engine.core.kv_usage().running_sequences)
 
 
 def test_forks_share_and_go_their_own_ways(engine: Engine) -> None:

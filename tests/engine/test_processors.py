@@ -13,7 +13,6 @@ BEFORE_CLASSES = StepClass((2, 8, 16, 24, *range(32, 256, 16), *range(256, 513, 
 """Sizes that are fine where all of them are one class."""
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("sizes", "rows"), [(AVX2, (1,)), (AVX2_NARROW, AVX2_NARROW)], ids=["one small", "two small"])
 def test_the_promise_holds_in_steps_of_one_class(
     model: Model, tmp_path: Path, sizes: tuple[int, ...], rows: tuple[int, ...]
@@ -26,7 +25,6 @@ def test_the_promise_holds_in_steps_of_one_class(
     assert exactness.run(20, seed=2, model=model, processor=processor) >= 20
 
 
-@pytest.mark.timeout(900)
 def test_the_promise_is_broken_in_steps_of_several_classes(model: Model, tmp_path: Path) -> None:
     """Else the tests above would prove nothing."""
     processor = exactness.Processor(tmp_path, AVX2, (), BEFORE_CLASSES)

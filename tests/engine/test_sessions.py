@@ -1,8 +1,7 @@
 """Sessions of an engine in one's own process."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +17,7 @@ from slipstream import (
     ToolUse,
 )
 from slipstream.models import Model
+from tests.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 SEEDED = SamplingParams(temperature=0.9, seed=3, max_tokens=12)
@@ -38,19 +38,9 @@ def afresh(engine: Engine, messages: tuple[Message, ...], params: SamplingParams
     return engine.generate(prompt.token_ids.tolist(), params, reuse=False).token_ids
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def settled(engine: Engine) -> None:
     """Wait until nothing is computed ahead any more."""
-    before = -1
-    while (now := engine.core.stats().idle_tokens) != before:
-        before = now
-        time.sleep(0.7)
+    wait_until(lambda: engine.sessions.ahead.waiting == 0)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
@@ -73,7 +63,7 @@ def test_whatever_was_done_to_a_session_its_answer_is_that_of_its_messages(
 def test_what_was_appended_is_computed_while_nothing_else_is(engine: Engine) -> None:
     session = engine.session("You keep a list of things.")
     session.append(LONG)
-    wait_for(lambda: session.info().kv_tokens == session.info().state.tokens)
+    wait_until(lambda: session.info().kv_tokens == session.info().state.tokens)
     assert session.send(params=GREEDY).counters.delta_tokens == 1
 
 
@@ -89,9 +79,8 @@ def test_a_turn_is_exact_and_prompt_while_another_session_is_computed_ahead(engi
     session = engine.session("You keep a list of things.")
     ahead = engine.session(f"A long one. {LONG}")
     answer = session.send("A tree.", params=GREEDY)
-    assert ahead.info().kv_tokens < ahead.info().state.tokens  # it was still on its way
     assert answer.token_ids == afresh(engine, session.messages[:-1], GREEDY)
-    wait_for(lambda: ahead.info().kv_tokens == ahead.info().state.tokens)
+    wait_until(lambda: ahead.info().kv_tokens == ahead.info().state.tokens)
     assert ahead.send("A house.", params=GREEDY).token_ids == afresh(engine, ahead.messages[:-1], GREEDY)
 
 
@@ -149,7 +138,7 @@ def test_a_turn_that_fails_frees_the_session(engine: Engine) -> None:
 
 def test_more_than_memory_can_spare_is_not_pinned(engine: Engine) -> None:
     session = engine.session("word " * 2500)
-    wait_for(lambda: session.info().kv_tokens == session.info().state.tokens)
+    wait_until(lambda: session.info().kv_tokens == session.info().state.tokens)
     with pytest.raises(InvalidRequestError, match="no room"):
         session.pin()
     assert not session.info().state.pinned

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.waiting import HANG, wait_until
 
 MODEL = "smollm2-135m"
 
@@ -24,13 +25,13 @@ class Server:
     api_key: str = "none"
 
     def openai(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=HANG)
 
     def async_openai(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=60)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=HANG)
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=60)
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.api_key}"}, timeout=HANG)
 
     def metrics(self) -> dict[str, float]:
         """Values by sample name and labels' values, by the labels' names: `slipstream_choices_total stop`."""
@@ -42,18 +43,32 @@ class Server:
             for sample in family.samples
         }
 
-    def wait_for(self, condition: Callable[[dict[str, float]], bool], seconds: float = 10) -> dict[str, float]:
+    def wait_for(self, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
         """The metrics, once they meet the condition."""
-        deadline = time.monotonic() + seconds
-        while not condition(metrics := self.metrics()):
-            assert time.monotonic() < deadline, f"still not so: {metrics}"
-            time.sleep(0.02)
+        metrics: dict[str, float] = {}
+
+        def met() -> bool:
+            metrics.update(self.metrics())
+            return condition(metrics)
+
+        wait_until(met)
         return metrics
 
     def wait_until_idle(self) -> dict[str, float]:
+        """The metrics, once no answer is under way or about to be."""
         return self.wait_for(
             lambda metrics: metrics["slipstream_choices_running"] == metrics["slipstream_choices_waiting"] == 0
         )
+
+    def wait_until_settled(self) -> dict[str, float]:
+        """The metrics, once nothing is computed ahead of time any more either."""
+        self.wait_until_idle()
+        self.wait_for(lambda metrics: metrics["slipstream_idle_waiting"] == 0)
+        return self.wait_until_idle()
+
+    def wait_for_end(self) -> int:
+        """The exit status, once it has ended."""
+        return self.process.wait(HANG)
 
 
 @contextmanager
@@ -69,7 +84,7 @@ def running_server(*options: str, api_key: str | None = None, log: Path | None =
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(HANG)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

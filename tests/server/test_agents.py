@@ -30,6 +30,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.server.process import MODEL, Server
+from tests.waiting import HANG
 
 Unit = Literal["C", "F"]
 Text = Annotated[str, Field(max_length=20)]
@@ -287,7 +288,7 @@ def chat_model(server: Server, **params: Any) -> ChatOpenAI:
         api_key=SecretStr(server.api_key),
         temperature=0,
         max_retries=0,
-        timeout=60,
+        timeout=HANG,
         **params,
     )
 

@@ -14,6 +14,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from pydantic import BaseModel
 
 from tests.server.process import MODEL, Server, running_server
+from tests.waiting import HANG
 
 MESSAGES = "/v1/messages"
 CITY = {"type": "string", "maxLength": 12}
@@ -49,7 +50,7 @@ THINKS = habit("<think>I look up {0}.</think>It is sunny in {0}.")
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[Anthropic]:
-    with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+    with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=HANG) as client:
         yield client
 
 

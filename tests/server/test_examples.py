@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from tests.server.process import MODEL, Server
+from tests.waiting import HANG
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Row = dict[str, str]
@@ -17,7 +18,7 @@ Row = dict[str, str]
 def run(server: Server, name: str) -> str:
     """What an example prints; it must end well."""
     command = [sys.executable, EXAMPLES / name, "--base-url", server.url, "--model", MODEL]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

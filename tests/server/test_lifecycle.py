@@ -1,8 +1,8 @@
 """Clients that go away, servers that are full, keys, and the end of a server."""
 
 import signal
+import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +12,12 @@ import pytest
 from openai import OpenAI
 
 from tests.server.process import MODEL, Server, running_server
+from tests.waiting import HANG, wait_until
 
 LONG: Any = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "Tell me a very long story."}],
-    "max_tokens": 4000,
+    "max_tokens": 8000,
     "extra_body": {"ignore_eos": True},
 }
 
@@ -27,6 +28,15 @@ def long_stream(client: OpenAI) -> Any:
     for _ in range(3):
         next(stream)
     return stream
+
+
+def _listens(server: Server) -> bool:
+    """Whether it takes connections, which it does until the first signal."""
+    try:
+        with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port or 0)):
+            return True
+    except OSError:
+        return False
 
 
 def test_closed_stream_frees_its_work(server: Server, client: OpenAI) -> None:
@@ -66,7 +76,7 @@ def test_full_server_asks_to_come_back_later(small_server: Server) -> None:
         assert int(caught.value.response.headers["retry-after"]) > 0
         assert caught.value.code == "overloaded"
         running.close()
-        waiting.join(10)
+        waiting.join()
         small_server.wait_until_idle()
 
 
@@ -81,14 +91,14 @@ def test_key_is_needed(small_server: Server, headers: dict[str, str]) -> None:
 
 
 def test_running_stream_may_finish(server: Server) -> None:
-    with running_server() as ending, ending.openai() as client:
+    with running_server("--drain-seconds", str(HANG)) as ending, ending.openai() as client:
         stream = client.chat.completions.create(**(LONG | {"max_tokens": 100}), stream=True)
         chunks = [next(stream)]
         ending.process.send_signal(signal.SIGTERM)
         chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
         assert chunks[-1].slipstream["completion_tokens"] == 100
-        assert ending.process.wait(10) == 0
+        assert ending.wait_for_end() == 0
 
 
 def test_stream_that_takes_too_long_is_told(server: Server) -> None:
@@ -98,16 +108,16 @@ def test_stream_that_takes_too_long_is_told(server: Server) -> None:
         with pytest.raises(openai.APIError, match="shut down") as caught:
             list(stream)
         assert caught.value.code == "shutting_down"
-        assert ending.process.wait(10) == 0
+        assert ending.wait_for_end() == 0
 
 
 def test_second_signal_ends_at_once(server: Server) -> None:
-    with running_server("--drain-seconds", "60") as ending, ending.openai() as client:
+    with running_server("--drain-seconds", str(HANG)) as ending, ending.openai() as client:
         stream = long_stream(client)
         ending.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        wait_until(lambda: not _listens(ending))
         assert ending.process.poll() is None
         ending.process.send_signal(signal.SIGTERM)
         with pytest.raises(openai.APIError, match="shut down"):
             list(stream)
-        assert ending.process.wait(5) == 0
+        assert ending.wait_for_end() == 0

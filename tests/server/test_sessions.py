@@ -17,6 +17,7 @@ from openai import OpenAI
 
 from tests.server.process import MODEL, Server
 from tests.server.test_errors import assert_error, function
+from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 SESSIONS = "/v1/sessions"
@@ -84,11 +85,8 @@ def change(http: httpx.Client, name: str, **fields: Any) -> Any:
 
 def wait_for_kv(http: httpx.Client, name: str, tokens: int) -> Any:
     """The session, once so many of its tokens have their KV."""
-    deadline = time.monotonic() + 20
-    while (session := get(http, name))["kv_tokens"] < tokens:
-        assert time.monotonic() < deadline, session
-        time.sleep(0.02)
-    return session
+    wait_until(lambda: get(http, name)["kv_tokens"] >= tokens)
+    return get(http, name)
 
 
 @contextmanager
@@ -104,10 +102,7 @@ def busy(http: httpx.Client, name: str) -> Iterator[None]:
 
 def wait_until_free(http: httpx.Client, name: str) -> None:
     """Wait until no turn of the session is under way, or there is no such session."""
-    deadline = time.monotonic() + 10
-    while http.get(f"{SESSIONS}/{name}").json().get("busy"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not http.get(f"{SESSIONS}/{name}").json().get("busy"))
 
 
 # What there is to a session
@@ -473,25 +468,22 @@ def test_pinned_sessions_stay_when_memory_is_short(server: Server, http: httpx.C
 def test_deleting_a_session_frees_what_it_alone_holds(server: Server, http: httpx.Client, name: str) -> None:
     chat(http, user(name + LONG), session=name)
     wait_for_kv(http, name, get(http, name)["tokens"])
-    time.sleep(0.2)  # work for its next turn
-    before = server.wait_until_idle()["slipstream_kv_free_tokens"]
+    before = server.wait_until_settled()["slipstream_kv_free_tokens"]
     assert http.delete(f"{SESSIONS}/{name}").json() == {"id": name, "object": "session.deleted", "deleted": True}
     assert server.metrics()["slipstream_kv_free_tokens"] - before > 400
     assert_error(http.get(f"{SESSIONS}/{name}"), 404, "session_id", "session_not_found", name)
 
 
 def test_sessions_that_nobody_uses_are_forgotten(http: httpx.Client, name: str) -> None:
-    for suffix, fields in {"gone": {}, "used": {}, "pinned": {"pinned": True}, "changed": {}}.items():
-        create(http, user("A tree."), id=f"{name}-{suffix}", ttl_seconds=2, **fields)
-    change(http, f"{name}-changed", ttl_seconds=100)
-    deadline = time.monotonic() + 20
-    while http.get(f"{SESSIONS}/{name}-gone").status_code == 200:
-        assert time.monotonic() < deadline
-        do(http, f"{name}-used", "rollback", keep=0)
-        time.sleep(0.2)
-    for suffix in ("used", "pinned", "changed"):
-        get(http, f"{name}-{suffix}")
-    assert http.get(f"{SESSIONS}/{name}-gone").status_code == 404
+    create(http, user("A tree."), id=f"{name}-pinned", ttl_seconds=2, pinned=True)
+    used = create(http, user("A tree."), id=f"{name}-used", ttl_seconds=10_000)
+    create(http, user("A tree."), id=f"{name}-gone", ttl_seconds=2)
+    create(http, user("A tree."), id=f"{name}-changed", ttl_seconds=10_000)
+    change(http, f"{name}-changed", ttl_seconds=2)
+    for suffix in ("gone", "changed"):
+        wait_until(lambda gone=f"{SESSIONS}/{name}-{suffix}": http.get(gone).status_code == 404)
+    get(http, f"{name}-pinned")
+    assert do(http, f"{name}-used", "rollback", keep=0)["expires_at"] > used["expires_at"]
     change(http, f"{name}-pinned", pinned=False)
 
 
@@ -537,10 +529,7 @@ def test_a_first_turn_that_is_never_answered_leaves_no_session(http: httpx.Clien
         assert name not in [session["id"] for session in http.get(SESSIONS).json()["data"]]
         response = http.post(SESSIONS, json={"id": name})
         assert response.status_code == 409
-    deadline = time.monotonic() + 10
-    while http.post(SESSIONS, json={"id": name}).status_code == 409:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: http.post(SESSIONS, json={"id": name}).status_code != 409)
     assert get(http, name)["message_count"] == 0
 
 

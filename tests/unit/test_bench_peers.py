@@ -21,7 +21,7 @@ from slipstream.bench.peers.process import free_port, paused, server_process
 from slipstream.bench.peers.sglang import SGLang
 from slipstream.bench.peers.vllm import VLLM
 from slipstream.models import SILENT, Manifest, Model
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN = 4, 2, 16, 64
 

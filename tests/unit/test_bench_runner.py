@@ -18,7 +18,7 @@ from slipstream.bench.workloads import WORKLOADS, Workload
 from slipstream.errors import SlipstreamError
 from slipstream.models import Model, Progress
 from tests.unit.openai_stand_in import StandIn, stand_in
-from tests.unit.waiting import wait_until
+from tests.waiting import wait_until
 
 WARM_UP_REQUESTS = 6
 CONFIGURATION = Configuration("default", "as it comes")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +25,7 @@ from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, Model, ModelStore, catalog, importers, store
 from slipstream.tokenizer import Tokenizer
+from tests.waiting import wait_until
 
 TOKENS = [*sorted(ByteLevel.alphabet()), "he", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|end|>"]
 BOS, END, EOT = 257, 258, 259
@@ -443,9 +443,7 @@ class TestInterruption:
         )
         process = subprocess.Popen([sys.executable, "-c", script, home, tiny_gguf], start_new_session=True)
         halfway = home / "models" / ".staging" / "model" / "model.gguf"
-        deadline = time.monotonic() + 20
-        while not halfway.is_symlink() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(halfway.is_symlink)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert halfway.is_symlink()

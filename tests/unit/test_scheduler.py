@@ -44,11 +44,9 @@ from tests.unit.toy_backend import (
     ToyTokenizer,
     toy_logits,
 )
-from tests.unit.waiting import wait_until
+from tests.waiting import HANG, wait_until
 
 TOKENIZER = cast(Tokenizer, ToyTokenizer())
-PATIENCE = 20.0
-"""Seconds of real time until a test gives up on the engine."""
 FOR_EVER = 1e6
 """Of the clock, which doesn't get there by itself."""
 
@@ -134,7 +132,7 @@ class ToyEngine:
 
     def wait(self, *calls: Call) -> None:
         """Until all are answered; fails if the engine's thread dies over it."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + HANG
         for call in calls:
             while not call.done.wait(0.05):
                 assert call.done.is_set() or self.alive, "the engine died"
@@ -166,7 +164,7 @@ def toy_engine(**options: float) -> Iterator[ToyEngine]:
         engine = ToyEngine(clock, **options)  # type: ignore[arg-type]
         try:
             yield engine
-            engine.core.shutdown(drain_seconds=PATIENCE)
+            engine.core.shutdown(drain_seconds=HANG)
         finally:
             engine.core.shutdown()
     assert not engine.backend.violations
@@ -481,11 +479,11 @@ def at_once(engine: ToyEngine) -> Iterator[Callable[[GenerationRequest], Call]]:
 
     def hold() -> None:
         entered.set()
-        assert leave.wait(PATIENCE)
+        assert leave.wait(HANG)
 
     engine.backend.before_step = hold
     calls = [engine.submit(request([1], max_tokens=1, tenant="the one that keeps it busy"))]
-    assert entered.wait(PATIENCE)
+    assert entered.wait(HANG)
     engine.backend.before_step = lambda: None
 
     def submit(request: GenerationRequest) -> Call:
@@ -598,7 +596,7 @@ class TestReuse:
             assert second.counters.delta_tokens == 4
             engine.clock.now += 0.02
             engine.core.call(lambda kv: kv.usage())
-            assert done.result(PATIENCE).end == 44
+            assert done.result(HANG).end == 44
 
     def test_the_same_prompt_at_the_same_time_is_computed_once(self) -> None:
         with toy_engine() as engine:
@@ -661,7 +659,7 @@ def ahead(engine: ToyEngine, tokens: list[int], *, at_least: int = 0, name: str 
 class TestAheadOfTime:
     def test_what_was_computed_while_idle_costs_the_next_request_nothing(self) -> None:
         with toy_engine() as engine:
-            assert ahead(engine, prompt(100)).result(PATIENCE) == Ahead(0, 100)
+            assert ahead(engine, prompt(100)).result(HANG) == Ahead(0, 100)
             answer = engine.answer(request([*prompt(100), 7, 8], max_tokens=4))
             assert answer.counters.delta_tokens == 2
             assert engine.core.stats().idle_tokens == 100
@@ -678,7 +676,7 @@ class TestAheadOfTime:
 
             engine.backend.before_step = interrupt
             done = ahead(engine, prompt(200))
-            assert done.result(PATIENCE) == Ahead(0, 200)
+            assert done.result(HANG) == Ahead(0, 200)
             engine.wait(*calls)
             sizes = [step.tokens for step in engine.backend.steps]
             assert sizes[:3] == [8, 8, 40], "steps of idle work are short, and the request's own comes next"
@@ -694,7 +692,7 @@ class TestAheadOfTime:
 
             engine.backend.before_step = interrupt
             done = ahead(engine, prompt(200))
-            done.result(PATIENCE)
+            done.result(HANG)
             engine.wait(*calls)
             assert calls[0].counters.reused_tokens == 16
             assert sum(step.tokens for step in engine.backend.steps) == 200 + 3
@@ -704,7 +702,7 @@ class TestAheadOfTime:
             running = engine.submit(request(prompt(300, seed=2), max_tokens=1))
             first = ahead(engine, prompt(50), name="mine")
             second = ahead(engine, prompt(60), name="mine")
-            assert second.result(PATIENCE).end == 60
+            assert second.result(HANG).end == 60
             engine.wait(running)
             assert not first.done()
 
@@ -712,7 +710,7 @@ class TestAheadOfTime:
         with toy_engine() as engine:
             guess = ahead(engine, prompt(50), at_least=40)
             wanted = ahead(engine, prompt(50, seed=1), name="another")
-            wanted.result(PATIENCE)
+            wanted.result(HANG)
             assert not guess.done()
             assert engine.core.stats().idle_tokens == 50
 
@@ -734,7 +732,7 @@ class TestAheadOfTime:
 
             engine.backend.before_step = fail
             lost = ahead(engine, prompt(50))
-            assert failed.wait(PATIENCE)
+            assert failed.wait(HANG)
             assert engine.answer(request(prompt(20, seed=1), max_tokens=2)).reason == "length"
             assert not lost.done()
 
@@ -1003,14 +1001,14 @@ class TestShutdown:
 
             def hold() -> None:
                 entered.set()
-                leave.wait(PATIENCE)
+                leave.wait(HANG)
 
             engine.backend.before_step = hold
             calls = [engine.submit(request(prompt(5, seed), max_tokens=30)) for seed in range(3)]
-            assert entered.wait(PATIENCE)
+            assert entered.wait(HANG)
             closing = closing_thread(engine, drain_seconds=0)
             leave.set()
-            closing.join(PATIENCE)
+            closing.join(HANG)
             assert not closing.is_alive()
             for call in calls:
                 assert call.reason == "error"
@@ -1030,7 +1028,7 @@ class TestShutdown:
                 quick = submit(request(prompt(5), max_tokens=3))
                 slow = submit(request(prompt(5, seed=1), max_tokens=500))
                 closing = closing_thread(engine, drain_seconds=40 * 2 * SECONDS_PER_TOKEN)
-            closing.join(PATIENCE)
+            closing.join(HANG)
             assert_right(quick)
             assert slow.reason == "error"
             assert 0 < len(slow.tokens) < 100

@@ -90,6 +90,7 @@ class EngineCore:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._queued = 0
         self._queued_lock = threading.Lock()
+        self._jobs_sent = self._jobs_taken = 0
         self._deadline: float | None = None
         self._patient_until = 0.0
         """When to begin with idle work, for a turn may come in that would have to wait for it."""
@@ -142,7 +143,9 @@ class EngineCore:
     def prefill(self, job: IdlePrefill) -> None:
         """Have KV computed when there is nothing else to do. Any request goes first, at the next step."""
         if 0 < len(job.tokens) < self.limits.max_sequence:
-            self._inbox.put(lambda: self._idle.add(job))
+            with self._queued_lock:
+                self._jobs_sent += 1
+                self._inbox.put(lambda: self._take_job(job))
 
     def call(self, function: Callable[[KVMemory], T]) -> T:
         """Run a function on the engine thread, between two steps, and return its result.
@@ -171,6 +174,11 @@ class EngineCore:
         self._stats.waiting = self._queued
         self._stats.preemptions = self._scheduler.preemptions
         return self._stats
+
+    @property
+    def idle_waiting(self) -> int:
+        """How many jobs there are for when there is nothing else to do."""
+        return self._jobs_sent - self._jobs_taken + len(self._idle)
 
     @property
     def evictions(self) -> int:
@@ -264,6 +272,10 @@ class EngineCore:
                 self._carry_out(self._inbox.get(timeout=wait))
         while not self._inbox.empty():
             self._carry_out(self._inbox.get())
+
+    def _take_job(self, job: IdlePrefill) -> None:
+        self._idle.add(job)
+        self._jobs_taken += 1  # now, so that a job is seen in one place at least
 
     @staticmethod
     def _carry_out(message: Callable[[], None] | None) -> None:

@@ -4,13 +4,12 @@ import json
 import secrets
 from typing import Literal, TypedDict
 
-from anthropic import types
-from anthropic.types.raw_message_delta_event import Delta
 from pydantic import BaseModel
 from pydantic_core import from_json
 
 from slipstream.chat import AnswerDelta
 from slipstream.engine import TurnCounters
+from slipstream.server import anthropic_types as types
 from slipstream.server.extension import TurnReport
 from slipstream.server.turn import Choice, Turn
 
@@ -20,18 +19,6 @@ _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _DELTA = (
     b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}\n\n'
 )
-
-
-class Message(types.Message):
-    """A response, with what the turn cost."""
-
-    slipstream: TurnReport
-
-
-class MessageDeltaEvent(types.RawMessageDeltaEvent):
-    """The last event but one of a stream, with what the turn cost."""
-
-    slipstream: TurnReport
 
 
 class Head(TypedDict):
@@ -48,10 +35,10 @@ def new_head(model: str) -> Head:
     return {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
 
 
-def whole_message(head: Head, turn: Turn) -> Message:
+def whole_message(head: Head, turn: Turn) -> types.Message:
     """The response to a finished turn."""
     (choice,) = turn.choices
-    return Message(
+    return types.Message(
         **head,
         content=_content(choice),
         stop_reason=_stop_reason(choice),
@@ -116,7 +103,7 @@ class EventWriter:
         usage = types.Usage(**_usage(counters))
         usage.output_tokens = 0
         message = types.Message(**self._head, content=[], stop_reason=None, stop_sequence=None, usage=usage)
-        return _event("message_start", types.RawMessageStartEvent(type="message_start", message=message)) + _PING
+        return _event("message_start", types.MessageStart(type="message_start", message=message)) + _PING
 
     def piece(self, piece: AnswerDelta) -> bytes:
         """A piece of a block, which is opened if it's the first."""
@@ -135,23 +122,23 @@ class EventWriter:
     def end(self, turn: Turn) -> bytes:
         """The end of a finished turn: why, and what it cost."""
         (choice,) = turn.choices
-        delta = Delta(stop_reason=_stop_reason(choice), stop_sequence=choice.outputs[-1].stop_string)
-        usage = types.MessageDeltaUsage(**_usage(choice.counters))
-        ending = MessageDeltaEvent(type="message_delta", delta=delta, usage=usage, slipstream=TurnReport.of(turn))
-        stop = types.RawMessageStopEvent(type="message_stop")
+        delta = types.Ending(stop_reason=_stop_reason(choice), stop_sequence=choice.outputs[-1].stop_string)
+        usage = types.Usage(**_usage(choice.counters))
+        ending = types.MessageDelta(type="message_delta", delta=delta, usage=usage, slipstream=TurnReport.of(turn))
+        stop = types.MessageStop(type="message_stop")
         return self._close() + _event("message_delta", ending) + _event("message_stop", stop)
 
-    def _open(self, block: types.TextBlock | types.ThinkingBlock | types.ToolUseBlock) -> bytes:
+    def _open(self, block: types.ContentBlock) -> bytes:
         closing = self._close()
         self._index += 1
         self._kind = block.type
-        start = types.RawContentBlockStartEvent(type="content_block_start", index=self._index, content_block=block)
+        start = types.BlockStart(type="content_block_start", index=self._index, content_block=block)
         return closing + _event("content_block_start", start)
 
     def _close(self) -> bytes:
         if not self._kind:
             return b""
-        stop = types.RawContentBlockStopEvent(type="content_block_stop", index=self._index)
+        stop = types.BlockStop(type="content_block_stop", index=self._index)
         return _event("content_block_stop", stop)
 
     def _delta(self, kind: bytes, field: bytes, text: str) -> bytes:

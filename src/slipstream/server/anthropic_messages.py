@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from anthropic.types import MessageTokensCount
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
@@ -22,6 +21,7 @@ from slipstream.server.anthropic_tools import (
     response_schema,
     tool_use,
 )
+from slipstream.server.anthropic_types import TokenCount
 from slipstream.server.errors import anthropic_event
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.openai_common import AtLeastOne, check_model, unsupported
@@ -122,9 +122,9 @@ def router(runner: TurnRunner) -> APIRouter:
         return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
 
     @routes.post("/v1/messages/count_tokens")
-    async def count_tokens(body: PromptFields) -> MessageTokensCount:
+    async def count_tokens(body: PromptFields) -> TokenCount:
         prompt = await asyncio.to_thread(engine.conversations.prompt, *body.prompt(engine))
-        return MessageTokensCount(input_tokens=len(prompt.token_ids))
+        return TokenCount(input_tokens=len(prompt.token_ids))
 
     return routes
 

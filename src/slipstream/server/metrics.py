@@ -90,6 +90,7 @@ class _EngineCollector(Collector):
         yield _counter("kv_evictions", "Retained sequences given up for others.", kv.evictions)
         sessions = self._engine.sessions
         yield _gauge("sessions", "Sessions, named or not.", len(sessions))
+        yield _gauge("idle_waiting", "Sessions with something to compute ahead of time.", sessions.ahead.waiting)
         yield _counter("idle_tokens", "Tokens computed ahead of time, while nobody waited.", stats.idle_tokens)
         yield _counter("idle_seconds", "Time that took.", stats.idle_seconds)
         yield _counter("idle_tokens_used", "Prompt tokens that turns found computed ahead.", sessions.ahead.used_tokens)

@@ -4,19 +4,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from openai.types import chat
-from openai.types.chat import (
-    ChatCompletionMessage,
-    ChatCompletionMessageFunctionToolCall,
-    ChatCompletionTokenLogprob,
-)
-from openai.types.chat.chat_completion import Choice as WholeChoice
-from openai.types.chat.chat_completion import ChoiceLogprobs as WholeLogprobs
-from openai.types.chat.chat_completion_chunk import Choice as DeltaChoice
-from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall, ChoiceDeltaToolCallFunction
-from openai.types.chat.chat_completion_chunk import ChoiceLogprobs as DeltaLogprobs
-from openai.types.chat.chat_completion_message_function_tool_call import Function
-from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from slipstream.chat import AnswerDelta
 from slipstream.embedded import Engine
@@ -39,6 +26,16 @@ from slipstream.server.openai_common import (
 )
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ResponseFormat, ToolChoice, ToolDefinition, response_schema, tool_use
+from slipstream.server.openai_types import (
+    ChatAnswer,
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprob,
+    ChatLogprobs,
+    Function,
+    ToolCall,
+    TopLogprob,
+)
 from slipstream.server.stream import EventStream, finish
 from slipstream.server.turn import Choice, Turn, TurnRequest, TurnRunner
 from slipstream.tokenizer import Tokenizer
@@ -81,30 +78,6 @@ class ChatRequest(SamplingFields):
         )
 
 
-class ReasoningMessage(ChatCompletionMessage):
-    """An answer of a model that reasoned first, in the field that other servers use for it."""
-
-    reasoning_content: str
-
-
-class ReasoningDelta(ChoiceDelta):
-    """A piece of reasoning."""
-
-    reasoning_content: str
-
-
-class ChatCompletion(chat.ChatCompletion):
-    """A response, with what the turn cost."""
-
-    slipstream: TurnReport
-
-
-class ChatCompletionChunk(chat.ChatCompletionChunk):
-    """A piece of a streamed response; the last one has `slipstream`."""
-
-    slipstream: TurnReport | None = None
-
-
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
@@ -131,32 +104,30 @@ def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
         logprobs = _logprobs(answer.logprobs, tokenizer)
         reason = chat_finish_reason(answer.finish_reason, calls=choice.reader.calls_to_run)
         choices.append(
-            WholeChoice(
+            ChatChoice(
                 index=choice.index,
                 message=_message(choice),
                 finish_reason=reason,
-                logprobs=WholeLogprobs(content=logprobs, refusal=None) if choice.wants_logprobs else None,
+                logprobs=ChatLogprobs(content=logprobs, refusal=None) if choice.wants_logprobs else None,
             )
         )
     report = TurnReport.of(turn)
     return ChatCompletion(**head, object="chat.completion", choices=choices, usage=usage_of(report), slipstream=report)
 
 
-def _message(choice: Choice) -> ChatCompletionMessage:
+def _message(choice: Choice) -> ChatAnswer:
     """The answer; `content` is null where there are calls alone."""
     message = choice.message
-    result = ChatCompletionMessage(
+    result = ChatAnswer(
         role="assistant", content=None if message.tool_calls and not message.text else message.text, refusal=None
     )
     if message.tool_calls:
         result.tool_calls = [
-            ChatCompletionMessageFunctionToolCall(
-                id=call.id, type="function", function=Function(name=call.name, arguments=call.arguments)
-            )
+            ToolCall(id=call.id, type="function", function=Function(name=call.name, arguments=call.arguments))
             for call in message.tool_calls
         ]
     if choice.reader.reasoning:
-        result = ReasoningMessage(**dict(result), reasoning_content=choice.reader.reasoning)
+        result.reasoning_content = choice.reader.reasoning
     return result
 
 
@@ -194,9 +165,9 @@ class _ChunkWriter:
 
     def begin(self, choice: Choice) -> bytes:
         """The chunk with the role."""
-        sample = self._delta(choice, ChoiceDelta(content=TextEvents.PLACEHOLDER))
+        sample = self._delta(choice, ChatAnswer(content=TextEvents.PLACEHOLDER))
         self._text_events[choice] = TextEvents(self._chunk(sample))
-        return event(self._chunk(self._delta(choice, ChoiceDelta(role="assistant", content=""))))
+        return event(self._chunk(self._delta(choice, ChatAnswer(role="assistant", content=""))))
 
     def piece(self, choice: Choice, piece: AnswerDelta, logprobs: Sequence[TokenLogprob]) -> bytes:
         """A chunk with text, reasoning, the name of a function or a piece of its arguments."""
@@ -204,30 +175,26 @@ class _ChunkWriter:
             return self._text_events[choice](piece.text)
         delta = self._delta(choice, self._said(piece))
         if logprobs:
-            delta.logprobs = DeltaLogprobs(content=_logprobs(logprobs, self._tokenizer), refusal=None)
+            delta.logprobs = ChatLogprobs(content=_logprobs(logprobs, self._tokenizer), refusal=None)
         return event(self._chunk(delta))
 
     @staticmethod
-    def _said(piece: AnswerDelta) -> ChoiceDelta:
+    def _said(piece: AnswerDelta) -> ChatAnswer:
         if piece.text:
-            return ChoiceDelta(content=piece.text)
+            return ChatAnswer(content=piece.text)
         if piece.reasoning:
-            return ReasoningDelta(reasoning_content=piece.reasoning)
+            return ChatAnswer(reasoning_content=piece.reasoning)
         if piece == AnswerDelta():
-            return ChoiceDelta()
-        call = ChoiceDeltaToolCall(index=piece.index, function=ChoiceDeltaToolCallFunction(arguments=piece.arguments))
+            return ChatAnswer()
+        call = ToolCall(index=piece.index, function=Function(arguments=piece.arguments))
         if piece.id is not None:
-            call = ChoiceDeltaToolCall(
-                index=piece.index,
-                id=piece.id,
-                type="function",
-                function=ChoiceDeltaToolCallFunction(name=piece.name, arguments=""),
-            )
-        return ChoiceDelta(tool_calls=[call])
+            function = Function(name=piece.name, arguments="")
+            call = ToolCall(index=piece.index, id=piece.id, type="function", function=function)
+        return ChatAnswer(tool_calls=[call])
 
     def end(self, choice: Choice, output: Output, report: TurnReport | None) -> bytes:
         """The chunk with the finish reason; with a report it's the last of the stream."""
-        delta = self._delta(choice, ChoiceDelta())
+        delta = self._delta(choice, ChatAnswer())
         delta.finish_reason = chat_finish_reason(output.finish_reason, calls=choice.reader.calls_to_run)
         return event(self._chunk(delta) if report is None else self._chunk(delta, slipstream=report))
 
@@ -235,18 +202,18 @@ class _ChunkWriter:
         """The chunk for the usage alone."""
         return event(self._chunk(usage=usage_of(report), slipstream=report))
 
-    def _delta(self, choice: Choice, delta: ChoiceDelta) -> DeltaChoice:
-        return DeltaChoice(index=choice.index, delta=delta, finish_reason=None)
+    def _delta(self, choice: Choice, delta: ChatAnswer) -> ChatChoice:
+        return ChatChoice(index=choice.index, delta=delta, finish_reason=None)
 
-    def _chunk(self, *choices: DeltaChoice, **last: Any) -> ChatCompletionChunk:
+    def _chunk(self, *choices: ChatChoice, **last: Any) -> ChatCompletion:
         if self.include_usage:
             last.setdefault("usage", None)
-        return ChatCompletionChunk(**self._head, object="chat.completion.chunk", choices=list(choices), **last)
+        return ChatCompletion(**self._head, object="chat.completion.chunk", choices=list(choices), **last)
 
 
-def _logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[ChatCompletionTokenLogprob]:
+def _logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[ChatLogprob]:
     return [
-        ChatCompletionTokenLogprob(
+        ChatLogprob(
             **_token(entry.token_id, entry.logprob, tokenizer),
             top_logprobs=[TopLogprob(**_token(token, logprob, tokenizer)) for token, logprob in entry.top],
         )

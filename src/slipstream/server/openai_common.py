@@ -6,14 +6,13 @@ import time
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypedDict
 
-from openai.types import CompletionUsage
-from openai.types.completion_usage import PromptTokensDetails
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from slipstream.embedded import Engine
 from slipstream.engine import FinishReason, SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.server.extension import SlipstreamOptions, TurnReport
+from slipstream.server.openai_types import PromptTokensDetails, Usage
 from slipstream.server.turn import MAX_CHOICES
 
 DONE = b"data: [DONE]\n\n"
@@ -102,9 +101,9 @@ def check_model(engine: Engine, asked: str | None) -> None:
         )
 
 
-def usage_of(report: TurnReport) -> CompletionUsage:
+def usage_of(report: TurnReport) -> Usage:
     """OpenAI's `usage`."""
-    return CompletionUsage(
+    return Usage(
         prompt_tokens=report.prompt_tokens,
         completion_tokens=report.completion_tokens,
         total_tokens=report.prompt_tokens + report.completion_tokens,

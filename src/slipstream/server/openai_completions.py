@@ -1,12 +1,10 @@
 """OpenAI's completions of plain text: `POST /v1/completions`."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from openai import types
-from openai.types.completion_choice import Logprobs
 from pydantic import BeforeValidator
 
 from slipstream.embedded import Engine
@@ -27,6 +25,7 @@ from slipstream.server.openai_common import (
     unsupported,
     usage_of,
 )
+from slipstream.server.openai_types import TextChoice, TextCompletion, TextLogprobs
 from slipstream.server.stream import EventStream, finish
 from slipstream.server.turn import Choice, Turn, TurnRequest, TurnRunner
 from slipstream.tokenizer import Tokenizer
@@ -83,18 +82,6 @@ class CompletionRequest(SamplingFields):
             raise unsupported("best_of", "best_of is not supported: ask for as many with n and choose yourself")
 
 
-class TextChoice(types.CompletionChoice):
-    """A choice, or in a stream a piece of one, where the reason is null until the last."""
-
-    finish_reason: Literal["stop", "length", "content_filter"] | None  # type: ignore[assignment]
-
-
-class Completion(types.Completion):
-    """A response or a piece of a streamed one; a response and the last piece have `slipstream`."""
-
-    slipstream: TurnReport | None = None
-
-
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
@@ -114,9 +101,9 @@ def router(runner: TurnRunner) -> APIRouter:
     return routes
 
 
-def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> Completion:
+def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> TextCompletion:
     report = TurnReport.of(turn)
-    choices: list[types.CompletionChoice] = []
+    choices: list[TextChoice] = []
     for choice in turn.choices:
         answer = choice.answer
         choices.append(
@@ -127,7 +114,7 @@ def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> Completion:
                 logprobs=_LogprobsWriter(tokenizer).write(answer.logprobs) if choice.wants_logprobs else None,
             )
         )
-    return Completion(**head, object="text_completion", choices=choices, usage=usage_of(report), slipstream=report)
+    return TextCompletion(**head, object="text_completion", choices=choices, usage=usage_of(report), slipstream=report)
 
 
 async def _stream(turn: Turn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
@@ -177,10 +164,10 @@ class _ChunkWriter:
     def _choice(self, choice: Choice, text: str) -> TextChoice:
         return TextChoice(index=choice.index, text=text, finish_reason=None, logprobs=None)
 
-    def _chunk(self, *choices: TextChoice, **last: Any) -> Completion:
+    def _chunk(self, *choices: TextChoice, **last: Any) -> TextCompletion:
         if self.include_usage:
             last.setdefault("usage", None)
-        return Completion(**self._head, object="text_completion", choices=list(choices), **last)
+        return TextCompletion(**self._head, object="text_completion", choices=list(choices), **last)
 
 
 class _LogprobsWriter:
@@ -190,14 +177,14 @@ class _LogprobsWriter:
         self._tokenizer = tokenizer
         self._offset = 0
 
-    def write(self, logprobs: Sequence[TokenLogprob]) -> Logprobs:
+    def write(self, logprobs: Sequence[TokenLogprob]) -> TextLogprobs:
         """The columns for the next tokens of the choice."""
         tokens = [self._text(entry.token_id) for entry in logprobs]
         offsets = []
         for token in tokens:
             offsets.append(self._offset)
             self._offset += len(token)
-        return Logprobs(
+        return TextLogprobs(
             tokens=tokens,
             token_logprobs=[entry.logprob for entry in logprobs],
             top_logprobs=[self._alternatives(entry) for entry in logprobs],

@@ -4,10 +4,10 @@ import asyncio
 import secrets
 
 from fastapi import APIRouter
-from openai.types.conversations import Conversation, ConversationDeletedResource
 from pydantic import BaseModel
 
 from slipstream.server.openai_common import unsupported
+from slipstream.server.openai_types import Conversation, DeletedConversation
 from slipstream.server.responses_items import InputItem, item_messages
 from slipstream.server.turn import TENANT
 from slipstream.sessions import Sessions, SessionState
@@ -37,12 +37,12 @@ def router(sessions: Sessions) -> APIRouter:
         return _conversation(sessions.get(TENANT, id))
 
     @routes.delete("/{id}")
-    async def delete(id: str) -> ConversationDeletedResource:
+    async def delete(id: str) -> DeletedConversation:
         await asyncio.to_thread(sessions.delete, TENANT, id)
-        return ConversationDeletedResource(id=id, deleted=True, object="conversation.deleted")
+        return DeletedConversation(id=id)
 
     return routes
 
 
 def _conversation(state: SessionState) -> Conversation:
-    return Conversation(id=state.id, created_at=int(state.created), metadata={}, object="conversation")
+    return Conversation(id=state.id, created_at=int(state.created))

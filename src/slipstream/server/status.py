@@ -4,20 +4,13 @@ import time
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from openai import types
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
 from slipstream.embedded import Engine
 from slipstream.server.metrics import Metrics
 from slipstream.server.openai_common import check_model
-
-
-class Model(types.Model):
-    """A served model."""
-
-    max_model_len: int
-    """Tokens that prompt and answer may have together."""
+from slipstream.server.openai_types import Model
 
 
 class ModelList(BaseModel):
@@ -41,7 +34,6 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
     model = Model(
         id=engine.model.name,
         created=int(time.time()),
-        object="model",
         owned_by="slipstream",
         max_model_len=engine.core.limits.max_sequence,
     )
@@ -51,11 +43,11 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
         response.status_code = 200 if engine.core.alive else 503
         return Health(status="ok" if engine.core.alive else "stopped", exact=engine.exact)
 
-    @routes.get("/v1/models", response_model_exclude_unset=True)
+    @routes.get("/v1/models")
     async def models() -> ModelList:
         return ModelList(object="list", data=[model])
 
-    @routes.get("/v1/models/{name:path}", response_model_exclude_unset=True)
+    @routes.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Model:
         check_model(engine, name)
         return model

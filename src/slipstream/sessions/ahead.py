@@ -1,6 +1,7 @@
 """What sessions will certainly begin their next turn with, computed while nobody waits."""
 
 import logging
+import threading
 
 import numpy as np
 
@@ -24,6 +25,18 @@ class AheadOfTime:
         """Prompt tokens that turns found computed ahead."""
         self.saved_seconds = 0.0
         """What they would have cost, at the least."""
+        self._lock = threading.Lock()
+        self._expected = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions have something yet to be computed ahead."""
+        return self._expected + self._core.idle_waiting
+
+    def expect(self) -> None:
+        """Note that `compute_after_answer` will be called once for an answer."""
+        with self._lock:
+            self._expected += 1
 
     def compute(self, state: SessionState, tokens: IntArray, *, at_least: int = 0) -> None:
         """Have the tokens of a session computed, if `at_least` so many of them still are."""
@@ -40,10 +53,13 @@ class AheadOfTime:
 
     def compute_after_answer(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> None:
         """Have computed what follows the answer that ends with `tokens`, if the session still ends with it."""
-        if state.token_ids is not tokens or state.turn is not None:
-            return
-        at_least = 0 if state.pinned else len(tokens)  # nobody asked for what was evicted since
-        self.compute(state, self.with_certain_tail(state, tokens, tools), at_least=at_least)
+        try:
+            if state.token_ids is tokens and state.turn is None:
+                at_least = 0 if state.pinned else len(tokens)  # nobody asked for what was evicted since
+                self.compute(state, self.with_certain_tail(state, tokens, tools), at_least=at_least)
+        finally:
+            with self._lock:
+                self._expected -= 1
 
     def with_certain_tail(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> IntArray:
         """The tokens of a session that ends with an answer, and those that will follow."""

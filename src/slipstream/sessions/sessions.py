@@ -152,6 +152,7 @@ class Sessions:
         if part is not None:
             if self.saver is not None:
                 self.saver.add(turn.tenant, part)
+            self.ahead.expect()
             self._later.run(
                 lambda: self.ahead.compute_after_answer(state, part.token_ids, turn.tools), after=_AHEAD_DELAY
             )
