@@ -4,6 +4,7 @@ import queue
 import sqlite3
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +69,9 @@ class Engine:
         config = config or EngineConfig()
         self.model = model if isinstance(model, Model) else ModelStore().ensure(str(model))
         manifest = self.model.manifest
+        pool = ThreadPoolExecutor(1)
+        paged = pool.submit(PagedModel, self.model.ir_path, threads=config.threads)  # compiles while the rest loads
+        pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(self.model.tokenizer_path)
         template = _chat_template(self.model, self.tokenizer)
         source = template.source if template is not None else ""
@@ -81,9 +85,7 @@ class Engine:
         self.database = self._open_database(config)
         """Where what outlives the process is kept, if anything is."""
         self.backend = OpenVINOBackend(
-            PagedModel(self.model.ir_path, threads=config.threads),
-            kv_memory=config.kv_memory,
-            progress=on_warm_up or (lambda _: None),
+            paged.result(), kv_memory=config.kv_memory, progress=on_warm_up or (lambda _: None)
         )
         sys.setswitchinterval(min(sys.getswitchinterval(), _GIL_SWITCH_SECONDS))
         self.core = EngineCore(

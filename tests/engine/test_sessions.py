@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 SEEDED = SamplingParams(temperature=0.9, seed=3, max_tokens=12)
-LONG = "A tree, a house, a river and a road. " * 120
+LONG = "A tree, a house, a river and a road. " * 40
 TOOL = Tool("look_up", "Look it up", {"type": "object", "properties": {}})
 
 

@@ -1,12 +1,14 @@
 """A real server in a process of its own, and a look at its metrics."""
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -23,6 +25,8 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     api_key: str = "none"
+    greeting: str = ""
+    """What it printed when it was ready."""
 
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.api_key, max_retries=0, timeout=HANG)
@@ -72,15 +76,24 @@ class Server:
 
 
 @contextmanager
-def running_server(*options: str, api_key: str | None = None, log: Path | None = None) -> Iterator[Server]:
+def running_server(
+    *options: str,
+    api_key: str | None = None,
+    log: Path | None = None,
+    command: Sequence[str] = (sys.executable, "-m", "slipstream"),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
     """`slipstream serve` on a free port; what it logs is added to the file `log`, if there is one."""
-    command = [sys.executable, "-m", "slipstream", "serve", "--port", "0", "--kv-memory", "256MiB", *options]
+    command = [*command, "serve", "--port", "0", "--kv-memory", "256MiB", *options]
     if api_key is not None:
         command += ["--api-key", api_key]
     with log.open("a") if log is not None else nullcontext() as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
+        )
     try:
-        yield Server(process, _url(process), api_key or "none")
+        url, greeting = _greeting(process)
+        yield Server(process, url, api_key or "none", greeting)
     finally:
         process.terminate()
         try:
@@ -90,11 +103,12 @@ def running_server(*options: str, api_key: str | None = None, log: Path | None =
             raise
 
 
-def _url(process: subprocess.Popen[str]) -> str:
+def _greeting(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Where the server is, and the whole line that says so."""
     assert process.stdout is not None
     for line in process.stdout:
         if match := re.search(rf"Slipstream serves {MODEL} on (http://\S+)", line):
-            return match[1]
+            return match[1], line
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready")
 
 

@@ -11,7 +11,7 @@ from slipstream.backend import calibration
 from slipstream.backend.base import BlockContents, FloatArray, IntArray, Piece, StepMeasurements
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, Probe
-from slipstream.backend.steps import BLOCK_SIZE
+from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -99,23 +99,23 @@ class OpenVINOBackend:
         model = self._model
         known = calibration.load(model.ir_path, model.settings)
         if known is not None:
-            probe = self._allocate()
+            probe = self._allocate(known.step_class)
             if not known.exact or probe.witness(known.step_class) == known.witness:
                 return known, probe
             logger.warning("steps give other bits than when they were measured on this machine: they are measured anew")
         model.allocate(SELF_TEST_BLOCKS)
         found = calibration.calibrate(model, progress)
-        probe = self._allocate()
+        probe = self._allocate(found.step_class)
         if found.exact:
             witness = probe.witness(found.step_class)
             found = replace(found, exact=witness is not None, witness=witness or "")
         calibration.save(model.ir_path, model.settings, found)
         return found, probe
 
-    def _allocate(self) -> Probe:
+    def _allocate(self, step_class: StepClass) -> Probe:
         """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
         self._model.allocate(1 + self.num_blocks + PROBE_BLOCKS)
-        return Probe(self._model, first_block=1 + self.num_blocks)
+        return Probe(self._model, first_block=1 + self.num_blocks, step_class=step_class)
 
     def _copy_what_is_used(self) -> None:
         """Compile a copy for a small size that is used much, in the background, and use it when it's ready."""

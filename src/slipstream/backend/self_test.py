@@ -37,6 +37,8 @@ _PROBE = 13
 """Tokens that follow the context, of which the first two are compared."""
 _PROBED_SIZE = 16
 _PROBED_ROWS = 8
+_FOR_CONTEXT = StepClass((8, 64), (_PROBED_ROWS,))
+"""What a context is computed in while no class is known."""
 _SEQUENCE = 3 * BLOCK_SIZE + 5
 _SEED = 20
 
@@ -122,20 +124,18 @@ def _passes_for_rows(trials: Sequence[Trial]) -> tuple[int, int]:
 class Probe:
     """A few tokens after a context, to be computed in steps of any size: at the front, in the middle, at the end.
 
-    Each place has a fork of the context: its full blocks shared, the partial one copied.
+    Each place has a fork of the context: its full blocks shared, the partial one copied. It doesn't matter in which
+    steps the context is computed, as long as all trials see the same; those of a class all give the same.
     """
 
-    def __init__(self, runner: Runner, *, first_block: int) -> None:
+    def __init__(self, runner: Runner, *, first_block: int, step_class: StepClass = _FOR_CONTEXT) -> None:
         self._runner = runner
         tokens = _random_tokens(runner, _CONTEXT + _PROBE, seed=_SEED)
         self._tokens = tokens[_CONTEXT:]
         self._others = _random_tokens(runner, SIZES[-1], seed=_SEED + 1)
         *shared, partial = range(first_block, first_block + 3)
         self._tables = [np.array([*shared, own], np.int32) for own in range(partial, first_block + PROBE_BLOCKS)]
-        # It doesn't matter in which steps the context is computed, as long as all trials see the same.
-        for start, end, size in ((0, 64, 64), (64, _CONTEXT, 8)):
-            piece = Piece(tokens[start:end], start, self._tables[0], 0)
-            runner.run(lay_out([piece], size, _PROBED_ROWS))
+        step_class.run(runner, [Piece(tokens[:_CONTEXT], 0, self._tables[0], 0)])
         for table in self._tables[1:]:
             runner.copy_block(partial, int(table[-1]))
 

@@ -172,8 +172,8 @@ class Scheduler:
         sequence, request = generation.sequence, generation.request
         assert sequence is not None
         draft = self._drafter.propose(sequence, generation.constraint, request.tenant, forced=generation.jumps_forward)
-        # Nothing is evicted for a guess.
-        room = min(generation.limit, sequence.capacity + self._kv.free - 1) - len(sequence)
+        # Nothing is evicted for a guess, and the last token that an answer may have needs none: nothing follows it.
+        room = min(generation.limit - 1, sequence.capacity + self._kv.free - 1) - len(sequence)
         draft = draft.cut(max(0, room if self._cost.largest_draft is None else min(room, self._cost.largest_draft)))
         self._kv.grow(sequence, len(sequence) + len(draft) + 1)
         return draft

@@ -7,14 +7,18 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
 from slipstream.errors import SlipstreamError
-from slipstream.server.app import create_app
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed while a request is on its way."""
@@ -38,17 +42,21 @@ def run(load: Callable[[], Engine], config: ServerConfig) -> None:
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    with contextlib.closing(_bind(config.host, config.port)) as listener, load() as engine:
-        _Server(engine, config, listener).run(sockets=[listener])
+    with contextlib.closing(_bind(config.host, config.port)) as listener, ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load)
+        from slipstream.server.app import create_app  # half a second, in which the engine loads
+
+        with loading.result() as engine:
+            _Server(create_app(engine, config), engine, config, listener).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn, but its own signals, and an end that leaves no client without an answer."""
 
-    def __init__(self, engine: Engine, config: ServerConfig, listener: socket.socket) -> None:
+    def __init__(self, app: "FastAPI", engine: Engine, config: ServerConfig, listener: socket.socket) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(engine, config),
+                app,
                 loop="none" if sys.platform == "win32" else "uvloop",
                 http="httptools",
                 ws="none",

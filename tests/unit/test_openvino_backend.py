@@ -1,0 +1,195 @@
+"""What a backend finds out about a model once and keeps; the model is a toy, its files are real."""
+
+import logging
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from slipstream.backend import Piece, calibration, self_test
+from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged_model import PagedModel
+from slipstream.backend.self_test import ROW_COUNTS, SIZES
+from slipstream.backend.steps import BLOCK_SIZE, StepInputs
+from slipstream.errors import ModelError
+from tests.processors import AVX2, Emulated
+from tests.unit.test_self_test import ToyRunner
+from tests.unit.toy_backend import toy_logits
+
+
+class ToyModel(ToyRunner):
+    """Stands for a `PagedModel`; counts what it was asked for."""
+
+    settings = "a toy"
+    block_bytes = 1000
+    is_small = True
+    threads = 2
+    precision = "f16"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.ir_path = folder / "openvino_model.xml"
+        self.copies: set[int] = set()
+        self.wrong_copies = False
+        self.error: Exception | None = None
+
+    @property
+    def runs(self) -> dict[int, int]:
+        return {size: self.sizes.count(size) for size in SIZES}
+
+    def run(self, inputs: StepInputs) -> Any:
+        wrong = self.wrong_copies and len(inputs["input_ids"]) in self.copies
+        return super().run(inputs) + np.float32(wrong)
+
+    def allocate(self, num_blocks: int) -> None:
+        self.slots = np.zeros((num_blocks, BLOCK_SIZE), np.int32)
+
+    def compile_copy(self, size: int) -> int:
+        if self.error is not None:
+            raise self.error
+        return size
+
+    def use_copy(self, size: int, copy: int) -> None:
+        assert size == copy
+        self.copies.add(size)
+
+    def drop_copy(self, size: int) -> None:
+        self.copies.remove(size)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyModel:
+    for module in (self_test, calibration):
+        monkeypatch.setattr(module, "time", ToyRunner.clock)
+    (tmp_path / "openvino_model.bin").write_bytes(b"weights")
+    return ToyModel(tmp_path)
+
+
+def backend(model: object, kv_memory: int = 40_000) -> OpenVINOBackend:
+    return OpenVINOBackend(cast(PagedModel, model), kv_memory=kv_memory)
+
+
+def kept(model: ToyModel) -> list[Path]:
+    return list((model.ir_path.parent / "calibration").iterdir())
+
+
+def test_the_second_start_compares_a_few_steps_and_measures_nothing(model: ToyModel) -> None:
+    first = backend(model)
+    assert first.exact
+    assert first.step_sizes == SIZES
+    steps = len(model.sizes)
+    second = backend(model)
+    assert len(model.sizes) - steps == 3
+    assert second.exact
+    assert second.fingerprint == first.fingerprint
+    assert second.measurements == first.measurements
+    assert first.measurements.largest_draft == ROW_COUNTS[-1] - 1
+
+
+def test_progress_is_told_up_to_the_end(model: ToyModel) -> None:
+    told: list[float] = []
+    OpenVINOBackend(cast(PagedModel, model), kv_memory=40_000, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_other_settings_and_other_weights_are_measured_apart(model: ToyModel) -> None:
+    found = {backend(model).fingerprint, backend(Emulated(model, sizes=AVX2)).fingerprint}
+    assert len(kept(model)) == len(found) == 2
+    model.ir_path.with_suffix(".bin").write_bytes(b"other weights")
+    backend(model)
+    assert len(kept(model)) == 3
+
+
+def test_steps_that_give_other_bits_than_before_are_measured_anew(
+    model: ToyModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = backend(model)
+
+    class Changed(Emulated):
+        settings = model.settings
+
+    after = backend(Changed(model, sizes=AVX2))
+    assert "measured anew" in caplog.text
+    assert after.exact
+    assert after.fingerprint != before.fingerprint
+    assert after.step_sizes[-1] <= 80 < before.step_sizes[-1]
+    assert len(kept(model)) == 1
+
+
+def test_a_file_that_is_damaged_is_written_again(model: ToyModel) -> None:
+    backend(model)
+    (path,) = kept(model)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert backend(model).exact
+    assert path.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_costs_the_next_start(
+    model: ToyModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    (model.ir_path.parent / "calibration").write_text("not a folder")
+    assert backend(model).exact
+    assert "the next start measures again" in caplog.text
+
+
+def test_where_no_class_is_found_all_sizes_are_used_and_it_is_said(model: ToyModel) -> None:
+    found = backend(Emulated(model, places=True))
+    assert not found.exact
+    assert found.step_sizes == SIZES
+    assert str(SIZES[-1]) in found.fingerprint, "saved KV is used under the same step sizes alone"
+    again = backend(Emulated(model, places=True))
+    assert not again.exact
+    assert again.fingerprint == found.fingerprint
+
+
+def test_what_does_not_fit_into_a_step_takes_several(model: ToyModel) -> None:
+    small = backend(Emulated(model, sizes=AVX2))
+    tokens = np.arange(300, dtype=np.int32) % model.vocab_size
+    logits = small.forward([Piece(tokens, 0, np.arange(1, 12, dtype=np.int32), 2)])
+    assert max(model.sizes[-4:]) <= 80
+    exact = toy_logits(tokens, 2)
+    assert np.ptp(logits - exact, axis=0).max() < 1e-5, "but for what the emulated class adds"
+
+
+def test_too_little_memory_is_an_error_that_names_the_option(model: ToyModel) -> None:
+    with pytest.raises(ModelError, match="--kv-memory"):
+        backend(model, kv_memory=2_000)
+
+
+def use_small_steps(backend: OpenVINOBackend, steps: int = 250) -> None:
+    """Decode, until copies that were asked for are there."""
+    table = np.arange(1, 3, dtype=np.int32)
+    for _ in range(steps):
+        backend.forward([Piece(np.array([3], np.int32), 0, table, 1)])
+    if (compiling := backend._compiling) is not None:
+        cast("Future[Any]", compiling[1]).exception()
+        backend.forward([Piece(np.array([3], np.int32), 0, table, 1)])
+
+
+def test_sizes_that_are_used_much_get_a_copy(model: ToyModel) -> None:
+    used = backend(model)
+    use_small_steps(used, 20)
+    assert not model.copies
+    use_small_steps(used)
+    assert model.copies == {2}
+
+
+def test_a_large_model_is_not_copied(model: ToyModel) -> None:
+    model.is_small = False
+    use_small_steps(backend(model))
+    assert not model.copies
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no memory")], ids=["other bits", "error"])
+def test_a_copy_that_is_no_good_is_not_used(
+    model: ToyModel, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    caplog.set_level(logging.WARNING)
+    model.wrong_copies, model.error = True, error
+    use_small_steps(backend(model))
+    assert not model.copies
+    assert ("gives other bits" if error is None else "no memory") in caplog.text
