@@ -3,7 +3,7 @@
 Each scenario is one request to an engine that reuses, forks, batches, chunks, preempts and evicts. Afterwards a slow
 oracle runs prompt and answer through the model in one piece, from scratch and alone, and chooses each token anew.
 
-Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like; the suite runs 100.
+Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like; the suite runs 60.
 """
 
 import argparse
@@ -145,9 +145,12 @@ class Oracle:
 
 
 def rounds(
-    rng: random.Random, backend: OpenVINOBackend, tokenizer: Tokenizer, model: Model
+    rng: random.Random, backend: OpenVINOBackend, tokenizer: Tokenizer, model: Model, longest: int
 ) -> Iterator[list[Scenario]]:
-    """Endless rounds of scenarios that run at the same time, on engines of many shapes."""
+    """Endless rounds of scenarios that run at the same time, on engines of many shapes.
+
+    A scenario adds up to `longest` new tokens to what was said before.
+    """
     compiler = GrammarCompiler(
         model.tokenizer_path, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids
     )
@@ -164,14 +167,14 @@ def rounds(
         )
         conversations: list[IntArray] = [np.empty(0, np.int32)]
         for _ in range(rng.randint(3, 6)):
-            scenarios = [_scenario(rng, conversations, grammars) for _ in range(rng.randint(1, 9))]
+            scenarios = [_scenario(rng, conversations, grammars, longest) for _ in range(rng.randint(1, 9))]
             for scenario in scenarios:
                 _submit(core, scenario)
                 _disturb(rng, core, rng.choice(conversations))
             for scenario in scenarios:
                 scenario.done.result(timeout=HANG)
                 conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
-            conversations = [c for c in conversations if len(c) < CONTEXT // 2]
+            conversations = [c for c in conversations if len(c) < longest * 6 // 5]
             core.call(lambda kv: kv.check())
             yield scenarios
         usage = core.call(_emptied)
@@ -186,11 +189,11 @@ def _emptied(kv: KVMemory) -> KVUsage:
     return kv.usage()
 
 
-def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[Grammar]) -> Scenario:
+def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[Grammar], longest: int) -> Scenario:
     history = rng.choice(conversations)
     if rng.random() < 0.3:
         history = history[: rng.randint(0, len(history))]
-    length = rng.choice([1, 2, 3, 15, 16, 17, 31, 32, 33, rng.randint(1, 200), rng.randint(1, 500)])
+    length = rng.choice([1, 2, 3, 15, 16, 17, 31, 32, 33, rng.randint(1, 200), rng.randint(1, longest)])
     new = np.array([rng.randrange(17, 49_000) for _ in range(length)], np.int32)
     if len(history) > 20 and rng.random() < 0.4:  # something for drafts to find
         start = rng.randrange(len(history) - 10)
@@ -255,13 +258,13 @@ def _submit(core: EngineCore, scenario: Scenario) -> None:
     handles.append(core.submit(scenario.request, sink))
 
 
-def run(scenarios: int, seed: int, model: Model, processor: Processor = THIS_PROCESSOR) -> int:
-    """Run and check at least that many scenarios; returns how many."""
+def run(scenarios: int, seed: int, model: Model, processor: Processor = THIS_PROCESSOR, *, longest: int = 500) -> int:
+    """Run and check at least that many scenarios (see `rounds`); returns how many."""
     backend = processor.backend(model, kv_memory=256 * 2**20)
     oracle = Oracle(model, processor)
     tokenizer = Tokenizer.from_file(model.tokenizer_path)
     checked = 0
-    for batch in rounds(random.Random(seed), backend, tokenizer, model):
+    for batch in rounds(random.Random(seed), backend, tokenizer, model, longest):
         for scenario in batch:
             oracle.check(scenario)
         checked += len(batch)

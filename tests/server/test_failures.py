@@ -19,7 +19,8 @@ from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
 from slipstream.engine import GenerationRequest, Output, TurnCounters
 from slipstream.errors import SlipstreamError
-from slipstream.server import create_app, run
+from slipstream.server import run
+from slipstream.server.app import create_app
 from slipstream.sessions import SessionTurn
 
 Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]

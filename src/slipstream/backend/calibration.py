@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-import tempfile
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,9 +64,9 @@ def save(model: Path, key: str, calibration: Calibration) -> None:
     path = _path(model, key)
     try:
         path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(_FILE.dump_json(calibration, indent=2))
-        Path(file.name).replace(path)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_bytes(_FILE.dump_json(calibration, indent=2))
+        beside.replace(path)
     except OSError as error:
         logger.warning("%s can't be written, so the next start measures again: %s", path, error)
 

@@ -8,7 +8,7 @@ the kernel of the projection to the vocabulary. The class that serves best is th
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -45,9 +45,8 @@ _SEED = 20
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of a candidate: the bits of the probed tokens, and how long the step took."""
+    """What came of a step: the bits of the probed tokens, and how long it took."""
 
-    count: int
     bits: bytes | None
     """None if the same token came out differently within one step."""
     seconds: float
@@ -56,25 +55,28 @@ class Trial:
 def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _: None) -> StepClass | None:
     """The step class that serves best of those that keep their bits, or None if none does; overwrites blocks."""
     probe = Probe(runner, first_block=1)
-    sizes = list(try_sizes(probe, progress))
-    row_counts = list(try_row_counts(probe))
-    slowest = _USABLE * _seconds_of_turn(sizes)
-    usable = [each for each in classes(sizes) if _seconds_of_turn(each) <= slowest]
-    for size_class in sorted(usable, key=_seconds_of_turn):
-        for row_class in sorted(classes(row_counts), key=_passes_for_rows):
-            found = StepClass(*(tuple(trial.count for trial in each) for each in (size_class, row_class)))
-            if holds(runner, found):
+    sizes = try_sizes(probe, progress)
+
+    def turn(size_class: Sequence[int]) -> float:
+        """What a typical turn takes in steps of these sizes: some hundred tokens of prompt, and eight small steps."""
+        smallest, largest = size_class[0], size_class[-1]
+        return 8 * sizes[smallest].seconds + 256 * sizes[largest].seconds / largest
+
+    usable = [each for each in classes(sizes) if turn(each) <= _USABLE * turn(tuple(sizes))]
+    for size_class in sorted(usable, key=turn):
+        for row_class in sorted(classes(try_row_counts(probe)), key=_passes_for_rows):
+            if holds(runner, found := StepClass(size_class, row_class)):
                 return found
     return None
 
 
-def classes(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """The candidates, sorted by their bits; those that have none of their own are left out."""
-    found: dict[bytes, list[Trial]] = {}
-    for trial in trials:
+def classes(trials: Mapping[int, Trial]) -> list[tuple[int, ...]]:
+    """The candidates by the bits that they gave, each class rising; those without bits of their own are left out."""
+    found: dict[bytes, list[int]] = {}
+    for candidate, trial in trials.items():
         if trial.bits is not None:
-            found.setdefault(trial.bits, []).append(trial)
-    return list(found.values())
+            found.setdefault(trial.bits, []).append(candidate)
+    return [tuple(each) for each in found.values()]
 
 
 def holds(runner: Runner, step_class: StepClass) -> bool:
@@ -91,34 +93,29 @@ def holds(runner: Runner, step_class: StepClass) -> bool:
     )
 
 
-def try_row_counts(probe: "Probe") -> Iterator[Trial]:
+def try_row_counts(probe: "Probe") -> dict[int, Trial]:
     """A trial of each number of logit rows, in steps of one size."""
-    return (probe.trial(_PROBED_SIZE, count, tokens=1) for count in ROW_COUNTS)
+    return {count: probe.trial(_PROBED_SIZE, count, tokens=1) for count in ROW_COUNTS}
 
 
-def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> Iterator[Trial]:
+def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Trial]:
     """A trial of each step size, all with as many rows, until time is up."""
+    trials: dict[int, Trial] = {}
     started = time.perf_counter()
     for done, size in enumerate(SIZES, start=1):
         if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
-            return
+            break
         trial = probe.trial(size, _PROBED_ROWS)
         if size <= _NEEDED:  # the first step of a size prepares it, which would make small ones look expensive
             trial = replace(trial, seconds=probe.trial(size, _PROBED_ROWS).seconds)
-        yield trial
+        trials[size] = trial
         progress(done / len(SIZES))
+    return trials
 
 
-def _seconds_of_turn(trials: Sequence[Trial]) -> float:
-    """What a typical turn takes in steps of these sizes: some hundred tokens of prompt, and eight small steps."""
-    smallest, largest = trials[0], trials[-1]
-    return 8 * smallest.seconds + 256 * largest.seconds / largest.count
-
-
-def _passes_for_rows(trials: Sequence[Trial]) -> tuple[int, int]:
+def _passes_for_rows(row_class: Sequence[int]) -> tuple[int, int]:
     """Passes of the steps that want one, some and many rows, and then how many rows are padded to at least."""
-    smallest, largest = trials[0].count, trials[-1].count
-    return sum(-(-rows // largest) for rows in (1, 8, 64)), smallest
+    return sum(-(-rows // row_class[-1]) for rows in (1, 8, 64)), row_class[0]
 
 
 class Probe:
@@ -153,7 +150,7 @@ class Probe:
         return hashlib.sha256(bits).hexdigest() if bits is not None else None
 
     def trial(self, size: int, row_count: int, tokens: int = 2) -> Trial:
-        """Run a step of that size and that many rows of logits, and compare the first probed `tokens`."""
+        """Run a step of that size and that many rows of logits, and compare the rows of the first probed `tokens`."""
         pieces, places = self._step(size)
         inputs = lay_out(pieces, size, row_count)
         rows = [(begin + index, index) for index in range(tokens) for begin, count in places if index < count]
@@ -166,7 +163,7 @@ class Probe:
         for row, (_, index) in zip(logits, rows, strict=True):
             seen[index].add(row.tobytes())
         bits = b"".join(each for one in seen for each in one) if all(len(one) == 1 for one in seen) else None
-        return Trial(size, bits, seconds) if tokens > 1 else Trial(row_count, bits, seconds)
+        return Trial(bits, seconds)
 
     def _step(self, size: int) -> tuple[list[Piece], list[tuple[int, int]]]:
         """Pieces that fill a step, and where in it and how long the probed ones are."""
