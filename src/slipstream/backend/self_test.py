@@ -56,6 +56,7 @@ def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _
     """The step class that serves best of those that keep their bits, or None if none does; overwrites blocks."""
     probe = Probe(runner, first_block=1)
     sizes = try_sizes(probe, progress)
+    row_classes = sorted(classes(try_row_counts(probe)), key=_passes_for_rows)
 
     def turn(size_class: Sequence[int]) -> float:
         """What a typical turn takes in steps of these sizes: some hundred tokens of prompt, and eight small steps."""
@@ -64,7 +65,7 @@ def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _
 
     usable = [each for each in classes(sizes) if turn(each) <= _USABLE * turn(tuple(sizes))]
     for size_class in sorted(usable, key=turn):
-        for row_class in sorted(classes(try_row_counts(probe)), key=_passes_for_rows):
+        for row_class in row_classes:
             if holds(runner, found := StepClass(size_class, row_class)):
                 return found
     return None

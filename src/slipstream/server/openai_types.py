@@ -87,17 +87,22 @@ class ChatChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatCompletion(BaseModel):
+class Completion(BaseModel):
     """A response, or a piece of a streamed one; a response and the last piece say what the turn cost."""
 
     id: str
-    object: Literal["chat.completion", "chat.completion.chunk"]
     created: int
     model: str
     system_fingerprint: str
-    choices: list[ChatChoice]
     usage: Usage | None = None
     slipstream: TurnReport | None = None
+
+
+class ChatCompletion(Completion):
+    """Of a conversation."""
+
+    object: Literal["chat.completion", "chat.completion.chunk"]
+    choices: list[ChatChoice]
 
 
 class TextLogprobs(BaseModel):
@@ -118,17 +123,11 @@ class TextChoice(BaseModel):
     logprobs: TextLogprobs | None
 
 
-class TextCompletion(BaseModel):
-    """A response of plain text or a piece of a streamed one; a response and the last piece have `slipstream`."""
+class TextCompletion(Completion):
+    """Of a plain prompt."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[TextChoice]
-    usage: Usage | None = None
-    slipstream: TurnReport | None = None
 
 
 class Model(BaseModel):
