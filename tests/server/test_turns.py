@@ -24,6 +24,7 @@ KEYS = {
     "prefill_ms",
     "decode_ms",
     "response_cache",
+    "exact",
 }
 
 
