@@ -34,7 +34,7 @@ class Calibration:
 
     step_class: StepClass
     exact: bool
-    """Whether steps of the class all give the same bits; if not, it is all sizes there are."""
+    """Whether steps of the class were found to give the same bits, each time they were compared."""
     measurements: StepMeasurements
     witness: str = ""
     """A digest of bits that steps of the class gave, if it's exact: what is compared at later starts."""
@@ -71,12 +71,6 @@ def save(model: Path, key: str, calibration: Calibration) -> None:
         logger.warning("%s can't be written, so the next start measures again: %s", path, error)
 
 
-def _path(model: Path, key: str) -> Path:
-    weights = model.with_suffix(".bin").stat()
-    identity = f"{_VERSION}; {weights.st_size}; {weights.st_mtime_ns}; {key}"
-    return model.parent / _FOLDER / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
-
-
 def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], None]) -> StepMeasurements:
     """Time steps of some sizes, on the scratch block alone."""
     sizes = step_class.sizes
@@ -110,3 +104,9 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
         per_pair=per_pair,
         largest_draft=min(sizes[-1], step_class.row_counts[-1]) - 1,
     )
+
+
+def _path(model: Path, key: str) -> Path:
+    weights = model.with_suffix(".bin").stat()
+    identity = f"{_VERSION}; {weights.st_size}; {weights.st_mtime_ns}; {key}"
+    return model.parent / _FOLDER / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
