@@ -1,11 +1,14 @@
 """Fixtures that several kinds of tests share."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.tokenizer import Tokenizer
+from tests.short_model import add_short_model
 
 # The same examples at every run; `pytest --hypothesis-profile=default` looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -13,9 +16,18 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
-def model() -> Model:
-    """The default model, pulled if it isn't there."""
+def whole_model() -> Model:
+    """The default model, pulled if it isn't there, with all its layers."""
     return ModelStore().ensure(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def model(whole_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """The default model cut short, in a store of its own, where whatever is started from now on finds it by name."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIPSTREAM_HOME", str(home))
+        yield add_short_model(home, whole_model)
 
 
 @pytest.fixture(scope="session")

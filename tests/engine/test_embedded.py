@@ -17,6 +17,7 @@ from slipstream import (
     ToolUse,
 )
 from slipstream.models import Model
+from tests.short_model import room_for
 from tests.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
@@ -109,7 +110,7 @@ def test_what_cannot_be_served_is_refused_by_name(engine: Engine) -> None:
 
 
 def test_a_closed_engine_says_so(model: Model) -> None:
-    with Engine(model, EngineConfig.model_validate({"kv_memory": "16MiB"})) as engine:
+    with Engine(model, EngineConfig.model_validate({"kv_memory": room_for(700)})) as engine:
         stream = engine.stream("Once", SamplingParams(max_tokens=300, ignore_eos=True))
         next(stream)
     with pytest.raises(EngineStoppedError, match="shut"):

@@ -9,6 +9,7 @@ from slipstream import Engine, EngineConfig, SamplingParams
 from slipstream.engine import scheduler
 from slipstream.models import Model
 from tests.engine import exactness
+from tests.short_model import room_for
 
 SEEDED = SamplingParams(temperature=0.9, seed=3, max_tokens=24)
 LIKELY = SamplingParams(temperature=0, max_tokens=24, logprobs=3)
@@ -24,7 +25,7 @@ def _where_the_backend_says_so(engine: Engine) -> None:
 def narrow(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """With KV memory for 256 tokens of this model, of which little is kept free for what answers grow by."""
     monkeypatch.setattr(scheduler, "HEADROOM", 16)
-    with Engine(model, EngineConfig.model_validate({"kv_memory": "6.5MiB"})) as engine:
+    with Engine(model, EngineConfig.model_validate({"kv_memory": room_for(290)})) as engine:
         yield engine
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from slipstream import Engine, EngineConfig, Message, SamplingParams, Session
 from slipstream.models import Model
+from tests.short_model import room_for
 from tests.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -38,7 +39,7 @@ def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) 
 @pytest.fixture
 def small_engine(model: Model) -> Iterator[Engine]:
     """With KV memory for about 1,000 tokens."""
-    with Engine(model, EngineConfig.model_validate({"kv_memory": "24MiB"})) as engine:
+    with Engine(model, EngineConfig.model_validate({"kv_memory": room_for(1090)})) as engine:
         yield engine
 
 

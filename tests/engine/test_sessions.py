@@ -17,6 +17,7 @@ from slipstream import (
     ToolUse,
 )
 from slipstream.models import Model
+from tests.short_model import room_for
 from tests.waiting import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -28,7 +29,7 @@ TOOL = Tool("look_up", "Look it up", {"type": "object", "properties": {}})
 @pytest.fixture(scope="module")
 def engine(model: Model) -> Iterator[Engine]:
     """With memory for more than the context, so that there's some to pin."""
-    with Engine(model, EngineConfig.model_validate({"kv_memory": "220MiB"})) as engine:
+    with Engine(model, EngineConfig.model_validate({"kv_memory": room_for(10_000)})) as engine:
         yield engine
 
 

@@ -15,6 +15,7 @@ import httpx
 from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.short_model import room_for
 from tests.waiting import HANG, wait_until
 
 MODEL = "smollm2-135m"
@@ -84,7 +85,7 @@ def running_server(
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     """`slipstream serve` on a free port; what it logs is added to the file `log`, if there is one."""
-    command = [*command, "serve", "--port", "0", "--kv-memory", "256MiB", *options]
+    command = [*command, "serve", "--port", "0", "--kv-memory", room_for(11_600), *options]
     if api_key is not None:
         command += ["--api-key", api_key]
     with log.open("a") if log is not None else nullcontext() as stderr:

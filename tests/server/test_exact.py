@@ -12,6 +12,7 @@ import pytest
 from slipstream.models import Model
 from tests.processors import NO_CLASS
 from tests.server.process import MODEL, Server, running_server
+from tests.short_model import room_for
 from tests.waiting import HANG
 
 CHAT = "/v1/chat/completions"
@@ -79,6 +80,8 @@ def test_doctor(server: Server) -> None:
     assert report["step_sizes"] == sorted(report["step_sizes"])
     assert report["threads"] >= 1
     assert report["decode_ms"] > 0
-    shown = subprocess.run([*command, "--kv-memory", "64MiB"], capture_output=True, text=True, timeout=HANG, check=True)
+    shown = subprocess.run(
+        [*command, "--kv-memory", room_for(3000)], capture_output=True, text=True, timeout=HANG, check=True
+    )
     assert report["processor"].split(",")[0] in shown.stdout
     assert "--kv-memory" in shown.stdout, "how to have room for one conversation of the full context"

@@ -14,9 +14,10 @@ import pytest
 from slipstream.models import Model
 from tests.server.process import MODEL, Server, running_server
 from tests.server.test_persistence import go_on, session, user, wait_until_saved
+from tests.short_model import room_for
 
 SYSTEM = {"role": "system", "content": "You are one of many, and answer in a few words. " * 4}
-OPTIONS = ("--kv-memory", "32MiB")  # some 1,400 tokens: less than all conversations together
+OPTIONS = ("--kv-memory", room_for(1400))  # less than all conversations together
 A_TURN = 64
 """Tokens of a turn, at most. With so little memory, its KV may be evicted before it is known what it belongs to."""
 LONG_ENOUGH = 700

@@ -17,6 +17,7 @@ import pytest
 
 from slipstream.models import Model
 from tests.server.process import MODEL, Server, running_server
+from tests.short_model import TOKEN_KIB, room_for
 
 Messages = list[dict[str, Any]]
 
@@ -313,7 +314,7 @@ def test_killed_server_loses_nothing_that_was_saved(model: Model, tmp_path: Path
 def test_evicted_conversations_come_back_from_disk(model: Model, tmp_path: Path) -> None:
     """Memory for some 1,400 tokens, conversations of 2,400 together."""
     place = Place(tmp_path)
-    with place.served("--kv-memory", "32MiB") as server, server.http() as http:
+    with place.served("--kv-memory", room_for(1400)) as server, server.http() as http:
         for number in range(8):
             chat(http, [user(f"{number} seagulls sit on the roof. " * 40)], str(number))
         wait_until_saved(server)
@@ -328,7 +329,7 @@ def test_evicted_conversations_come_back_from_disk(model: Model, tmp_path: Path)
 
 @pytest.mark.long
 def test_small_disk_is_not_overrun(model: Model, tmp_path: Path) -> None:
-    place, limit = Place(tmp_path), 24 * 2**20
+    place, limit = Place(tmp_path), 1000 * TOKEN_KIB * 2**10
     largest, done = 0, threading.Event()
 
     def watch() -> None:
@@ -342,7 +343,7 @@ def test_small_disk_is_not_overrun(model: Model, tmp_path: Path) -> None:
                     continue
             largest = max(largest, sum(sizes))
 
-    with place.served("--state-disk", "24MiB") as server, server.http() as http:
+    with place.served("--state-disk", room_for(1000)) as server, server.http() as http:
         watcher = threading.Thread(target=watch)
         watcher.start()
         for number in range(8):

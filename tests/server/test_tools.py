@@ -563,7 +563,8 @@ SHORT_OF_TOKENS = {"tools": [NOTE], "tool_choice": named("note"), "max_tokens": 
 )
 def test_switches_change_the_cost_alone(client: OpenAI, messages: list[Any], params: dict[str, Any]) -> None:
     answers, reports = {}, {}
-    ask(client, messages, **params)  # from now on the prompt is known, which may take several passes
+    # From now on the prompt is known, which may take several passes.
+    ask(client, messages, **params, extra_body={"slipstream": {"response_cache": False}})
     for jump_forward in (False, True):
         for speculation in (False, True):
             switches = {"jump_forward": jump_forward, "speculation": speculation, "response_cache": False}

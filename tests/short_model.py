@@ -1,0 +1,57 @@
+"""The default model with its first layers alone: real weights, tokenizer and template, but a fifth of the time.
+
+What it says makes no sense, so it serves the tests that don't ask for sense, which are nearly all.
+"""
+
+import shutil
+from pathlib import Path
+
+import openvino as ov
+
+from slipstream.models import Model, ModelStore
+
+LAYERS = 4
+TOKEN_KIB = 3
+"""Of keys and values, which are 16 bits in three heads of 64 elements, in each layer."""
+
+
+def room_for(tokens: int) -> str:
+    """KV memory for so many tokens of the short model, as an option's value."""
+    return f"{tokens * TOKEN_KIB}KiB"
+
+
+def add_short_model(home: Path, model: Model) -> Model:
+    """Put a model of the same name, cut short, into the store at `home`."""
+    folder = home / "models" / model.name
+    folder.mkdir(parents=True)
+    for path in model.path.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder)
+    _cut(model.ir_path, folder / model.ir_path.name)
+    files = {name: (folder / name).stat().st_size for name in model.manifest.files}
+    model.manifest.model_copy(update={"files": files}).save(folder)
+    (home / "bench").symlink_to(_made(model.path.parents[1] / "bench"))  # what is fetched is fetched once
+    short = ModelStore(home).get(model.name)
+    assert short is not None
+    return short
+
+
+def _cut(whole: Path, short: Path) -> None:
+    """Write a graph in which the norm behind the last layer takes what an earlier layer gives."""
+    model = ov.Core().read_model(whole)
+    prefix = "model.layers.self_attn.add1.layer"  # what the second residual connection of each layer is called
+    sums = {
+        int(node.get_friendly_name().removeprefix(prefix)): node
+        for node in model.get_ops()
+        if node.get_friendly_name().startswith(prefix)
+    }
+    for port in sums[max(sums)].output(0).get_target_inputs():
+        port.replace_source_output(sums[LAYERS - 1].output(0))
+    keys_and_values = [sink for sink in model.get_sinks() if int(sink.get_variable_id().split(".")[1]) < LAYERS]
+    cut = ov.Model(model.get_results(), keys_and_values, model.get_parameters(), model.get_friendly_name())
+    ov.save_model(cut, short, compress_to_fp16=False)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
