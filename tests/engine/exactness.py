@@ -3,7 +3,7 @@
 Each scenario is one request to an engine that reuses, forks, batches, chunks, preempts and evicts. Afterwards a slow
 oracle runs prompt and answer through the model in one piece, from scratch and alone, and chooses each token anew.
 
-Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like; the suite runs 60.
+Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like; the suite runs some of it.
 """
 
 import argparse

@@ -325,10 +325,10 @@ def langchain_agent(server: Server, station: Station) -> Any:
     )
 
 
-def test_langgraph_agent(server: Server, station: Station) -> None:
-    agent = langchain_agent(server, station)
+def test_langgraph_agent(whole_server: Server, station: Station) -> None:
+    agent = langchain_agent(whole_server, station)
     thread: Any = {"configurable": {"thread_id": "a"}}
-    with every_turn_reuses_the_last(server, turns=8):
+    with every_turn_reuses_the_last(whole_server, turns=8):
         first = agent.invoke({"messages": [("user", "How is the weather?")]}, thread)["messages"]
         streamed: list[BaseMessage] = [
             message for message, _ in agent.stream({"messages": [("user", "And now?")]}, thread, stream_mode="messages")
@@ -341,9 +341,9 @@ def test_langgraph_agent(server: Server, station: Station) -> None:
     assert any(getattr(message, "tool_call_chunks", None) for message in streamed)
 
 
-def test_langgraph_agents_at_once(server: Server, station: Station) -> None:
+def test_langgraph_agents_at_once(whole_server: Server, station: Station) -> None:
     async def run() -> list[Any]:
-        agent = langchain_agent(server, station)
+        agent = langchain_agent(whole_server, station)
         return await asyncio.gather(
             *(
                 agent.ainvoke({"messages": [("user", "How is it?")]}, {"configurable": {"thread_id": str(thread)}})

@@ -54,6 +54,12 @@ def client(server: Server) -> Iterator[Anthropic]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def whole_client(whole_server: Server) -> Iterator[Anthropic]:
+    with Anthropic(base_url=whole_server.url, api_key="none", max_retries=0, timeout=HANG) as client:
+        yield client
+
+
 def params(messages: list[Any], more: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a request that is computed each time; what the client has no parameter for goes into the body."""
     body = {"temperature": 0, "slipstream": {"response_cache": False}}
@@ -152,9 +158,9 @@ def test_stream_adds_up_to_the_whole(client: Anthropic, messages: list[Any], mor
     assert total(streamed.usage) == total(whole.usage)
 
 
-def test_events_come_in_order(http: httpx.Client) -> None:
+def test_events_come_in_order(whole_http: httpx.Client) -> None:
     body = {"max_tokens": 150, "messages": QUESTION, "tools": TOOLS, "tool_choice": ANY, "stream": True}
-    response = http.post(MESSAGES, json={**body, "temperature": 0, "slipstream": {"response_cache": False}})
+    response = whole_http.post(MESSAGES, json={**body, "temperature": 0, "slipstream": {"response_cache": False}})
     assert response.headers["content-type"].startswith("text/event-stream")
     events = []
     for text in response.text.removesuffix("\n\n").split("\n\n"):
@@ -238,17 +244,17 @@ def test_exact_repeat_costs_nothing(client: Anthropic) -> None:
         assert (again.usage.input_tokens, total(again.usage)) == (0, total(first.usage))
 
 
-def test_end_of_turn(client: Anthropic) -> None:
-    message = ask(client, habit("It is sunny in {}."))
+def test_end_of_turn(whole_client: Anthropic) -> None:
+    message = ask(whole_client, habit("It is sunny in {}."))
     assert said(message)[:3] == ([("text", "It is sunny in Berlin.")], "end_turn", None)
 
 
-def test_reasoning_is_a_thinking_block_and_no_part_of_later_prompts(client: Anthropic) -> None:
-    first = ask(client, THINKS)
+def test_reasoning_is_a_thinking_block_and_no_part_of_later_prompts(whole_client: Anthropic) -> None:
+    first = ask(whole_client, THINKS)
     assert [block.type for block in first.content] == ["thinking", "text"]
     redacted = {"type": "redacted_thinking", "data": "…"}
     counts = [
-        client.messages.count_tokens(
+        whole_client.messages.count_tokens(
             model=MODEL,
             messages=[*QUESTION, {"role": "assistant", "content": content}, *QUESTION],
         ).input_tokens
@@ -279,9 +285,9 @@ def test_official_client_parses_an_answer(client: Anthropic) -> None:
 # Tools
 
 
-def test_tool_choice(client: Anthropic) -> None:
+def test_tool_choice(whole_client: Anthropic) -> None:
     def called(**choice: Any) -> list[str]:
-        message = ask(client, tools=TOOLS, tool_choice=choice, max_tokens=150)
+        message = ask(whole_client, tools=TOOLS, tool_choice=choice, max_tokens=150)
         said(message)
         names = [block.name for block in message.content if block.type == "tool_use"]
         assert names or [block.type for block in message.content] == ["text"]
@@ -291,7 +297,7 @@ def test_tool_choice(client: Anthropic) -> None:
     assert called(type="tool", name="get_time") == ["get_time"]
     assert len(called(type="any")) > 1
     assert len(called(type="any", disable_parallel_tool_use=True)) == 1
-    assert ask(client, tools=TOOLS, tool_choice=ONE, max_tokens=150).stop_reason == "tool_use"
+    assert ask(whole_client, tools=TOOLS, tool_choice=ONE, max_tokens=150).stop_reason == "tool_use"
 
 
 @pytest.mark.parametrize("get", [ask, ask_streaming], ids=["whole", "stream"])
@@ -312,15 +318,15 @@ def test_tool_loop_computes_only_what_is_new(client: Anthropic, http: httpx.Clie
         before = message
 
 
-def test_results_of_parallel_calls(client: Anthropic) -> None:
+def test_results_of_parallel_calls(whole_client: Anthropic) -> None:
     more: Any = {"tools": TOOLS, "tool_choice": ANY, "max_tokens": 150, "system": "Call often."}
-    first = ask(client, **more)
+    first = ask(whole_client, **more)
     found = results(first)
     assert len(found) > 1
     split = [{"role": "assistant", "content": [block]} for block in first.content]  # as some clients keep them
     reply = {"role": "user", "content": [*found, {"type": "text", "text": "Go on."}]}
     for answer in ([{"role": "assistant", "content": first.content}], split):
-        second = ask(client, [*QUESTION, *answer, reply], **more)
+        second = ask(whole_client, [*QUESTION, *answer, reply], **more)
         assert second.usage.cache_read_input_tokens >= total(first.usage)
         assert second.slipstream["session_id"] == first.slipstream["session_id"]
 

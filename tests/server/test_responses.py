@@ -106,14 +106,14 @@ def assert_extends(response: Any, earlier: Any, new: int | None = None) -> None:
 # Whole responses
 
 
-def test_whole_response(client: OpenAI) -> None:
+def test_whole_response(whole_client: OpenAI) -> None:
     params = {
         "metadata": {"a": "b"},
         "user": "me",
         "reasoning": {"effort": "low"},
         "include": ["reasoning.encrypted_content"],
     }
-    response = create(client, "Name a planet.", instructions=INSTRUCTIONS, max_output_tokens=40, **params)
+    response = create(whole_client, "Name a planet.", instructions=INSTRUCTIONS, max_output_tokens=40, **params)
     assert response.id.startswith("resp_")
     assert (response.object, response.status, response.error) == ("response", "completed", None)
     (message,) = response.output
@@ -209,13 +209,13 @@ def test_resent_calls_cost_nothing(client: OpenAI) -> None:
     assert third.usage.input_tokens == second.usage.input_tokens
 
 
-def test_text_and_call_of_one_answer_stay_one(client: OpenAI) -> None:
-    first = create(client, SAYS_AND_CALLS, tools=TOOLS, parallel_tool_calls=False, max_output_tokens=60)
+def test_text_and_call_of_one_answer_stay_one(whole_client: OpenAI) -> None:
+    first = create(whole_client, SAYS_AND_CALLS, tools=TOOLS, parallel_tool_calls=False, max_output_tokens=60)
     assert first.output_text == "I look up Berlin."
     assert [item.type for item in first.output] == ["message", "function_call"]
     items = [item.model_dump() for item in first.output]
-    assert_extends(create(client, [*SAYS_AND_CALLS, *items, *results(first)], tools=TOOLS), first)
-    assert_extends(create(client, results(first), tools=TOOLS, previous_response_id=first.id), first)
+    assert_extends(create(whole_client, [*SAYS_AND_CALLS, *items, *results(first)], tools=TOOLS), first)
+    assert_extends(create(whole_client, results(first), tools=TOOLS, previous_response_id=first.id), first)
 
 
 def test_loop_of_calls_on_stored_responses(client: OpenAI, http: httpx.Client) -> None:
@@ -314,10 +314,10 @@ PART = ["response.content_part.added", "response.{}_text.done", "response.conten
         pytest.param({"extra_body": FRESH | {"stop": list("aeiouAEIOUT")}}, ["message"], id="nothing"),
     ],
 )
-def test_stream_equals_the_whole(client: OpenAI, params: dict[str, Any], kinds: list[str] | None) -> None:
+def test_stream_equals_the_whole(whole_client: OpenAI, params: dict[str, Any], kinds: list[str] | None) -> None:
     params = {"input": "How warm is it in Oslo?"} | params
-    whole = create(client, **params)
-    streamed = events(create(client, **params, stream=True))
+    whole = create(whole_client, **params)
+    streamed = events(create(whole_client, **params, stream=True))
     created, started, *pieces, end = streamed
     assert (created.type, started.type) == ("response.created", "response.in_progress")
     assert created.response.status == started.response.status == "in_progress"

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -135,17 +137,17 @@ def test_none_gives_text(client: OpenAI) -> None:
     assert choice.finish_reason in ("stop", "length")
 
 
-def test_auto_calls_or_not_as_the_model_likes(client: OpenAI) -> None:
-    (choice,) = said(ask(client, CALLS, tools=[WEATHER], tool_choice="auto"))
+def test_auto_calls_or_not_as_the_model_likes(whole_client: OpenAI) -> None:
+    (choice,) = said(ask(whole_client, CALLS, tools=[WEATHER], tool_choice="auto"))
     assert choice == Said("", [("get_weather", '{"city": "Berlin", "unit": "C"}')], "tool_calls")
-    assert said(ask(client, CALLS, tools=[WEATHER])) == [choice]
-    (choice,) = said(ask(client, tools=[WEATHER, CLOCK], tool_choice="auto", max_tokens=20))
+    assert said(ask(whole_client, CALLS, tools=[WEATHER])) == [choice]
+    (choice,) = said(ask(whole_client, tools=[WEATHER, CLOCK], tool_choice="auto", max_tokens=20))
     assert choice.text
     assert not choice.calls
 
 
-def test_text_before_a_call(client: OpenAI) -> None:
-    (choice,) = said(ask(client, SAYS_AND_CALLS, tools=[WEATHER], parallel_tool_calls=False))
+def test_text_before_a_call(whole_client: OpenAI) -> None:
+    (choice,) = said(ask(whole_client, SAYS_AND_CALLS, tools=[WEATHER], parallel_tool_calls=False))
     assert choice == Said("I look up Berlin.", [("get_weather", '{"city": "Berlin", "unit": "C"}')], "tool_calls")
 
 
@@ -272,16 +274,16 @@ def as_sent_back(answer: Any, content: str | None, **style: Any) -> dict[str, An
     ],
 )
 def test_second_turn_reuses_the_first(
-    client: OpenAI, messages: list[Any], params: dict[str, Any], content: str | None, style: dict[str, Any]
+    whole_client: OpenAI, messages: list[Any], params: dict[str, Any], content: str | None, style: dict[str, Any]
 ) -> None:
     unit = {"type": "string", "enum": ["°C", "°F"]}
     tools = [function("get_weather", {"unit": unit, "city": CITY}, description=f"{style} {content}"), CLOCK]
-    first = ask(client, messages, tools=tools, parallel_tool_calls=False, **params)
+    first = ask(whole_client, messages, tools=tools, parallel_tool_calls=False, **params)
     answer = first.choices[0].message
     turn = [*messages, as_sent_back(answer, content, **style), *results_of(answer)]
-    second = ask(client, turn, tools=tools, tool_choice="none", max_tokens=4)
+    second = ask(whole_client, turn, tools=tools, tool_choice="none", max_tokens=4)
     assert_reused(second, first)
-    third = ask(client, [*turn, second.choices[0].message.model_dump(), *QUESTION], tools=tools, max_tokens=1)
+    third = ask(whole_client, [*turn, second.choices[0].message.model_dump(), *QUESTION], tools=tools, max_tokens=1)
     assert_reused(third, second)
     assert third.slipstream["session_id"] == first.slipstream["session_id"]
 
@@ -339,12 +341,12 @@ def test_any_json_object(client: OpenAI) -> None:
     assert isinstance(json.loads(choice.text), dict)  # what is in it is up to the model, and differs by processor
 
 
-def test_schema_beside_tools_leaves_the_choice(client: OpenAI) -> None:
+def test_schema_beside_tools_leaves_the_choice(whole_client: OpenAI) -> None:
     params = {"tools": [WEATHER], "response_format": REPORT_FORMAT, "parallel_tool_calls": False}
-    (call,) = said(ask(client, CALLS, **params))
+    (call,) = said(ask(whole_client, CALLS, **params))
     assert_fits(call.calls)
     assert call == Said("", call.calls, "tool_calls")
-    (answer,) = said(ask(client, REPORTS, **params))
+    (answer,) = said(ask(whole_client, REPORTS, **params))
     jsonschema.validate(json.loads(answer.text), REPORT)
     assert answer == Said(answer.text, [], "stop")
 
@@ -484,6 +486,15 @@ SCHEMAS = [pytest.param(thing({"a": value}), id=name) for name, value in VALUES.
 ]
 
 
+CHECKER = jsonschema.FormatChecker()
+
+
+@CHECKER.checks("date", raises=ValueError)
+def is_date(value: object) -> bool:
+    """By RFC 3339, whose years begin with 0; Python's begin with 1, so another leap year stands for that."""
+    return not isinstance(value, str) or bool(date.fromisoformat(re.sub("^0000", "0004", value)))
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_calls_fit(client: OpenAI, schema: dict[str, Any] | None) -> None:
     definition = {"name": "réglage_設定", "description": "Naïve «réglage» 🙂"}
@@ -498,7 +509,7 @@ def test_calls_fit(client: OpenAI, schema: dict[str, Any] | None) -> None:
         assert choice == Said("", [("réglage_設定", arguments)], "tool_calls")
         values = json.loads(arguments)
         assert isinstance(values, dict)
-        jsonschema.validate(values, schema or {"maxProperties": 0}, format_checker=jsonschema.FormatChecker())
+        jsonschema.validate(values, schema or {"maxProperties": 0}, format_checker=CHECKER)
         assert "\n" not in arguments
 
 
@@ -656,12 +667,14 @@ def test_call_is_closed_in_time(client: OpenAI) -> None:
         assert collected(ask(client, **params, stream=True)) == [choice]
 
 
-def test_room_that_is_left_changes_nothing(client: OpenAI) -> None:
+def test_room_that_is_left_changes_nothing(whole_client: OpenAI) -> None:
     size = {"type": "string", "enum": ["大", "小"]}
     tools = [function("get_weather", {"city": CITY, "unit": size}, description=WEATHER["function"]["description"])]
     for params in ({}, {"response_format": REPORT_FORMAT}):
         choices = [
-            said(ask(client, SAYS_AND_CALLS, tools=tools, max_tokens=limit, parallel_tool_calls=False, **params))[0]
+            said(ask(whole_client, SAYS_AND_CALLS, tools=tools, max_tokens=limit, parallel_tool_calls=False, **params))[
+                0
+            ]
             for limit in (50, 75, 100, 1000)
         ]
         assert choices[0].finish_reason == "tool_calls"

@@ -130,15 +130,15 @@ def test_developer_means_system(http: httpx.Client) -> None:
 def test_eight_streams_at_once_answer_as_each_would_alone(server: Server) -> None:
     questions = [[SYSTEM, {"role": "user", "content": f"Count from {index}."}] for index in range(8)]
 
-    async def stream(client: Any, messages: list[Any]) -> str:
-        params = {"model": MODEL, "temperature": 0, "max_tokens": 24, "stream": True}
+    async def stream(client: Any, seed: int, messages: list[Any]) -> str:
+        params = {"model": MODEL, "temperature": 1, "seed": seed, "max_tokens": 24, "stream": True}
         chunks = await client.chat.completions.create(messages=messages, **params)
         return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
 
     async def all_at_once() -> tuple[list[str], list[str]]:
         async with server.async_openai() as client:
-            together = await asyncio.gather(*(stream(client, messages) for messages in questions))
-            return together, [await stream(client, messages) for messages in questions]
+            together = await asyncio.gather(*(stream(client, *each) for each in enumerate(questions)))
+            return together, [await stream(client, *each) for each in enumerate(questions)]
 
     together, alone = asyncio.run(all_at_once())
     assert together == alone

@@ -51,6 +51,7 @@ class _Closers:
     def __init__(self, tokenizer: LLTokenizer) -> None:
         self._text_ends = [tokenizer.tokenize_str(text) for text in _TEXT_ENDS]
         self._closers = [tokenizer.tokenize_str(text) for text in _CLOSERS]
+        self._digits = [tokenizer.tokenize_str(digit) for digit in string.digits]
         spelled = [tokenizer.tokenize_str(text) for text in _VALUE_ENDS]
         self.value_ends = [tokens[0] for tokens in spelled if len(tokens) == 1]
         """Tokens that may end a value, the fullest first."""
@@ -60,8 +61,17 @@ class _Closers:
         # Both brackets are allowed only inside of a text, where they would lead nowhere.
         in_text = all(matcher.validate_tokens(bracket) for bracket in self._closers[:2])
         tried = (*self._text_ends, *self._closers) if in_text else self._closers
-        known = (tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens))
-        return next(known, None) or _any_allowed(matcher)
+        known = [tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens)]
+        if known and known[0] in self._digits:  # any number of zeros may be allowed, and none bring the end nearer
+            ending = (digit for digit in known if digit in self._digits and self._may_end(matcher, digit))
+            return next(ending, known[0])
+        return known[0] if known else _any_allowed(matcher)
+
+    def _may_end(self, matcher: LLMatcher, digit: list[int]) -> bool:
+        """Whether a value may end after the digit."""
+        ahead = matcher.deep_copy()
+        ahead.consume_tokens(digit)
+        return any(ahead.validate_tokens([end]) for end in self.value_ends)
 
 
 def _any_allowed(matcher: LLMatcher) -> list[int]:
@@ -83,18 +93,21 @@ class Constraint:
     an answer fails only if it would alone.
     """
 
-    __slots__ = ("_accepted", "_bits", "_grammar", "_looks_ahead", "_matcher")
+    __slots__ = ("_accepted", "_bits", "_forced", "_grammar", "_looks_ahead", "_matcher")
 
     def __init__(self, grammar: "Grammar", matcher: LLMatcher, *, looks_ahead: bool = False) -> None:
         self._grammar = grammar
         self._matcher = matcher
         self._looks_ahead = looks_ahead
         self._accepted: list[int] = []
+        self._forced: list[int] = []
         self._bits = np.zeros(-(-grammar.vocab_size // 32), np.int32)
 
     def copy(self) -> "Constraint":
         """An independent constraint at the same place, for a look ahead, which ends where a limit is met."""
-        return Constraint(self._grammar, self._matcher.deep_copy(), looks_ahead=True)
+        ahead = Constraint(self._grammar, self._matcher.deep_copy(), looks_ahead=True)
+        ahead._forced = self._forced.copy()
+        return ahead
 
     @property
     def finished(self) -> bool:
@@ -102,8 +115,14 @@ class Constraint:
         return self._matcher.is_stopped()
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as far as there is no choice; they are yet to be accepted."""
-        return self._within_limits(LLMatcher.compute_ff_tokens)
+        """The tokens that must come next, as far as there is no choice; they are yet to be accepted.
+
+        Text that is forced could be spelled in other ways too. Once told, the tokens stay the same, whether they are
+        then accepted at once or one by one.
+        """
+        if not self._forced:
+            self._forced = self._within_limits(LLMatcher.compute_ff_tokens)
+        return self._forced.copy()
 
     def closing(self, longest: int) -> list[int] | None:
         """A short way from here to where the answer may end, empty if it may end here.
@@ -124,6 +143,7 @@ class Constraint:
         tokens = list(tokens)
         self._within_limits(lambda matcher: matcher.consume_tokens(tokens))
         self._accepted += tokens
+        self._forced = self._forced[len(tokens) :] if self._forced[: len(tokens)] == tokens else []
 
     def valid_prefix(self, tokens: ListLike[int]) -> int:
         """How many of the tokens could come next, in order."""
@@ -147,6 +167,7 @@ class Constraint:
             return None
         self._matcher.consume_tokens([joined])
         self._accepted[-1] = joined
+        self._forced = []
         return joined
 
     def mask(self, logits: FloatArray) -> FloatArray:
