@@ -699,9 +699,12 @@ class TestAheadOfTime:
 
     def test_a_later_job_for_the_same_conversation_takes_the_place_of_the_earlier(self) -> None:
         with toy_engine() as engine:
+            all_there = threading.Event()
+            engine.backend.before_step = lambda: all_there.wait(HANG)
             running = engine.submit(request(prompt(300, seed=2), max_tokens=1))
             first = ahead(engine, prompt(50), name="mine")
             second = ahead(engine, prompt(60), name="mine")
+            all_there.set()
             assert second.result(HANG).end == 60
             engine.wait(running)
             assert not first.done()

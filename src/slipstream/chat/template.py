@@ -1,16 +1,21 @@
 """A model's own chat template, rendered in a sandbox with what templates on model hubs expect."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import wraps
 from typing import Any, NoReturn
 
-from jinja2 import Environment, TemplateError, nodes
+from jinja2 import TemplateError, nodes, pass_environment
+from jinja2.compiler import CodeGenerator, Frame, optimizeconst
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from slipstream.errors import InvalidRequestError, ModelError
+from slipstream.tokenizer.provenance import Traced, all_content, as_content, holds_content, joined
 
 
 class ChatTemplate:
@@ -27,24 +32,90 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Traced:
         """The text of `messages` and the beginning of the assistant's next one.
+
+        What messages and tools hold, but for roles, is content: none of it can become a control token. Strings in them
+        that are `Traced` keep what they know.
 
         Raises `InvalidRequestError` with the template's own words where it refuses the messages.
         """
+        given = [as_content(message) | _role(message) for message in messages]
         try:
-            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True)
+            text = self._template.render(messages=given, tools=as_content(tools), add_generation_prompt=True)
         except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages", code="invalid_messages"
             ) from error
+        return joined("", (text,))
 
 
-def _environment() -> Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-    )
-    environment.filters["tojson"] = _tojson
+def _role(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The role, which is one of a few words and may be part of a control token: `<|user|>`."""
+    return {"role": message["role"]} if "role" in message else {}
+
+
+class _Code(CodeGenerator):
+    """Compiles `a ~ b` so that the strings keep what they know."""
+
+    @optimizeconst
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.concat(map(str, (")
+        for argument in node.nodes:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write(")))")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which content stays content, whatever a template does to it.
+
+    `Traced` strings look after themselves; here is where templates get at strings in other ways. What can't be followed
+    character by character makes content of the whole.
+    """
+
+    code_generator_class = _Code
+    concat = staticmethod(lambda pieces: joined("", pieces))
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function or method in a template."""
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, str) and function.__name__ == "join":
+            return joined(owner, *args)
+        result = super().call(context, function, *args, **kwargs)
+        return all_content(result) if type(result) is str and holds_content([args, kwargs]) else result
+
+
+_KEEPING = frozenset(
+    ("capitalize", "d", "default", "first", "join", "last", "lower", "replace", "string", "trim", "upper")
+)
+"""Filters that leave it to the string's own methods what they make of it, or hand on what they were given."""
+
+
+def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that makes content of content."""
+
+    @wraps(function)
+    def filter(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return all_content(result) if isinstance(result, str) and holds_content([args, kwargs]) else result
+
+    return filter
+
+
+@pass_environment
+def _join(environment: _Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> Traced:
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    return joined(d, map(str, value))
+
+
+def _environment() -> _Environment:
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
+    environment.filters |= {"tojson": _tojson, "join": _join}
+    for name, function in environment.filters.items():
+        if name not in _KEEPING:
+            environment.filters[name] = _guarded(function)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     return environment

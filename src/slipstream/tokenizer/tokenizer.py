@@ -1,45 +1,67 @@
 """Encode and decode with a model's own `tokenizer.json`, down to the bytes of each token."""
 
-from collections.abc import Iterable
+import json
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models
 
 from slipstream.errors import InvalidRequestError, ModelError, UnsupportedModelError
+from slipstream.tokenizer.provenance import Traced
+
+_SPACE = "▁"
+"""How SentencePiece spells a space in its vocabulary."""
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer.
+    """A BPE tokenizer over bytes: byte-level, or one that falls back to bytes.
 
     Every token is a byte string and a text's tokens concatenate to its UTF-8, so decoding is joining bytes.
     Incremental decoding and grammars over bytes rest on that; other kinds of tokenizer are refused.
 
+    *Control tokens* are those that were added to the vocabulary, flagged special or not, unless they are white space
+    or words. They are found here, in text that may hold them; all other text is encoded by a backend in which no text
+    spells one.
+
     A vocabulary may lack a few bytes (SmolLM2's has no token for U+0004, for one). `encode` leaves them out,
     as the original tokenizers do.
 
+    Args:
+        source: a `tokenizer.json`, its text.
+
     Raises:
-        UnsupportedModelError: the backend isn't byte-level BPE.
+        ModelError: it isn't a tokenizer.
+        UnsupportedModelError: it is of another kind.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        if not isinstance(backend.model, models.BPE):
-            raise UnsupportedModelError(
-                f"the tokenizer's model is {type(backend.model).__name__}; only byte-level BPE is supported"
-            )
-        if not isinstance(backend.decoder, decoders.ByteLevel):
-            kind = "none" if backend.decoder is None else type(backend.decoder).__name__
-            raise UnsupportedModelError(f"the tokenizer's decoder is {kind}; only ByteLevel is supported")
-        # A tokenizer.json may carry the padding and truncation of somebody's training run.
-        backend.no_padding()
-        backend.no_truncation()
-        self._backend = backend
-        added = backend.get_added_tokens_decoder()
-        self._special = frozenset(id for id, token in added.items() if token.special)
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+    def __init__(self, source: str) -> None:
+        try:
+            described = json.loads(source)
+            _check(described)
+            added = described["added_tokens"]
+            self._special = frozenset(token["id"] for token in added if token["special"])
+            control = [token for token in added if not _is_text(token["content"], described["model"])]
+            self._control = {token["id"]: token for token in control}
+            self._ids = {token["content"]: token["id"] for token in control}
+            self._plain = Backend.from_str(_without_control_tokens(described, self._ids))
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"not a tokenizer: {error}") from error
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for text in self._ids:
+            lengths[text[0]].add(len(text))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self._first = re.compile(f"[{re.escape(''.join(lengths))}]" if lengths else r"(?!)")
+        vocabulary = self._plain.get_vocab(with_added_tokens=True)
+        spell = _unmap if described["decoder"]["type"] == "ByteLevel" else _unfall
         self._bytes = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for text, id in vocabulary.items():
-            self._bytes[id] = text.encode() if id in added else _unmap(text)
+            self._bytes[id] = self._control[id]["content"].encode() if id in self._control else spell(text)
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
@@ -47,13 +69,22 @@ class Tokenizer:
 
         Raises:
             ModelError: the file can't be read or isn't a tokenizer.
-            UnsupportedModelError: it isn't byte-level BPE.
+            UnsupportedModelError: it isn't BPE over bytes.
         """
         try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception, for a missing file too
+            source = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise ModelError(f"can't load the tokenizer {path}: {error}") from error
-        return cls(backend)
+        try:
+            return cls(source)
+        except UnsupportedModelError:
+            raise
+        except ModelError as error:
+            raise ModelError(f"can't load the tokenizer {path}: {error}") from error
+
+    def plain_json(self) -> str:
+        """The `tokenizer.json` of the same vocabulary, with the same ids, in which no text spells a control token."""
+        return self._plain.to_str()
 
     @property
     def vocab_size(self) -> int:
@@ -61,7 +92,10 @@ class Tokenizer:
         return len(self._bytes)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`. The texts of special tokens in it become those tokens; no BOS is added.
+        """Token ids of `text`; no BOS is added.
+
+        The texts of control tokens become those tokens in a plain string, and in a `Traced` one where all their
+        characters are its own.
 
         Raises:
             InvalidRequestError: `text` holds a lone surrogate, which no UTF-8 can express.
@@ -73,7 +107,13 @@ class Tokenizer:
                 f"the text has a lone surrogate, \\u{ord(text[error.start]):04x}, at position {error.start};"
                 " send valid Unicode"
             ) from error
-        return self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        at = 0
+        for start, end, id in self._control_tokens(text):
+            ids += self._encode_plain(text, at, start)
+            ids.append(id)
+            at = end
+        return ids + self._encode_plain(text, at, len(text))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that aren't UTF-8 become U+FFFD, ids of no token become nothing."""
@@ -85,12 +125,93 @@ class Tokenizer:
         return self._bytes[id] if 0 <= id < len(self._bytes) else b""
 
     def is_special(self, id: int) -> bool:
-        """Whether `id` is a control token such as `<|im_end|>`, which isn't part of the text."""
+        """Whether `id` is flagged as special, as `<|im_end|>` is: it isn't part of the text that is shown."""
         return id in self._special
+
+    def is_control(self, id: int) -> bool:
+        """Whether `id` is a control token: flagged as special or, like `<tool_call>` in some vocabularies, not."""
+        return id in self._control
+
+    def control_token(self, text: str) -> int | None:
+        """The id of the control token with this text, if there is one."""
+        return self._ids.get(text)
 
     def token_id(self, text: str) -> int | None:
         """The id of the token that the vocabulary spells `text` (`<|im_end|>`, `Ġthe`), if there is one."""
-        return self._backend.token_to_id(text)
+        known = self._ids.get(text)
+        return known if known is not None else self._plain.token_to_id(text)
+
+    def _encode_plain(self, text: str, start: int, end: int) -> list[int]:
+        if start >= end:
+            return []
+        ids: list[int] = self._plain.encode(str.__getitem__(text, slice(start, end)), add_special_tokens=False).ids
+        return ids
+
+    def _control_tokens(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Where control tokens begin and end, the leftmost and longest first, and their ids."""
+        at = 0
+        for start, end in text.own_runs() if isinstance(text, Traced) else ((0, len(text)),):
+            for match in self._first.finditer(text, start, end):
+                found = match.start()
+                if found < at or (id := self._control_at(text, found, end)) is None:
+                    continue
+                token = self._control[id]
+                begin, at_end = found, found + len(token["content"])
+                while token["lstrip"] and begin > at and text[begin - 1].isspace():
+                    begin -= 1
+                while token["rstrip"] and at_end < len(text) and text[at_end].isspace():
+                    at_end += 1
+                yield begin, at_end, id
+                at = at_end
+
+    def _control_at(self, text: str, start: int, end: int) -> int | None:
+        """The longest control token that begins here and ends by `end`."""
+        for length in self._lengths[str.__getitem__(text, start)]:
+            id: int | None = self._ids.get(str.__getitem__(text, slice(start, min(start + length, end))))
+            if id is not None and not (self._control[id]["single_word"] and _in_word(text, start, start + length)):
+                return id
+        return None
+
+
+def _check(source: dict[str, Any]) -> None:
+    """Refuse what is not BPE over bytes."""
+    model, decoder = source["model"], source["decoder"] or {"type": "none"}
+    if (kind := model.get("type", "BPE")) != "BPE":
+        raise UnsupportedModelError(f"the tokenizer's model is {kind}; only BPE over bytes is supported")
+    kinds = [each["type"] for each in decoder.get("decoders", [decoder])]
+    falls_back = model.get("byte_fallback") and "ByteFallback" in kinds and "Strip" not in kinds
+    if not falls_back and kinds != ["ByteLevel"]:
+        raise UnsupportedModelError(
+            f"the tokenizer's decoder is {', '.join(kinds)}; ByteLevel and ByteFallback, without Strip, are supported"
+        )
+
+
+def _is_text(token: str, model: dict[str, Any]) -> bool:
+    """Whether an added token is white space, or a word that merges lead to anyway: nothing that controls anything."""
+    if not token.replace(_SPACE, "").strip():
+        return True
+    return token in model["vocab"] and any("".join(merge).replace(" ", "") == token for merge in model["merges"])
+
+
+def _without_control_tokens(source: dict[str, Any], ids: dict[str, int]) -> str:
+    """A `tokenizer.json` in which control tokens have names that nobody can guess, so that no text spells them."""
+    secret = secrets.token_hex(16)
+    names = {text: f"<{secret}:{id}>" for text, id in ids.items()}
+    # They are special, since a grammar's compiler lets no text match a token that is.
+    added = [
+        token | {"content": names[token["content"]], "special": True} if token["content"] in names else token
+        for token in source["added_tokens"]
+    ]
+    model = source["model"] | {"vocab": {names.get(text, text): id for text, id in source["model"]["vocab"].items()}}
+    # A post-processor adds tokens that are not asked for here; padding and truncation are of somebody's training run.
+    others = {"post_processor": None, "padding": None, "truncation": None}
+    return json.dumps(source | others | {"added_tokens": added, "model": model}, ensure_ascii=False)
+
+
+def _in_word(text: str, start: int, end: int) -> bool:
+    """Whether a letter or digit stands right before or after."""
+    beside = (text[start - 1 : start] if start else "", text[end : end + 1])
+    return any(char == "_" or char.isalnum() for char in beside)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -109,3 +230,10 @@ def _unmap(text: str) -> bytes:
         return bytes([_BYTE_OF[char] for char in text])
     except KeyError:
         return text.encode()
+
+
+def _unfall(text: str) -> bytes:
+    """The bytes of a vocabulary entry of a tokenizer that falls back to bytes, `<0x0A>`."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", text):
+        return bytes([int(text[3:5], 16)])
+    return text.replace(_SPACE, " ").encode()

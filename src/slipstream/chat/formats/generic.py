@@ -8,17 +8,18 @@ from slipstream.chat.formats.hermes import Hermes
 from slipstream.chat.formats.tagged import BEGIN, END
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.tools import ToolUse
+from slipstream.tokenizer.provenance import Traced, content, joined, own
 
 _INSTRUCTIONS = """# Tools
 
 You may call these functions. Each line is the JSON description of one:
 <tools>
-{tools}
+TOOLS
 </tools>
 
 To call one, answer with its name and arguments as JSON in tags, and nothing else:
 <tool_call>
-{{"name": "the function", "arguments": {{"the parameter": "its value"}}}}
+{"name": "the function", "arguments": {"the parameter": "its value"}}
 </tool_call>"""
 
 
@@ -40,14 +41,14 @@ class Generic(Hermes):
         result: list[dict[str, Any]] = []
         for message in messages:
             if message.role == "tool":
-                text = f"<tool_response>\n{message.text}\n</tool_response>"
+                text = own("<tool_response>\n") + content(message.text) + own("\n</tool_response>")
                 if result and result[-1].get("results"):
-                    result[-1]["content"] += f"\n{text}"
+                    result[-1]["content"] += own("\n") + text
                 else:
                     result.append({"role": "user", "content": text, "results": True})
             else:
-                calls = "\n".join(map(_call_text, message.tool_calls))
-                text = "\n".join(part for part in (message.text, calls) if part)
+                calls = map(_call_text, message.tool_calls)
+                text = joined("\n", (part for part in (content(message.text), *calls) if part))
                 result.append({"role": message.role, "content": text})
         if use.tools:
             self._describe(result, use)
@@ -56,13 +57,13 @@ class Generic(Hermes):
     @staticmethod
     def _describe(messages: list[dict[str, Any]], use: ToolUse) -> None:
         tools = "\n".join(json.dumps(tool.as_dict()["function"], ensure_ascii=False) for tool in use.tools)
-        instructions = _INSTRUCTIONS.format(tools=tools)
+        instructions = own(_INSTRUCTIONS).replace("TOOLS", content(tools))
         if messages and messages[0]["role"] == "system":
-            messages[0]["content"] += f"\n\n{instructions}"
+            messages[0]["content"] += own("\n\n") + instructions
         else:
             messages.insert(0, {"role": "system", "content": instructions})
 
 
-def _call_text(call: ToolCall) -> str:
+def _call_text(call: ToolCall) -> Traced:
     body = json.dumps({"name": call.name, "arguments": call.parsed_arguments()}, ensure_ascii=False)
-    return f"{BEGIN}\n{body}\n{END}"
+    return own(f"{BEGIN}\n") + content(body) + own(f"\n{END}")
