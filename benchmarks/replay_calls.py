@@ -19,16 +19,14 @@ from rich.table import Table
 
 from slipstream.bench import bfcl
 from slipstream.chat import ChatTemplate, Message, ToolCall, ToolUse
-from slipstream.chat.answers import answer_grammar
-from slipstream.chat.formats import FORMATS
-from slipstream.chat.schema import literal
+from slipstream.chat.answers import Dialect
 from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.grammar import Constraint, GrammarCompiler
 from slipstream.kv import BlockPool, Sequence
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.tokenizer import Tokenizer
 
-FORMAT = FORMATS["generic"]
+DIALECT = Dialect("")
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,14 @@ class Player:
     def play(self, conversation: bfcl.Conversation, template: ChatTemplate) -> None:
         """All calls of a conversation, each after what came before it."""
         use = ToolUse(tuple(conversation.tools), "required", parallel=False)
-        source = answer_grammar(FORMAT, use, None, literal, reasons=False, opens_reasoning=False)
+        source = DIALECT.grammar(use, None, opens_reasoning=False)
         assert source is not None
         grammar = self._compiler.compile(source, param="tools")
         messages: list[Message] = []
         for question, calls in conversation.turns:
             messages.append(Message("user", question))
             for name, arguments in calls:
-                text = template.render(FORMAT.messages(messages, use))
+                text = template.render(DIALECT.tool_format.messages(messages, use))
                 call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
                 spelled = f"<tool_call>\n{call}\n</tool_call>"
                 ids = self._tokenizer.encode(spelled)
@@ -148,9 +146,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(stored.tokenizer_path)
     template = ChatTemplate(stored.chat_template or "", {})
     vocab_size = stored.manifest.vocab_size
-    compiler = GrammarCompiler(
-        stored.tokenizer_path, vocab_size=vocab_size, stop_token_ids=stored.manifest.stop_token_ids
-    )
+    compiler = GrammarCompiler(tokenizer, vocab_size=vocab_size, stop_token_ids=stored.manifest.stop_token_ids)
     chosen = list(bfcl.conversations())[: options.conversations]
     console = Console(width=120)
     table = Table("", "calls", "tokens", "forward passes", "passes per token", "passes per call")

@@ -36,6 +36,6 @@ def tokenizer(model: Model) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def compiler(model: Model) -> GrammarCompiler:
+def compiler(model: Model, tokenizer: Tokenizer) -> GrammarCompiler:
     manifest = model.manifest
-    return GrammarCompiler(model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)
+    return GrammarCompiler(tokenizer, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids)

@@ -12,10 +12,9 @@ from typing import Self
 
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
-from slipstream.chat import NO_TOOLS, AnswerReader, ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
-from slipstream.chat.answers import answer_grammar
-from slipstream.chat.formats import choose_format
-from slipstream.chat.schema import closed, closed_parameters, json_rule, literal
+from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
+from slipstream.chat.answers import Dialect
+from slipstream.chat.schema import closed, closed_parameters, json_rule
 from slipstream.config import EngineConfig
 from slipstream.engine import (
     EngineCore,
@@ -74,13 +73,14 @@ class Engine:
         pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(self.model.tokenizer_path)
         template = _chat_template(self.model, self.tokenizer)
-        source = template.source if template is not None else ""
-        self.tool_format = choose_format(source, config.tool_format)
-        self.reasons = "<think>" in source
-        """Whether the model may reason before it answers."""
-        self.conversations = Conversations(template, self.tokenizer, self.tool_format)
+        self.dialect = Dialect(template.source if template is not None else "", self.tokenizer, config.tool_format)
+        """How the model writes its answers."""
+        self.conversations = Conversations(template, self.tokenizer, self.dialect)
         self.grammars = GrammarCompiler(
-            self.model.tokenizer_path, vocab_size=manifest.vocab_size, stop_token_ids=manifest.stop_token_ids
+            self.tokenizer,
+            vocab_size=manifest.vocab_size,
+            stop_token_ids=manifest.stop_token_ids,
+            ends=self.dialect.ends,
         )
         self.database = self._open_database(config)
         """Where what outlives the process is kept, if anything is."""
@@ -139,14 +139,7 @@ class Engine:
         """
         param = "response_format" if use.mode == "none" else "tools"
         try:
-            source = answer_grammar(
-                self.tool_format,
-                use,
-                response_schema,
-                self._mark,
-                reasons=self.reasons,
-                opens_reasoning=prompt.opens_reasoning,
-            )
+            source = self.dialect.grammar(use, response_schema, opens_reasoning=prompt.opens_reasoning)
         except RecursionError:
             message = f"{param} has a schema that is nested too deeply: flatten it, or use $ref"
             raise InvalidRequestError(message, param=param, code="schema_too_complex") from None
@@ -212,11 +205,6 @@ class Engine:
         )
         saved.keep(database.prune())
         return Saver(self.core, self.conversations, saved, config.state_bandwidth)
-
-    def _mark(self, text: str) -> str:
-        """The Lark expression of a text that may be a special token, which no other text can spell."""
-        token = self.tokenizer.token_id(text)
-        return f"<[{token}]>" if token is not None and self.tokenizer.is_special(token) else literal(text)
 
     def _outputs(self, request: GenerationRequest) -> Generator[Output, None, None]:
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
@@ -288,9 +276,10 @@ class Session:
                 prompt=prompt.token_ids,
                 params=params or SamplingParams(),
                 grammar=engine.grammar(prompt, turn.tools),
+                shown_tokens=engine.dialect.token_ids,
                 reuse=reuse,
             )
-            reader = AnswerReader(engine.tool_format, turn.tools, opens_reasoning=prompt.opens_reasoning)
+            reader = engine.dialect.reader(turn.tools, opens_reasoning=prompt.opens_reasoning)
             token_ids: list[int] = []
             for output in engine._outputs(request):
                 token_ids += output.token_ids

@@ -23,9 +23,7 @@ from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.steps import StepClass
 from slipstream.chat import Tool, ToolUse
-from slipstream.chat.answers import answer_grammar
-from slipstream.chat.formats import FORMATS
-from slipstream.chat.schema import literal
+from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams
 from slipstream.engine.closing import Closer
 from slipstream.engine.generation import as_prompt
@@ -46,7 +44,7 @@ _TOOLS = (Tool("look_up", parameters={"properties": {"word": {"type": "string"},
 GRAMMARS = [
     source
     for use in (ToolUse(_TOOLS), ToolUse(_TOOLS, "required"))
-    if (source := answer_grammar(FORMATS["hermes"], use, None, literal, reasons=False, opens_reasoning=False))
+    if (source := Dialect("", tool_format="hermes").grammar(use, None, opens_reasoning=False))
 ]
 
 
@@ -151,9 +149,7 @@ def rounds(
 
     A scenario adds up to `longest` new tokens to what was said before.
     """
-    compiler = GrammarCompiler(
-        model.tokenizer_path, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids
-    )
+    compiler = GrammarCompiler(tokenizer, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids)
     grammars = [compiler.compile(source, param="") for source in GRAMMARS]
     while True:
         blocks = rng.choice([CONTEXT // backend.block_size + 8, 60, 120, backend.num_blocks])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from slipstream.chat import NO_TOOLS, Message, Prompt
-from slipstream.chat.formats import FORMATS
+from slipstream.chat.answers import Dialect
 from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
 from slipstream.engine import GenerationRequest, Output, TurnCounters
@@ -43,7 +43,7 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
         core=SimpleNamespace(limits=SimpleNamespace(max_sequence=64), submit=submit, cancel=lambda generation: None),
         conversations=SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, renders=None),
         grammar=lambda prompt, tools, response_schema: None,
-        tool_format=FORMATS["generic"],
+        dialect=Dialect(""),
         tokenizer=None,
     )
     transport = httpx.ASGITransport(create_app(cast(Engine, engine), ServerConfig()), raise_app_exceptions=False)

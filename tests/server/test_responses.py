@@ -15,8 +15,8 @@ from openai import OpenAI
 from openai.types.responses import Response, ResponseItemList, ResponseOutputItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from slipstream.chat import AnswerReader, Message
-from slipstream.chat.formats import FORMATS
+from slipstream.chat import Message
+from slipstream.chat.answers import Dialect
 from slipstream.engine import Output, SamplingParams
 from slipstream.server.responses_output import EventWriter, output_items
 from slipstream.server.responses_store import ResponseStore, StoredResponse
@@ -359,7 +359,7 @@ def assert_item(own: list[Any], item: Any) -> None:
 
 def test_reasoning_is_an_item_of_its_own() -> None:
     request = TurnRequest(prompt="", params=SamplingParams())
-    choice = Choice(0, request, None, AnswerReader(FORMATS["generic"], request.tools, opens_reasoning=True))
+    choice = Choice(0, request, None, Dialect("<think></think>").reader(request.tools, opens_reasoning=True))
     writer = EventWriter({"id": "resp_1"}, choice)
     sent = b""
     for text in ("Let me ", "think.</thi", "nk>\n\nFour", " degrees."):

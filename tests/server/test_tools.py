@@ -705,7 +705,7 @@ def test_stop_string_inside_a_call_leaves_no_call_to_run(client: OpenAI) -> None
         assert said(ask(client, **params)) == [expected]
         assert collected(ask(client, **params, stream=True)) == [expected]
     before = said(ask(client, tools=[tool], tool_choice=named("note"), stop="note"))
-    assert before == [Said("", [], "stop")]
+    assert before == [Said('<tool_call>\n{"name": "', [], "stop")], "no call has begun, so it's text"
 
 
 def test_cut_off_call_can_be_sent_back(client: OpenAI) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Ledger, Message, Prompt, Tool, ToolCall, ToolUse
-from slipstream.chat.formats import FORMATS
+from slipstream.chat.answers import Dialect
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import digest, digests
 from slipstream.errors import InvalidRequestError, ModelError
@@ -367,8 +367,9 @@ class Chat:
     def __init__(self, source: str, tokenizer: Tokenizer, *, tool_format: str = "generic", **options: int) -> None:
         self.template = ChatTemplate(source, VARIABLES)
         self.tokenizer = tokenizer
-        self.format = FORMATS[tool_format]
-        self.conversations = Conversations(self.template, tokenizer, self.format, **options)
+        self.dialect = Dialect(source, tokenizer, tool_format)
+        self.format = self.dialect.tool_format
+        self.conversations = Conversations(self.template, tokenizer, self.dialect, **options)
 
     def ask(self, *messages: Message, use: ToolUse = NO_TOOLS, tenant: str = "") -> Prompt:
         return self.conversations.prompt(messages, use, tenant=tenant)
@@ -546,7 +547,7 @@ class TestConversations:
 
     def test_a_model_without_a_template_cannot_chat(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(InvalidRequestError, match="no chat template"):
-            Conversations(None, tokenizer, FORMATS["generic"]).prompt([user("Hi")])
+            Conversations(None, tokenizer, Dialect("")).prompt([user("Hi")])
 
     def test_no_messages_at_all_are_refused(self, tokenizer: Tokenizer) -> None:
         with pytest.raises(InvalidRequestError, match="empty") as caught:
@@ -612,11 +613,10 @@ class TestEndsOfAnswers:
         seen = chat.answered(user("Hi"), answer=text, ids=ids)
         assert chat.ask(user("Hi"), assistant(text), user("Bye")).token_ids[: len(seen)].tolist() == seen
 
-    @pytest.mark.parametrize("shown", [True, False])
-    def test_with_special_tokens_in_it(self, shown: bool, tokenizer: Tokenizer) -> None:
+    def test_with_special_tokens_in_it(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
         ids = [*oddly(tokenizer, "Hello"), *tokenizer.encode("<|im_end|>\nHello")]
-        text = tokenizer.decode(ids, skip_special=not shown)
+        text = tokenizer.decode(ids)
         seen = chat.answered(user("Hi"), answer=text, ids=ids)
         assert chat.ask(user("Hi"), assistant(text), user("Bye")).token_ids[: len(seen)].tolist() == seen
 

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from slipstream.chat.answers import AnswerReader, answer_grammar
-from slipstream.chat.formats import FORMATS, ToolFormat, choose_format
-from slipstream.chat.formats.reading import AnswerDelta
+from slipstream.chat.answers import AnswerReader, Dialect
+from slipstream.chat.formats import FORMATS, choose_format
 from slipstream.chat.messages import Message
-from slipstream.chat.schema import literal
+from slipstream.chat.reading import AnswerDelta
+from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Tool, ToolUse
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.models import Model
+from tests.unit.families import ONE_CALL, TEMPLATES, text_of, written
 
 WEATHER = Tool(
     "get_weather",
@@ -79,9 +80,14 @@ RECORDED["generic"] = RECORDED["hermes"]
 CASES = [(name, *case) for name, cases in RECORDED.items() for case in cases]
 
 
-def read(tool_format: ToolFormat, pieces: Iterable[str], *, opens_reasoning: bool = False) -> AnswerReader:
+def dialect(name: str, reasoning: str = "<think></think>") -> Dialect:
+    """Of a vocabulary without any of its tags."""
+    return Dialect(reasoning, tool_format=name)
+
+
+def read(name: str, pieces: Iterable[str], *, opens_reasoning: bool = False) -> AnswerReader:
     """The reader after all pieces, having checked that its deltas add up to its message."""
-    reader = AnswerReader(tool_format, USE, opens_reasoning=opens_reasoning)
+    reader = dialect(name).reader(USE, opens_reasoning=opens_reasoning)
     deltas: list[AnswerDelta] = []
     for piece in pieces:
         deltas += reader.feed(piece)
@@ -104,38 +110,15 @@ def essence(message: Message) -> object:
 def test_recorded_answers_parse_alike_whole_and_cut_anywhere(
     name: str, text: str, shown: str, calls: list[tuple[str, dict[str, object]]]
 ) -> None:
-    tool_format = FORMATS[name]
-    whole = read(tool_format, [text]).message
+    whole = read(name, [text]).message
     assert whole.text == shown
     assert [call.name for call in whole.tool_calls] == [called for called, _ in calls]
     for call, (_, arguments) in zip(whole.tool_calls, calls, strict=True):
         parsed = json.loads(call.arguments)
         assert not arguments or parsed == arguments
     for cut in range(len(text) + 1):
-        assert essence(read(tool_format, [text[:cut], text[cut:]]).message) == essence(whole)
-    assert essence(read(tool_format, list(text)).message) == essence(whole)
-
-
-def written(name: str, text: str, calls: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[int]]:
-    """An answer as a model of the format writes it, and where each of its calls ends."""
-    if name == "llama3":
-        calls = calls[:1]
-        text = "" if calls else text
-    before, between, after = {
-        "llama3": ("", "", ""),
-        "mistral": ("[TOOL_CALLS][", ", ", "]"),
-    }.get(name, ("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"))
-    ends = []
-    for index, (tool, arguments) in enumerate(calls):
-        text += between if index else before
-        if name == "qwen3-coder":
-            values = {key: value if key == "city" else json.dumps(value) for key, value in arguments.items()}
-            body = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
-            text += f"<function={tool}>\n{body}</function>"
-        else:
-            text += json.dumps({"name": tool, "parameters" if name == "llama3" else "arguments": arguments})
-        ends.append(len(text))
-    return text + (after if calls else ""), ends
+        assert essence(read(name, [text[:cut], text[cut:]]).message) == essence(whole)
+    assert essence(read(name, list(text)).message) == essence(whole)
 
 
 AWKWARD = st.text('"\\\\{}[]:,<tool_call>/ \nü', max_size=12)
@@ -148,22 +131,33 @@ CALLS = st.lists(st.tuples(st.just("get_weather"), ARGUMENTS) | st.just(("ping",
 CUTS = st.lists(st.floats(0, 1), max_size=8)
 
 
+def plainly(name: str, text: str, calls: list[tuple[str, dict[str, Any]]]) -> tuple[str, list[int]]:
+    """An answer in a vocabulary without tags."""
+    answer, ends = written(name, text, calls)
+    return str.__str__(answer), ends
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @given(text=st.sampled_from(["", "Well, <tool", "[TOOL it is:"]), calls=CALLS, cuts=CUTS, end=st.floats(0, 1))
 def test_any_answer_reads_alike_however_it_is_cut_and_where_it_ends(
     name: str, text: str, calls: list[tuple[str, dict[str, Any]]], cuts: list[float], end: float
 ) -> None:
-    answer, ends = written(name, text, calls)
-    whole = read(FORMATS[name], [answer])
-    assert [(call.name, json.loads(call.arguments)) for call in whole.message.tool_calls] == calls[: len(ends)]
+    answer, ends = plainly(name, text, calls)
+    whole = read(name, [answer])
+    made = calls[:1] if name in ONE_CALL else calls
+    assert [(call.name, json.loads(call.arguments)) for call in whole.message.tool_calls] == made
     assert whole.calls_to_run == bool(calls)
+    if not calls:
+        assert whole.message.text == text
 
     cut_off = answer[: round(end * len(answer))]
     places = [0, *sorted(round(cut * len(cut_off)) for cut in cuts), len(cut_off)]
-    reader = read(FORMATS[name], [cut_off[start:stop] for start, stop in pairwise(places)])
-    assert essence(reader.message) == essence(read(FORMATS[name], [cut_off]).message)
+    reader = read(name, [cut_off[start:stop] for start, stop in pairwise(places)])
+    assert essence(reader.message) == essence(read(name, [cut_off]).message)
     begun = len(reader.message.tool_calls)
-    assert reader.calls_to_run == (begun > 0 and ends[begun - 1] <= len(cut_off))
+    if len(ends) == len(made):
+        assert not reader.calls_to_run or begun > 0
+        assert begun < len(made) or not made or reader.calls_to_run or cut_off != answer
     told = [call.arguments for call in reader.message.tool_calls]
     assert all(call.arguments.startswith(part) for call, part in zip(whole.message.tool_calls, told, strict=False))
 
@@ -188,19 +182,19 @@ def test_a_piece_costs_the_same_however_much_came_before(name: str, before: str,
             yield from [piece] * 5_000
             quarters.append(time.thread_time() - started)
 
-    read(FORMATS[name], pieces())
+    read(name, pieces())
     assert quarters[4] < 4 * quarters[1]  # seven times as long, if all were read again for each piece
 
 
-@pytest.mark.parametrize("tool_format", FORMATS.values(), ids=FORMATS.keys())
-def test_reasoning_comes_apart_wherever_it_is_cut(tool_format: ToolFormat) -> None:
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "harmony"])
+def test_reasoning_comes_apart_wherever_it_is_cut(name: str) -> None:
     text = "<think>\nHm, a < b </thin k>\n</think>\n\nDone."
-    whole = read(tool_format, [text])
+    whole = read(name, [text])
     assert (whole.reasoning, whole.message.text) == ("Hm, a < b </thin k>", "Done.")
     for cut in range(len(text) + 1):
-        reader = read(tool_format, [text[:cut], text[cut:]])
+        reader = read(name, [text[:cut], text[cut:]])
         assert (reader.reasoning, reader.message.text) == (whole.reasoning, whole.message.text)
-    opened = read(tool_format, list("I see.</think>Done."), opens_reasoning=True)
+    opened = read(name, list("I see.</think>Done."), opens_reasoning=True)
     assert (opened.reasoning, opened.message.text) == ("I see.", "Done.")
 
 
@@ -220,46 +214,43 @@ def accepts(vocabulary: LLTokenizer) -> Callable[[str, str], bool]:
     return check
 
 
-def grammar_of(tool_format: ToolFormat, use: ToolUse, *, reasons: bool = False, opens_reasoning: bool = False) -> str:
-    grammar = answer_grammar(tool_format, use, None, literal, reasons=reasons, opens_reasoning=opens_reasoning)
+def grammar_of(name: str, use: ToolUse, *, reasons: bool = False, opens_reasoning: bool = False) -> str:
+    source = "<think></think>" if reasons or opens_reasoning else ""
+    grammar = dialect(name, source).grammar(use, None, opens_reasoning=opens_reasoning)
     assert grammar is not None
     return grammar
 
 
-@pytest.mark.parametrize("tool_format", FORMATS.values(), ids=FORMATS.keys())
-def test_grammars_accept_what_fits_and_nothing_else(
-    tool_format: ToolFormat, accepts: Callable[[str, str], bool]
-) -> None:
-    single = {
-        "llama3": '{"name": "ping", "parameters": {}}',
-        "mistral": '[TOOL_CALLS][{"name": "ping", "arguments": {}}]',
-        "qwen3-coder": "<tool_call>\n<function=ping>\n</function>\n</tool_call>",
-    }.get(tool_format.name, '<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>')
-    auto, required = grammar_of(tool_format, USE), grammar_of(tool_format, ToolUse(USE.tools, "required"))
-    named = grammar_of(tool_format, ToolUse(USE.tools, "required", frozenset({"get_weather"})))
+@pytest.mark.parametrize("name", FORMATS)
+def test_grammars_accept_what_fits_and_nothing_else(name: str, accepts: Callable[[str, str], bool]) -> None:
+    single, _ = plainly(name, "", [("ping", {})])
+    words = str.__str__(text_of(name, "Just words."))
+    auto, required = grammar_of(name, USE), grammar_of(name, ToolUse(USE.tools, "required"))
+    named = grammar_of(name, ToolUse(USE.tools, "required", frozenset({"get_weather"})))
     assert accepts(auto, single)
     assert accepts(required, single)
     assert not accepts(named, single)
-    assert accepts(auto, "Just words.")
-    assert not accepts(required, "Just words.")
+    assert accepts(auto, words)
+    assert not accepts(required, words)
     assert not accepts(auto, single.replace("ping", "pong"))
-    thinking = grammar_of(tool_format, ToolUse(USE.tools, "required"), reasons=True)
-    assert accepts(thinking, f"<think>Hm.</think>\n{single}")
-    assert accepts(thinking, single)
-    begun = grammar_of(tool_format, ToolUse(USE.tools, "required"), opens_reasoning=True)
-    assert accepts(begun, f"Hm.</think>\n{single}")
-    assert not accepts(begun, single)
+    if name != "harmony":  # has its own way to reason
+        thinking = grammar_of(name, ToolUse(USE.tools, "required"), reasons=True)
+        assert accepts(thinking, f"<think>Hm.</think>\n{single}")
+        assert accepts(thinking, single)
+        begun = grammar_of(name, ToolUse(USE.tools, "required"), opens_reasoning=True)
+        assert accepts(begun, f"Hm.</think>\n{single}")
+        assert not accepts(begun, single)
 
 
 def test_every_recorded_call_in_compact_form_fits_the_grammar(accepts: Callable[[str, str], bool]) -> None:
     for name, text, _, calls in CASES:
         if calls and '{ "' not in text:
-            assert accepts(grammar_of(FORMATS[name], USE), text), (name, text)
+            assert accepts(grammar_of(name, USE), text), (name, text)
 
 
 def test_without_parallel_calls_there_is_one(accepts: Callable[[str, str], bool]) -> None:
     one = '<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>'
-    grammar = grammar_of(FORMATS["hermes"], ToolUse(USE.tools, "required", parallel=False))
+    grammar = grammar_of("hermes", ToolUse(USE.tools, "required", parallel=False))
     assert accepts(grammar, one)
     assert not accepts(grammar, f"{one}\n{one}")
 
@@ -267,17 +258,17 @@ def test_without_parallel_calls_there_is_one(accepts: Callable[[str, str], bool]
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_value_and_none_as_a_parameter(name: str, accepts: Callable[[str, str], bool]) -> None:
     tool = Tool("f", "", {"type": "object", "properties": {"any": True, "none": False}})
-    grammar = grammar_of(FORMATS[name], ToolUse((tool,), "required"))
+    grammar = grammar_of(name, ToolUse((tool,), "required"))
     for arguments, fits in (({"any": [1]}, True), ({}, True), ({"none": 1}, False)):
-        answer, _ = written(name, "", [("f", arguments)])
+        answer, _ = plainly(name, "", [("f", arguments)])
         assert accepts(grammar, answer) == fits
 
 
 def test_a_response_schema_alone_and_beside_tools(accepts: Callable[[str, str], bool]) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     none = ToolUse(USE.tools, "none")
-    alone = answer_grammar(FORMATS["hermes"], none, schema, literal, reasons=False, opens_reasoning=False)
-    beside = answer_grammar(FORMATS["hermes"], USE, schema, literal, reasons=False, opens_reasoning=False)
+    alone = dialect("hermes", "").grammar(none, schema, opens_reasoning=False)
+    beside = dialect("hermes", "").grammar(USE, schema, opens_reasoning=False)
     assert alone is not None
     assert beside is not None
     assert accepts(alone, '{"a": 1}')
@@ -288,24 +279,15 @@ def test_a_response_schema_alone_and_beside_tools(accepts: Callable[[str, str], 
     assert not accepts(beside, "words")
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("{{ messages[0].content }}", "generic"),
-        ("…<tool_call>\n{{ tool_call | tojson }}\n</tool_call>", "hermes"),
-        ("…<tool_call>\n<function={{ name }}>", "qwen3-coder"),
-        ("…[TOOL_CALLS]{{ tool_calls }}", "mistral"),
-        ('<|start_header_id|> tools {"name": "f", "parameters": {}}', "llama3"),
-    ],
-)
-def test_the_format_is_chosen_from_the_template(template: str, expected: str) -> None:
-    assert choose_format(template).name == expected
-    assert choose_format(template, "mistral").name == "mistral"
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_format_is_chosen_from_the_template(name: str) -> None:
+    assert choose_format(TEMPLATES[name], Tags()).name == name
+    assert choose_format(TEMPLATES[name], Tags(), "mistral").name == "mistral"
 
 
 def test_an_unknown_format_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="nonsense"):
-        choose_format("", "nonsense")
+        choose_format("", Tags(), "nonsense")
 
 
 def test_tool_use_names_what_is_wrong() -> None:
@@ -319,6 +301,6 @@ def test_tool_use_names_what_is_wrong() -> None:
 
 
 def test_mistral_ids_are_what_its_templates_demand() -> None:
-    ids = {FORMATS["mistral"].new_call_id() for _ in range(100)}
+    ids = {FORMATS["mistral"](Tags()).new_call_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(len(call_id) == 9 and call_id.isalnum() for call_id in ids)

@@ -1,7 +1,7 @@
 """Sessions under random use, compared with plain lists: what was said stays, and nobody has two turns alone."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message
-from slipstream.chat.formats import choose_format
+from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
 from slipstream.sessions import Sessions, SessionTurn, sessions
@@ -35,7 +35,7 @@ class ToyChatTokenizer(ToyTokenizer):
         known = {spelled: id for id, spelled in enumerate(self._bytes)}
         return [known.get(letter.encode(), VOCABULARY - 1) for letter in text]
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, shown: Container[int] = ()) -> str:
         assert STOP not in ids, "an answer is recorded without it"
         return super().decode(ids)
 
@@ -65,7 +65,7 @@ class SessionsMachine(RuleBasedStateMachine):
             context_length=CONTEXT,
             stop_token_ids=frozenset({STOP}),
         )
-        self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, choose_format(TEMPLATE))
+        self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
         self.usual_limit, sessions.MAX_SESSIONS = sessions.MAX_SESSIONS, self.limit
         self.sessions = Sessions(self.core, self.conversations, ttl=1000)
         self.expected: dict[str, Expected] = {}  # least recently used first

@@ -173,5 +173,8 @@ class ToyTokenizer:
     def is_special(self, id: int) -> bool:
         return id == STOP
 
+    def is_control(self, id: int) -> bool:
+        return id == STOP
+
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(self._bytes[id] for id in ids if id != STOP).decode(errors="replace")

@@ -2,9 +2,9 @@
 
 from slipstream.chat.answers import AnswerReader
 from slipstream.chat.conversations import Conversations, Part, Prompt
-from slipstream.chat.formats.reading import AnswerDelta
 from slipstream.chat.ledger import Ledger
 from slipstream.chat.messages import Message, ToolCall
+from slipstream.chat.reading import AnswerDelta
 from slipstream.chat.template import ChatTemplate
 from slipstream.chat.tools import NO_TOOLS, Schema, Tool, ToolUse
 

@@ -1,65 +1,82 @@
 """Answers: the grammar that a request demands of one, and reading one as it comes."""
 
-from slipstream.chat.formats import ToolFormat
-from slipstream.chat.formats.base import Mark
-from slipstream.chat.formats.reading import AnswerDelta, Reading, Steps, skip, skip_space, text_until
+from slipstream.chat.formats import ToolFormat, choose_format
 from slipstream.chat.messages import Message, ToolCall
+from slipstream.chat.reading import AnswerDelta, Reading, Steps
+from slipstream.chat.reasoning import Reasoning, choose_reasoning
 from slipstream.chat.schema import closed, json_rule
+from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Schema, ToolUse
+from slipstream.tokenizer import Tokenizer
+from slipstream.tokenizer.provenance import Traced, content
 
-_THINK, _THOUGHT = "<think>", "</think>"
-_GAP = r"GAP: /\n{0,2}/"
 
+class Dialect:
+    """How one model writes its answers: its way to call tools, its way to reason, and which of their tags are tokens.
 
-def answer_grammar(
-    tool_format: ToolFormat,
-    use: ToolUse,
-    response_schema: Schema | None,
-    mark: Mark,
-    *,
-    reasons: bool,
-    opens_reasoning: bool,
-) -> str | None:
-    """The Lark grammar that the answer must fit, or None if anything will do.
-
-    With a `response_schema` an answer that is no call is JSON that fits it. A model that `reasons` may do so first.
+    Both are those that its chat `template` shows; `tool_format` names another. Raises `ModelError` if there is none of
+    that name.
     """
-    may_call = bool(use.callable)
-    if not may_call and response_schema is None:
-        return None
-    rules = []
-    if may_call:
-        required = ToolUse(use.tools, "required", use.allowed, use.parallel)
-        body = tool_format.grammar(use if response_schema is None else required, mark)
-        rules.append(body.replace("start:", "answer:", 1))
-    if response_schema is not None:
-        rules.append(f"response: {json_rule(closed(response_schema))}")
-    answer = "answer" if response_schema is None else "answer | response" if may_call and use.mode == "auto" else None
-    answer = answer or ("answer" if may_call else "response")
-    if opens_reasoning:
-        rules.append(f"start: reasoning GAP ({answer})\nreasoning[lazy]: /(.|\\n)*<\\/think>/\n{_GAP}")
-    elif reasons:
-        rules.append(f"start: (reasoning GAP)? ({answer})\nreasoning[lazy]: /<think>(.|\\n)*<\\/think>/\n{_GAP}")
-    else:
-        rules.append(f"start: {answer}")
-    return "\n".join(rules)
+
+    def __init__(self, template: str, tokenizer: Tokenizer | None = None, tool_format: str | None = None) -> None:
+        tags = Tags(tokenizer.control_token) if tokenizer is not None else Tags()
+        self.tool_format: ToolFormat = choose_format(template, tags, tool_format)
+        self.reasoning: Reasoning = self.tool_format.reasoning or choose_reasoning(template, tags)
+        self.token_ids = frozenset(tags.token_ids)
+        """The tags that are tokens: part of an answer's text, whatever the vocabulary says of them."""
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model may reason before it answers."""
+        return self.reasoning.end is not None
+
+    @property
+    def ends(self) -> tuple[Traced, ...]:
+        """What may end a text or a call in an answer, beside what JSON ends with."""
+        ends = (*self.tool_format.ends, *((self.reasoning.end,) if self.reasoning.end is not None else ()))
+        return tuple(end.mark for end in ends)
+
+    def grammar(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> str | None:
+        """The Lark grammar that an answer must fit, or None if anything will do.
+
+        With a `response_schema` an answer that is no call is JSON that fits it. A model that reasons may do so first.
+        """
+        may_call = bool(use.callable)
+        if not may_call and response_schema is None:
+            return None
+        rules = []
+        if may_call:
+            required = ToolUse(use.tools, "required", use.allowed, use.parallel)
+            body = self.tool_format.grammar(use if response_schema is None else required)
+            rules.append(body.replace("start:", "answer:", 1))
+        if response_schema is not None:
+            rules.append(f"response: {self.tool_format.said('json')}\njson: {json_rule(closed(response_schema))}")
+        alone = "answer" if may_call else "response"
+        both = response_schema is not None and may_call and use.mode == "auto"
+        answer = "(answer | response)" if both else alone
+        return "\n".join((self.reasoning.grammar(answer, opened=opens_reasoning), *rules))
+
+    def reader(self, use: ToolUse, *, opens_reasoning: bool) -> "AnswerReader":
+        """What takes an answer apart."""
+        return AnswerReader(self, use, opens_reasoning=opens_reasoning)
 
 
 class AnswerReader:
     """Takes an answer apart as it comes: reasoning, text, calls.
 
-    However the text is cut into pieces, the deltas add up to the same.
+    However the text is cut into pieces, the deltas add up to the same. Control tokens come whole, as `Traced` text of
+    the model's own.
     """
 
-    def __init__(self, tool_format: ToolFormat, use: ToolUse, *, opens_reasoning: bool) -> None:
+    def __init__(self, dialect: Dialect, use: ToolUse, *, opens_reasoning: bool) -> None:
         self._pieces: list[str] = []
-        self._reading = Reading(tool_format.new_call_id)
-        self._steps = _read(self._reading, tool_format, use, opens_reasoning=opens_reasoning)
+        self._reading = Reading(dialect.tool_format.new_call_id)
+        self._steps = _read(self._reading, dialect, use, opens_reasoning=opens_reasoning)
 
     def feed(self, text: str, *, last: bool = False) -> list[AnswerDelta]:
         """What becomes certain with this text."""
         self._pieces.append(text)
-        self._reading.rest += text
+        self._reading.rest += content(text)
         self._reading.ended = last
         self._reading.deltas = []
         next(self._steps, None)
@@ -87,10 +104,7 @@ class AnswerReader:
         return "".join(self._reading.reasoning)
 
 
-def _read(reading: Reading, tool_format: ToolFormat, use: ToolUse, *, opens_reasoning: bool) -> Steps[None]:
-    if opens_reasoning or (yield from skip(reading, _THINK)):
-        yield from skip_space(reading)
-        if not (yield from text_until(reading, _THOUGHT, reading.think)):
-            reading.think(reading.take().rstrip())
-        yield from skip_space(reading)
-    yield from tool_format.read(reading, use) if use.callable else reading.say_all()
+def _read(reading: Reading, dialect: Dialect, use: ToolUse, *, opens_reasoning: bool) -> Steps[None]:
+    yield from dialect.reasoning.read(reading, opened=opens_reasoning)
+    tool_format = dialect.tool_format
+    yield from tool_format.read(reading, use) if use.callable else tool_format.read_text(reading)

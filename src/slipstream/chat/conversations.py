@@ -11,13 +11,14 @@ from os.path import commonprefix  # of any texts, not of paths
 import numpy as np
 
 from slipstream.backend.base import IntArray
-from slipstream.chat.formats import ToolFormat
+from slipstream.chat.answers import Dialect
 from slipstream.chat.ledger import Ledger, LedgerEntry
 from slipstream.chat.messages import Digest, Message, digest, digests
 from slipstream.chat.template import ChatTemplate
 from slipstream.chat.tools import NO_TOOLS, ToolUse
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer import Tokenizer
+from slipstream.tokenizer.provenance import Traced, content
 
 _MARK = re.compile("slipstream[0-9a-f]{32}")
 
@@ -68,12 +69,12 @@ class Conversations:
         self,
         template: ChatTemplate | None,
         tokenizer: Tokenizer,
-        tool_format: ToolFormat,
+        dialect: Dialect,
         *,
         ledger_tokens: int = LEDGER_TOKENS,
     ) -> None:
         self._template = template
-        self._tool_format = tool_format
+        self._dialect = dialect
         self._tokenizer = tokenizer
         self._ledger = Ledger(ledger_tokens)
         self._lock = threading.Lock()
@@ -151,7 +152,7 @@ class Conversations:
             self._tail([Message("user", "?"), answer, Message(role, probe, tool_call_id=call_id)], use, 1)
             for probe in _PROBES
         ]
-        certain = commonprefix([tail or "" for tail in tails])  # noqa: RUF071
+        certain = commonprefix([tail or content("") for tail in tails])  # noqa: RUF071
         self._certain_tails[kind] = ids = np.asarray(self._tokenizer.encode(certain), np.int32)
         return ids
 
@@ -163,13 +164,13 @@ class Conversations:
             if tail is not None:
                 self.renders["spliced"] += 1
                 ids = np.concatenate((tokens, np.asarray(self._tokenizer.encode(tail), np.int32)))
-                opened = _opens_reasoning(tail)
+                opened = self._dialect.reasoning.opened_by(tail)
                 return Prompt(ids, known.entry.conversation_id, chain[-1], chain[index], len(tokens), opened)
         self.renders["full" if known else "first"] += 1
         text = self._render(messages, use)
         ids = np.asarray(self._tokenizer.encode(text), np.int32)
         conversation_id = known.entry.conversation_id if known else f"conv_{secrets.token_hex(12)}"
-        return Prompt(ids, conversation_id, chain[-1], None, 0, _opens_reasoning(text))
+        return Prompt(ids, conversation_id, chain[-1], None, 0, self._dialect.reasoning.opened_by(text))
 
     @staticmethod
     def _chain(messages: Sequence[Message], use: ToolUse, tenant: str) -> list[Digest]:
@@ -183,11 +184,12 @@ class Conversations:
         entry = self._ledger.get(key)
         return Part(key, entry, self._ledger.tokens(key)) if entry is not None else None
 
-    def _render(self, messages: Sequence[Message], use: ToolUse) -> str:
+    def _render(self, messages: Sequence[Message], use: ToolUse) -> Traced:
         assert self._template is not None
-        return self._template.render(self._tool_format.messages(messages, use), self._tool_format.template_tools(use))
+        form = self._dialect.tool_format
+        return self._template.render(form.messages(messages, use), form.template_tools(use))
 
-    def _tail(self, messages: Sequence[Message], use: ToolUse, index: int) -> str | None:
+    def _tail(self, messages: Sequence[Message], use: ToolUse, index: int) -> Traced | None:
         """The text that follows message `index`; None if the template does not say where that is.
 
         It is asked twice: for that text, and, with a mark in place of each message's text, for the order in which it
@@ -207,20 +209,15 @@ class Conversations:
             for at, (mark, message) in enumerate(zip(marks, messages, strict=True))
             if mark in order or (at >= index and not message.tool_calls)
         ]
-        _, found, after = text.partition(marks[index])
-        return after if found and order == expected else None
+        before, found, _ = text.partition(marks[index])
+        return text[len(before) + len(found) :] if found and order == expected else None
 
     def _tokens_spelling(self, text: str, token_ids: Sequence[int]) -> Sequence[int] | None:
         """The tokens, or as many of them as spell the text."""
-        for skip_special in (True, False):
-            for length in range(len(token_ids), -1, -1):
-                decoded = self._tokenizer.decode(token_ids[:length], skip_special=skip_special)
-                if decoded == text:
-                    return token_ids[:length]
-                if len(decoded) < len(text):
-                    break
+        for length in range(len(token_ids), -1, -1):
+            decoded = self._tokenizer.decode(token_ids[:length], shown=self._dialect.token_ids)
+            if decoded == text:
+                return token_ids[:length]
+            if len(decoded) < len(text):
+                break
         return None
-
-
-def _opens_reasoning(text: str) -> bool:
-    return text.rstrip().endswith("<think>")

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
@@ -34,6 +34,8 @@ class GenerationRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     grammar: Grammar | None = None
     """What the answer must fit; it ends where nothing more can follow."""
+    shown_tokens: Container[int] = frozenset()
+    """Special tokens that are part of the text: those that mark calls and reasoning."""
     tenant: str = ""
     reuse: bool = True
     """Whether anything that is already in memory may be used; without it, all is computed afresh."""
@@ -129,7 +131,7 @@ class Generation:
         self._closer = Closer(limit)
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
         self._sampler = Sampler(params, seed, request.prompt, vocab_size)
-        decoder = IncrementalDecoder(tokenizer, skip_special=request.grammar is None)
+        decoder = IncrementalDecoder(tokenizer, shown=request.shown_tokens)
         self._text = TextStream(decoder, params.stop)
         own_stops = frozenset(params.stop_token_ids)
         self._stop_token_ids = own_stops if params.ignore_eos else own_stops | stop_token_ids

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +14,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from slipstream.backend.base import FloatArray
 from slipstream.errors import InvalidRequestError
+from slipstream.tokenizer import Tokenizer
+from slipstream.tokenizer.provenance import Traced
 
 _Result = TypeVar("_Result")
 
@@ -42,14 +43,16 @@ class GrammarFailedError(InvalidRequestError):
 _CLOSERS = ("}", "]", '"', ",", *"0123456789", *string.ascii_letters, *"-:.@/ ", "[", "{")
 # What ends a value in JSON, where the model has one token for it: the longest first, as models write them.
 _VALUE_ENDS = ('"}}', '"}', '"]', '",', '"', "}}", "}", "]", ",")
-_TEXT_ENDS = ('"', "\n</parameter>", "</think>")
 
 
 class _Closers:
-    """What to try, token by token, on the way to the end of an answer."""
+    """What to try, token by token, on the way to the end of an answer; `ends` beside those of JSON."""
 
-    def __init__(self, tokenizer: LLTokenizer) -> None:
-        self._text_ends = [tokenizer.tokenize_str(text) for text in _TEXT_ENDS]
+    def __init__(self, tokenizer: LLTokenizer, ends: ListLike[ListLike[int]]) -> None:
+        # Of an end that was begun the rest is enough, so that the shorter comes first.
+        self._ends = [list(end) for end in ends]
+        in_text = [tokenizer.tokenize_str('"'), *self._ends]
+        self._text_ends = [end[begun:] for end in in_text for begun in reversed(range(len(end)))]
         self._closers = [tokenizer.tokenize_str(text) for text in _CLOSERS]
         self._digits = [tokenizer.tokenize_str(digit) for digit in string.digits]
         spelled = [tokenizer.tokenize_str(text) for text in _VALUE_ENDS]
@@ -58,14 +61,27 @@ class _Closers:
 
     def next_step(self, matcher: LLMatcher) -> list[int]:
         """Tokens that the matcher allows, and that get it nearer to an end; empty if none is known."""
-        # Both brackets are allowed only inside of a text, where they would lead nowhere.
-        in_text = all(matcher.validate_tokens(bracket) for bracket in self._closers[:2])
-        tried = (*self._text_ends, *self._closers) if in_text else self._closers
+        if self._in_text(matcher):
+            ends = (end for end in self._text_ends if self._leaves_text(matcher, end))
+            return next(ends, None) or _any_allowed(matcher)
+        tried = (*self._ends, *self._closers)
         known = [tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens)]
         if known and known[0] in self._digits:  # any number of zeros may be allowed, and none bring the end nearer
             ending = (digit for digit in known if digit in self._digits and self._may_end(matcher, digit))
             return next(ending, known[0])
         return known[0] if known else _any_allowed(matcher)
+
+    def _in_text(self, matcher: LLMatcher) -> bool:
+        """Whether any brackets are allowed, which is so inside of a text alone, where they would lead nowhere."""
+        return all(matcher.validate_tokens(bracket) for bracket in self._closers[:2])
+
+    def _leaves_text(self, matcher: LLMatcher, end: list[int]) -> bool:
+        """Whether a text ends with these tokens."""
+        if matcher.validate_tokens(end) < len(end):
+            return False
+        ahead = matcher.deep_copy()
+        ahead.consume_tokens(end)
+        return ahead.is_accepting() or not self._in_text(ahead)
 
     def _may_end(self, matcher: LLMatcher, digit: list[int]) -> bool:
         """Whether a value may end after the digit."""
@@ -200,10 +216,10 @@ class Constraint:
 class Grammar:
     """A compiled grammar, for any number of answers; `source` is what it was compiled from."""
 
-    def __init__(self, source: str, tokenizer: LLTokenizer, vocab_size: int) -> None:
+    def __init__(self, source: str, tokenizer: LLTokenizer, vocab_size: int, closers: _Closers) -> None:
         self.source = source
         self.vocab_size = vocab_size
-        self.closers = _Closers(tokenizer)
+        self.closers = closers
         self.matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
         """At the start; it may have an error, and is yet to be copied."""
         self._tokenizer = tokenizer
@@ -226,25 +242,33 @@ class Grammar:
 
     def compiled_anew(self) -> "Grammar":
         """The same grammar with a lexer of its own."""
-        return Grammar(self.source, self._tokenizer, self.vocab_size)
+        return Grammar(self.source, self._tokenizer, self.vocab_size, self.closers)
 
 
 class GrammarCompiler:
     """Compiles Lark grammars (with llguidance's `%json`) over a model's vocabulary, each distinct one once.
 
-    Thread-safe, and meant for other threads than the engine's: a heavy schema takes a while.
+    `vocab_size` is the width of the logits. `ends` are what may end a text or a call in an answer, beside what JSON
+    ends with. Thread-safe, and meant for other threads than the engine's: a heavy schema takes a while.
     """
 
     def __init__(
-        self, tokenizer_path: Path, *, vocab_size: int, stop_token_ids: Iterable[int], cache_size: int = 256
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        stop_token_ids: Iterable[int],
+        ends: Iterable[Traced] = (),
+        cache_size: int = 256,
     ) -> None:
-        self._tokenizer_path = tokenizer_path
+        self._vocabulary = tokenizer
         self._vocab_size = vocab_size
+        self._ends = [tokenizer.encode(end) for end in ends]
         self._stop_token_ids = sorted(stop_token_ids)
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
+        self._loaded: tuple[LLTokenizer, _Closers] | None = None
         self.compilations = 0
 
     def compile(self, source: str, *, param: str) -> Grammar:
@@ -262,8 +286,8 @@ class GrammarCompiler:
                 param=param,
                 code="schema_too_large",
             )
-        tokenizer = self._load_tokenizer()
-        grammar = Grammar(source, tokenizer, self._vocab_size)
+        tokenizer, closers = self._load()
+        grammar = Grammar(source, tokenizer, self._vocab_size, closers)
         if error := grammar.matcher.get_error():
             raise InvalidRequestError(
                 f"{param} has a schema that can't be enforced: {_complaint(error)}",
@@ -277,13 +301,14 @@ class GrammarCompiler:
                 self._cache.popitem(last=False)
         return grammar
 
-    def _load_tokenizer(self) -> LLTokenizer:
+    def _load(self) -> tuple[LLTokenizer, _Closers]:
         with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = LLTokenizer(
-                    str(self._tokenizer_path), n_vocab=self._vocab_size, eos_token=self._stop_token_ids
+            if self._loaded is None:
+                tokenizer = LLTokenizer(
+                    self._vocabulary.plain_json(), n_vocab=self._vocab_size, eos_token=self._stop_token_ids
                 )
-            return self._tokenizer
+                self._loaded = tokenizer, _Closers(tokenizer, self._ends)
+            return self._loaded
 
 
 def _complaint(error: str) -> str:

@@ -101,7 +101,7 @@ class MessagesRequest(PromptFields):
             raise unsupported("mcp_servers", "mcp_servers can't be called from here: send their tools as tools")
         if self.compaction is not None:
             raise unsupported("compaction", "compaction is not supported: ask for a summary in a message")
-        if engine.reasons and self.thinking is not None and self.thinking.matters:
+        if engine.dialect.reasons and self.thinking is not None and self.thinking.matters:
             message = "thinking can't be changed: this model reasons before each answer; leave the field out"
             raise unsupported("thinking", message)
 

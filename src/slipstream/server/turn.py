@@ -182,11 +182,12 @@ class Turn:
         opens_reasoning = prepared.conversation is not None and prepared.conversation.opens_reasoning
         for offset in range(request.choices):
             use = prepared.session_turn.tools if prepared.session_turn is not None else request.tools
-            reader = AnswerReader(self._engine.tool_format, use, opens_reasoning=opens_reasoning)
+            reader = self._engine.dialect.reader(use, opens_reasoning=opens_reasoning)
             choice = Choice(len(self.choices), request, prepared.conversation, reader, prepared.session_turn)
             generation = GenerationRequest(
                 prompt=prepared.token_ids,
                 grammar=prepared.grammar,
+                shown_tokens=self._engine.dialect.token_ids if prepared.conversation is not None else frozenset(),
                 params=_for_choice(request.params, offset),
                 tenant=request.tenant,
                 reuse=request.reuse,

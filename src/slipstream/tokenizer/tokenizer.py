@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,14 @@ class Tokenizer:
             at = end
         return ids + self._encode_plain(text, at, len(text))
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that aren't UTF-8 become U+FFFD, ids of no token become nothing."""
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, shown: Container[int] = ()) -> str:
+        """The text of `ids`, without special tokens unless they are to be `shown`.
+
+        Bytes that aren't UTF-8 become U+FFFD, ids of no token become nothing.
+        """
         skipped = self._special if skip_special else frozenset[int]()
-        return b"".join(self.token_bytes(id) for id in ids if id not in skipped).decode(errors="replace")
+        kept = (id for id in ids if id not in skipped or id in shown)
+        return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of a token, perhaps part of a character; b"" for an id of no token."""

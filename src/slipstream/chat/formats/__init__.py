@@ -1,28 +1,51 @@
-"""Tool-call formats, one file a family."""
+"""Tool-call formats, one file a kind, one class a family."""
+
+from typing import Protocol
 
 from slipstream.chat.formats.base import ToolFormat
 from slipstream.chat.formats.generic import Generic
+from slipstream.chat.formats.harmony import Harmony
 from slipstream.chat.formats.hermes import Hermes
+from slipstream.chat.formats.lists import Granite3, Mistral, Phi4Mini
 from slipstream.chat.formats.llama3 import Llama3
-from slipstream.chat.formats.mistral import Mistral
-from slipstream.chat.formats.qwen3_coder import Qwen3Coder
+from slipstream.chat.formats.named import DeepSeekV3, DeepSeekV31, KimiK2, Mistral11
+from slipstream.chat.formats.parameters import GLM4, MiniMaxM2, Qwen3Coder
+from slipstream.chat.formats.pythonic import LFM2
+from slipstream.chat.tags import Tags
 from slipstream.errors import ModelError
 
-FORMATS: dict[str, ToolFormat] = {
-    tool_format.name: tool_format for tool_format in (Qwen3Coder(), Hermes(), Mistral(), Llama3(), Generic())
-}
+
+class Family(Protocol):
+    """A format's class."""
+
+    name: str
+
+    def __call__(self, tags: Tags) -> ToolFormat:
+        """The format in one vocabulary."""
+        ...
+
+    def recognises(self, template: str) -> bool:
+        """Whether a model with this chat template was trained on the format."""
+        ...
 
 
-def choose_format(template: str, wanted: str | None = None) -> ToolFormat:
+# The first that recognises a template is taken, so what is special comes before what is general.
+_FAMILIES: tuple[Family, ...] = (
+    *(Harmony, GLM4, MiniMaxM2, Qwen3Coder, KimiK2, DeepSeekV3, DeepSeekV31, Mistral11, Mistral),
+    *(Phi4Mini, Granite3, LFM2, Hermes, Llama3, Generic),
+)
+FORMATS: dict[str, Family] = {family.name: family for family in _FAMILIES}
+
+
+def choose_format(template: str, tags: Tags, wanted: str | None = None) -> ToolFormat:
     """The format that a model's chat template shows, or the `wanted` one; generic where it shows none.
 
     Raises `ModelError` for a name that there is not.
     """
-    if wanted is not None:
-        if wanted not in FORMATS:
-            raise ModelError(f"there is no tool format {wanted!r}; there are {', '.join(FORMATS)}")
-        return FORMATS[wanted]
-    return next((known for known in FORMATS.values() if known.recognises(template)), FORMATS["generic"])
+    if wanted is not None and wanted not in FORMATS:
+        raise ModelError(f"there is no tool format {wanted!r}; there are {', '.join(FORMATS)}")
+    shown = (name for name, known in FORMATS.items() if known.recognises(template))
+    return FORMATS[wanted or next(shown, Generic.name)](tags)
 
 
 __all__ = ["FORMATS", "ToolFormat", "choose_format"]

@@ -1,24 +1,29 @@
 """What a tool-call format has to say: how tools enter the prompt, what an answer looks like, how it is read."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from slipstream.chat.formats.reading import Reading, Steps
 from slipstream.chat.messages import Message
+from slipstream.chat.reading import Reading, Steps
+from slipstream.chat.reasoning import Reasoning
+from slipstream.chat.tags import Tag, text_until
 from slipstream.chat.tools import ToolUse
-
-Mark = Callable[[str], str]
-"""Gives the Lark expression of a text that the vocabulary may hold as one special token."""
 
 
 class ToolFormat(Protocol):
-    """One family's way to call tools."""
+    """One family's way to call tools, in one vocabulary."""
 
     name: str
 
-    def recognises(self, template: str) -> bool:
-        """Whether a model with this chat template was trained on the format."""
+    @property
+    def ends(self) -> tuple[Tag, ...]:
+        """What ends a text inside of a call, beside the quotation mark of JSON, and what ends calls."""
+        ...
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        """Where answers and reasoning are of one piece; None where the template's reasoning goes with the format."""
         ...
 
     def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
@@ -29,8 +34,12 @@ class ToolFormat(Protocol):
         """The tools as the template takes them; None where they are part of the messages."""
         ...
 
-    def grammar(self, use: ToolUse, mark: Mark) -> str:
+    def grammar(self, use: ToolUse) -> str:
         """The Lark rules of an answer, from `start`: with mode "auto" text or calls, with "required" calls alone."""
+        ...
+
+    def said(self, rule: str) -> str:
+        """The Lark expression of an answer that is no call and fits a rule."""
         ...
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
@@ -38,6 +47,10 @@ class ToolFormat(Protocol):
 
         How the text was cut into pieces makes no difference to what they add up to.
         """
+        ...
+
+    def read_text(self, reading: Reading) -> Steps[None]:
+        """Read an answer that can't call."""
         ...
 
     def new_call_id(self) -> str:
@@ -48,6 +61,9 @@ class ToolFormat(Protocol):
 class NativeTools:
     """The part that formats share whose templates take tools and calls as they are."""
 
+    ends: tuple[Tag, ...] = ()
+    reasoning: Reasoning | None = None
+
     def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:  # noqa: ARG002
         """Calls with parsed arguments, as templates expect them."""
         return [message_dict(message) for message in messages]
@@ -56,9 +72,27 @@ class NativeTools:
         """All tools of the request, or None if it has none."""
         return [tool.as_dict() for tool in use.tools] or None
 
+    def said(self, rule: str) -> str:
+        """Just that."""
+        return rule
+
+    def read_text(self, reading: Reading) -> Steps[None]:
+        """All of it is text."""
+        return reading.say_all()
+
     def new_call_id(self) -> str:
         """An id such as OpenAI's."""
         return f"call_{secrets.token_hex(12)}"
+
+
+def start_rules(use: ToolUse, begin: Tag, calls: str) -> str:
+    """Lark rules for `start`: `begin` and `calls`, or with mode "auto" also free text, alone or before them.
+
+    `calls` is the Lark expression of what follows `begin`.
+    """
+    if use.mode == "required":
+        return f"start: {begin.expression} {calls}"
+    return f"start: TEXT | head {calls}\n{text_until(begin, 'head')}\nTEXT: /(.|\\n)*/"
 
 
 def message_dict(message: Message) -> dict[str, Any]:
@@ -74,3 +108,7 @@ def message_dict(message: Message) -> dict[str, Any]:
     if message.name is not None:
         result["name"] = message.name
     return result
+
+
+MORE = "{0,15}"
+"""How many calls may follow the first: a model that has lost its way calls without end."""

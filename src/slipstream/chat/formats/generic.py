@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from slipstream.chat.formats.hermes import Hermes
-from slipstream.chat.formats.tagged import BEGIN, END
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.tools import ToolUse
 from slipstream.tokenizer.provenance import Traced, content, joined, own
@@ -28,7 +27,8 @@ class Generic(Hermes):
 
     name = "generic"
 
-    def recognises(self, template: str) -> bool:
+    @classmethod
+    def recognises(cls, template: str) -> bool:
         """What mentions neither tools nor calls."""
         return "tool" not in template
 
@@ -66,4 +66,4 @@ class Generic(Hermes):
 
 def _call_text(call: ToolCall) -> Traced:
     body = json.dumps({"name": call.name, "arguments": call.parsed_arguments()}, ensure_ascii=False)
-    return own(f"{BEGIN}\n") + content(body) + own(f"\n{END}")
+    return own(f"{Hermes.BEGIN}\n") + content(body) + own(f"\n{Hermes.END}")

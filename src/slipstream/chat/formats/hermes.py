@@ -1,10 +1,10 @@
-"""Hermes and Qwen 2.5/3: `<tool_call>` around a JSON object."""
+"""Hermes, Qwen 2.5 and 3, Granite 4, SmolLM3: `<tool_call>` around a JSON object."""
 
 from collections.abc import Sequence
 
 from slipstream.chat.formats.json_calls import call_rules, read_json_call
-from slipstream.chat.formats.reading import Reading, Steps
-from slipstream.chat.formats.tagged import BEGIN, TaggedCalls
+from slipstream.chat.formats.tagged import TaggedCalls
+from slipstream.chat.reading import Reading, Steps
 from slipstream.chat.tools import Tool, ToolUse
 
 
@@ -13,9 +13,10 @@ class Hermes(TaggedCalls):
 
     name = "hermes"
 
-    def recognises(self, template: str) -> bool:
-        """By its tag, unless the tag holds XML."""
-        return BEGIN in template and "<function=" not in template
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By its tag around JSON."""
+        return cls.BEGIN in template and ("arguments" in template or "tojson" in template)
 
     def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
         return call_rules(tools)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from slipstream.chat.formats.reading import Reading, Steps, skip_space, whole_until
+from slipstream.chat.reading import Reading, Steps, skip, skip_space
 from slipstream.chat.schema import closed_parameters, json_rule, literal
 from slipstream.chat.tools import Tool
 
@@ -30,8 +30,8 @@ def call_rules(tools: Sequence[Tool], *, arguments_key: str = "arguments") -> li
 
 
 def read_json_call(reading: Reading) -> Steps[bool]:
-    """Read the next object as a call, its members in any order. Returns whether it came to its end."""
-    if (yield from whole_until(reading, "{")) is None:
+    """Read the next object as a call, its members in any order. Returns whether there was one that came to its end."""
+    if not (yield from skip(reading, "{")):
         return False
     named, end = False, ","
     early: list[str] = []  # arguments that came before the name
@@ -47,7 +47,31 @@ def read_json_call(reading: Reading) -> Steps[bool]:
                 reading.add_arguments("".join(early))
     if named and end:
         reading.end_call()
-    return end != ""
+    return named and end != ""
+
+
+def read_json_arguments(reading: Reading) -> Steps[bool]:
+    """Read the object that comes next as the arguments of the last call. Returns whether it came to its end."""
+    yield from skip_space(reading)
+    depth, quoted, escaped = 0, False, False
+    while True:
+        for place, char in enumerate(str.__str__(reading.rest)):
+            if escaped or char == "\\":
+                escaped = quoted and not escaped
+            elif char == '"':
+                quoted = not quoted
+            elif not quoted and char in "{[":
+                depth += 1
+            elif not quoted and char in "}]":
+                depth -= 1
+                if depth <= 0:
+                    reading.add_arguments(reading.take(place + 1))
+                    reading.end_call()
+                    return True
+        reading.add_arguments(reading.take())
+        if reading.ended:
+            return False
+        yield
 
 
 def _value(reading: Reading, tell: Callable[[str], None]) -> Steps[str]:
@@ -68,7 +92,7 @@ def _value(reading: Reading, tell: Callable[[str], None]) -> Steps[str]:
                 depth += 1
             elif depth == 0:
                 tell(reading.take(match.start()).rstrip())
-                return reading.take(1)
+                return str.__str__(reading.take(1))
             elif token in "}]":
                 depth -= 1
         if reading.ended:

@@ -1,8 +1,9 @@
 """Llama 3.1 to 3.3: the whole answer is one JSON object with `parameters`."""
 
-from slipstream.chat.formats.base import Mark, NativeTools
+from slipstream.chat.formats.base import NativeTools
 from slipstream.chat.formats.json_calls import call_opening, call_rules, read_json_call
-from slipstream.chat.formats.reading import Reading, Steps, comes_next
+from slipstream.chat.reading import Reading, Steps, comes_next
+from slipstream.chat.tags import Tags
 from slipstream.chat.tools import ToolUse
 
 
@@ -11,11 +12,15 @@ class Llama3(NativeTools):
 
     name = "llama3"
 
-    def recognises(self, template: str) -> bool:
+    def __init__(self, tags: Tags) -> None:
+        pass
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
         """By the header tokens and the word for arguments in its instructions."""
         return "<|start_header_id|>" in template and '"parameters"' in template
 
-    def grammar(self, use: ToolUse, mark: Mark) -> str:  # noqa: ARG002
+    def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
         start = "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
         return "\n".join((start, *call_rules(use.callable, arguments_key="parameters")))

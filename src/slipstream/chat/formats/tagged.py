@@ -1,41 +1,53 @@
-"""Calls after a mark, and such as stand each between tags of its own."""
+"""Calls one after the other, each between a pair of tags."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from slipstream.chat.formats.base import Mark, NativeTools
-from slipstream.chat.formats.reading import Reading, Steps, skip, skip_space, text_until
-from slipstream.chat.schema import literal
+from slipstream.chat.formats.base import MORE, NativeTools, start_rules
+from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
+from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Tool, ToolUse
-
-BEGIN, END = "<tool_call>", "</tool_call>"
-
-MORE = "{0,15}"
-"""How many calls may follow the first: a model that has lost its way calls without end."""
+from slipstream.tokenizer.provenance import content
 
 
 class TaggedCalls(NativeTools, ABC):
-    """Calls one after the other, each in tags; what stands between them is the subclass's affair."""
+    """A pair of tags around each call; what stands between them is the subclass's affair."""
 
-    def grammar(self, use: ToolUse, mark: Mark) -> str:
+    BEGIN, END = "<tool_call>", "</tool_call>"
+    INNER = '"\\n" call "\\n"'
+    """The Lark expression of what stands between the tags."""
+    INNER_MORE = ""
+    """The Lark expression of further calls between the same tags, where models may write them there."""
+
+    def __init__(self, tags: Tags) -> None:
+        self._begin, self._end = tags(self.BEGIN), tags(self.END)
+        self.ends = (self._end,)
+
+    def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
-        begin, end = mark(BEGIN), mark(END)
-        more = f'("\\n" {begin} "\\n" call "\\n" {end}){MORE}' if use.parallel else ""
-        start = start_rules(use, BEGIN, mark, f'"\\n" call "\\n" {end} {more}')
+        begin, end = self._begin.expression, self._end.expression
+        between = self.INNER_MORE or f'{end} "\\n" {begin} {self.INNER}'
+        further = f"({between}){MORE}" if use.parallel else ""
+        start = start_rules(use, self._begin, f"{self.INNER} {further} {end}")
         return "\n".join((start, *self._call_rules(use.callable)))
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
-        """See `ToolFormat.read`."""
-        if not (yield from text_until(reading, BEGIN, reading.say)):
-            reading.say(reading.take())
-            return
-        while (yield from self._read_call(reading, use)):
-            if not (yield from skip(reading, END)) and END.startswith(reading.rest.lstrip()):
-                return  # cut off inside of the tag
-            yield from skip_space(reading)
-            if not (yield from text_until(reading, BEGIN, reading.say)):
-                reading.say(reading.take().rstrip())
-                return
+        """See `ToolFormat.read`. What stands between tags and is no call is text, and so are the tags."""
+        while (yield from text_until(reading, self._begin.mark, reading.say)):
+            reading.attempt()
+            while (yield from self._read_call(reading, use)):
+                if (yield from skip(reading, self._end.mark)):
+                    yield from skip_space(reading)
+                    break
+                if reading.ended and cut_off_in(reading, self._end.mark):
+                    return
+                reading.passed = content("")
+                reading.attempt()
+            else:
+                if not reading.gave_up():
+                    return  # a call is cut off
+        rest = reading.take()
+        reading.say(rest.rstrip() if reading.calls else rest)
 
     @abstractmethod
     def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
@@ -44,15 +56,3 @@ class TaggedCalls(NativeTools, ABC):
     @abstractmethod
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:
         """Read a call. Returns whether it came to its end."""
-
-
-def start_rules(use: ToolUse, begin: str, mark: Mark, calls: str) -> str:
-    """Lark rules for `start`: `begin` and `calls`, or with mode "auto" also free text, alone or before them.
-
-    `calls` is the Lark expression of what follows `begin`.
-    """
-    if use.mode == "required":
-        return f"start: {mark(begin)} {calls}"
-    if mark(begin) == literal(begin):
-        return f"start: TEXT | head {calls}\nhead[lazy]: TEXT {literal(begin)}\nTEXT: /(.|\\n)*/"
-    return f"start: TEXT | head {calls}\nhead: TEXT {mark(begin)}\nTEXT: /(.|\\n)*/"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from slipstream.tokenizer.provenance import Traced, content
+
 _Result = TypeVar("_Result")
 Steps = Generator[None, None, _Result]
 """Reads a part of an answer, waiting for its text at each `yield`."""
@@ -42,7 +44,7 @@ class Reading:
     """An answer on its way: the text that came and was not read yet, and what all before it says."""
 
     def __init__(self, new_call_id: Callable[[], str]) -> None:
-        self.rest = ""
+        self.rest = content("")
         self.ended = False
         """Whether no text will come after the `rest`."""
         self.deltas: list[AnswerDelta] = []
@@ -51,16 +53,33 @@ class Reading:
         self.reasoning: list[str] = []
         self.calls: list[ParsedCall] = []
         self._new_call_id = new_call_id
+        self.passed = content("")
+        """The mark that text was last read up to, and white space before it."""
+        self._attempted: list[Traced] | None = None
 
-    def take(self, count: int | None = None) -> str:
+    def take(self, count: int | None = None) -> Traced:
         """The next so many characters, or all there are, which are read with this."""
         taken = self.rest[:count]
         self.rest = self.rest[len(taken) :]
+        if self._attempted is not None:
+            self._attempted.append(taken)
         return taken
+
+    def attempt(self) -> None:
+        """Remember what is read from now on, and the mark before it, until a call begins: perhaps it's none."""
+        self._attempted = [self.passed]
+
+    def gave_up(self) -> bool:
+        """Whether no call began since the attempt: then what was read is noted as text."""
+        attempted, self._attempted = self._attempted, None
+        if attempted is not None:
+            self.say("".join(attempted))
+        return attempted is not None
 
     def say(self, text: str) -> None:
         """Note text for the user."""
         if text:
+            text = str.__str__(text)
             self.text.append(text)
             self.deltas.append(AnswerDelta(text=text))
 
@@ -73,18 +92,21 @@ class Reading:
     def think(self, text: str) -> None:
         """Note a piece of reasoning."""
         if text:
+            text = str.__str__(text)
             self.reasoning.append(text)
             self.deltas.append(AnswerDelta(reasoning=text))
 
-    def begin_call(self, name: str) -> None:
-        """Note that a call begins; the arguments that follow are its own."""
-        call = ParsedCall(self._new_call_id(), name)
+    def begin_call(self, name: str, id: str | None = None) -> None:
+        """Note that a call begins, with the id that the model gave it if it did; what follows are its arguments."""
+        self._attempted = None
+        call = ParsedCall(id or self._new_call_id(), str.__str__(name))
         self.calls.append(call)
-        self.deltas.append(AnswerDelta(index=len(self.calls) - 1, id=call.id, name=name))
+        self.deltas.append(AnswerDelta(index=len(self.calls) - 1, id=call.id, name=call.name))
 
     def add_arguments(self, text: str) -> None:
         """Note a piece of the arguments of the last call."""
         if text:
+            text = str.__str__(text)
             self.calls[-1].arguments.append(text)
             self.deltas.append(AnswerDelta(index=len(self.calls) - 1, arguments=text))
 
@@ -98,33 +120,37 @@ def text_until(reading: Reading, mark: str, tell: Callable[[str], None]) -> Step
 
     If it never does, white space and what could have been its beginning are left unread at the end.
     """
-    while (found := reading.rest.find(mark)) < 0 and not reading.ended:
+    mark = content(mark)
+    while (found := _find(reading.rest, mark)) < 0 and not reading.ended:
         tell(reading.take(_certain_length(reading.rest, mark)))
         yield
     if found < 0:
         return False
-    tell(reading.take(found).rstrip())
-    reading.take(len(mark))
+    text = reading.take(found)
+    tell(text.rstrip())
+    reading.passed = text[len(text.rstrip()) :] + reading.take(len(mark))
     return True
 
 
 def whole_until(reading: Reading, mark: str) -> Steps[str | None]:
     """The text before a mark, once the mark is there; None if it never comes."""
+    mark = content(mark)
     looked_at = 0
-    while (found := reading.rest.find(mark, looked_at)) < 0:
+    while (found := _find(reading.rest, mark, looked_at)) < 0:
         if reading.ended:
             return None
         looked_at = max(0, len(reading.rest) - len(mark) + 1)
         yield
     text = reading.take(found)
     reading.take(len(mark))
-    return text
+    return str.__str__(text)
 
 
 def comes_next(reading: Reading, *marks: str) -> Steps[bool]:
     """Whether one of the marks is next but for white space, once that's certain."""
-    while not (begun := reading.rest.lstrip()).startswith(marks):
-        if reading.ended or not any(mark.startswith(begun) for mark in marks):
+    expected = [content(mark) for mark in marks]
+    while not any(_begins(begun := reading.rest.lstrip(), mark) for mark in expected):
+        if reading.ended or not any(_begins(mark, begun) for mark in expected):
             return False
         yield
     return True
@@ -134,7 +160,7 @@ def skip(reading: Reading, mark: str) -> Steps[bool]:
     """Skip a mark, and white space before it, if they come next. Returns whether they did."""
     if not (yield from comes_next(reading, mark)):
         return False
-    reading.rest = reading.rest.lstrip().removeprefix(mark)
+    reading.take(len(reading.rest) - len(reading.rest.lstrip()) + len(mark))
     return True
 
 
@@ -142,12 +168,29 @@ def skip_space(reading: Reading) -> Steps[None]:
     """Skip white space."""
     while not (rest := reading.rest.lstrip()) and not reading.ended:
         yield
-    reading.rest = rest
+    reading.take(len(reading.rest) - len(rest))
 
 
-def _certain_length(text: str, mark: str) -> int:
+def cut_off_in(reading: Reading, mark: str) -> bool:
+    """Whether what is left, but for white space, is the beginning of a mark, or nothing."""
+    return _begins(content(mark), reading.rest.lstrip())
+
+
+def _begins(text: Traced, with_: Traced) -> bool:
+    return str.startswith(text, with_) and text.mask.startswith(with_.mask)
+
+
+def _find(text: Traced, mark: Traced, start: int = 0) -> int:
+    """Where a mark is, in text that comes from where the mark does; -1 if nowhere."""
+    found = str.find(text, mark, start)
+    while found >= 0 and text.mask[found : found + len(mark)] != mark.mask:
+        found = str.find(text, mark, found + 1)
+    return found
+
+
+def _certain_length(text: Traced, mark: Traced) -> int:
     """How much of `text` can't turn out to be the beginning of the mark, or white space before it."""
     for size in range(min(len(text), len(mark) - 1), 0, -1):
-        if mark.startswith(text[-size:]):
+        if _begins(mark, text[-size:]):
             return len(text[:-size].rstrip())
     return len(text.rstrip())

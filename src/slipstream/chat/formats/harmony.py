@@ -1,0 +1,105 @@
+"""Harmony, of gpt-oss: an answer is a sequence of channels, and calls are messages to a function."""
+
+from slipstream.chat.formats.base import NativeTools
+from slipstream.chat.formats.json_calls import read_json_arguments
+from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
+from slipstream.chat.reasoning import Reasoning
+from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.tags import Tag, Tags
+from slipstream.chat.tags import text_until as text_until_rule
+from slipstream.chat.tools import ToolUse
+from slipstream.tokenizer.provenance import Traced
+
+_FUNCTIONS = "functions."
+
+
+class HarmonyReasoning:
+    """The channel for analysis, which comes before others."""
+
+    def __init__(self, tags: Tags) -> None:
+        self._begin = tags("<|channel|>", "analysis", "<|message|>")
+        self.end: Tag = tags("<|end|>", "<|start|>", "assistant")
+
+    def opened_by(self, prompt: Traced) -> bool:  # noqa: ARG002
+        """Never: its templates leave the choice of a channel to the model."""
+        return False
+
+    def grammar(self, answer: str, *, opened: bool) -> str:  # noqa: ARG002
+        """See `Reasoning.grammar`."""
+        thought = text_until_rule(self.end, "thought")
+        return f"start: (reasoning)? {answer}\nreasoning: {self._begin.expression} thought\n{thought}"
+
+    def read(self, reading: Reading, *, opened: bool) -> Steps[None]:  # noqa: ARG002
+        """See `Reasoning.read`."""
+        while (yield from skip(reading, self._begin.mark)):
+            if not (yield from text_until(reading, self.end.mark, reading.think)):
+                reading.think(reading.take().rstrip())
+
+
+class Harmony(NativeTools):
+    """Text in the channel `final`, or before a call in `commentary`; one call an answer, which it ends."""
+
+    name = "harmony"
+
+    def __init__(self, tags: Tags) -> None:
+        self.reasoning: Reasoning | None = HarmonyReasoning(tags)
+        self._channel, self._message, self._call = tags("<|channel|>"), tags("<|message|>"), tags("<|call|>")
+        self._final = tags("<|channel|>", "final", "<|message|>")
+        self._said = tags("<|channel|>", "commentary", "<|message|>")
+        self._next = tags("<|end|>", "<|start|>", "assistant")
+        self._call_begin = tags("<|channel|>", f"commentary to={_FUNCTIONS}")
+        self._json = tags(" ", "<|constrain|>", "json", "<|message|>")
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By its channels."""
+        return "<|channel|>" in template and "<|call|>" in template
+
+    def grammar(self, use: ToolUse) -> str:
+        """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
+        said = f"said: {self._said.expression} preamble\n{text_until_rule(self._next, 'preamble')}"
+        if use.mode == "required":
+            rules = ["start: call"]
+        else:
+            rules = [f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"]
+        rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(use.callable))))
+        for index, tool in enumerate(use.callable):
+            head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
+            rules.append(f"call_{index}: {head} arguments_{index}")
+            rules.append(f"arguments_{index}: {json_rule(closed_parameters(tool.parameters))}")
+        return "\n".join(rules)
+
+    def said(self, rule: str) -> str:
+        """In its channel."""
+        return f"{self._final.expression} {rule}"
+
+    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
+        """See `ToolFormat.read`."""
+        while True:
+            if (yield from skip(reading, self._final.mark)):
+                yield from reading.say_all()
+            if (yield from skip(reading, self._said.mark)):
+                if not (yield from text_until(reading, self._next.mark, reading.say)):
+                    reading.say(reading.take())
+                    return
+                continue
+            if not (yield from comes_next(reading, self._channel.mark)):
+                yield from reading.say_all()
+            reading.passed = reading.rest[:0]
+            reading.attempt()
+            header = yield from whole_until(reading, self._message.mark)
+            if header is None:
+                reading.take()
+            name = (header or "").partition(f"to={_FUNCTIONS}")[2]
+            if not name.strip():
+                reading.gave_up()
+                continue
+            reading.begin_call(name.split()[0].partition(str(self._channel))[0])
+            if not (yield from read_json_arguments(reading)):
+                return
+            yield from skip(reading, self._call.mark)
+            yield from skip_space(reading)
+
+    def read_text(self, reading: Reading) -> Steps[None]:
+        """Out of its channels too."""
+        return self.read(reading, ToolUse())

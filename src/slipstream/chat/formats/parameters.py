@@ -1,0 +1,237 @@
+"""Formats that write each argument of a call between tags of its own: Qwen3-Coder, GLM-4, MiniMax-M2."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slipstream.chat.formats.tagged import TaggedCalls
+from slipstream.chat.reading import Reading, Steps, comes_next, skip, whole_until
+from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.tags import Tag, Tags, plain_tag, text_until
+from slipstream.chat.tools import Tool, ToolUse
+
+
+class ParameterCalls(TaggedCalls):
+    """Strings stand as they are, other values as JSON. A text ends at the first closing tag, so it can't hold one."""
+
+    def __init__(self, tags: Tags) -> None:
+        super().__init__(tags)
+        self._value_end = self._end_of_value(tags)
+        self.ends = (self._value_end, self._end)
+
+    @abstractmethod
+    def _end_of_value(self, tags: Tags) -> Tag:
+        """What ends an argument's value."""
+
+    @abstractmethod
+    def _call_head(self, name: str) -> str:
+        """The Lark expression of what stands before the arguments."""
+
+    @abstractmethod
+    def _value_head(self, parameter: str) -> str:
+        """The Lark expression of what stands before an argument's value."""
+
+    @abstractmethod
+    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
+        """Read what stands before the arguments. Returns the name, or None if it isn't there."""
+
+    @abstractmethod
+    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
+        """Read what stands before a value. Returns the parameter's name, or None if no argument comes."""
+
+    @abstractmethod
+    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
+        """Read what stands after the arguments. Returns whether it is there."""
+
+    _CALL_TAIL = _VALUE_TAIL = ""
+    """The Lark expressions of what stands after all arguments, and after each."""
+
+    def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
+        rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
+        for index, tool in enumerate(tools):
+            rules.extend(self._tool_rules(f"call_{index}", tool))
+        return rules
+
+    def _tool_rules(self, rule: str, tool: Tool) -> list[str]:
+        """A tag for each property, in the schema's order; those that are not required may be missing."""
+        schema = closed_parameters(tool.parameters)
+        required = schema.get("required", [])
+        end = self._value_end.expression
+        parts, rules = [], []
+        for index, (name, value) in enumerate(schema.get("properties", {}).items()):
+            if value is False:
+                continue
+            parts.append(f"({rule}_{index} {self._VALUE_TAIL})" + ("" if name in required else "?"))
+            head = self._value_head(name)
+            if _is_text(value) and "enum" in value:
+                options = " | ".join(literal(str(option)) for option in value["enum"])
+                rules.append(f"{rule}_{index}: {head} ({options}) {end}")
+            elif _is_text(value):
+                text = f"{rule}_{index}_text"
+                rules.append(f"{rule}_{index}: {head} {text}")
+                rules.append(text_until(self._value_end, text, value.get("minLength", 0), value.get("maxLength")))
+            else:
+                rules.append(f"{rule}_{index}: {head} {rule}_{index}_json {end}")
+                rules.append(f"{rule}_{index}_json: {json_rule(_with_definitions(value, schema))}")
+        return [f"{rule}: {' '.join((self._call_head(tool.name), *parts, self._CALL_TAIL))}", *rules]
+
+    def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:
+        """The arguments come one by one, when they are whole."""
+        if (name := (yield from self._read_call_head(reading))) is None:
+            return False
+        properties = _properties(name, use)
+        reading.begin_call(name)
+        reading.add_arguments("{")
+        separator = ""
+        while (parameter := (yield from self._read_value_head(reading))) is not None:
+            value = yield from whole_until(reading, self._value_end.mark.lstrip())
+            if value is None:
+                return False
+            value = _as_json(self._value_of(value), properties.get(parameter, {}))
+            reading.add_arguments(f"{separator}{json.dumps(parameter, ensure_ascii=False)}: {value}")
+            separator = ", "
+        if not (yield from self._read_call_tail(reading)):
+            return False
+        reading.add_arguments("}")
+        reading.end_call()
+        return True
+
+    def _value_of(self, text: str) -> str:
+        """The value that stands between the tags."""
+        return text
+
+
+class Qwen3Coder(ParameterCalls):
+    """Qwen3-Coder, Qwen3.5, Seed-OSS: `<function=…>` and `<parameter=…>`, each value on lines of its own."""
+
+    name = "qwen3-coder"
+    _CALL_TAIL = '"\\n</function>"'
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By the tag of a function."""
+        return cls.BEGIN in template and "<function=" in template
+
+    def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
+        return plain_tag("\n</parameter>")
+
+    def _call_head(self, name: str) -> str:
+        return literal(f"<function={name}>")
+
+    def _value_head(self, parameter: str) -> str:
+        return literal(f"\n<parameter={parameter}>\n")
+
+    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
+        begun = yield from skip(reading, "<function=")
+        return (yield from whole_until(reading, ">")) if begun else None
+
+    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
+        begun = yield from skip(reading, "<parameter=")
+        return (yield from whole_until(reading, ">")) if begun else None
+
+    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
+        return skip(reading, "</function>")
+
+    def _value_of(self, text: str) -> str:
+        return text.removeprefix("\n").removesuffix("\n")
+
+
+class MiniMaxM2(ParameterCalls):
+    """MiniMax-M2: `<invoke name="…">` and `<parameter name="…">` in its own tags."""
+
+    name = "minimax-m2"
+    BEGIN, END = "<minimax:tool_call>", "</minimax:tool_call>"
+    _CALL_TAIL = '"\\n</invoke>"'
+    INNER_MORE = 'call "\\n"'
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By its tag: the name, as a template spells it."""
+        return "minimax:tool_call" in template
+
+    def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
+        return plain_tag("</parameter>")
+
+    def _call_head(self, name: str) -> str:
+        return literal(f'<invoke name="{name}">')
+
+    def _value_head(self, parameter: str) -> str:
+        return literal(f'\n<parameter name="{parameter}">')
+
+    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
+        begun = yield from skip(reading, '<invoke name="')
+        return (yield from whole_until(reading, '">')) if begun else None
+
+    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
+        begun = yield from skip(reading, '<parameter name="')
+        return (yield from whole_until(reading, '">')) if begun else None
+
+    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
+        return skip(reading, "</invoke>")
+
+
+class GLM4(ParameterCalls):
+    """GLM-4.5 and later: the name, then `<arg_key>` and `<arg_value>` in turn."""
+
+    name = "glm-4"
+    INNER = "call"
+    _VALUE_TAIL = '"\\n"'
+
+    def __init__(self, tags: Tags) -> None:
+        super().__init__(tags)
+        self._key, self._key_end = tags("<arg_key>"), tags("</arg_key>")
+        self._value = tags("<arg_value>")
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By the tag of a key."""
+        return "<arg_key>" in template
+
+    def _end_of_value(self, tags: Tags) -> Tag:
+        return tags("</arg_value>")
+
+    def _call_head(self, name: str) -> str:
+        return literal(f"{name}\n")
+
+    def _value_head(self, parameter: str) -> str:
+        key = f"{self._key.expression} {literal(parameter)} {self._key_end.expression}"
+        return f'{key} "\\n" {self._value.expression}'
+
+    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
+        name = yield from whole_until(reading, "\n")
+        return name.strip() if name is not None and name.strip() else None
+
+    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
+        if not (yield from skip(reading, self._key.mark)):
+            return None
+        parameter = yield from whole_until(reading, self._key_end.mark)
+        return parameter if (yield from skip(reading, self._value.mark)) else None
+
+    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
+        return comes_next(reading, self._end.mark)
+
+
+def _with_definitions(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {**value, **{key: schema[key] for key in ("$defs", "definitions") if key in schema}}
+
+
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") == "string"
+
+
+def _properties(name: str, use: ToolUse) -> Mapping[str, Any]:
+    """The schemas of a tool's parameters."""
+    parameters = next((tool.parameters for tool in use.callable if tool.name == name), {})
+    properties: Mapping[str, Any] = closed_parameters(parameters).get("properties", {})
+    return properties
+
+
+def _as_json(value: str, schema: Mapping[str, Any]) -> str:
+    """The value as JSON text: as it stands, unless the schema says string or it isn't JSON."""
+    if not _is_text(schema):
+        try:
+            return json.dumps(json.loads(value), ensure_ascii=False)
+        except ValueError:
+            pass
+    return json.dumps(value, ensure_ascii=False)

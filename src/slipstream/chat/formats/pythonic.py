@@ -1,0 +1,114 @@
+"""LFM2: a list of calls as Python writes them, between tags."""
+
+import ast
+import json
+from typing import Any
+
+from slipstream.chat.formats.base import MORE, NativeTools, start_rules
+from slipstream.chat.reading import Reading, Steps, skip_space, text_until, whole_until
+from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.tags import Tags
+from slipstream.chat.tools import Schema, Tool, ToolUse
+
+
+class LFM2(NativeTools):
+    """`[name(parameter="value", count=3)]`; values are JSON, but for Python's words for true, false and null."""
+
+    name = "lfm2"
+
+    def __init__(self, tags: Tags) -> None:
+        self._begin, self._end = tags("<|tool_call_start|>"), tags("<|tool_call_end|>")
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By the tags around its list of tools."""
+        return "<|tool_list_start|>" in template or "<|tool_call_start|>" in template
+
+    def grammar(self, use: ToolUse) -> str:
+        """See `ToolFormat.grammar`."""
+        calls = f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
+        rules = [start_rules(use, self._begin, f"{calls} {self._end.expression}")]
+        rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(use.callable))))
+        for index, tool in enumerate(use.callable):
+            rules.extend(_tool_rules(f"call_{index}", tool))
+        return "\n".join(rules)
+
+    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
+        """See `ToolFormat.read`. Calls come when all of them are there."""
+        while (yield from text_until(reading, self._begin.mark, reading.say)):
+            reading.attempt()
+            text = yield from whole_until(reading, self._end.mark)
+            for name, arguments in _calls(text or ""):
+                reading.begin_call(name)
+                reading.add_arguments(json.dumps(arguments, ensure_ascii=False))
+                reading.end_call()
+            if text is None:
+                reading.take()
+            reading.gave_up()
+            yield from skip_space(reading)
+        rest = reading.take()
+        reading.say(rest.rstrip() if reading.calls else rest)
+
+
+def _tool_rules(rule: str, tool: Tool) -> list[str]:
+    """The arguments in the schema's order; any of those that are not required may be missing."""
+    schema = closed_parameters(tool.parameters)
+    required = schema.get("required", [])
+    names = [name for name, value in schema.get("properties", {}).items() if value is not False]
+    rules = []
+    for index, name in enumerate(names):
+        value = schema["properties"][name]
+        words = _words(value)
+        rules.append(f"{rule}_{index}: {literal(f'{name}=')} {words or f'{rule}_{index}_json'}")
+        if words is None:
+            definitions: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+            described: dict[str, Any] = {} if value is True else dict(value)
+            rules.append(f"{rule}_{index}_json: {json_rule(described | definitions)}")
+    # After each argument a comma if another follows: a rule for what may come from each place on.
+    for index in range(len(names), -1, -1):
+        for first in (True, False):
+            at = f"{rule}_{'first' if first else 'then'}_{index}"
+            if index == len(names):
+                rules.append(f'{at}: ""')
+                continue
+            comma = "" if first else '", "'
+            taken = f"{comma} {rule}_{index} {rule}_then_{index + 1}"
+            left_out = "" if names[index] in required else f" | {rule}_{'first' if first else 'then'}_{index + 1}"
+            rules.append(f"{at}: {taken}{left_out}")
+    return [f'{rule}: {literal(f"{tool.name}(")} {rule}_first_0 ")"', *rules]
+
+
+def _words(value: Schema | bool) -> str | None:
+    """The Lark expression of a value that Python has words for."""
+    kind = None if isinstance(value, bool) else value.get("type")
+    return {"boolean": '("True" | "False")', "null": '"None"'}.get(str(kind))
+
+
+def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Names and arguments of calls; none if the text isn't a list of calls with plain values."""
+    words = {"true": True, "false": False, "null": None}
+    try:
+        listed = ast.parse(text.strip(), mode="eval").body
+        assert isinstance(listed, ast.List)
+        calls = []
+        for call in listed.elts:
+            assert isinstance(call, ast.Call)
+            arguments = {str(each.arg): _evaluated(each.value, words) for each in call.keywords}
+            calls.append((ast.unparse(call.func), arguments))
+    except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    return calls
+
+
+def _evaluated(node: ast.expr, words: dict[str, Any]) -> Any:
+    """A literal, in which JSON's words may stand for Python's."""
+    if isinstance(node, ast.Name) and node.id in words:
+        return words[node.id]
+    if isinstance(node, ast.List):
+        return [_evaluated(each, words) for each in node.elts]
+    if isinstance(node, ast.Dict):
+        keys = [_evaluated(key, words) for key in node.keys if key is not None]
+        return dict(zip(keys, (_evaluated(each, words) for each in node.values), strict=True))
+    value = ast.literal_eval(node)
+    # JSON writes a character beyond U+FFFF as two escapes, which Python leaves apart.
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value

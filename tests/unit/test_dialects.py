@@ -1,0 +1,352 @@
+"""Each family's format in each kind of vocabulary: what its models may write, and how that is read.
+
+The answers come out of the engine itself, over logits that are random: whatever the grammar lets through must be read
+as what was asked for, in every mode.
+"""
+
+import json
+import queue
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slipstream.backend import Piece
+from slipstream.backend.base import FloatArray
+from slipstream.chat.answers import Dialect
+from slipstream.chat.formats import FORMATS
+from slipstream.chat.messages import Message
+from slipstream.chat.tools import Tool, ToolUse
+from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams
+from slipstream.engine.generation import as_prompt
+from slipstream.engine.grammar import Grammar, GrammarCompiler
+from slipstream.models import DEFAULT_MODEL, ModelStore
+from slipstream.tokenizer import IncrementalDecoder, Tokenizer
+from slipstream.tokenizer.provenance import content, own
+from tests.unit.families import ONE_CALL, REASONING, TEMPLATES, all_tags, text_of, written
+from tests.unit.toy_backend import ToyBackend
+from tests.vocabularies import FLAGS, Flag, with_tags
+from tests.waiting import HANG
+
+WEATHER = Tool(
+    "get_weather",
+    "Weather of a city",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 12},
+            "unit": {"type": "string", "enum": ["C", "F"]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 14},
+            "exact": {"type": "boolean"},
+        },
+        "required": ["city", "unit"],
+    },
+)
+TAG = Tool("tag", "", {"type": "object", "properties": {"text": {"enum": ["<tool_call>", "</think>", "<|call|>"]}}})
+TOOLS = (WEATHER, Tool("ping"))
+SCHEMAS = {"get_weather": WEATHER.parameters, "ping": {"maxProperties": 0}, "tag": TAG.parameters}
+END = "<|im_end|>"
+
+
+@cache
+def tokenizer(flag: Flag) -> Tokenizer:
+    return Tokenizer(with_tags(ModelStore().ensure(DEFAULT_MODEL).tokenizer_path, all_tags(), flag))
+
+
+@cache
+def dialect(name: str, flag: Flag, reasoning: str = "") -> Dialect:
+    return Dialect(TEMPLATES[name] + reasoning, tokenizer(flag))
+
+
+class Rambling(ToyBackend):
+    """Says anything: its logits are random, the same for the same token at the same place."""
+
+    def __init__(self, vocab_size: int, welcome: Sequence[int] = ()) -> None:
+        super().__init__(num_blocks=256, block_size=16)
+        self.vocab_size = vocab_size
+        self._welcome = list(welcome)
+
+    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
+        rows = [
+            self._row(int(piece.tokens[at]), piece.past + at)
+            for piece in pieces
+            for at in range(len(piece.tokens) - piece.logit_rows, len(piece.tokens))
+        ]
+        return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+
+    def _row(self, token: int, position: int) -> FloatArray:
+        logits = np.random.default_rng((token, position)).normal(size=self.vocab_size).astype(np.float32)
+        logits[self._welcome] += 3
+        return logits
+
+
+class Model:
+    """An engine over random logits, and the dialect of one family."""
+
+    def __init__(self, name: str, flag: Flag, reasoning: str = "") -> None:
+        self.tokenizer = tokenizer(flag)
+        self.dialect = dialect(name, flag, reasoning)
+        stop = self.tokenizer.control_token(END)
+        assert stop is not None
+        self._compiler = compiler(flag)
+        # Ends are welcome, so that answers that may be long are not.
+        ends = [stop, *(token for end in self.dialect.ends for token in self.tokenizer.encode(end)[-1:])]
+        quote = self.tokenizer.encode('"')
+        self._core = EngineCore(
+            Rambling(self.tokenizer.vocab_size, [*ends, *quote]),
+            self.tokenizer,
+            context_length=2000,
+            stop_token_ids=frozenset((stop,)),
+        )
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._core.shutdown(drain_seconds=0)
+
+    def grammar(self, use: ToolUse, *, opened: bool = False) -> Grammar | None:
+        source = self.dialect.grammar(use, None, opens_reasoning=opened)
+        return None if source is None else self._compiler.compile(source, param="tools")
+
+    def answer(self, use: ToolUse, *, opened: bool = False, seed: int = 0, **params: Any) -> "Answer":
+        given: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        request = GenerationRequest(
+            prompt=as_prompt(self.tokenizer.encode(f"{seed} {'weather ' * 3}")),
+            params=SamplingParams(**({"temperature": 0.0, "max_tokens": 250} | params)),
+            grammar=self.grammar(use, opened=opened),
+            shown_tokens=self.dialect.token_ids,
+            response_cache=False,
+        )
+        self._core.submit(request, given.put)
+        answer = Answer(self.dialect, use, opened)
+        while answer.reason is None:
+            answer.take(given.get(timeout=HANG))
+        return answer
+
+
+class Answer:
+    """An answer that was read as it came, and whole."""
+
+    def __init__(self, dialect: Dialect, use: ToolUse, opened: bool) -> None:
+        self._readers = [dialect.reader(use, opens_reasoning=opened) for _ in range(2)]
+        self._text = content("")
+        self.reason: str | None = None
+        self.tokens: list[int] = []
+
+    def take(self, output: Output) -> None:
+        assert output.error is None, output.error
+        streamed, whole = self._readers
+        self.tokens += output.token_ids
+        self._text += content(output.text)
+        self.reason = output.finish_reason
+        streamed.feed(output.text, last=self.reason is not None)
+        if self.reason is not None:
+            whole.feed(self._text, last=True)
+            assert said(streamed.message) == said(whole.message)
+            assert streamed.reasoning == whole.reasoning
+
+    @property
+    def message(self) -> Message:
+        return self._readers[0].message
+
+    @property
+    def complete(self) -> bool:
+        return self._readers[0].calls_to_run
+
+    @property
+    def reasoning(self) -> str:
+        return self._readers[0].reasoning
+
+    @property
+    def text(self) -> str:
+        return str.__str__(self._text)
+
+
+@cache
+def compiler(flag: Flag) -> GrammarCompiler:
+    """One for all formats, since loading a vocabulary takes a second; what ends one format's texts ends no other's."""
+    vocabulary = tokenizer(flag)
+    stop = vocabulary.control_token(END)
+    assert stop is not None
+    dialects = [dialect(name, flag, reasoning) for name in FORMATS for reasoning in ("", *REASONING)]
+    ends = {str.__str__(end): end for known in dialects for end in known.ends}.values()
+    return GrammarCompiler(vocabulary, vocab_size=vocabulary.vocab_size, stop_token_ids=(stop,), ends=ends)
+
+
+def said(message: Message) -> object:
+    return message.text, [(call.name, call.arguments) for call in message.tool_calls]
+
+
+def assert_fits(message: Message) -> None:
+    for call in message.tool_calls:
+        jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+
+
+MATRIX = pytest.mark.parametrize(("name", "flag"), [(name, flag) for name in FORMATS for flag in FLAGS])
+
+
+@pytest.fixture
+def model(name: str, flag: Flag) -> Iterator[Model]:
+    with Model(name, flag) as model:
+        yield model
+
+
+@MATRIX
+def test_calls_in_every_mode(model: Model, name: str, flag: Flag) -> None:
+    for seed in range(1):
+        required = model.answer(ToolUse(TOOLS, "required"), seed=seed)
+        assert required.complete, required.text
+        assert required.message.text == ""
+        assert_fits(required.message)
+        one = model.answer(ToolUse(TOOLS, "required", parallel=False), seed=seed)
+        assert len(one.message.tool_calls) == 1
+        named = model.answer(ToolUse(TOOLS, "required", frozenset({"get_weather"})), seed=seed)
+        assert {call.name for call in named.message.tool_calls} == {"get_weather"}
+        assert_fits(named.message)
+        free = model.answer(ToolUse(TOOLS, "none"), seed=seed, max_tokens=20)
+        assert free.message.tool_calls == ()
+        auto = model.answer(ToolUse(TOOLS, "auto"), seed=seed, max_tokens=120)
+        assert auto.complete == bool(auto.message.tool_calls)
+        assert_fits(auto.message)
+
+
+@MATRIX
+def test_a_call_is_closed_in_time(model: Model, name: str, flag: Flag) -> None:
+    long = Tool("note", "", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]})
+    use = ToolUse((long,), "required", parallel=False)
+    shortest = min(len(model.answer(use, seed=seed, max_tokens=400).tokens) for seed in range(3))
+    for limit in range(shortest, shortest + 20, 9):
+        answer = model.answer(use, max_tokens=limit, logit_bias={tokenizer(flag).encode('"')[0]: -20})
+        assert len(answer.tokens) <= limit
+        if answer.complete:
+            assert isinstance(json.loads(answer.message.tool_calls[0].arguments)["text"], str)
+    assert answer.complete, answer.text
+
+
+@MATRIX
+def test_what_the_family_writes_is_allowed_and_read(model: Model, name: str, flag: Flag) -> None:
+    calls = [("get_weather", {"city": "Bern </x>[b]", "unit": "C", "exact": True}), ("ping", {})]
+    for text in ("", "Let me see."):
+        for made in (calls[:1], calls):
+            answer, _ = written(name, text, made)
+            expected = made[:1] if name in ONE_CALL else made
+            tokens = tokenizer(flag).encode(answer)
+            grammar = model.grammar(ToolUse(TOOLS))
+            assert grammar is not None
+            constraint = grammar.begin()
+            assert constraint.valid_prefix(tokens) == len(tokens), answer
+            reader = model.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
+            decoder = IncrementalDecoder(tokenizer(flag), shown=model.dialect.token_ids)
+            for token in tokens:
+                reader.feed(decoder.feed((token,)))
+            reader.feed(decoder.flush(), last=True)
+            assert [(call.name, json.loads(call.arguments)) for call in reader.message.tool_calls] == expected
+            assert reader.calls_to_run
+            if name != "llama3":
+                assert reader.message.text == text
+
+
+@MATRIX
+def test_tags_that_are_spelled_out_are_text_where_they_are_tokens(model: Model, name: str, flag: Flag) -> None:
+    """As when a model quotes what it read."""
+    answer, _ = written(name, "", [("ping", {})])
+    tokens = tokenizer(flag).encode(text_of(name, str.__str__(answer)))
+    reader = model.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
+    decoder = IncrementalDecoder(tokenizer(flag), shown=model.dialect.token_ids)
+    for token in tokens:
+        reader.feed(decoder.feed((token,)))
+    reader.feed(decoder.flush(), last=True)
+    if (flag != "absent" and name not in ("llama3",)) or name == "harmony":
+        assert reader.message.text == str.__str__(answer)
+        assert reader.message.tool_calls == ()
+    else:
+        assert [call.name for call in reader.message.tool_calls] == ["ping"]
+
+
+@MATRIX
+def test_a_schema_that_names_a_tag_forces_text(model: Model, name: str, flag: Flag) -> None:
+    for seed in range(1):
+        answer = model.answer(ToolUse((TAG,), "required", parallel=False), seed=seed)
+        assert answer.complete, answer.text
+        assert_fits(answer.message)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("reasoning", REASONING)
+@pytest.mark.parametrize("name", ["hermes", "mistral-v11", "qwen3-coder"])
+def test_reasoning_before_calls(name: str, reasoning: str, flag: Flag) -> None:
+    use = ToolUse(TOOLS, "required", parallel=False)
+    begin, end = REASONING[reasoning]
+    with Model(name, flag, reasoning) as model:
+        for opened in (True, False):
+            for seed in range(1):
+                answer = model.answer(use, opened=opened, seed=seed, max_tokens=300)
+                assert answer.complete, answer.text
+                assert answer.message.text == ""
+                assert len(answer.message.tool_calls) == 1
+        assert model.dialect.reasoning.opened_by(own(f"<|im_start|>assistant\n{begin}\n"))
+        assert not model.dialect.reasoning.opened_by(own("<|im_start|>user\n") + content(begin))
+        call, _ = written(name, "", [("ping", {})])
+        tokens = tokenizer(flag).encode(own(f"{begin}Hm.{end}\n\n") + call)
+        grammar = model.grammar(use)
+        assert grammar is not None
+        assert grammar.begin().valid_prefix(tokens) == len(tokens)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_harmony_reasons_in_a_channel(flag: Flag) -> None:
+    with Model("harmony", flag) as model:
+        text = (
+            own("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant")
+            + written("harmony", "", [("ping", {})])[0]
+        )
+        tokens = tokenizer(flag).encode(text)
+        grammar = model.grammar(ToolUse(TOOLS, "required"))
+        assert grammar is not None
+        assert grammar.begin().valid_prefix(tokens) == len(tokens)
+        reader = model.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
+        decoder = IncrementalDecoder(tokenizer(flag), shown=model.dialect.token_ids)
+        for token in tokens:
+            reader.feed(decoder.feed((token,)))
+        reader.feed("", last=True)
+        assert (reader.reasoning, [call.name for call in reader.message.tool_calls]) == ("Hm.", ["ping"])
+
+
+@MATRIX
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_any_tokens_read_alike_however_they_come(name: str, flag: Flag, data: st.DataObject) -> None:
+    """No stream of tokens is lost or breaks a reader, and pieces add up to the whole."""
+    vocabulary, known = tokenizer(flag), dialect(name, flag, "<think></think>")
+    answer, _ = written(name, "Well", [("ping", {}), ("get_weather", {"city": "B"})])
+    likely = vocabulary.encode(answer)
+    ids = data.draw(
+        st.lists(
+            st.sampled_from([*likely, *sorted(known.token_ids)]) | st.integers(0, vocabulary.vocab_size - 1),
+            max_size=25,
+        )
+    )
+    cut = data.draw(st.integers(0, len(likely)))
+    ids = [*likely[:cut], *ids]
+    whole, streamed = (known.reader(ToolUse(TOOLS), opens_reasoning=False) for _ in range(2))
+    decoder = IncrementalDecoder(vocabulary, shown=known.token_ids)
+    text = decoder.feed(ids)
+    whole.feed(text + decoder.flush(), last=True)
+    told = ""
+    for token in ids:
+        told += "".join(delta.text for delta in streamed.feed(decoder.feed((token,))))
+    told += "".join(delta.text for delta in streamed.feed(decoder.flush(), last=True))
+    assert said(streamed.message) == said(whole.message)
+    assert streamed.reasoning == whole.reasoning
+    assert told == streamed.message.text
+    if not whole.message.tool_calls and not whole.reasoning and name != "harmony":
+        assert (
+            whole.message.text.replace("</think>", "").split() == text.replace("</think>", "").split()
+            or "<think>" in text
+        )
