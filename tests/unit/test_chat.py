@@ -621,6 +621,28 @@ class TestEndsOfAnswers:
         assert chat.ask(user("Hi"), assistant(text), user("Bye")).token_ids[: len(seen)].tolist() == seen
 
 
+class TestSystemMessages:
+    GEMMA = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}</{{ message.role }}>{% endfor %}"
+    )
+
+    def test_a_template_without_a_place_for_it_gets_it_before_the_first_user_message(self) -> None:
+        template = ChatTemplate(self.GEMMA, {})
+        system = {"role": "system", "content": "Be brief."}
+        question = {"role": "user", "content": "Why?"}
+        assert template.render([system, question]) == "<user>Be brief.\n\nWhy?</user>"
+        assert template.render([question]) == "<user>Why?</user>"
+        assert template.render([system]) == "<user>Be brief.</user>"
+        answer = {"role": "assistant", "content": "Yes."}
+        assert template.render([system, answer, question]).startswith("<user>Be brief.</user><assistant>Yes.")
+
+    def test_tools_come_under_the_name_that_a_template_has_for_them(self) -> None:
+        template = ChatTemplate("{% for tool in xml_tools or [] %}{{ tool.name }}{% endfor %}", {})
+        assert template.render([{"role": "user", "content": "?"}], [{"name": "ping"}]) == "ping"
+        assert template.render([{"role": "user", "content": "?"}]) == ""
+
+
 class TestToolCalls:
     CALL = ToolCall("call_1", "weather", '{"city": "Oslo", "days": 2}')
     USE = ToolUse((Tool("weather", "Forecast", {"type": "object", "properties": {"city": {"type": "string"}}}),))

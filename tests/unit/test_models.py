@@ -25,6 +25,7 @@ from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, Model, ModelStore, catalog, importers, store
 from slipstream.tokenizer import Tokenizer
+from tests.vocabularies import Flag, with_tags
 from tests.waiting import wait_until
 
 TOKENS = [*sorted(ByteLevel.alphabet()), "he", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|end|>"]
@@ -507,3 +508,17 @@ class TestPullCommand:
         assert result.exit_code == 1
         assert result.stderr.startswith("Error: no model is called 'nonsense'")
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("flag", ["special", "added"])
+def test_the_token_that_ends_a_channel_ends_no_answer(flag: Flag, whole_model: Model) -> None:
+    ends = ("<|end|>", "<|return|>", "<|call|>")
+    gpt_oss = Tokenizer(with_tags(whole_model.tokenizer_path, (*ends, "<|channel|>"), flag))
+    phi = Tokenizer(with_tags(whole_model.tokenizer_path, ends, flag))
+
+    def stops(tokenizer: Tokenizer) -> set[str]:
+        stopping = {*importers.end_tokens(tokenizer)} - {*importers.inner_ends(tokenizer)}
+        return {text for text in ends if tokenizer.token_id(text) in stopping}
+
+    assert stops(gpt_oss) == ({"<|return|>", "<|call|>"} if flag == "special" else set())
+    assert stops(phi) == ({*ends} if flag == "special" else set())

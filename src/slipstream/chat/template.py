@@ -31,23 +31,50 @@ class ChatTemplate:
             self._template = _environment().from_string(source, globals=dict(variables))
         except TemplateError as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
+        self._takes_system = self._shows_system()
 
     def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Traced:
         """The text of `messages` and the beginning of the assistant's next one.
 
         What messages and tools hold, but for roles, is content: none of it can become a control token. Strings in them
-        that are `Traced` keep what they know.
+        that are `Traced` keep what they know. Where the template has no place for a system message, its text goes
+        before that of the first user's.
 
         Raises `InvalidRequestError` with the template's own words where it refuses the messages.
         """
         given = [as_content(message) | _role(message) for message in messages]
+        if not self._takes_system:
+            given = _with_user(given)
+        listed = as_content(tools)
+        # SmolLM3's templates take tools under the name of the form in which calls are wanted.
+        form = {"xml_tools": listed} if "xml_tools" in self.source else {}
         try:
-            text = self._template.render(messages=given, tools=as_content(tools), add_generation_prompt=True)
+            text = self._template.render(messages=given, tools=listed, add_generation_prompt=True, **form)
         except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages", code="invalid_messages"
             ) from error
         return joined("", (text,))
+
+    def _shows_system(self) -> bool:
+        """Whether the template renders a system message, or refuses a conversation without one as well."""
+        probe = "slipstream-system-message"
+        user = {"role": "user", "content": "?"}
+        try:
+            return probe in self._template.render(messages=[{"role": "system", "content": probe}, user])
+        except Exception:  # foreign code
+            return False
+
+
+def _with_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the text of a leading system message before the first user's."""
+    if not messages or messages[0].get("role") != "system":
+        return messages
+    system, *rest = messages
+    if not rest or rest[0].get("role") != "user":
+        return [system | {"role": "user"}, *rest]
+    first = rest[0] | {"content": joined("\n\n", (system["content"], rest[0]["content"]))}
+    return [first, *rest[1:]]
 
 
 def _role(message: Mapping[str, Any]) -> dict[str, Any]:

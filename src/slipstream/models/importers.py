@@ -39,8 +39,7 @@ def import_artefact(artefact: Artefact, folder: Path, *, name: str, origin: str,
     bring = _from_ir if artefact.path.is_dir() else _from_gguf
     facts = bring(artefact.path, folder, progress)
     tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
-    known = (tokenizer.token_id(text) for text in _END_OF_TURN)
-    stop = {*facts.stop_token_ids, *(id for id in known if id is not None and tokenizer.is_special(id))}
+    stop = {*facts.stop_token_ids, *end_tokens(tokenizer)} - {*inner_ends(tokenizer)}
     manifest = Manifest(
         name=name,
         source=origin,
@@ -59,6 +58,18 @@ def import_artefact(artefact: Artefact, folder: Path, *, name: str, origin: str,
     return manifest
 
 
+def end_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Special tokens that end an answer in one family or another."""
+    known = (tokenizer.token_id(text) for text in _END_OF_TURN)
+    return [id for id in known if id is not None and tokenizer.is_special(id)]
+
+
+def inner_ends(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that end a part of an answer alone: a channel, where a vocabulary has channels (gpt-oss)."""
+    end = tokenizer.token_id("<|end|>")
+    return [end] if end is not None and tokenizer.token_id("<|channel|>") is not None else []
+
+
 # A model may name one end token and use another: that of its base model, or one for tool calls.
 _END_OF_TURN = (
     "<|im_end|>",
@@ -70,6 +81,8 @@ _END_OF_TURN = (
     "<|end_of_turn|>",
     "<|eot|>",
     "<|eom|>",
+    "<|return|>",
+    "<|call|>",
 )
 
 
