@@ -82,8 +82,10 @@ class SessionsMachine(RuleBasedStateMachine):
         self.expected[name] = session = self.expected.pop(name)
         return session
 
-    def forget_surplus(self) -> None:
-        idle = [name for name, session in self.expected.items() if not session.pinned and session.turn is None]
+    def forget_surplus(self, newest: str) -> None:
+        """Forget sessions that are too many, but not the one that has just come."""
+        others = ((name, session) for name, session in self.expected.items() if name != newest)
+        idle = [name for name, session in others if not session.pinned and session.turn is None]
         for name in idle[: max(0, len(self.expected) - self.limit)]:
             del self.expected[name]
 
@@ -113,7 +115,7 @@ class SessionsMachine(RuleBasedStateMachine):
             return
         self.sessions.create("", name, messages)
         self.expected[name] = Expected(messages)
-        self.forget_surplus()
+        self.forget_surplus(name)
 
     @rule(name=Names, messages=Messages)
     def begin(self, name: str, messages: list[Message]) -> None:
@@ -155,9 +157,8 @@ class SessionsMachine(RuleBasedStateMachine):
         session = self.expected.setdefault(name, Expected([]))
         session.messages, session.turn, session.begun = [*turn.messages, message], None, True
         self.used(name)
-        self.forget_surplus()
-        if name in self.expected:  # where all others are busy, it's this one that is too many
-            assert np.array_equal(self.sessions.get("", name).token_ids, [*prompt.token_ids, *token_ids])
+        self.forget_surplus(name)
+        assert np.array_equal(self.sessions.get("", name).token_ids, [*prompt.token_ids, *token_ids])
 
     @rule(name=Names, times=st.integers(1, 2))
     def give_up(self, name: str, times: int) -> None:
@@ -214,7 +215,7 @@ class SessionsMachine(RuleBasedStateMachine):
         else:
             fork()
             self.expected[new_name] = Expected(kept, parent=name)
-            self.forget_surplus()
+            self.forget_surplus(new_name)
 
     @rule(name=Names, pinned=st.booleans())
     def pin_or_unpin(self, name: str, pinned: bool) -> None:
