@@ -57,13 +57,16 @@ class ChatTemplate:
         return joined("", (text,))
 
     def _shows_system(self) -> bool:
-        """Whether the template renders a system message, or refuses a conversation without one as well."""
-        probe = "slipstream-system-message"
+        """Whether it makes a difference to the template what a system message says."""
         user = {"role": "user", "content": "?"}
         try:
-            return probe in self._template.render(messages=[{"role": "system", "content": probe}, user])
+            rendered = {
+                self._template.render(messages=[{"role": "system", "content": probe}, user])
+                for probe in ("Be brief.", "Take your time.")
+            }
         except Exception:  # foreign code
             return False
+        return len(rendered) > 1
 
 
 def _with_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -44,7 +44,8 @@ class Tokenizer:
             _check(described)
             added = described["added_tokens"]
             self._special = frozenset(token["id"] for token in added if token["special"])
-            control = [token for token in added if not _is_text(token["content"], described["model"])]
+            no_control = _text_among({token["content"] for token in added}, described["model"])
+            control = [token for token in added if token["content"] not in no_control]
             self._control = {token["id"]: token for token in control}
             self._ids = {token["content"]: token["id"] for token in control}
             self._plain = Backend.from_str(_without_control_tokens(described, self._ids))
@@ -190,11 +191,13 @@ def _check(source: dict[str, Any]) -> None:
         )
 
 
-def _is_text(token: str, model: dict[str, Any]) -> bool:
-    """Whether an added token is white space, or a word that merges lead to anyway: nothing that controls anything."""
-    if not token.replace(_SPACE, "").strip():
-        return True
-    return token in model["vocab"] and any("".join(merge).replace(" ", "") == token for merge in model["merges"])
+def _text_among(added: set[str], model: dict[str, Any]) -> set[str]:
+    """Added tokens that are white space, or words that merges lead to anyway: nothing that controls anything."""
+    space = {token for token in added if not token.replace(_SPACE, "").strip()}
+    words = {token for token in added - space if token in model["vocab"]}
+    if words:
+        words.intersection_update("".join(merge).replace(" ", "") for merge in model["merges"])
+    return space | words
 
 
 def _without_control_tokens(source: dict[str, Any], ids: dict[str, int]) -> str:
