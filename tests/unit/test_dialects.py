@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from slipstream.backend import Piece
 from slipstream.backend.base import FloatArray
-from slipstream.chat.answers import Dialect
+from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.chat.formats import FORMATS
 from slipstream.chat.messages import Message
 from slipstream.chat.tools import Tool, ToolUse
@@ -113,6 +113,15 @@ class Model:
     def grammar(self, use: ToolUse, *, opened: bool = False) -> Grammar | None:
         source = self.dialect.grammar(use, None, opens_reasoning=opened)
         return None if source is None else self._compiler.compile(source, param="tools")
+
+    def read(self, tokens: Sequence[int]) -> AnswerReader:
+        """What tokens read as, one by one."""
+        reader = self.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
+        decoder = IncrementalDecoder(self.tokenizer, shown=self.dialect.token_ids)
+        for token in tokens:
+            reader.feed(decoder.feed((token,)))
+        reader.feed(decoder.flush(), last=True)
+        return reader
 
     def answer(self, use: ToolUse, *, opened: bool = False, seed: int = 0, **params: Any) -> "Answer":
         given: queue.SimpleQueue[Output] = queue.SimpleQueue()
@@ -241,11 +250,7 @@ def test_what_the_family_writes_is_allowed_and_read(model: Model, name: str, fla
             assert grammar is not None
             constraint = grammar.begin()
             assert constraint.valid_prefix(tokens) == len(tokens), answer
-            reader = model.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
-            decoder = IncrementalDecoder(tokenizer(flag), shown=model.dialect.token_ids)
-            for token in tokens:
-                reader.feed(decoder.feed((token,)))
-            reader.feed(decoder.flush(), last=True)
+            reader = model.read(tokens)
             assert [(call.name, json.loads(call.arguments)) for call in reader.message.tool_calls] == expected
             assert reader.calls_to_run
             if name != "llama3":
@@ -257,11 +262,7 @@ def test_tags_that_are_spelled_out_are_text_where_they_are_tokens(model: Model, 
     """As when a model quotes what it read."""
     answer, _ = written(name, "", [("ping", {})])
     tokens = tokenizer(flag).encode(text_of(name, str.__str__(answer)))
-    reader = model.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
-    decoder = IncrementalDecoder(tokenizer(flag), shown=model.dialect.token_ids)
-    for token in tokens:
-        reader.feed(decoder.feed((token,)))
-    reader.feed(decoder.flush(), last=True)
+    reader = model.read(tokens)
     if (flag != "absent" and name not in ("llama3",)) or name == "harmony":
         assert reader.message.text == str.__str__(answer)
         assert reader.message.tool_calls == ()
@@ -310,11 +311,7 @@ def test_harmony_reasons_in_a_channel(flag: Flag) -> None:
         grammar = model.grammar(ToolUse(TOOLS, "required"))
         assert grammar is not None
         assert grammar.begin().valid_prefix(tokens) == len(tokens)
-        reader = model.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
-        decoder = IncrementalDecoder(tokenizer(flag), shown=model.dialect.token_ids)
-        for token in tokens:
-            reader.feed(decoder.feed((token,)))
-        reader.feed("", last=True)
+        reader = model.read(tokens)
         assert (reader.reasoning, [call.name for call in reader.message.tool_calls]) == ("Hm.", ["ping"])
 
 

@@ -65,9 +65,12 @@ class Reading:
             self._attempted.append(taken)
         return taken
 
-    def attempt(self) -> None:
-        """Remember what is read from now on, and the mark before it, until a call begins: perhaps it's none."""
-        self._attempted = [self.passed]
+    def attempt(self, before: str | None = None) -> None:
+        """Remember what is read from now on until a call begins: perhaps it's none.
+
+        What was `before` it is text too, then; by default the mark that text was read up to.
+        """
+        self._attempted = [self.passed if before is None else content(before)]
 
     def gave_up(self) -> bool:
         """Whether no call began since the attempt: then what was read is noted as text."""
@@ -82,6 +85,11 @@ class Reading:
             text = str.__str__(text)
             self.text.append(text)
             self.deltas.append(AnswerDelta(text=text))
+
+    def say_rest(self) -> None:
+        """Note what is left as text, after calls without the white space at its end."""
+        rest = self.take()
+        self.say(rest.rstrip() if self.calls else rest)
 
     def say_all(self) -> Steps[None]:
         """Note all that comes as text for the user."""

@@ -31,6 +31,11 @@ def json_rule(schema: Schema) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": _STYLE}, ensure_ascii=False)
 
 
+def with_definitions(schema: Schema, whole: Schema) -> dict[str, Any]:
+    """A part of a schema, with the definitions of the whole that it may refer to."""
+    return {**schema, **{key: whole[key] for key in ("$defs", "definitions") if key in whole}}
+
+
 def literal(text: str) -> str:
     """The Lark expression of just this text."""
     return json.dumps(text, ensure_ascii=False)

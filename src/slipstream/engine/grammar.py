@@ -49,8 +49,8 @@ class _Closers:
     """What to try, token by token, on the way to the end of an answer; `ends` beside those of JSON."""
 
     def __init__(self, tokenizer: LLTokenizer, ends: ListLike[ListLike[int]]) -> None:
-        # Of an end that was begun the rest is enough, so that the shorter comes first.
         self._ends = [list(end) for end in ends]
+        # Of an end that was begun the rest is enough, so that the shorter comes first.
         in_text = [tokenizer.tokenize_str('"'), *self._ends]
         self._text_ends = [end[begun:] for end in in_text for begun in reversed(range(len(end)))]
         self._closers = [tokenizer.tokenize_str(text) for text in _CLOSERS]

@@ -1,14 +1,15 @@
 """What a tool-call format has to say: how tools enter the prompt, what an answer looks like, how it is read."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps
 from slipstream.chat.reasoning import Reasoning
+from slipstream.chat.schema import closed_parameters, json_rule
 from slipstream.chat.tags import Tag, text_until
-from slipstream.chat.tools import ToolUse
+from slipstream.chat.tools import Tool, ToolUse
 
 
 class ToolFormat(Protocol):
@@ -93,6 +94,24 @@ def start_rules(use: ToolUse, begin: Tag, calls: str) -> str:
     if use.mode == "required":
         return f"start: {begin.expression} {calls}"
     return f"start: TEXT | head {calls}\n{text_until(begin, 'head')}\nTEXT: /(.|\\n)*/"
+
+
+def listed_calls(use: ToolUse) -> str:
+    """The Lark expression of calls between brackets."""
+    return f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
+
+
+def call_rules(tools: Sequence[Tool], rules_of: Callable[[str, Tool], Sequence[str]]) -> list[str]:
+    """Lark rules for `call`, a call of any of the tools; `rules_of` gives those for a rule's name and its tool."""
+    names = [f"call_{index}" for index in range(len(tools))]
+    rules = (rule for name, tool in zip(names, tools, strict=True) for rule in rules_of(name, tool))
+    return ["call: " + " | ".join(names), *rules]
+
+
+def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> list[str]:
+    """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
+    arguments = json_rule(closed_parameters(tool.parameters))
+    return [f"{rule}: {before} {rule}_arguments {after}", f"{rule}_arguments: {arguments}"]
 
 
 def message_dict(message: Message) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Harmony, of gpt-oss: an answer is a sequence of channels, and calls are messages to a function."""
 
-from slipstream.chat.formats.base import NativeTools
+from slipstream.chat.formats.base import NativeTools, call_rules, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
 from slipstream.chat.reasoning import Reasoning
-from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.schema import literal
 from slipstream.chat.tags import Tag, Tags
 from slipstream.chat.tags import text_until as text_until_rule
-from slipstream.chat.tools import ToolUse
+from slipstream.chat.tools import Tool, ToolUse
 from slipstream.tokenizer.provenance import Traced
 
 _FUNCTIONS = "functions."
@@ -62,12 +62,11 @@ class Harmony(NativeTools):
             rules = ["start: call"]
         else:
             rules = [f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"]
-        rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(use.callable))))
-        for index, tool in enumerate(use.callable):
-            head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
-            rules.append(f"call_{index}: {head} arguments_{index}")
-            rules.append(f"arguments_{index}: {json_rule(closed_parameters(tool.parameters))}")
-        return "\n".join(rules)
+        return "\n".join((*rules, *call_rules(use.callable, self._call_rule)))
+
+    def _call_rule(self, rule: str, tool: Tool) -> list[str]:
+        head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
+        return with_json_arguments(rule, tool, head)
 
     def said(self, rule: str) -> str:
         """In its channel."""
@@ -85,8 +84,7 @@ class Harmony(NativeTools):
                 continue
             if not (yield from comes_next(reading, self._channel.mark)):
                 yield from reading.say_all()
-            reading.passed = reading.rest[:0]
-            reading.attempt()
+            reading.attempt(before="")
             header = yield from whole_until(reading, self._message.mark)
             if header is None:
                 reading.take()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from slipstream.chat.formats.json_calls import call_rules, read_json_call
+from slipstream.chat.formats.json_calls import json_call_rules, read_json_call
 from slipstream.chat.formats.tagged import TaggedCalls
 from slipstream.chat.reading import Reading, Steps
 from slipstream.chat.tools import Tool, ToolUse
@@ -19,7 +19,7 @@ class Hermes(TaggedCalls):
         return cls.BEGIN in template and ("arguments" in template or "tojson" in template)
 
     def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
-        return call_rules(tools)
+        return json_call_rules(tools)
 
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
         return read_json_call(reading)

@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from slipstream.chat.formats.base import call_rules, with_json_arguments
 from slipstream.chat.reading import Reading, Steps, skip, skip_space
-from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.schema import literal
 from slipstream.chat.tools import Tool
 
 # An escape that is cut off after its backslash matches too, without a second character.
@@ -19,14 +20,13 @@ def call_opening(tool: Tool) -> str:
     return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
 
 
-def call_rules(tools: Sequence[Tool], *, arguments_key: str = "arguments") -> list[str]:
+def json_call_rules(tools: Sequence[Tool], *, arguments_key: str = "arguments") -> list[str]:
     """Lark rules for `call`: an object with the name of one of the tools, and arguments that fit its schema."""
-    rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
-    for index, tool in enumerate(tools):
-        head = literal(f'{call_opening(tool)}, "{arguments_key}": ')
-        rules.append(f'call_{index}: {head} arguments_{index} "}}"')
-        rules.append(f"arguments_{index}: {json_rule(closed_parameters(tool.parameters))}")
-    return rules
+
+    def rules_of(rule: str, tool: Tool) -> list[str]:
+        return with_json_arguments(rule, tool, literal(f'{call_opening(tool)}, "{arguments_key}": '), '"}"')
+
+    return call_rules(tools, rules_of)
 
 
 def read_json_call(reading: Reading) -> Steps[bool]:

@@ -6,8 +6,8 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import MORE, NativeTools, start_rules
-from slipstream.chat.formats.json_calls import call_rules, read_json_call
+from slipstream.chat.formats.base import NativeTools, listed_calls, start_rules
+from slipstream.chat.formats.json_calls import json_call_rules, read_json_call
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
 from slipstream.chat.tags import Tags
@@ -32,9 +32,8 @@ class ListedCalls(NativeTools):
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
-        calls = f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
         end = self._end.expression if self._end is not None else ""
-        return "\n".join((start_rules(use, self._begin, f"{calls} {end}"), *call_rules(use.callable)))
+        return "\n".join((start_rules(use, self._begin, f"{listed_calls(use)} {end}"), *json_call_rules(use.callable)))
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
         """See `ToolFormat.read`."""
@@ -42,8 +41,7 @@ class ListedCalls(NativeTools):
             reading.attempt()
             complete = (yield from skip(reading, "[")) and (yield from read_json_call(reading))
             while complete and (yield from skip(reading, ",")):
-                reading.passed = content(",")
-                reading.attempt()
+                reading.attempt(before=",")
                 complete = yield from read_json_call(reading)
             if not complete:
                 if reading.gave_up():
@@ -53,8 +51,7 @@ class ListedCalls(NativeTools):
                 if end and not (yield from skip(reading, end)) and reading.ended and cut_off_in(reading, end):
                     return
             yield from skip_space(reading)
-        rest = reading.take()
-        reading.say(rest.rstrip() if reading.calls else rest)
+        reading.say_rest()
 
 
 class Mistral(ListedCalls):

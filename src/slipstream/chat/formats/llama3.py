@@ -1,7 +1,7 @@
 """Llama 3.1 to 3.3: the whole answer is one JSON object with `parameters`."""
 
 from slipstream.chat.formats.base import NativeTools
-from slipstream.chat.formats.json_calls import call_opening, call_rules, read_json_call
+from slipstream.chat.formats.json_calls import call_opening, json_call_rules, read_json_call
 from slipstream.chat.reading import Reading, Steps, comes_next
 from slipstream.chat.tags import Tags
 from slipstream.chat.tools import ToolUse
@@ -23,7 +23,7 @@ class Llama3(NativeTools):
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
         start = "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
-        return "\n".join((start, *call_rules(use.callable, arguments_key="parameters")))
+        return "\n".join((start, *json_call_rules(use.callable, arguments_key="parameters")))
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
         """See `ToolFormat.read`. An object that doesn't begin as a call is text: a response schema may ask for it."""

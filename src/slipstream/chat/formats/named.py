@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from slipstream.chat.formats.base import MORE, NativeTools, start_rules
+from slipstream.chat.formats.base import MORE, NativeTools, call_rules, start_rules, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.formats.lists import short_call_id
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, skip, skip_space, text_until, whole_until
-from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.schema import literal
 from slipstream.chat.tags import Tags
-from slipstream.chat.tools import ToolUse
+from slipstream.chat.tools import Tool, ToolUse
 
 
 class Head(NamedTuple):
@@ -26,6 +26,8 @@ class NamedCalls(NativeTools):
     OPEN = BEGIN = NAMED = END = CLOSE = ""
     AFTER = ""
     """Text between arguments and end."""
+    TEXT_ARGUMENTS = False
+    """Whether its templates take arguments as JSON text, to which they add strings."""
 
     def __init__(self, tags: Tags) -> None:
         self._begin, self._named = tags(self.BEGIN), tags(self.NAMED)
@@ -48,11 +50,20 @@ class NamedCalls(NativeTools):
             start = start_rules(use, self._begin, f"call {more} {close}")
         else:
             start = start_rules(use, self._open, f"{begin} call {more} {close}")
-        rules = [start, "call: " + " | ".join(f"call_{index}" for index in range(len(use.callable)))]
-        for index, tool in enumerate(use.callable):
-            rules.append(f"call_{index}: {self._head_rule(tool.name)} arguments_{index} {after} {end}")
-            rules.append(f"arguments_{index}: {json_rule(closed_parameters(tool.parameters))}")
-        return "\n".join(rules)
+
+        def rules_of(rule: str, tool: Tool) -> list[str]:
+            return with_json_arguments(rule, tool, self._head_rule(tool.name), f"{after} {end}")
+
+        return "\n".join((start, *call_rules(use.callable, rules_of)))
+
+    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+        """See `ToolFormat.messages`."""
+        made = super().messages(messages, use)
+        if self.TEXT_ARGUMENTS:
+            for each, message in zip(made, messages, strict=True):
+                for call, given in zip(each.get("tool_calls", ()), message.tool_calls, strict=True):
+                    call["function"]["arguments"] = given.arguments
+        return made
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
         """See `ToolFormat.read`."""
@@ -71,8 +82,7 @@ class NamedCalls(NativeTools):
             if self._close is not None:
                 yield from skip(reading, self._close.mark)
             yield from skip_space(reading)
-        rest = reading.take()
-        reading.say(rest.rstrip() if reading.calls else rest)
+        reading.say_rest()
 
     def _read_call(self, reading: Reading) -> Steps[bool]:
         if (head := (yield from self._read_head(reading))) is None:
@@ -123,10 +133,7 @@ class DeepSeekV31(NamedCalls):
     name = "deepseek-v3.1"
     OPEN, CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
     BEGIN, NAMED, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
-
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
-        """Arguments as JSON text, to which its templates add strings."""
-        return with_text_arguments(super().messages(messages, use), messages)
+    TEXT_ARGUMENTS = True
 
 
 class DeepSeekV3(DeepSeekV31):
@@ -157,10 +164,7 @@ class KimiK2(NamedCalls):
     name = "kimi-k2"
     OPEN, CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
     BEGIN, NAMED, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
-
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
-        """Arguments as JSON text, to which its templates add strings."""
-        return with_text_arguments(super().messages(messages, use), messages)
+    TEXT_ARGUMENTS = True
 
     @classmethod
     def recognises(cls, template: str) -> bool:
@@ -176,11 +180,3 @@ class KimiK2(NamedCalls):
             return None
         id = head.strip()
         return Head(id.removeprefix("functions.").rpartition(":")[0] or id, id)
-
-
-def with_text_arguments(made: list[dict[str, Any]], messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in which calls have their arguments as text."""
-    for each, message in zip(made, messages, strict=True):
-        for call, given in zip(each.get("tool_calls", ()), message.tool_calls, strict=True):
-            call["function"]["arguments"] = given.arguments
-    return made

@@ -5,9 +5,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slipstream.chat.formats.base import call_rules
 from slipstream.chat.formats.tagged import TaggedCalls
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, whole_until
-from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.tags import Tag, Tags, plain_tag, text_until
 from slipstream.chat.tools import Tool, ToolUse
 
@@ -48,10 +49,7 @@ class ParameterCalls(TaggedCalls):
     """The Lark expressions of what stands after all arguments, and after each."""
 
     def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
-        rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
-        for index, tool in enumerate(tools):
-            rules.extend(self._tool_rules(f"call_{index}", tool))
-        return rules
+        return call_rules(tools, self._tool_rules)
 
     def _tool_rules(self, rule: str, tool: Tool) -> list[str]:
         """A tag for each property, in the schema's order; those that are not required may be missing."""
@@ -73,7 +71,7 @@ class ParameterCalls(TaggedCalls):
                 rules.append(text_until(self._value_end, text, value.get("minLength", 0), value.get("maxLength")))
             else:
                 rules.append(f"{rule}_{index}: {head} {rule}_{index}_json {end}")
-                rules.append(f"{rule}_{index}_json: {json_rule(_with_definitions(value, schema))}")
+                rules.append(f"{rule}_{index}_json: {json_rule(with_definitions(value, schema))}")
         return [f"{rule}: {' '.join((self._call_head(tool.name), *parts, self._CALL_TAIL))}", *rules]
 
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:
@@ -102,73 +100,74 @@ class ParameterCalls(TaggedCalls):
         return text
 
 
-class Qwen3Coder(ParameterCalls):
+class ElementCalls(ParameterCalls):
+    """Calls and arguments as elements that name what they hold, each a tag of text."""
+
+    CALL = PARAMETER = ("", "")
+    """What stands before and after the name of a function, and of a parameter."""
+    AROUND_VALUE = ""
+    """The line end between a value and its tags, if there is one."""
+    CALL_END = ""
+
+    def __init__(self, tags: Tags) -> None:
+        super().__init__(tags)
+        self._CALL_TAIL = literal(f"\n{self.CALL_END}")
+
+    def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
+        return plain_tag(f"{self.AROUND_VALUE}</parameter>")
+
+    def _call_head(self, name: str) -> str:
+        return literal(name.join(self.CALL))
+
+    def _value_head(self, parameter: str) -> str:
+        return literal(f"\n{parameter.join(self.PARAMETER)}{self.AROUND_VALUE}")
+
+    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
+        return _read_name(reading, *self.CALL)
+
+    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
+        return _read_name(reading, *self.PARAMETER)
+
+    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
+        return skip(reading, self.CALL_END)
+
+    def _value_of(self, text: str) -> str:
+        return text.removeprefix(self.AROUND_VALUE).removesuffix(self.AROUND_VALUE)
+
+
+def _read_name(reading: Reading, before: str, after: str) -> Steps[str | None]:
+    """The name between two texts, if they come next."""
+    begun = yield from skip(reading, before)
+    return (yield from whole_until(reading, after)) if begun else None
+
+
+class Qwen3Coder(ElementCalls):
     """Qwen3-Coder, Qwen3.5, Seed-OSS: `<function=…>` and `<parameter=…>`, each value on lines of its own."""
 
     name = "qwen3-coder"
-    _CALL_TAIL = '"\\n</function>"'
+    CALL, PARAMETER = ("<function=", ">"), ("<parameter=", ">")
+    AROUND_VALUE = "\n"
+    CALL_END = "</function>"
 
     @classmethod
     def recognises(cls, template: str) -> bool:
         """By the tag of a function."""
         return cls.BEGIN in template and "<function=" in template
 
-    def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
-        return plain_tag("\n</parameter>")
 
-    def _call_head(self, name: str) -> str:
-        return literal(f"<function={name}>")
-
-    def _value_head(self, parameter: str) -> str:
-        return literal(f"\n<parameter={parameter}>\n")
-
-    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
-        begun = yield from skip(reading, "<function=")
-        return (yield from whole_until(reading, ">")) if begun else None
-
-    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
-        begun = yield from skip(reading, "<parameter=")
-        return (yield from whole_until(reading, ">")) if begun else None
-
-    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
-        return skip(reading, "</function>")
-
-    def _value_of(self, text: str) -> str:
-        return text.removeprefix("\n").removesuffix("\n")
-
-
-class MiniMaxM2(ParameterCalls):
+class MiniMaxM2(ElementCalls):
     """MiniMax-M2: `<invoke name="…">` and `<parameter name="…">` in its own tags."""
 
     name = "minimax-m2"
     BEGIN, END = "<minimax:tool_call>", "</minimax:tool_call>"
-    _CALL_TAIL = '"\\n</invoke>"'
     INNER_MORE = 'call "\\n"'
+    CALL, PARAMETER = ('<invoke name="', '">'), ('<parameter name="', '">')
+    CALL_END = "</invoke>"
 
     @classmethod
     def recognises(cls, template: str) -> bool:
         """By its tag: the name, as a template spells it."""
         return "minimax:tool_call" in template
-
-    def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
-        return plain_tag("</parameter>")
-
-    def _call_head(self, name: str) -> str:
-        return literal(f'<invoke name="{name}">')
-
-    def _value_head(self, parameter: str) -> str:
-        return literal(f'\n<parameter name="{parameter}">')
-
-    def _read_call_head(self, reading: Reading) -> Steps[str | None]:
-        begun = yield from skip(reading, '<invoke name="')
-        return (yield from whole_until(reading, '">')) if begun else None
-
-    def _read_value_head(self, reading: Reading) -> Steps[str | None]:
-        begun = yield from skip(reading, '<parameter name="')
-        return (yield from whole_until(reading, '">')) if begun else None
-
-    def _read_call_tail(self, reading: Reading) -> Steps[bool]:
-        return skip(reading, "</invoke>")
 
 
 class GLM4(ParameterCalls):
@@ -210,10 +209,6 @@ class GLM4(ParameterCalls):
 
     def _read_call_tail(self, reading: Reading) -> Steps[bool]:
         return comes_next(reading, self._end.mark)
-
-
-def _with_definitions(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {**value, **{key: schema[key] for key in ("$defs", "definitions") if key in schema}}
 
 
 def _is_text(schema: Mapping[str, Any]) -> bool:

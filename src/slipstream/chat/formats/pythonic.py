@@ -4,9 +4,9 @@ import ast
 import json
 from typing import Any
 
-from slipstream.chat.formats.base import MORE, NativeTools, start_rules
+from slipstream.chat.formats.base import NativeTools, call_rules, listed_calls, start_rules
 from slipstream.chat.reading import Reading, Steps, skip_space, text_until, whole_until
-from slipstream.chat.schema import closed_parameters, json_rule, literal
+from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Schema, Tool, ToolUse
 
@@ -26,12 +26,8 @@ class LFM2(NativeTools):
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
-        calls = f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
-        rules = [start_rules(use, self._begin, f"{calls} {self._end.expression}")]
-        rules.append("call: " + " | ".join(f"call_{index}" for index in range(len(use.callable))))
-        for index, tool in enumerate(use.callable):
-            rules.extend(_tool_rules(f"call_{index}", tool))
-        return "\n".join(rules)
+        start = start_rules(use, self._begin, f"{listed_calls(use)} {self._end.expression}")
+        return "\n".join((start, *call_rules(use.callable, _tool_rules)))
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
         """See `ToolFormat.read`. Calls come when all of them are there."""
@@ -46,8 +42,7 @@ class LFM2(NativeTools):
                 reading.take()
             reading.gave_up()
             yield from skip_space(reading)
-        rest = reading.take()
-        reading.say(rest.rstrip() if reading.calls else rest)
+        reading.say_rest()
 
 
 def _tool_rules(rule: str, tool: Tool) -> list[str]:
@@ -61,9 +56,8 @@ def _tool_rules(rule: str, tool: Tool) -> list[str]:
         words = _words(value)
         rules.append(f"{rule}_{index}: {literal(f'{name}=')} {words or f'{rule}_{index}_json'}")
         if words is None:
-            definitions: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-            described: dict[str, Any] = {} if value is True else dict(value)
-            rules.append(f"{rule}_{index}_json: {json_rule(described | definitions)}")
+            described = with_definitions({} if value is True else value, schema)
+            rules.append(f"{rule}_{index}_json: {json_rule(described)}")
     # After each argument a comma if another follows: a rule for what may come from each place on.
     for index in range(len(names), -1, -1):
         for first in (True, False):

@@ -7,7 +7,6 @@ from slipstream.chat.formats.base import MORE, NativeTools, start_rules
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
 from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Tool, ToolUse
-from slipstream.tokenizer.provenance import content
 
 
 class TaggedCalls(NativeTools, ABC):
@@ -41,13 +40,11 @@ class TaggedCalls(NativeTools, ABC):
                     break
                 if reading.ended and cut_off_in(reading, self._end.mark):
                     return
-                reading.passed = content("")
-                reading.attempt()
+                reading.attempt(before="")
             else:
                 if not reading.gave_up():
                     return  # a call is cut off
-        rest = reading.take()
-        reading.say(rest.rstrip() if reading.calls else rest)
+        reading.say_rest()
 
     @abstractmethod
     def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
