@@ -20,14 +20,16 @@ def room_for(tokens: int) -> str:
     return f"{tokens * TOKEN_KIB}KiB"
 
 
-def add_short_model(home: Path, model: Model) -> Model:
-    """Put a model of the same name, cut short, into the store at `home`."""
+def add_short_model(home: Path, model: Model, *, template: str | None = None) -> Model:
+    """Put a model of the same name, cut short, into the store at `home`; with another chat `template` if it's given."""
     folder = home / "models" / model.name
     folder.mkdir(parents=True)
     for path in model.path.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
     _cut(model.ir_path, folder / model.ir_path.name)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
     files = {name: (folder / name).stat().st_size for name in model.manifest.files}
     model.manifest.model_copy(update={"files": files}).save(folder)
     (home / "bench").symlink_to(_made(model.path.parents[1] / "bench"))  # what is fetched is fetched once

@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Ledger, Message, Prompt, Tool, ToolCall, ToolUse
+from slipstream.chat import (
+    NO_TOOLS,
+    ChatTemplate,
+    Conversations,
+    Ledger,
+    Message,
+    Prompt,
+    Setting,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
 from slipstream.chat.answers import Dialect
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import digest, digests
@@ -372,7 +383,7 @@ class Chat:
         self.conversations = Conversations(self.template, tokenizer, self.dialect, **options)
 
     def ask(self, *messages: Message, use: ToolUse = NO_TOOLS, tenant: str = "") -> Prompt:
-        return self.conversations.prompt(messages, use, tenant=tenant)
+        return self.conversations.prompt(messages, Setting(use), tenant=tenant)
 
     def answered(
         self, *messages: Message, answer: str | Message, ids: list[int], text: str | None = None, **options: Any
@@ -439,15 +450,13 @@ class TestConversations:
         "source",
         [
             CHATML.replace("message.content", "(message.content if message.role == 'user' else '')"),
-            CHATML.replace("message.content", "message.content[:20]"),
+            CHATML.replace("message.content", "message.content[:3]"),
             CHATML.replace("message.content", "message.content | upper"),
             CHATML.replace("message.content", "(message.content + ' ' + message.content)"),
             "{{ messages | selectattr('role', 'equalto', 'assistant') | map(attribute='content') | join }}"
             "{% for message in messages if message.role != 'assistant' %}[{{ message.content }}]{% endfor %}",
-            "{% if messages[1:] and messages[1].content | length > 40 %}{{ raise_exception('too long') }}{% endif %}"
-            + CHATML,
         ],
-        ids=["drops", "shortens", "changes", "repeats", "moves", "raises"],
+        ids=["drops", "shortens", "changes", "repeats", "moves"],
     )
     def test_a_template_that_cannot_be_spliced_renders_in_full(self, source: str, tokenizer: Tokenizer) -> None:
         chat = Chat(source, tokenizer)
@@ -455,14 +464,14 @@ class TestConversations:
         chat.conversations.record(first, assistant("Hello"), oddly(tokenizer, "Hello"), "Hello")
         messages = (user("Hi"), assistant("Hello"), user("Bye"))
         prompt = chat.ask(*messages)
-        assert prompt.token_ids.tolist() == tokenizer.encode(chat.full(*messages))
+        assert chat.text_of(prompt) == chat.full(*messages)
         assert (prompt.parent, prompt.parent_length) == (None, 0)
         assert prompt.conversation_id == first.conversation_id
         assert chat.conversations.renders == {"first": 1, "full": 1}
 
     def test_a_conversation_goes_on_after_it_was_rendered_in_full(self, tokenizer: Tokenizer) -> None:
         limited = (
-            "{% if messages | length == 3 %}{{ '!' + messages[1].content[:9] }}{% else %}" + CHATML + "{% endif %}"
+            "{% if messages | length == 3 %}{{ '!' + messages[1].content[:3] }}{% else %}" + CHATML + "{% endif %}"
         )
         chat = Chat(limited, tokenizer)
         messages = [user("Hi")]
