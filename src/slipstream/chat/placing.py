@@ -1,6 +1,7 @@
 """Where messages stand in a conversation's rendered text, told by where its characters come from."""
 
 import re
+from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -14,11 +15,11 @@ _RUN = re.compile(rb"(?s)([^\x00\x01])\1*")
 
 
 class _Run(NamedTuple):
-    """A stretch of text that is all of one message."""
+    """A stretch of text that is all of one message, by its number."""
 
     start: int
     end: int
-    origin: int
+    message: int
 
 
 class Placing:
@@ -29,12 +30,9 @@ class Placing:
 
     def __init__(self, text: Traced) -> None:
         self.text = text
-        self._runs = [_Run(*run.span(), run[1][0]) for run in _RUN.finditer(text.mask)]
-
-    @property
-    def in_order(self) -> bool:
+        self._runs = list(_runs(text))
+        self.in_order = all(before.message <= after.message for before, after in pairwise(self._runs))
         """Whether no content stands behind that of a later message."""
-        return all(not _precedes(after.origin, before.origin) for before, after in pairwise(self._runs))
 
     def end_of(self, number: int, answer: Message, generated: str) -> int | None:
         """Where an answer ends that a model wrote as the end of `generated`, None if that can't be told.
@@ -43,33 +41,36 @@ class Placing:
         and reasoning alone, come tags that the template writes as the model did: they end where most of what was
         generated stands right before.
         """
-        own = [run for run in self._runs if run.origin == origin(number)] if self.in_order else self._first(number)
+        own = self._first(number)
         if answer.text and not answer.tool_calls:
             said = "".join(self.text[run.start : run.end] for run in own)
             told = (answer.text, answer.reasoning + answer.text)
             return own[-1].end if own and _squeezed(said) in map(_squeezed, told) else None
         if not own and not self.in_order:
             return None
-        wanted = origin(number)
-        before = (run.end for run in self._runs if _precedes(run.origin, wanted))
+        before = (run.end for run in self._runs if run.message < number)
         start = own[0].start if own else max(before, default=0)
-        others = (run.start for run in self._runs if run.start > start and run.origin != wanted)
+        others = (run.start for run in self._runs if run.start > start and run.message != number)
         return _best_match(self.text, generated, start, next(others, len(self.text)))
 
     def _first(self, number: int) -> list[_Run]:
         """The runs of a message that come together first."""
-        groups = groupby(self._runs, lambda run: run.origin == origin(number))
+        groups = groupby(self._runs, lambda run: run.message == number)
         return next((list(group) for own, group in groups if own), [])
+
+
+def _runs(text: Traced) -> Iterator[_Run]:
+    """Stretches of one message each. Origins begin anew after so many: it's the nearest message that has it."""
+    number = 0
+    for run in _RUN.finditer(text.mask):
+        step = (run[1][0] - origin(number)) % ORIGINS
+        number += step if step <= ORIGINS // 2 else step - ORIGINS
+        yield _Run(*run.span(), number)
 
 
 def _squeezed(text: str) -> str:
     """A text without its white space."""
     return "".join(str.split(text))
-
-
-def _precedes(first: int, second: int) -> bool:
-    """Whether one origin is of an earlier message than another; they begin anew after so many."""
-    return 0 < (second - first) % ORIGINS <= ORIGINS // 2
 
 
 def _best_match(text: str, generated: str, start: int, end: int) -> int | None:
