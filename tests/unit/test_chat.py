@@ -190,7 +190,7 @@ class TestTemplate:
     def test_a_template_can_collect_what_it_likes_and_leaves_the_messages_alone(self) -> None:
         said = [{"role": "user", "content": "Hi", "more": ["a"]}]
         source = "{% set found = [] %}{% set _ = found.append(messages[0].content) %}{{ found | join }}"
-        assert rendered(source + "{% set _ = messages[0].more.append('b') %}", said) == "Hi"
+        assert rendered(source + "{% set _ = messages[0].more.append('b') %}", *said) == "Hi"
         assert said == [{"role": "user", "content": "Hi", "more": ["a"]}]
 
     def test_the_time_can_be_asked_for(self) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -241,8 +242,8 @@ class Grammar:
         self.matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
         """At the start; it may have an error, and is yet to be copied."""
         self._tokenizer = tokenizer
-        allowed = _allowed(self.matcher.deep_copy())
-        self._first = [token for token in allowed if token not in tokenizer.eos_tokens][:1]
+        texts = (token for token in _allowed(self.matcher.deep_copy()) if token not in tokenizer.eos_tokens)
+        self._first = list(islice(texts, 1))
 
     @property
     def usable(self) -> bool:
