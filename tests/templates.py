@@ -40,9 +40,7 @@ _ENDS = (
     _EOS,
 )
 
-_TRIES = 4
-"""For an answer that says anything."""
-
+_SAID = {"const": "It is sunny."}
 _WEATHER = Tool(
     "get_weather",
     "Weather of a city",
@@ -85,7 +83,7 @@ class _Trial:
         tags = [*_TAG.findall(source), *_ENDS, _BOS]
         self._tokenizer = Tokenizer(with_tags(ModelStore().ensure(DEFAULT_MODEL).tokenizer_path, tags, "special"))
         self._template = ChatTemplate(source, {"bos_token": _BOS, "eos_token": _EOS})
-        self._dialect = Dialect(source, self._tokenizer)
+        self._dialect = Dialect(self._template.shown, self._tokenizer)
         stops = [id for end in _ENDS if (id := self._tokenizer.control_token(end)) is not None]
         inner = self._tokenizer.control_token("<|end|>") if "<|channel|>" in source else None
         self._stops = [id for id in stops if id != inner]
@@ -129,10 +127,8 @@ class _Trial:
     def _turn(self, messages: Sequence[Message], use: ToolUse) -> list[Message]:
         """An answer, and the results of its calls."""
         prompt = self._conversations.prompt(messages, Setting(use))
-        for seed in range(_TRIES):
-            answer = self._model.answer(use, opened=prompt.opens_reasoning, seed=seed, max_tokens=300)
-            if answer.message.text or answer.message.tool_calls:
-                break
+        schema = None if use.callable else _SAID
+        answer = self._model.answer(use, schema, opened=prompt.opens_reasoning, max_tokens=300)
         self._conversations.record(prompt, answer.message, answer.tokens, answer.text)
         if use.mode == "required":
             self.report.calls = "valid" if self._valid(answer, use) else f"INVALID: {answer.text!r}"

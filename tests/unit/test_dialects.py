@@ -125,6 +125,54 @@ def test_calls_in_every_mode(model: Model, name: str, flag: Flag) -> None:
         assert_fits(auto.message)
 
 
+EVERYTHING = {
+    "type": "object",
+    "$defs": {
+        "tree": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 4},
+                "more": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2},
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    },
+    "properties": {
+        "Tree": {"$ref": "#/$defs/tree"},
+        "mixed": {"enum": ["a", 1, None, True, [1, "b"], {"k": "v"}]},
+        "maybe": {"anyOf": [{"type": "null"}, {"type": "string", "maxLength": 3}]},
+        "either": {"type": ["integer", "boolean"]},
+        "pairs": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 3},
+        "open": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "odd key: {x}": {"const": "</tool_call>"},
+        "nothing": {"type": "object", "properties": {}},
+    },
+    "required": ["Tree", "mixed", "pairs", "odd key: {x}"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize(
+    "name", [name for name in FORMATS if name not in ("lfm2", "minimax-m2", "qwen3-coder", "seed-oss")]
+)
+def test_arguments_of_every_kind(name: str, flag: Flag) -> None:
+    """Formats that write names into tags have no way to write every name; see below."""
+    schema = EVERYTHING
+    if name in ("glm-4", "glm-4.7"):
+        schema = schema | {
+            "properties": {key: value for key, value in EVERYTHING["properties"].items() if key != "mixed"}
+        }
+        schema["required"] = ["Tree", "pairs"]
+    with Model(name, flag) as model:
+        for seed in range(2):
+            use = ToolUse((Tool("all", "", schema),), "required", parallel=False)
+            answer = model.answer(use, seed=seed, max_tokens=600)
+            assert answer.complete, answer.text
+            jsonschema.validate(json.loads(answer.message.tool_calls[0].arguments), schema)
+
+
 @MATRIX
 def test_a_call_is_closed_in_time(model: Model, name: str, flag: Flag) -> None:
     long = Tool("note", "", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]})

@@ -1,6 +1,7 @@
 """Gemma 4: calls in a notation of its own, in which strings stand between tokens and names stand bare."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from slipstream.chat.tags import Tag, Tags, text_until
 from slipstream.chat.tools import Schema, Tool, ToolUse
 
 _DEEPEST = 64
+_NAME = "[a-zA-Z0-9_.$-]{1,64}"
 _WORDS = {"True": "true", "False": "false", "None": "null"}
 """What a template makes of values that it hands over to Python."""
 
@@ -117,7 +119,7 @@ def _anything(quote: Tag) -> list[str]:
         f"any_number: {number}",
         'any_list: "[" (anything ("," anything)*)? "]"',
         'any_object: "{" (any_pair ("," any_pair)*)? "}"',
-        'any_pair: ANY_NAME ":" anything\nANY_NAME: /[a-zA-Z0-9_. -]{1,64}/',
+        f'any_pair: ANY_NAME ":" anything\nANY_NAME: /{_NAME}/',
     ]
 
 
@@ -195,11 +197,16 @@ class _Values:
             quote = self._quote.expression
             return f"{quote} {literal(value)} {quote}" if value else f"{quote} {quote}"
         if isinstance(value, Mapping):
-            pairs = [f"{literal(f'{name}:')} {self._written(value[name])}" for name in _sorted(value)]
+            pairs = [f"{self._name(name)} {self._written(value[name])}" for name in _sorted(value)]
             return ' "," '.join(pairs).join(('"{" ', ' "}"'))
         if isinstance(value, list):
             return ' "," '.join(map(self._written, value)).join(('"[" ', ' "]"'))
         return literal(json.dumps(value))
+
+    def _name(self, name: str) -> str:
+        """The Lark expression of a name and its colon; one that would be read otherwise stands as a text does."""
+        bare = re.fullmatch(_NAME, name) is not None
+        return literal(f"{name}:") if bare else f'{self._written(name)} ":"'
 
     def _list(self, schema: Schema) -> str:
         least, most = schema.get("minItems", 0), schema.get("maxItems")
@@ -217,7 +224,7 @@ class _Values:
             pair = self._rule(f'ANY_NAME ":" {self.expression(others)}')
             return self._rule(f'"{{" ({pair} ("," {pair})*)? "}}"')
         pairs = [
-            (self._rule(f"{literal(f'{name}:')} {self.expression(properties[name])}"), name in required)
+            (self._rule(f"{self._name(name)} {self.expression(properties[name])}"), name in required)
             for name in _sorted(properties)
         ]
         name = self._new_name()
