@@ -11,6 +11,7 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
 from slipstream.backend.base import BlockContents, FloatArray, IntArray
+from slipstream.backend.lowered import lowered
 from slipstream.backend.steps import StepInputs
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.processor import this_processor
@@ -34,18 +35,13 @@ class PagedModel:
     def __init__(self, ir_path: Path, *, threads: int | None = None) -> None:
         self.ir_path = ir_path
         self._core = ov.Core()
-        try:
-            self._model = self._core.read_model(ir_path)
-        except RuntimeError as error:
-            raise ModelError(f"{ir_path} is not a readable OpenVINO model: {error}") from error
-        paged_attention_transformation(self._model)
-        _gather_before_vocabulary(self._model)
         bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if bf16 else "f16"
         """Of the keys and values."""
         self._options: dict[str, object] = {"KV_CACHE_PRECISION": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
+        self._model = (self._lowered() if self.is_small else None) or self._read()
         compiled = self._compile(self._model)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
@@ -62,14 +58,13 @@ class PagedModel:
     @property
     def settings(self) -> str:
         """All that decides which kernels compute a step, and how KV is stored."""
-        processor = this_processor()
-        parts = [ov.get_version(), processor.name, " ".join(processor.instruction_sets), self.threads, self.precision]
-        return "; ".join(map(str, parts))
+        return "; ".join(map(str, [*_machine(), self.threads, self.precision]))
 
     @property
     def is_small(self) -> bool:
         """Whether there is memory to spare for copies of it."""
-        return self.ir_path.with_suffix(".bin").stat().st_size <= _SMALL_MODEL_BYTES
+        weights = self.ir_path.with_suffix(".bin")
+        return weights.exists() and weights.stat().st_size <= _SMALL_MODEL_BYTES
 
     def compile_copy(self, size: int) -> ov.CompiledModel:
         """A copy for steps of `size` tokens alone; takes seconds, on any thread."""
@@ -126,6 +121,21 @@ class PagedModel:
         """Fill blocks with what `read_blocks` gave."""
         self._kv[:, blocks] = contents.swapaxes(0, 1)
 
+    def _read(self) -> ov.Model:
+        """The model with paged attention, in which a step names the rows that it wants logits of."""
+        try:
+            model = self._core.read_model(self.ir_path)
+        except RuntimeError as error:
+            raise ModelError(f"{self.ir_path} is not a readable OpenVINO model: {error}") from error
+        paged_attention_transformation(model)
+        _gather_before_vocabulary(model)
+        return model
+
+    def _lowered(self) -> ov.Model | None:
+        """The same, after the runtime's passes; None if it can't be had."""
+        facts = "; ".join(map(str, [*_machine(), this_processor().cores, *self._options.values()]))
+        return lowered(self._core, self.ir_path, facts, self._read, self._options)
+
     def _compile(self, model: ov.Model) -> ov.CompiledModel:
         return self._core.compile_model(model, "CPU", self._options)
 
@@ -134,6 +144,12 @@ class PagedModel:
         for storage, port in zip(self._kv, self._caches, strict=True):
             shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
             request.set_tensor(port.any_name, ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type))
+
+
+def _machine() -> list[str]:
+    """The runtime and the processor: what kernels are chosen by, and what passes make of a graph."""
+    processor = this_processor()
+    return [ov.get_version(), processor.name, " ".join(processor.instruction_sets)]
 
 
 def _gather_before_vocabulary(model: ov.Model) -> None:
