@@ -61,25 +61,26 @@ def lowered(
     """
     file = model.stat()
     place = place_beside(model, _FOLDER, _VERSION, file.st_size, file.st_mtime_ns, facts)
-    if (graph := _load(core, place)) is not None:
-        return graph
+    damaged = False
+    if place.exists():
+        if (graph := _load(core, place)) is not None:
+            return graph
+        damaged = True
     try:
         place.parent.mkdir(exist_ok=True)
         with (place.parent / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not place.exists() or (graph := _load(core, place)) is None:
+            if damaged or not place.exists():  # another process may have made it meanwhile
                 _make_room(place.parent)
                 _save(core, read(), options, place)
-                graph = _load(core, place)
+            return _load(core, place)
     except (OSError, RuntimeError) as error:
         logger.warning("no lowered graph in %s, so starts take longer: %s", place.parent, error)
-    return graph
+        return None
 
 
 def _load(core: ov.Core, place: Path) -> ov.Model | None:
     """The graph that is kept there, if it is whole."""
-    if not place.exists():
-        return None
     try:
         record = _RECORDS.validate_json((place / _RECORD).read_bytes())
         if _sha256(place) != record.sha256:

@@ -2,12 +2,14 @@
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import httpx
 
 _PAGE = 100
 
@@ -26,6 +28,8 @@ def sessions(
 
       slipstream sessions --url http://127.0.0.1:9000
     """
+    import httpx  # takes a while, which other commands need not wait for
+
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {api_key}"}) as http:
         try:
             listed = _all(http)
@@ -49,7 +53,7 @@ def sessions(
     Console().print(table if listed else "There are no sessions.")
 
 
-def _all(http: httpx.Client) -> list[dict[str, Any]]:
+def _all(http: "httpx.Client") -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
     more = True
     while more:

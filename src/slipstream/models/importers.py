@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from gguf import GGUFReader
 
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models.manifest import Manifest
@@ -134,6 +133,8 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
 
 def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Metadata, and the dimensions of each tensor, innermost first."""
+    from gguf import GGUFReader  # takes a while, and only an import needs it
+
     try:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

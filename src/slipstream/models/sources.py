@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import huggingface_hub
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
 from slipstream.errors import ModelError
 from slipstream.models.catalog import CatalogEntry
 from slipstream.models.progress import Advance, Progress
@@ -161,6 +158,9 @@ class HubSource:
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
         """Download it, or what is new of it."""
+        import huggingface_hub  # takes a while, as does what it imports, and only a download needs it
+        from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
         progress.say(f"Fetching {self.origin}")
         muted = not progress.interactive and not are_progress_bars_disabled()
         if muted:
