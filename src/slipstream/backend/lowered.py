@@ -1,7 +1,7 @@
 """A model's graph as the runtime's passes leave it, kept beside the model: later starts need not run them again.
 
-Compiling a model means some hundred passes over its graph. One that has been through them has a seventh of the
-operations and gives the passes little to do, so it's compiled in well under half the time, to the same bits.
+Compiling a model is mostly passes over its graph. A graph that has been through them has a quarter of the operations
+and gives the passes little to do, so it's compiled in less than half the time, to the same bits.
 
 The runtime's own cache would leave out even that, but can't load a model with paged attention: 2026.4.1 loses the
 attention's head sizes on the way. So what the runtime exports for its cache is mended and kept as a model again.
