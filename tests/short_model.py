@@ -20,14 +20,16 @@ def room_for(tokens: int) -> str:
     return f"{tokens * TOKEN_KIB}KiB"
 
 
-def add_short_model(home: Path, model: Model) -> Model:
-    """Put a model of the same name, cut short, into the store at `home`."""
+def add_short_model(home: Path, model: Model, *, template: str | None = None) -> Model:
+    """Put a model of the same name, cut short, into the store at `home`; with another chat `template` if it's given."""
     folder = home / "models" / model.name
     folder.mkdir(parents=True)
     for path in model.path.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
-    _cut(model.ir_path, folder / model.ir_path.name)
+    ov.save_model(first_layers(model, LAYERS), folder / model.ir_path.name, compress_to_fp16=False)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
     files = {name: (folder / name).stat().st_size for name in model.manifest.files}
     model.manifest.model_copy(update={"files": files}).save(folder)
     (home / "bench").symlink_to(_made(model.path.parents[1] / "bench"))  # what is fetched is fetched once
@@ -36,9 +38,9 @@ def add_short_model(home: Path, model: Model) -> Model:
     return short
 
 
-def _cut(whole: Path, short: Path) -> None:
-    """Write a graph in which the norm behind the last layer takes what an earlier layer gives."""
-    model = ov.Core().read_model(whole)
+def first_layers(whole: Model, layers: int) -> ov.Model:
+    """A graph in which the norm behind the last layer takes what an earlier layer gives."""
+    model = ov.Core().read_model(whole.ir_path)
     prefix = "model.layers.self_attn.add1.layer"  # what the second residual connection of each layer is called
     sums = {
         int(node.get_friendly_name().removeprefix(prefix)): node
@@ -46,10 +48,9 @@ def _cut(whole: Path, short: Path) -> None:
         if node.get_friendly_name().startswith(prefix)
     }
     for port in sums[max(sums)].output(0).get_target_inputs():
-        port.replace_source_output(sums[LAYERS - 1].output(0))
-    keys_and_values = [sink for sink in model.get_sinks() if int(sink.get_variable_id().split(".")[1]) < LAYERS]
-    cut = ov.Model(model.get_results(), keys_and_values, model.get_parameters(), model.get_friendly_name())
-    ov.save_model(cut, short, compress_to_fp16=False)
+        port.replace_source_output(sums[layers - 1].output(0))
+    keys_and_values = [sink for sink in model.get_sinks() if int(sink.get_variable_id().split(".")[1]) < layers]
+    return ov.Model(model.get_results(), keys_and_values, model.get_parameters(), model.get_friendly_name())
 
 
 def _made(folder: Path) -> Path:

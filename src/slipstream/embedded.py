@@ -3,16 +3,16 @@
 import queue
 import sqlite3
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
-from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message, Prompt, Schema, ToolUse
+from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message, Prompt, Schema, Setting, ToolUse
 from slipstream.chat.answers import Dialect
 from slipstream.chat.schema import closed, closed_parameters, json_rule
 from slipstream.config import EngineConfig
@@ -27,7 +27,7 @@ from slipstream.engine import (
     TurnCounters,
 )
 from slipstream.engine.generation import as_prompt
-from slipstream.engine.grammar import Grammar, GrammarCompiler
+from slipstream.engine.grammar import UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import InvalidRequestError, SessionNotFoundError, StateError
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
@@ -73,7 +73,7 @@ class Engine:
         pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(self.model.tokenizer_path)
         template = _chat_template(self.model, self.tokenizer)
-        self.dialect = Dialect(template.source if template is not None else "", self.tokenizer, config.tool_format)
+        self.dialect = Dialect(template.shown if template is not None else "", self.tokenizer, config.tool_format)
         """How the model writes its answers."""
         self.conversations = Conversations(template, self.tokenizer, self.dialect)
         self.grammars = GrammarCompiler(
@@ -147,8 +147,10 @@ class Engine:
             return None
         try:
             return self.grammars.compile(source, param=param)
-        except InvalidRequestError:
+        except InvalidRequestError as error:
             self._blame(use, response_schema)
+            if error.code == UNSUPPORTED:  # but each of its schemas is supported
+                raise GrammarBrokenError from error
             raise
 
     def _blame(self, use: ToolUse, response_schema: Schema | None) -> None:
@@ -176,9 +178,15 @@ class Engine:
         return self._outputs(request)
 
     def session(
-        self, system: str | None = None, tools: ToolUse = NO_TOOLS, *, id: str | None = None, pinned: bool = False
+        self,
+        system: str | None = None,
+        tools: ToolUse = NO_TOOLS,
+        *,
+        id: str | None = None,
+        pinned: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> "Session":
-        """A new conversation, with a system message and tools if they are given.
+        """A new conversation, with a system message, tools and variables of the chat template if they are given.
 
         With an `id` that there is a session of, that session goes on instead; `tools` are then what it may call next.
         """
@@ -186,7 +194,7 @@ class Engine:
             state = self.sessions.get("", id or "")
         except SessionNotFoundError:
             messages = [Message("system", system)] if system is not None else []
-            state = self.sessions.create("", id, messages, tools.tools, pinned=pinned)
+            state = self.sessions.create("", id, messages, Setting(tools, template_kwargs or {}), pinned=pinned)
         return Session(self, state.id, tools if tools.tools else replace(tools, tools=state.tools))
 
     def _open_database(self, config: EngineConfig) -> Database | None:
@@ -267,19 +275,19 @@ class Session:
         it is computed afresh, for comparison.
         """
         engine, use = self._engine, self.tools if tools is None else tools
-        turn = self._sessions.begin("", self.id, _messages(new), use, continues=True)
+        turn = self._sessions.begin("", self.id, _messages(new), Setting(use), continues=True)
         try:
-            prompt = engine.conversations.prompt(turn.messages, turn.tools)
+            prompt = engine.conversations.prompt(turn.messages, turn.setting)
             if reuse:
                 self._sessions.fetch("", prompt)
             request = GenerationRequest(
                 prompt=prompt.token_ids,
                 params=params or SamplingParams(),
-                grammar=engine.grammar(prompt, turn.tools),
+                grammar=engine.grammar(prompt, turn.setting.tools),
                 shown_tokens=engine.dialect.token_ids,
                 reuse=reuse,
             )
-            reader = engine.dialect.reader(turn.tools, opens_reasoning=prompt.opens_reasoning)
+            reader = engine.dialect.reader(turn.setting.tools, opens_reasoning=prompt.opens_reasoning)
             token_ids: list[int] = []
             for output in engine._outputs(request):
                 token_ids += output.token_ids

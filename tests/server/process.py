@@ -79,13 +79,14 @@ class Server:
 @contextmanager
 def running_server(
     *options: str,
+    model: str = MODEL,
     api_key: str | None = None,
     log: Path | None = None,
     command: Sequence[str] = (sys.executable, "-m", "slipstream"),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     """`slipstream serve` on a free port; what it logs is added to the file `log`, if there is one."""
-    command = [*command, "serve", "--port", "0", "--kv-memory", room_for(11_600), *options]
+    command = [*command, "serve", "--model", model, "--port", "0", "--kv-memory", room_for(11_600), *options]
     if api_key is not None:
         command += ["--api-key", api_key]
     with log.open("a") if log is not None else nullcontext() as stderr:
@@ -93,7 +94,7 @@ def running_server(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
         )
     try:
-        url, greeting = _greeting(process)
+        url, greeting = _greeting(process, model)
         yield Server(process, url, api_key or "none", greeting)
     finally:
         process.terminate()
@@ -104,11 +105,11 @@ def running_server(
             raise
 
 
-def _greeting(process: subprocess.Popen[str]) -> tuple[str, str]:
+def _greeting(process: subprocess.Popen[str], model: str) -> tuple[str, str]:
     """Where the server is, and the whole line that says so."""
     assert process.stdout is not None
     for line in process.stdout:
-        if match := re.search(rf"Slipstream serves {MODEL} on (http://\S+)", line):
+        if match := re.search(rf"Slipstream serves {re.escape(model)} on (http://\S+)", line):
             return match[1], line
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready")
 

@@ -359,7 +359,7 @@ def assert_item(own: list[Any], item: Any) -> None:
 
 def test_reasoning_is_an_item_of_its_own() -> None:
     request = TurnRequest(prompt="", params=SamplingParams())
-    choice = Choice(0, request, None, Dialect("<think></think>").reader(request.tools, opens_reasoning=True))
+    choice = Choice(0, request, None, Dialect("<think></think>").reader(request.setting.tools, opens_reasoning=True))
     writer = EventWriter({"id": "resp_1"}, choice)
     sent = b""
     for text in ("Let me ", "think.</thi", "nk>\n\nFour", " degrees."):

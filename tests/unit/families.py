@@ -46,6 +46,34 @@ def _minimax(name: str, arguments: dict[str, Any]) -> Traced:
     return own(f'<invoke name="{name}">\n') + joined("", values) + own("</invoke>")
 
 
+def _gemma(name: str, arguments: dict[str, Any]) -> Traced:
+    def text(value: str) -> Traced:
+        return own('<|"|>') + content(value) + own('<|"|>')
+
+    def value(given: object) -> Traced:
+        if isinstance(given, dict):
+            pairs = [text(key) + content(":") + value(each) for key, each in given.items()]
+            return content("{") + joined(",", pairs) + content("}")
+        return text(given) if isinstance(given, str) else _json(given)
+
+    pairs = [content(f"{key}:") + value(arguments[key]) for key in sorted(arguments)]
+    return own(f"<|tool_call>call:{name}{{") + joined(",", pairs) + own("}<tool_call|>")
+
+
+def _seed(name: str, arguments: dict[str, Any]) -> Traced:
+    values = [own(f"<parameter={key}>") + _raw(value) + own("</parameter>\n") for key, value in arguments.items()]
+    call = own(f"<function={name}>\n") + joined("", values) + own("</function>")
+    return own("<seed:tool_call>\n") + call + own("\n</seed:tool_call>")
+
+
+def _glm47(name: str, arguments: dict[str, Any]) -> Traced:
+    pairs = [
+        own(f"<arg_key>{key}</arg_key><arg_value>") + _raw(value) + own("</arg_value>")
+        for key, value in arguments.items()
+    ]
+    return own(f"<tool_call>{name}") + joined("", pairs) + own("</tool_call>")
+
+
 def _glm(name: str, arguments: dict[str, Any]) -> Traced:
     pairs = [
         own(f"<arg_key>{key}</arg_key>\n<arg_value>") + _raw(value) + own("</arg_value>\n")
@@ -113,10 +141,14 @@ WRITERS: dict[str, Callable[[Sequence[Call]], list[Traced]]] = {
         for index, call in enumerate(calls)
     ],
     "glm-4": lambda calls: [(own("\n") if index else own("")) + _glm(*call) for index, call in enumerate(calls)],
+    "glm-4.7": lambda calls: [(own("\n") if index else own("")) + _glm47(*call) for index, call in enumerate(calls)],
+    "gemma-4": lambda calls: [_gemma(*call) for call in calls],
+    "seed-oss": lambda calls: [(own("\n") if index else own("")) + _seed(*call) for index, call in enumerate(calls)],
     "mistral": lambda calls: _listed(calls, "[TOOL_CALLS]"),
     "granite3": lambda calls: _listed(calls, "<|tool_call|>"),
     "phi4-mini": lambda calls: _listed(calls, "<|tool_call|>", "<|/tool_call|>"),
-    "mistral-v11": lambda calls: _sections(calls, "", "[TOOL_CALLS]", "[ARGS]", "", ""),
+    "mistral-v13": lambda calls: _sections(calls, "", "[TOOL_CALLS]", "[ARGS]", "", ""),
+    "mistral-v11": lambda calls: _sections(calls, "", "[TOOL_CALLS]", "[CALL_ID]abcdefghi[ARGS]", "", ""),
     "deepseek-v3.1": lambda calls: _sections(calls, *_DEEPSEEK),
     "deepseek-v3": _deepseek_v3,
     "kimi-k2": _kimi,
@@ -138,11 +170,15 @@ TEMPLATES = {
     "hermes": "…<tool_call>\n{{ tool_call | tojson }}\n</tool_call>",
     "qwen3-coder": "…<tool_call>\n<function={{ name }}>",
     "minimax-m2": "{% set begin = '<minimax:tool_call>' %}",
-    "glm-4": "…<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>",
+    "glm-4": "…<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key>\n<arg_value>",
+    "glm-4.7": "…<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>",
+    "gemma-4": "…<|tool_call>call:",
+    "seed-oss": "…<seed:tool_call>\n<function=",
     "mistral": "…[TOOL_CALLS]{{ tool_calls }}",
     "granite3": "<|start_of_role|>…<|tool_call|>",
     "phi4-mini": "<|tool|>{{ message.tools }}<|/tool|>",
-    "mistral-v11": "…[TOOL_CALLS]{{ name }}[ARGS]",
+    "mistral-v13": "…[TOOL_CALLS]{{ name }}[ARGS]",
+    "mistral-v11": "…[TOOL_CALLS]{{ name }}[CALL_ID]{{ id }}[ARGS]",
     "deepseek-v3.1": "<｜tool▁calls▁begin｜>…<｜tool▁sep｜>",
     "deepseek-v3": "<｜tool▁calls▁begin｜>…function<｜tool▁sep｜>…```json",
     "kimi-k2": "<|tool_calls_section_begin|>",

@@ -13,13 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Ledger, Message, Prompt, Tool, ToolCall, ToolUse
+from slipstream.chat import (
+    NO_TOOLS,
+    ChatTemplate,
+    Conversations,
+    Ledger,
+    Message,
+    Prompt,
+    Setting,
+    Tool,
+    ToolCall,
+    ToolUse,
+)
 from slipstream.chat.answers import Dialect
+from slipstream.chat.formats.base import NativeTools
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import digest, digests
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
+from slipstream.tokenizer.provenance import ORIGINS
 
 VARIABLES = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 
@@ -159,8 +172,6 @@ class TestTemplate:
         [
             "{{ ''.__class__.__mro__ }}",
             "{{ messages.__class__ }}",
-            "{{ messages.append(1) }}",
-            "{{ messages[0].update(role='system') }}",
             "{{ cycler.__init__.__globals__ }}",
             "{{ raise_exception.__globals__ }}",
             "{{ strftime_now.__globals__ }}",
@@ -175,6 +186,12 @@ class TestTemplate:
             assert rendered(source, HELLO) == ""
         except InvalidRequestError as refusal:
             assert any(word in str(refusal) for word in ("unsafe", "not safe", "too big"))  # noqa: PT017
+
+    def test_a_template_can_collect_what_it_likes_and_leaves_the_messages_alone(self) -> None:
+        said = [{"role": "user", "content": "Hi", "more": ["a"]}]
+        source = "{% set found = [] %}{% set _ = found.append(messages[0].content) %}{{ found | join }}"
+        assert rendered(source + "{% set _ = messages[0].more.append('b') %}", *said) == "Hi"
+        assert said == [{"role": "user", "content": "Hi", "more": ["a"]}]
 
     def test_the_time_can_be_asked_for(self) -> None:
         before = datetime.now().astimezone().replace(microsecond=0)
@@ -372,7 +389,7 @@ class Chat:
         self.conversations = Conversations(self.template, tokenizer, self.dialect, **options)
 
     def ask(self, *messages: Message, use: ToolUse = NO_TOOLS, tenant: str = "") -> Prompt:
-        return self.conversations.prompt(messages, use, tenant=tenant)
+        return self.conversations.prompt(messages, Setting(use), tenant=tenant)
 
     def answered(
         self, *messages: Message, answer: str | Message, ids: list[int], text: str | None = None, **options: Any
@@ -439,15 +456,13 @@ class TestConversations:
         "source",
         [
             CHATML.replace("message.content", "(message.content if message.role == 'user' else '')"),
-            CHATML.replace("message.content", "message.content[:20]"),
+            CHATML.replace("message.content", "message.content[:3]"),
             CHATML.replace("message.content", "message.content | upper"),
             CHATML.replace("message.content", "(message.content + ' ' + message.content)"),
             "{{ messages | selectattr('role', 'equalto', 'assistant') | map(attribute='content') | join }}"
             "{% for message in messages if message.role != 'assistant' %}[{{ message.content }}]{% endfor %}",
-            "{% if messages[1:] and messages[1].content | length > 40 %}{{ raise_exception('too long') }}{% endif %}"
-            + CHATML,
         ],
-        ids=["drops", "shortens", "changes", "repeats", "moves", "raises"],
+        ids=["drops", "shortens", "changes", "repeats", "moves"],
     )
     def test_a_template_that_cannot_be_spliced_renders_in_full(self, source: str, tokenizer: Tokenizer) -> None:
         chat = Chat(source, tokenizer)
@@ -455,14 +470,14 @@ class TestConversations:
         chat.conversations.record(first, assistant("Hello"), oddly(tokenizer, "Hello"), "Hello")
         messages = (user("Hi"), assistant("Hello"), user("Bye"))
         prompt = chat.ask(*messages)
-        assert prompt.token_ids.tolist() == tokenizer.encode(chat.full(*messages))
+        assert chat.text_of(prompt) == chat.full(*messages)
         assert (prompt.parent, prompt.parent_length) == (None, 0)
         assert prompt.conversation_id == first.conversation_id
         assert chat.conversations.renders == {"first": 1, "full": 1}
 
     def test_a_conversation_goes_on_after_it_was_rendered_in_full(self, tokenizer: Tokenizer) -> None:
         limited = (
-            "{% if messages | length == 3 %}{{ '!' + messages[1].content[:9] }}{% else %}" + CHATML + "{% endif %}"
+            "{% if messages | length == 3 %}{{ '!' + messages[1].content[:3] }}{% else %}" + CHATML + "{% endif %}"
         )
         chat = Chat(limited, tokenizer)
         messages = [user("Hi")]
@@ -700,6 +715,131 @@ class TestToolCalls:
         chat.ask(*messages, use=NO_TOOLS)
         chat.ask(*messages, use=replace(self.USE, mode="none"))
         assert chat.conversations.renders == {"first": 2, "spliced": 1}
+
+
+class TestPlacing:
+    """Where an answer ends in the text of a conversation, whatever the template makes of both."""
+
+    NEMO = (
+        "{% set system = messages[0].content %}{% for message in messages[1:] %}"
+        "{% if message.role == 'user' %}[INST]{{ system + '\n\n' if loop.last }}{{ message.content }}[/INST]"
+        "{% else %}{{ message.content }}</s>{% endif %}{% endfor %}"
+    )
+    # As gpt-oss has it: a call ends in a token of its own, and its name comes again with the result.
+    NAMES = (
+        "{% for message in messages %}{% set last = namespace(name='') %}"
+        "{% if message.tool_calls %}<|call|>{{ message.content }}"
+        "{% for call in message.tool_calls %}<tool_call>\n"
+        '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+        "{% endfor %}<|call_end|>{% elif message.role == 'tool' %}"
+        "{{ messages[1].tool_calls[loop.index0 - 2].function.name }}: {{ message.content }}<|end|>"
+        "{% else %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endif %}{% endfor %}<|assistant|>"
+    )
+
+    def test_where_a_template_moves_text_known_answers_keep_their_tokens(self, tokenizer: Tokenizer) -> None:
+        chat = Chat(self.NEMO, tokenizer)
+        messages: list[Message] = [Message("system", "Be brief."), user("Hi")]
+        spelled: list[list[int]] = []
+        for reply in ("Hello there", "Good day", "See you"):
+            spelled.append(oddly(tokenizer, reply))
+            chat.answered(*messages, answer=reply, ids=spelled[-1])
+            messages += [assistant(reply), user(f"{reply}?")]
+            prompt = chat.ask(*messages)
+            assert chat.text_of(prompt) == chat.full(*messages)
+            ids = prompt.token_ids.tolist()
+            assert all(odd in [ids[at : at + len(odd)] for at in range(len(ids))] for odd in spelled)
+        assert chat.conversations.renders["full"] == 3
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_calls_whose_names_come_again_with_the_results(self, count: int, tokenizer: Tokenizer) -> None:
+        chat = Chat(self.NAMES, tokenizer, tool_format="hermes")
+        calls = [
+            ToolCall(f"call_{n}", "weather" if n else "ping", '{"city": "Oslo"}' if n else "{}") for n in range(count)
+        ]
+        text = "".join(
+            f'<tool_call>\n{{"name": "{call.name}", "arguments": {call.arguments}}}\n</tool_call>' for call in calls
+        )
+        answer = Message("assistant", "", tuple(calls))
+        seen = chat.answered(user("?"), answer=answer, ids=oddly(tokenizer, text), text=text)
+        results = [Message("tool", f"ping: {call.name}", tool_call_id=call.id) for call in calls]
+        messages = (user("?"), answer, *results)
+        prompt = chat.ask(*messages)
+        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert chat.full(*messages).endswith(tokenizer.decode(prompt.token_ids[len(seen) :], skip_special=False))
+        tail = tokenizer.decode(prompt.token_ids[len(seen) :], skip_special=False)
+        assert tail.startswith("<|call_end|>ping: ping: ping<|end|>")
+
+    def test_more_messages_than_origins(self, tokenizer: Tokenizer) -> None:
+        chat = Chat(CHATML, tokenizer)
+        messages = [user("Hi") if n % 2 == 0 else assistant("Hello") for n in range(2 * ORIGINS + 3)]
+        seen = chat.answered(*messages, answer="Good day", ids=oddly(tokenizer, "Good day"))
+        messages += [assistant("Good day"), user("Bye")]
+        prompt = chat.ask(*messages)
+        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert chat.text_of(prompt) == chat.full(*messages)
+
+    def test_an_answer_that_says_nothing_where_the_template_wants_one(self, tokenizer: Tokenizer) -> None:
+        strict = "{% for m in messages if not m.content %}{{ raise_exception('empty') }}{% endfor %}" + CHATML
+        chat = Chat(strict, tokenizer)
+        seen = chat.answered(user("Hi"), answer="", ids=[])
+        prompt = chat.ask(user("Hi"), assistant(""), user("Bye"))
+        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert chat.text_of(prompt) == Chat(CHATML, tokenizer).full(user("Hi"), assistant(""), user("Bye"))
+
+
+class TestSetting:
+    SWITCHED = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<no_think>{% endif %}"
+
+    def ask(self, chat: Chat, *messages: Message, **kwargs: Any) -> Prompt:
+        return chat.conversations.prompt(messages, Setting(template_kwargs=kwargs))
+
+    def test_what_a_template_has_no_name_for_makes_no_difference(self, tokenizer: Tokenizer) -> None:
+        chat = Chat(self.SWITCHED, tokenizer)
+        assert self.ask(chat, user("Hi"), thinking=True) is self.ask(chat, user("Hi"))
+
+    def test_other_variables_make_another_conversation(self, tokenizer: Tokenizer) -> None:
+        chat = Chat(self.SWITCHED, tokenizer)
+        chat.conversations.record(self.ask(chat, user("Hi")), assistant("Hello"), oddly(tokenizer, "Hello"), "Hello")
+        going_on = (user("Hi"), assistant("Hello"), user("Bye"))
+        assert self.ask(chat, *going_on, enable_thinking=False).parent is None
+        assert self.ask(chat, *going_on).parent is not None
+        assert chat.text_of(self.ask(chat, *going_on, enable_thinking=False)).endswith("<no_think>")
+
+    def test_variables_that_the_server_sets_are_refused(self) -> None:
+        with pytest.raises(InvalidRequestError, match="leave it out"):
+            Setting(template_kwargs={"tools": []})
+
+    def test_reasoning_is_told_and_is_no_part_of_a_conversation(self, tokenizer: Tokenizer) -> None:
+        source = CHATML.replace("message.content", "(message.reasoning_content or '') + message.content")
+        chat = Chat(source, tokenizer)
+        thoughts = [replace(assistant("Hello"), reasoning=thought) for thought in ("Hm. ", "Well. ")]
+        asked = [chat.ask(user("Hi"), thought, user("Bye")) for thought in thoughts]
+        assert ["Hm. Hello" in chat.text_of(prompt) for prompt in asked] == [True, False]
+        seen = chat.answered(user("Hi"), answer=thoughts[0], ids=oddly(tokenizer, "Hm. Hello"), text="Hm. Hello")
+        for returned in (*thoughts, assistant("Hello")):
+            prompt = chat.ask(user("Hi"), returned, user("Bye"))
+            assert prompt.token_ids[: len(seen)].tolist() == seen
+
+    @pytest.mark.parametrize(
+        ("source", "told"),
+        [
+            ("{% for tool in tools %}{{ tool }}{% endfor %}none", "none"),
+            ("{{ 'no tools' if tools is none }}", "no tools"),
+        ],
+    )
+    def test_no_tools_as_the_template_takes_them(self, source: str, told: str) -> None:
+        assert ChatTemplate(source, {}).render([{"role": "user", "content": "?"}]) == told
+
+    @pytest.mark.parametrize("test", ["is none", "== ''"])
+    def test_no_text_beside_calls_as_the_template_takes_it(self, test: str, tokenizer: Tokenizer) -> None:
+        source = (
+            "{% for m in messages %}{% if m.content " + test + " %}[{{ m.tool_calls[0].function.name }}]"
+            "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        )
+        chat = Chat(source, tokenizer)
+        template, messages = chat.template, NativeTools().messages([assistant("", TestToolCalls.CALL)], NO_TOOLS)
+        assert template.render(messages) == "[weather]"
+        assert "[a_function]" in template.shown
 
 
 Turns = st.lists(

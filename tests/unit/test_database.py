@@ -44,13 +44,14 @@ def database(path: Path) -> Iterator[Database]:
 
 
 def state(name: str = "agent", *, node: bytes | None = None, tenant: str = "", used: float = 2.5, **more: Any) -> Any:
-    fields = {"messages": MESSAGES, "tools": (WEATHER,), "created": 1.25, "ttl": 60.0, "tokens": 77} | more
+    fields = {"messages": MESSAGES, "tools": (WEATHER,), "template_kwargs": {"enable_thinking": False}, "tokens": 77}
+    fields |= {"created": 1.25, "ttl": 60.0} | more
     return SessionState(id=name, tenant=tenant, used=used, node=node, **fields)
 
 
 def part(key: bytes, parent: bytes | None, tokens: list[int]) -> Part:
     ids = np.asarray(tokens, np.int32)
-    return Part(key, LedgerEntry(parent, ids, "conv_1"), ids)
+    return Part(key, LedgerEntry(parent, ids, "conv_1", 1), ids)
 
 
 def ledger(database: Database) -> dict[bytes, tuple[bytes | None, list[int], str]]:
@@ -237,7 +238,7 @@ from pathlib import Path
 from slipstream.sessions import Database, SessionState
 database = Database(Path({str(path)!r}), "m")
 for number in range(50):
-    database.save(SessionState(str(number), "", (), (), 1.0, float(number), 1.0))
+    database.save(SessionState(str(number), "", (), (), {{}}, 1.0, float(number), 1.0))
     if number == 20: database.checkpoint()
 os.kill(os.getpid(), signal.SIGKILL)
 """

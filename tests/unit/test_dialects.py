@@ -5,33 +5,25 @@ as what was asked for, in every mode.
 """
 
 import json
-import queue
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipstream.backend import Piece
-from slipstream.backend.base import FloatArray
 from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.chat.formats import FORMATS
 from slipstream.chat.messages import Message
 from slipstream.chat.tools import Tool, ToolUse
-from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams
-from slipstream.engine.generation import as_prompt
-from slipstream.engine.grammar import Grammar, GrammarCompiler
+from slipstream.engine.grammar import GrammarCompiler
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.tokenizer import IncrementalDecoder, Tokenizer
 from slipstream.tokenizer.provenance import content, own
+from tests.rambling import Rambler, said
 from tests.unit.families import ONE_CALL, REASONING, TEMPLATES, all_tags, text_of, written
-from tests.unit.toy_backend import ToyBackend
 from tests.vocabularies import FLAGS, Flag, with_tags
-from tests.waiting import HANG
 
 WEATHER = Tool(
     "get_weather",
@@ -63,56 +55,21 @@ def dialect(name: str, flag: Flag, reasoning: str = "") -> Dialect:
     return Dialect(TEMPLATES[name] + reasoning, tokenizer(flag))
 
 
-class Rambling(ToyBackend):
-    """Says anything: its logits are random, the same for the same token at the same place."""
-
-    def __init__(self, vocab_size: int, welcome: Sequence[int] = ()) -> None:
-        super().__init__(num_blocks=256, block_size=16)
-        self.vocab_size = vocab_size
-        self._welcome = list(welcome)
-
-    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
-        rows = [
-            self._row(int(piece.tokens[at]), piece.past + at)
-            for piece in pieces
-            for at in range(len(piece.tokens) - piece.logit_rows, len(piece.tokens))
-        ]
-        return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
-
-    def _row(self, token: int, position: int) -> FloatArray:
-        logits = np.random.default_rng((token, position)).normal(size=self.vocab_size).astype(np.float32)
-        logits[self._welcome] += 3
-        return logits
-
-
-class Model:
-    """An engine over random logits, and the dialect of one family."""
+class Model(Rambler):
+    """A model of one family."""
 
     def __init__(self, name: str, flag: Flag, reasoning: str = "") -> None:
         self.tokenizer = tokenizer(flag)
         self.dialect = dialect(name, flag, reasoning)
         stop = self.tokenizer.control_token(END)
         assert stop is not None
-        self._compiler = compiler(flag)
-        # Ends are welcome, so that answers that may be long are not.
-        ends = [stop, *(token for end in self.dialect.ends for token in self.tokenizer.encode(end)[-1:])]
-        quote = self.tokenizer.encode('"')
-        self._core = EngineCore(
-            Rambling(self.tokenizer.vocab_size, [*ends, *quote]),
-            self.tokenizer,
-            context_length=2000,
-            stop_token_ids=frozenset((stop,)),
-        )
+        super().__init__(self.tokenizer, self.dialect, compiler(flag), [stop])
 
     def __enter__(self) -> "Model":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._core.shutdown(drain_seconds=0)
-
-    def grammar(self, use: ToolUse, *, opened: bool = False) -> Grammar | None:
-        source = self.dialect.grammar(use, None, opens_reasoning=opened)
-        return None if source is None else self._compiler.compile(source, param="tools")
+        self.close()
 
     def read(self, tokens: Sequence[int]) -> AnswerReader:
         """What tokens read as, one by one."""
@@ -122,59 +79,6 @@ class Model:
             reader.feed(decoder.feed((token,)))
         reader.feed(decoder.flush(), last=True)
         return reader
-
-    def answer(self, use: ToolUse, *, opened: bool = False, seed: int = 0, **params: Any) -> "Answer":
-        given: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        request = GenerationRequest(
-            prompt=as_prompt(self.tokenizer.encode(f"{seed} {'weather ' * 3}")),
-            params=SamplingParams(**({"temperature": 0.0, "max_tokens": 250} | params)),
-            grammar=self.grammar(use, opened=opened),
-            shown_tokens=self.dialect.token_ids,
-            response_cache=False,
-        )
-        self._core.submit(request, given.put)
-        answer = Answer(self.dialect, use, opened)
-        while answer.reason is None:
-            answer.take(given.get(timeout=HANG))
-        return answer
-
-
-class Answer:
-    """An answer that was read as it came, and whole."""
-
-    def __init__(self, dialect: Dialect, use: ToolUse, opened: bool) -> None:
-        self._readers = [dialect.reader(use, opens_reasoning=opened) for _ in range(2)]
-        self._text = content("")
-        self.reason: str | None = None
-        self.tokens: list[int] = []
-
-    def take(self, output: Output) -> None:
-        assert output.error is None, output.error
-        streamed, whole = self._readers
-        self.tokens += output.token_ids
-        self._text += content(output.text)
-        self.reason = output.finish_reason
-        streamed.feed(output.text, last=self.reason is not None)
-        if self.reason is not None:
-            whole.feed(self._text, last=True)
-            assert said(streamed.message) == said(whole.message)
-            assert streamed.reasoning == whole.reasoning
-
-    @property
-    def message(self) -> Message:
-        return self._readers[0].message
-
-    @property
-    def complete(self) -> bool:
-        return self._readers[0].calls_to_run
-
-    @property
-    def reasoning(self) -> str:
-        return self._readers[0].reasoning
-
-    @property
-    def text(self) -> str:
-        return str.__str__(self._text)
 
 
 @cache
@@ -186,10 +90,6 @@ def compiler(flag: Flag) -> GrammarCompiler:
     dialects = [dialect(name, flag, reasoning) for name in FORMATS for reasoning in ("", *REASONING)]
     ends = {str.__str__(end): end for known in dialects for end in known.ends}.values()
     return GrammarCompiler(vocabulary, vocab_size=vocabulary.vocab_size, stop_token_ids=(stop,), ends=ends)
-
-
-def said(message: Message) -> object:
-    return message.text, [(call.name, call.arguments) for call in message.tool_calls]
 
 
 def assert_fits(message: Message) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slipstream.chat.schema import closed, json_rule
-from slipstream.engine.grammar import Constraint, GrammarCompiler, GrammarFailedError
+from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarCompiler, GrammarFailedError
 from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ def test_a_grammar_that_was_spoilt_is_compiled_anew(
 
 def test_what_is_not_allowed_fails(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
     answer = compiler.compile(SOURCE, param="tools").begin()
-    with pytest.raises(GrammarFailedError):
+    with pytest.raises(GrammarBrokenError, match="the server's fault"):
         answer.accept(tokenizer.encode("no"))
 
 

@@ -87,6 +87,14 @@ WAYS = {
     "wrapped": "message.content | wordwrap(8)",
     "reversed twice": "message.content | reverse | reverse | join",
     "a set": "kept",
+    "a whole message": "message",
+    "a list of letters": "message.content | list",
+    "values": "message.values()",
+    "formatted with others": "'%s %d!' % (message.content, 1)",
+    "in a dictionary": "'> ' ~ {'a': message.content}",
+    "in a namespace": "namespace(a=message.content)",
+    "as a string": "[message.content] | string | trim",
+    "put into own text": "'> a <' | replace('a', message.content)",
 }
 MACRO = "{% macro said(text) %}{{ '> ' + text }}{% endmacro %}"
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message
+from slipstream.chat import NO_SETTING, ChatTemplate, Conversations, Message
 from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
@@ -122,11 +122,11 @@ class SessionsMachine(RuleBasedStateMachine):
         session = self.expected.get(name)
         if session is not None and session.turn is not None:
             with pytest.raises(SessionConflictError):
-                self.sessions.begin("", name, messages, NO_TOOLS)
+                self.sessions.begin("", name, messages, NO_SETTING)
             return
         before = session.messages if session else []
         whole = bool(before) and before[0] == messages[0]
-        turn = self.sessions.begin("", name, messages, NO_TOOLS)
+        turn = self.sessions.begin("", name, messages, NO_SETTING)
         assert list(turn.messages) == (messages if whole else [*before, *messages])
         if session is None:
             session = self.expected[name] = Expected([], begun=False)
@@ -142,7 +142,7 @@ class SessionsMachine(RuleBasedStateMachine):
     def turn_with_a_hint(self, name: str, messages: list[Message], token_ids: list[int]) -> None:
         if name in self.expected:  # whose messages it would take the place of
             return
-        turn = self.sessions.begin("", name, messages, NO_TOOLS, alone=False)
+        turn = self.sessions.begin("", name, messages, NO_SETTING, alone=False)
         assert list(turn.messages) == messages
         self.sessions.release(turn)
         self.give_answer(turn, token_ids)

@@ -91,7 +91,7 @@ class AnswerReader:
     def message(self) -> Message:
         """The answer as a message of the conversation, once the last text was fed; a call may be cut off."""
         calls = (ToolCall(call.id, call.name, "".join(call.arguments)) for call in self._reading.calls)
-        return Message("assistant", "".join(self._reading.text), tuple(calls))
+        return Message("assistant", "".join(self._reading.text), tuple(calls), reasoning=self.reasoning)
 
     @property
     def calls_to_run(self) -> bool:

@@ -18,6 +18,13 @@ class LedgerEntry:
     tokens: IntArray
     """The tokens since then: the messages in between as they were rendered, the answer as it was generated."""
     conversation_id: str
+    generated: int = 0
+    """How many of them the answer is, at the end."""
+
+    @property
+    def answer(self) -> IntArray:
+        """The tokens of the answer."""
+        return self.tokens[len(self.tokens) - self.generated :]
 
 
 class Ledger:

@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from slipstream.tokenizer.provenance import Traced, as_content, content, origin_of
 
 Digest = bytes
 """Identifies a list of messages with all that precedes it, 16 bytes."""
@@ -21,20 +23,31 @@ class ToolCall:
         """The arguments as a value, or the text itself where it isn't JSON."""
         try:
             # A number is what it's worth: JavaScript writes 2.0 as 2.
-            return json.loads(self.arguments, parse_float=_number)
+            parsed = json.loads(self.arguments, parse_float=_number)
         except (ValueError, RecursionError):  # the latter for brackets without end
             return self.arguments
+        return as_content(parsed, origin_of(self.arguments)) if isinstance(self.arguments, Traced) else parsed
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation; `role` is system, user, assistant or tool."""
+    """One message of a conversation; `role` is system, user, assistant or tool.
+
+    The `reasoning` of an answer is no part of what it says: many clients don't send it back, and few templates want it.
+    """
 
     role: str
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning: str = ""
+
+    def traced(self, origin: int) -> "Message":
+        """The same with what it says as content of an origin."""
+        calls = tuple(replace(call, arguments=content(call.arguments, origin)) for call in self.tool_calls)
+        said, thought = content(self.text, origin), content(self.reasoning, origin)
+        return replace(self, text=said, reasoning=thought, tool_calls=calls)
 
     def canonical(self) -> str:
         """A text that is equal for messages that mean the same, however the client serialised them."""

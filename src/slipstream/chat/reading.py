@@ -154,6 +154,16 @@ def whole_until(reading: Reading, mark: str) -> Steps[str | None]:
     return str.__str__(text)
 
 
+def text_before(reading: Reading, *marks: str) -> Steps[Traced | None]:
+    """The text before the first of some marks, which is left unread; None if none of them ever comes."""
+    expected = [content(mark) for mark in marks]
+    while not (found := [at for mark in expected if (at := _find(reading.rest, mark)) >= 0]):
+        if reading.ended:
+            return None
+        yield
+    return reading.take(min(found))
+
+
 def comes_next(reading: Reading, *marks: str) -> Steps[bool]:
     """Whether one of the marks is next but for white space, once that's certain."""
     expected = [content(mark) for mark in marks]

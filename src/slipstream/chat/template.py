@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
+from itertools import product
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes, pass_environment
 from jinja2.compiler import CodeGenerator, Frame, optimizeconst
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 from slipstream.errors import InvalidRequestError, ModelError
-from slipstream.tokenizer.provenance import Traced, all_content, as_content, holds_content, joined
+from slipstream.tokenizer.provenance import Traced, as_content, joined, made_of
 
 
 class ChatTemplate:
@@ -27,29 +29,47 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self.source = source
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source, globals=dict(variables))
+            self._template = environment.from_string(source, globals=dict(variables))
+            self.variables = frozenset(find_undeclared_variables(environment.parse(source)))
+            """What it can be told, by name."""
         except TemplateError as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
         self._takes_system = self._shows_system()
+        self._lists_tools = not self._renders(tools=None) and self._renders(tools=[])
+        """Whether it goes through the list of tools without asking if there is one."""
+        self._no_text: str | None = ""
+        """What it takes for the text of an answer that is calls alone."""
+        self.shown = "\n".join((source, self._show_call()))
+        """Its source, and what it makes of a call."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> Traced:
-        """The text of `messages` and the beginning of the assistant's next one.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Traced:
+        """The text of `messages` and the beginning of the assistant's next one; `kwargs` are further variables.
 
-        What messages and tools hold, but for roles, is content: none of it can become a control token. Strings in them
-        that are `Traced` keep what they know. Where the template has no place for a system message, its text goes
-        before that of the first user's.
+        What messages, tools and variables hold, but for roles, is content: none of it can become a control token.
+        Strings in them that are `Traced` keep what they know. Where the template has no place for a system message, its
+        text goes before that of the first user's.
 
         Raises `InvalidRequestError` with the template's own words where it refuses the messages.
         """
         given = [as_content(message) | _role(message) for message in messages]
+        for message in given:
+            if message.get("tool_calls") and not message["content"]:
+                message["content"] = self._no_text
         if not self._takes_system:
             given = _with_user(given)
-        listed = as_content(tools)
+        listed = as_content(tools) if tools or not self._lists_tools else []
         # SmolLM3's templates take tools under the name of the form in which calls are wanted.
-        form = {"xml_tools": listed} if "xml_tools" in self.source else {}
+        form = {"xml_tools": listed} if "xml_tools" in self.variables else {}
+        variables = as_content(kwargs or {}) | form | {"tools": listed}
         try:
-            text = self._template.render(messages=given, tools=listed, add_generation_prompt=True, **form)
+            text = self._template.render(messages=given, add_generation_prompt=True, **variables)
         except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages", code="invalid_messages"
@@ -68,6 +88,32 @@ class ChatTemplate:
             return False
         return len(rendered) > 1
 
+    def _renders(self, **variables: Any) -> bool:
+        """Whether the template takes a message of a user."""
+        try:
+            self._template.render(messages=[{"role": "user", "content": "?"}], **variables)
+        except Exception:  # foreign code
+            return False
+        return True
+
+    def _show_call(self) -> str:
+        """What the template makes of an answer that is a call, in the way that it takes one; nothing if it takes none.
+
+        Some want arguments as JSON text, and null for the text that isn't there.
+        """
+        for no_text, arguments in product(("", None), ({"key": "value"}, '{"key": "value"}')):
+            function = {"name": _PROBE, "arguments": arguments}
+            call = {"id": "call00000", "type": "function", "function": function}
+            answer = {"role": "assistant", "content": no_text, "tool_calls": [call]}
+            try:
+                text = self._template.render(messages=[{"role": "user", "content": "?"}, answer], tools=[])
+            except Exception:  # foreign code
+                continue
+            if _PROBE in text:
+                self._no_text = no_text
+                return text
+        return ""
+
 
 def _with_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with the text of a leading system message before the first user's."""
@@ -85,19 +131,22 @@ def _role(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": message["role"]} if "role" in message else {}
 
 
+_PROBE = "a_function"
+
+
 class _Code(CodeGenerator):
     """Compiles `a ~ b` so that the strings keep what they know."""
 
     @optimizeconst
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.concat(map(str, (")
+        self.write("environment.concat(map(environment.text, (")
         for argument in node.nodes:
             self.visit(argument, frame)
             self.write(", ")
         self.write(")))")
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class _Environment(SandboxedEnvironment):
     """A sandbox in which content stays content, whatever a template does to it.
 
     `Traced` strings look after themselves; here is where templates get at strings in other ways. What can't be followed
@@ -105,7 +154,18 @@ class _Environment(ImmutableSandboxedEnvironment):
     """
 
     code_generator_class = _Code
+    intercepted_binops = frozenset(("%",))
     concat = staticmethod(lambda pieces: joined("", pieces))
+
+    @staticmethod
+    def text(value: Any) -> str:
+        """What a template prints of a value."""
+        return value if isinstance(value, str) else made_of(str(value), value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute `left % right`, which formats strings."""
+        result = super().call_binop(context, operator, left, right)
+        return made_of(result, left, right) if type(result) is str else result
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method in a template."""
@@ -113,22 +173,25 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and function.__name__ == "join":
             return joined(owner, *args)
         result = super().call(context, function, *args, **kwargs)
-        return all_content(result) if type(result) is str and holds_content([args, kwargs]) else result
+        return made_of(result, args, kwargs) if type(result) is str else result
 
 
-_KEEPING = frozenset(
-    ("capitalize", "d", "default", "first", "join", "last", "lower", "replace", "string", "trim", "upper")
-)
-"""Filters that leave it to the string's own methods what they make of it, or hand on what they were given."""
+_CHOOSING = frozenset(("d", "default", "first", "last", "max", "min", "random"))
+"""Filters that hand on what they were given."""
+_KEEPING = frozenset(("capitalize", "join", "lower", "replace", "string", "trim", "upper"))
+"""Filters that leave it to the string's own methods what they make of it."""
 
 
-def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that makes content of content."""
+def _guarded(function: Callable[..., Any], *, keeps: bool) -> Callable[..., Any]:
+    """A filter that makes content of content, unless the string's own methods know better."""
 
     @wraps(function)
     def filter(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        return all_content(result) if isinstance(result, str) and holds_content([args, kwargs]) else result
+        if keeps and isinstance(result, Traced):
+            return result
+        given = [each for each in args if not isinstance(each, _Environment | Context | nodes.EvalContext)]
+        return made_of(result, given, kwargs) if isinstance(result, str) else result
 
     return filter
 
@@ -137,15 +200,17 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 def _join(environment: _Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> Traced:
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
-    return joined(d, map(str, value))
+    return joined(d, map(environment.text, value))
 
 
 def _environment() -> _Environment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
-    environment.filters |= {"tojson": _tojson, "join": _join}
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag], finalize=_Environment.text
+    )
+    environment.filters |= {"tojson": _tojson, "join": _join, "string": _Environment.text}
     for name, function in environment.filters.items():
-        if name not in _KEEPING:
-            environment.filters[name] = _guarded(function)
+        if name not in _CHOOSING:
+            environment.filters[name] = _guarded(function, keeps=name in _KEEPING)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     return environment

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slipstream.backend.base import IntArray
-from slipstream.engine.grammar import Constraint, GrammarFailedError
+from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarFailedError
 from slipstream.kv import Sequence
 
 MAX_DRAFT = 32
@@ -245,7 +245,7 @@ class Drafter:
         lookup.begin(sequence.tokens, len(sequence))
         draft = Draft()
         ahead = constraint.copy() if constraint is not None else None
-        with contextlib.suppress(GrammarFailedError):  # a limit met ahead: the draft ends before it
+        with contextlib.suppress(GrammarFailedError, GrammarBrokenError):  # a limit met ahead: the draft ends before it
             _extend(draft, lookup, ahead, forced=forced)
         return draft
 

@@ -7,19 +7,23 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from slipstream.backend.base import FloatArray
-from slipstream.errors import InvalidRequestError
+from slipstream.errors import InvalidRequestError, SlipstreamError
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced
 
 _Result = TypeVar("_Result")
 
 logger = logging.getLogger(__name__)
+
+UNSUPPORTED = "unsupported_schema"
+"""The code of errors about what the compiler can't express."""
 
 MAX_SOURCE = 512 * 1024
 """Characters of a grammar; what tools need is hundreds of times less."""
@@ -36,6 +40,13 @@ class GrammarFailedError(InvalidRequestError):
             param="tools",
             code="schema_too_complex",
         )
+
+
+class GrammarBrokenError(SlipstreamError):
+    """A grammar doesn't compile, or an answer doesn't fit it, for which no schema of the request is at fault."""
+
+    def __init__(self) -> None:
+        super().__init__("the grammar of the answer is broken, which is the server's fault: please report it")
 
 
 # What leads to the end of JSON, most welcome first. Letters get literals and identifiers on their way, digits numbers
@@ -155,7 +166,10 @@ class Constraint:
         return way if len(way) <= longest and self._grammar.usable else None
 
     def accept(self, tokens: ListLike[int]) -> None:
-        """Go on by tokens that are allowed; raises `GrammarFailedError` if they are not, or a limit is met."""
+        """Go on by tokens that are allowed.
+
+        Raises `GrammarFailedError` if a limit is met, `GrammarBrokenError` if they are not allowed after all.
+        """
         tokens = list(tokens)
         self._within_limits(lambda matcher: matcher.consume_tokens(tokens))
         self._accepted += tokens
@@ -205,8 +219,13 @@ class Constraint:
             self._matcher.consume_tokens(self._accepted)
             result = step(self._matcher)
         if self._failed:
-            raise GrammarFailedError
+            raise self._error()
         return result
+
+    def _error(self) -> SlipstreamError:
+        """Why the grammar failed: a token that it never allowed is nobody's fault but ours."""
+        unfit = "doesn't satisfy the grammar" in self._matcher.get_error()
+        return GrammarBrokenError() if unfit and self._grammar.usable else GrammarFailedError()
 
     @property
     def _failed(self) -> bool:
@@ -223,8 +242,8 @@ class Grammar:
         self.matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
         """At the start; it may have an error, and is yet to be copied."""
         self._tokenizer = tokenizer
-        allowed = _allowed(self.matcher.deep_copy())
-        self._first = [token for token in allowed if token not in tokenizer.eos_tokens][:1]
+        texts = (token for token in _allowed(self.matcher.deep_copy()) if token not in tokenizer.eos_tokens)
+        self._first = list(islice(texts, 1))
 
     @property
     def usable(self) -> bool:
@@ -292,7 +311,7 @@ class GrammarCompiler:
             raise InvalidRequestError(
                 f"{param} has a schema that can't be enforced: {_complaint(error)}",
                 param=param,
-                code="unsupported_schema",
+                code=UNSUPPORTED,
             )
         with self._lock:
             self.compilations += 1

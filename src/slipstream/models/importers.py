@@ -78,6 +78,8 @@ _END_OF_TURN = (
     "<|end|>",
     "<|end_of_text|>",
     "<|end_of_turn|>",
+    "<turn|>",
+    "<|tool_response>",
     "<|eot|>",
     "<|eom|>",
     "<|return|>",

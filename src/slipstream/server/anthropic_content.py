@@ -39,9 +39,10 @@ class OtherBlock(BaseModel):
 
 
 class ThinkingBlock(BaseModel):
-    """Reasoning of an earlier answer, which is no part of the prompt."""
+    """Reasoning of an earlier answer, for chat templates that want it."""
 
     type: Literal["thinking", "redacted_thinking"]
+    thinking: str = ""
 
 
 def _as_blocks(content: object) -> object:
@@ -135,7 +136,8 @@ def conversation(
 def _joined(role: str, parts: Sequence[Message]) -> Message:
     between = "" if role == "assistant" else "\n"
     calls = tuple(call for part in parts for call in part.tool_calls)
-    return Message(role, between.join(part.text for part in parts), calls)
+    reasoning = "".join(part.reasoning for part in parts)
+    return Message(role, between.join(part.text for part in parts), calls, reasoning=reasoning)
 
 
 def _parts(message: InputMessage, param: str) -> Iterator[Message]:
@@ -143,19 +145,20 @@ def _parts(message: InputMessage, param: str) -> Iterator[Message]:
     if message.role == "assistant":
         yield Message("assistant")  # also when it has no blocks: so may an answer be
     for index, block in enumerate(message.content):
-        if not isinstance(block, ThinkingBlock):
-            yield _part(message.role, block, f"{param}.content[{index}]")
+        yield _part(message.role, block, f"{param}.content[{index}]")
 
 
 def _part(role: str, block: Block, param: str) -> Message:
     match role, block:
+        case "assistant", ThinkingBlock():
+            return Message("assistant", reasoning=block.thinking)
         case "assistant", ToolUseBlock():
             call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
             return Message("assistant", tool_calls=(call,))
         case "user", ToolResultBlock():
             result = _text(block.content or (), f"{param}.content")
             return Message("tool", f"Error: {result}" if block.is_error else result, tool_call_id=block.tool_use_id)
-        case _, ToolUseBlock() | ToolResultBlock():
+        case _, ToolUseBlock() | ToolResultBlock() | ThinkingBlock():
             raise unsupported(param, f"{param} is of type {block.type!r}, which no {role}'s message can hold")
     return Message(role, _block_text(block, param))
 

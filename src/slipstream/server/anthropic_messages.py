@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from slipstream.chat import Message, ToolUse
+from slipstream.chat import Message, Setting
+from slipstream.chat.setting import reasoning_kwargs
 from slipstream.embedded import Engine
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
@@ -36,9 +37,16 @@ class Thinking(BaseModel):
     display: str | None = None
 
     @property
-    def matters(self) -> bool:
-        """Whether a model that reasons would have to do so otherwise than it does."""
-        return self.type in ("disabled", "between_tools") or self.display == "omitted"
+    def enabled(self) -> bool:
+        """Whether the model is to reason."""
+        return self.type != "disabled"
+
+    def asks_too_much(self, engine: Engine) -> bool:
+        """Whether the model would have to reason otherwise than it can."""
+        if not engine.dialect.reasons:
+            return False
+        stuck = not self.enabled and not engine.conversations.can_switch_reasoning
+        return stuck or self.type == "between_tools" or self.display == "omitted"
 
 
 class PromptFields(BaseModel):
@@ -49,11 +57,17 @@ class PromptFields(BaseModel):
     system: TextContent | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
-    def prompt(self, engine: Engine) -> tuple[tuple[Message, ...], ToolUse]:
-        """The conversation and its tools, in no protocol's terms; raises `InvalidRequestError` naming the field."""
+    def prompt(self, engine: Engine) -> tuple[tuple[Message, ...], Setting]:
+        """The conversation and its setting, in no protocol's terms; raises `InvalidRequestError` naming the field."""
         check_model(engine, self.model)
-        return conversation(self.system, self.messages), tool_use(self.tools, self.tool_choice)
+        effort = self.output_config.effort if self.output_config else None
+        reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
+        tools = tool_use(self.tools, self.tool_choice)
+        return conversation(self.system, self.messages), Setting(tools, reasoning | (self.chat_template_kwargs or {}))
 
 
 class MessagesRequest(PromptFields):
@@ -65,8 +79,6 @@ class MessagesRequest(PromptFields):
     top_k: int | None = None
     stop_sequences: Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, Field(max_length=16)] = None
     stream: bool | None = None
-    thinking: Thinking | None = None
-    output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
     mcp_servers: list[Any] | None = None
     compaction: Any = None
@@ -76,13 +88,13 @@ class MessagesRequest(PromptFields):
     def turn(self, engine: Engine) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
         self._check_support(engine)
-        prompt, tools = self.prompt(engine)
+        prompt, setting = self.prompt(engine)
         system = prompt[0] if prompt and prompt[0].role == "system" else None
         return TurnRequest(
             prompt=prompt if system is None else prompt[1:],
             system=system,
             params=self._sampling_params(),
-            tools=tools,
+            setting=setting,
             response_schema=response_schema(self.output_config, self.output_format),
             **(self.slipstream or SlipstreamOptions()).model_dump(),
         )
@@ -101,8 +113,8 @@ class MessagesRequest(PromptFields):
             raise unsupported("mcp_servers", "mcp_servers can't be called from here: send their tools as tools")
         if self.compaction is not None:
             raise unsupported("compaction", "compaction is not supported: ask for a summary in a message")
-        if engine.dialect.reasons and self.thinking is not None and self.thinking.matters:
-            message = "thinking can't be changed: this model reasons before each answer; leave the field out"
+        if self.thinking is not None and self.thinking.asks_too_much(engine):
+            message = "thinking can't be changed so: this model reasons before each answer; leave the field out"
             raise unsupported("thinking", message)
 
 

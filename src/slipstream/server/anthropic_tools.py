@@ -53,8 +53,9 @@ class OutputFormat(BaseModel):
 
 
 class OutputConfig(BaseModel):
-    """`output_config`; `effort` is ignored."""
+    """`output_config`."""
 
+    effort: str | None = None
     format: OutputFormat | None = None
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from slipstream.chat import AnswerDelta
+from slipstream.chat import AnswerDelta, Setting
+from slipstream.chat.setting import reasoning_kwargs
 from slipstream.embedded import Engine
 from slipstream.engine import Output, TokenLogprob
 from slipstream.server.errors import openai_event
@@ -52,6 +53,8 @@ class ChatRequest(SamplingFields):
     tools: list[ToolDefinition] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     response_format: ResponseFormat | None = None
@@ -67,10 +70,11 @@ class ChatRequest(SamplingFields):
             raise unsupported("top_logprobs", "top_logprobs needs logprobs to be true")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        tools = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
         return TurnRequest(
             prompt=chat_messages(self.messages),
             params=self.sampling_params(max_tokens=limit, logprobs=logprobs),
-            tools=tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False),
+            setting=Setting(tools, reasoning_kwargs(self.reasoning_effort) | (self.chat_template_kwargs or {})),
             response_schema=response_schema(self.response_format),
             choices=self.n or 1,
             session_hint=session_hint(self.prompt_cache_key),

@@ -37,13 +37,18 @@ class MessageToolCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """A message of a conversation; other fields, such as `reasoning_content`, are ignored."""
+    """A message of a conversation; fields that aren't known are ignored.
+
+    Servers and their clients have two names for the reasoning of an earlier answer, which few chat templates want.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[ContentPart] | None, BeforeValidator(_as_parts)] = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
@@ -68,6 +73,7 @@ def _message(message: ChatMessage, param: str) -> Message:
             "assistant",
             text,
             tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
+            reasoning=message.reasoning_content or message.reasoning or "",
         )
     role = "system" if message.role == "developer" else message.role
     return Message(role, text, tool_call_id=message.tool_call_id, name=message.name)

@@ -81,22 +81,28 @@ def resolved(items: Sequence[InputItem], find: Callable[[str], Item | None]) -> 
 def item_messages(items: Sequence[InputItem], known_calls: Iterable[str] | None) -> tuple[Message, ...]:
     """The items in no protocol's terms; raises `InvalidRequestError` naming the field.
 
-    Calls, and text before them, are one message, as the answer was that they came from. Reasoning is left out, as
-    models want it. Results need a call before them, or one of the `known_calls` (None if those can't be told).
+    Calls, and reasoning and text before them, are one message, as the answer was that they came from. Results need a
+    call before them, or one of the `known_calls` (None if those can't be told).
     """
     messages: list[Message] = []
     calls = None if known_calls is None else set(known_calls)
+    thought = ""
     for index, item in enumerate(items):
         param = f"input[{index}]"
         match item.type:
+            case "reasoning":
+                thought = "\n".join(part.text or "" for part in item.content or ())
             case "message":
-                messages.append(_message(item, param))
+                message = _message(item, param)
+                messages.append(replace(message, reasoning=thought) if message.role == "assistant" else message)
+                thought = ""
             case "function_call":
                 call = _call(item, param)
                 if calls is not None:
                     calls.add(call.id)
                 if not messages or messages[-1].role != "assistant":
-                    messages.append(Message("assistant"))
+                    messages.append(Message("assistant", reasoning=thought))
+                    thought = ""
                 messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
             case "function_call_output":
                 result = _result(item, param)

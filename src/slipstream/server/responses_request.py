@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from slipstream.chat import Message
+from slipstream.chat import Message, Setting
+from slipstream.chat.setting import reasoning_kwargs
 from slipstream.embedded import Engine
 from slipstream.errors import InvalidRequestError
 from slipstream.server import openai_tools as chat
@@ -87,6 +88,14 @@ class TextConfig(BaseModel):
     verbosity: str | None = None
 
 
+class ReasoningConfig(BaseModel):
+    """`reasoning`. Summaries are not made; reasoning is shown as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    effort: str | None = None
+
+
 def _as_items(value: object) -> object:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
@@ -96,7 +105,7 @@ def _as_id(value: object) -> object:
 
 
 class ResponseRequest(SamplingFields):
-    """The body of a request. `reasoning` and most of `include` ask for what makes no difference here."""
+    """The body of a request. Most of `include` asks for what makes no difference here."""
 
     input: Annotated[list[InputItem], BeforeValidator(_as_items), Field(min_length=1)]
     instructions: str | None = None
@@ -109,7 +118,8 @@ class ResponseRequest(SamplingFields):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
-    reasoning: dict[str, Any] | None = None
+    reasoning: ReasoningConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -149,15 +159,17 @@ class ResponseRequest(SamplingFields):
             switches |= {"session_id": self.conversation, "continues": True}
         elif self.previous_response_id is not None:
             switches |= {"continues": False}
+        tools = chat.tool_use(
+            [chat.ToolDefinition(type="function", function=tool) for tool in self.tools or ()],
+            self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.as_chat,
+            parallel=self.parallel_tool_calls is not False,
+        )
+        reasoning = reasoning_kwargs(self.reasoning.effort if self.reasoning else None)
         return TurnRequest(
             prompt=messages,
             system=Message("system", self.instructions) if self.instructions else None,
             params=self.sampling_params(max_tokens=self.max_output_tokens, logprobs=None),
-            tools=chat.tool_use(
-                [chat.ToolDefinition(type="function", function=tool) for tool in self.tools or ()],
-                self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.as_chat,
-                parallel=self.parallel_tool_calls is not False,
-            ),
+            setting=Setting(tools, reasoning | (self.chat_template_kwargs or {})),
             response_schema=chat.response_schema(chat.ResponseFormat(type=text.type, json_schema=text)),
             session_hint=session_hint(self.prompt_cache_key),
             **switches,
@@ -175,7 +187,7 @@ class ResponseRequest(SamplingFields):
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": self.previous_response_id,
             "prompt_cache_key": self.prompt_cache_key,
-            "reasoning": self.reasoning,
+            "reasoning": self.reasoning.model_dump(exclude_unset=True) if self.reasoning else None,
             "safety_identifier": self.safety_identifier,
             "store": self.store is not False,
             "text": {"format": self.text_format.model_dump(by_alias=True, exclude_none=True)},

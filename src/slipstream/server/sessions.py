@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.chat import Message, Tool
+from slipstream.chat import Message, Setting, ToolUse
 from slipstream.errors import SessionNotFoundError
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
@@ -30,6 +30,7 @@ class CreateSession(Body):
     id: SessionId | None = None
     messages: list[ChatMessage] = []
     tools: list[ToolDefinition] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     pinned: bool = False
     ttl_seconds: Seconds | None = None
 
@@ -104,6 +105,7 @@ class WholeSession(SessionObject):
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
+    chat_template_kwargs: dict[str, Any]
 
 
 class SessionList(BaseModel):
@@ -132,11 +134,11 @@ def router(sessions: Sessions) -> APIRouter:
 
     @routes.post("", status_code=201)
     async def create(body: CreateSession) -> SessionObject:
-        messages, tools = chat_messages(body.messages), _tools(body.tools)
+        messages, setting = chat_messages(body.messages), Setting(_tools(body.tools), body.chat_template_kwargs or {})
         ttl, pinned = body.ttl_seconds, body.pinned
 
         def action() -> SessionState:
-            state = sessions.create(TENANT, body.id, messages, tools, ttl=ttl)
+            state = sessions.create(TENANT, body.id, messages, setting, ttl=ttl)
             return sessions.pin(TENANT, state.id) if pinned else state
 
         return await told(action)
@@ -162,7 +164,9 @@ def router(sessions: Sessions) -> APIRouter:
             (info,) = sessions.infos([state])
             messages = [_message(message) for message in state.messages]
             tools = [tool.as_dict() for tool in state.tools]
-            return WholeSession(**SessionObject.fields_of(info), messages=messages, tools=tools)
+            kwargs = dict(state.template_kwargs)
+            fields = SessionObject.fields_of(info)
+            return WholeSession(**fields, messages=messages, tools=tools, chat_template_kwargs=kwargs)
 
         return await asyncio.to_thread(look)
 
@@ -212,8 +216,8 @@ def _object(sessions: Sessions, state: SessionState) -> SessionObject:
     return SessionObject(**SessionObject.fields_of(info))
 
 
-def _tools(definitions: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
-    return tool_use(definitions, None, parallel=True).tools
+def _tools(definitions: Sequence[ToolDefinition] | None) -> ToolUse:
+    return tool_use(definitions, None, parallel=True)
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -224,6 +228,8 @@ def _message(message: Message) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
+    if message.reasoning:
+        told["reasoning_content"] = message.reasoning
     if message.tool_call_id is not None:
         told["tool_call_id"] = message.tool_call_id
     if message.name is not None:

@@ -1,17 +1,20 @@
 """Token ids of texts and conversations: `POST /tokenize` and `POST /detokenize`, as llama-server and vLLM have them."""
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from slipstream.chat import Setting
 from slipstream.embedded import Engine
 from slipstream.errors import InvalidRequestError
 from slipstream.server.openai_messages import ChatMessage, chat_messages
+from slipstream.server.openai_tools import ToolDefinition, tool_use
 
 
 class TokenizeRequest(BaseModel):
-    """One of `content` and `prompt`, which mean the same, or `messages`.
+    """One of `content` and `prompt`, which mean the same, or `messages`, with tools and template variables.
 
     The answer has the ids that a completion, or a chat completion, of the same would compute. So a text begins with
     the beginning-of-text token if the model wants one; `add_special`, or vLLM's `add_special_tokens`, leaves it out.
@@ -20,6 +23,8 @@ class TokenizeRequest(BaseModel):
     content: str | None = None
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
+    tools: list[ToolDefinition] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     add_special: bool = True
     add_special_tokens: bool = True
 
@@ -72,7 +77,8 @@ def _tokens(engine: Engine, body: TokenizeRequest) -> list[int]:
             code="invalid_value",
         )
     if body.messages is not None:
-        return list(map(int, engine.conversations.prompt(chat_messages(body.messages)).token_ids))
+        setting = Setting(tool_use(body.tools, None, parallel=True), body.chat_template_kwargs or {})
+        return list(map(int, engine.conversations.prompt(chat_messages(body.messages), setting).token_ids))
     text = body.content if body.content is not None else body.prompt
     assert text is not None
     special = body.add_special and body.add_special_tokens

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from slipstream.backend.base import IntArray
-from slipstream.chat import NO_TOOLS, AnswerDelta, AnswerReader, Message, Prompt, Schema, ToolUse
+from slipstream.chat import NO_SETTING, AnswerDelta, AnswerReader, Message, Prompt, Schema, Setting
 from slipstream.config import ServerConfig
 from slipstream.embedded import Completion, Engine, collect
 from slipstream.engine import Generation, GenerationRequest, Output, SamplingParams, TurnCounters
@@ -35,7 +35,7 @@ class TurnRequest:
 
     prompt: tuple[Message, ...] | str | IntArray
     params: SamplingParams
-    tools: ToolUse = NO_TOOLS
+    setting: Setting = NO_SETTING
     response_schema: Schema | None = None
     """What an answer that is no call must fit."""
     choices: int = 1
@@ -138,7 +138,7 @@ class Turn:
             request.tenant,
             request.session_name,
             request.prompt,
-            request.tools,
+            request.setting,
             alone=request.session_id is not None,
             system=request.system,
             continues=request.continues,
@@ -181,8 +181,8 @@ class Turn:
         """Hand a request to the engine, with its prompt made; raises what `EngineCore.submit` raises."""
         opens_reasoning = prepared.conversation is not None and prepared.conversation.opens_reasoning
         for offset in range(request.choices):
-            use = prepared.session_turn.tools if prepared.session_turn is not None else request.tools
-            reader = self._engine.dialect.reader(use, opens_reasoning=opens_reasoning)
+            setting = prepared.session_turn.setting if prepared.session_turn is not None else request.setting
+            reader = self._engine.dialect.reader(setting.tools, opens_reasoning=opens_reasoning)
             choice = Choice(len(self.choices), request, prepared.conversation, reader, prepared.session_turn)
             generation = GenerationRequest(
                 prompt=prepared.token_ids,
@@ -284,13 +284,12 @@ class TurnRunner:
 
     def _prepare(self, request: TurnRequest, session_turn: SessionTurn | None) -> _Prepared:
         if session_turn is not None:
-            messages, use = session_turn.messages, session_turn.tools
-            prompt = self.engine.conversations.prompt(messages, use, tenant=request.tenant)
+            setting = session_turn.setting
+            prompt = self.engine.conversations.prompt(session_turn.messages, setting, tenant=request.tenant)
             if request.reuse:
                 self.engine.sessions.fetch(request.tenant, prompt)
-            return _Prepared(
-                prompt.token_ids, prompt, session_turn, self.engine.grammar(prompt, use, request.response_schema)
-            )
+            grammar = self.engine.grammar(prompt, setting.tools, request.response_schema)
+            return _Prepared(prompt.token_ids, prompt, session_turn, grammar)
         return _Prepared(
             as_prompt(self.engine.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt)
         )

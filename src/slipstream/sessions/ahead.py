@@ -6,7 +6,7 @@ import threading
 import numpy as np
 
 from slipstream.backend.base import IntArray
-from slipstream.chat import Conversations, ToolUse
+from slipstream.chat import Conversations, Setting
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.kv import KVMemory
@@ -51,19 +51,19 @@ class AheadOfTime:
 
         self._core.prefill(IdlePrefill(state.id, state.tenant, tokens, done, at_least))
 
-    def compute_after_answer(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> None:
+    def compute_after_answer(self, state: SessionState, tokens: IntArray, setting: Setting) -> None:
         """Have computed what follows the answer that ends with `tokens`, if the session still ends with it."""
         try:
             if state.token_ids is tokens and state.turn is None:
                 at_least = 0 if state.pinned else len(tokens)  # nobody asked for what was evicted since
-                self.compute(state, self.with_certain_tail(state, tokens, tools), at_least=at_least)
+                self.compute(state, self.with_certain_tail(state, tokens, setting), at_least=at_least)
         finally:
             with self._lock:
                 self._expected -= 1
 
-    def with_certain_tail(self, state: SessionState, tokens: IntArray, tools: ToolUse) -> IntArray:
+    def with_certain_tail(self, state: SessionState, tokens: IntArray, setting: Setting) -> IntArray:
         """The tokens of a session that ends with an answer, and those that will follow."""
-        return np.concatenate((tokens, self._conversations.certain_tail(state.messages[-1], tools)))
+        return np.concatenate((tokens, self._conversations.certain_tail(state.messages[-1], tokens, setting)))
 
     def count(self, state: SessionState, counters: TurnCounters) -> None:
         """Count what a turn found computed ahead."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -20,14 +21,16 @@ from slipstream.sessions.state import SessionState
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE sessions (
-    tenant TEXT, id TEXT, messages BLOB, tools BLOB, created REAL, used REAL, ttl REAL, named INTEGER, shared INTEGER,
-    pinned INTEGER, parent TEXT, node BLOB, tokens INTEGER, checksum BLOB, PRIMARY KEY (tenant, id)
+    tenant TEXT, id TEXT, messages BLOB, tools BLOB, template_kwargs BLOB, created REAL, used REAL, ttl REAL,
+    named INTEGER, shared INTEGER, pinned INTEGER, parent TEXT, node BLOB, tokens INTEGER, checksum BLOB,
+    PRIMARY KEY (tenant, id)
 );
 CREATE TABLE ledger (
-    key BLOB, parent BLOB, tokens BLOB, conversation_id TEXT, model TEXT, checksum BLOB, PRIMARY KEY (model, key)
+    key BLOB, parent BLOB, tokens BLOB, conversation_id TEXT, generated INTEGER, model TEXT, checksum BLOB,
+    PRIMARY KEY (model, key)
 );
 CREATE TABLE records (
     kind TEXT, tenant TEXT, id TEXT, used REAL, value BLOB, checksum BLOB, PRIMARY KEY (kind, tenant, id)
@@ -49,6 +52,7 @@ _NOT_THE_FILES_FAULT = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQ
 
 _MESSAGES = TypeAdapter(tuple[Message, ...])
 _TOOLS = TypeAdapter(tuple[Tool, ...])
+_KWARGS = TypeAdapter(dict[str, Any])
 
 
 class Database:
@@ -80,6 +84,7 @@ class Database:
         """Save a session as it is now, and what its last turn added to the ledger."""
         row = _sealed(
             *(state.tenant, state.id, _MESSAGES.dump_json(state.messages), _TOOLS.dump_json(state.tools)),
+            _KWARGS.dump_json(dict(state.template_kwargs)),
             *(state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)),
             *(state.parent, state.node, state.tokens),
         )
@@ -87,7 +92,8 @@ class Database:
             self._connection.execute(f"INSERT OR REPLACE INTO sessions VALUES ({_marks(row)})", row)
             if part is not None:
                 entry = part.entry
-                values = _sealed(part.key, entry.parent, entry.tokens.tobytes(), entry.conversation_id, self._model)
+                told = entry.parent, entry.tokens.tobytes(), entry.conversation_id, entry.generated
+                values = _sealed(part.key, *told, self._model)
                 self._connection.execute(f"INSERT OR IGNORE INTO ledger VALUES ({_marks(values)})", values)
 
     def delete(self, state: SessionState) -> None:
@@ -99,18 +105,20 @@ class Database:
         """All sessions, least recently used first."""
         with self._lock:
             rows = self._connection.execute("SELECT * FROM sessions ORDER BY used").fetchall()
-        for tenant, id, messages, tools, created, used, ttl, named, shared, pinned, parent, node, tokens, _ in rows:
+        for tenant, id, messages, tools, kwargs, created, used, ttl, *flags, parent, node, tokens, _ in rows:
+            named, shared, pinned = map(bool, flags)
             yield SessionState(
                 id=id,
                 tenant=tenant,
                 messages=_MESSAGES.validate_json(messages),
                 tools=_TOOLS.validate_json(tools),
+                template_kwargs=_KWARGS.validate_json(kwargs),
                 created=created,
                 used=used,
                 ttl=ttl,
-                named=bool(named),
-                shared=bool(shared),
-                pinned=bool(pinned),
+                named=named,
+                shared=shared,
+                pinned=pinned,
                 parent=parent,
                 node=node,
                 tokens=tokens,
@@ -119,10 +127,10 @@ class Database:
     def parts(self) -> Iterator[tuple[Digest, LedgerEntry]]:
         """The ledger of this model, parents before their children."""
         with self._lock:
-            query = "SELECT key, parent, tokens, conversation_id FROM ledger WHERE model = ? ORDER BY rowid"
+            query = "SELECT key, parent, tokens, conversation_id, generated FROM ledger WHERE model = ? ORDER BY rowid"
             rows = self._connection.execute(query, (self._model,)).fetchall()
-        for key, parent, tokens, conversation_id in rows:
-            yield key, LedgerEntry(parent, np.frombuffer(tokens, np.int32), conversation_id)
+        for key, parent, tokens, conversation_id, generated in rows:
+            yield key, LedgerEntry(parent, np.frombuffer(tokens, np.int32), conversation_id, generated)
 
     def prune(self) -> set[Digest]:
         """Forget the ledger of conversations that no session leads to; returns the keys of what is left."""

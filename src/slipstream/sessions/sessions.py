@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from slipstream.backend.base import IntArray
-from slipstream.chat import Conversations, Message, Part, Prompt, Tool, ToolUse
+from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import (
     ContextLengthError,
@@ -79,7 +79,7 @@ class Sessions:
         tenant: str,
         name: str | None,
         messages: Sequence[Message],
-        tools: ToolUse,
+        setting: Setting,
         *,
         system: Message | None = None,
         alone: bool = True,
@@ -94,15 +94,17 @@ class Sessions:
         Raises `SessionConflictError` if a turn is under way.
         """
         if name is None or not alone:
-            return SessionTurn(tenant, name, (*([system] if system else []), *messages), tools.in_session(()))
+            whole = (*([system] if system else []), *messages)
+            return SessionTurn(tenant, name, whole, setting.in_session(NO_SETTING))
         with self._lock:
             state = self._states.get((tenant, name))
             first = state is None
             if state is None:
                 state = self._new(tenant, name)
             state.require_idle()
-            asked, use = state.joined(messages, system, continues=continues), tools.in_session(state.tools)
-            turn = state.turn = SessionTurn(tenant, name, asked, use, alone, first)
+            asked = state.joined(messages, system, continues=continues)
+            turn = SessionTurn(tenant, name, asked, setting.in_session(state.setting), alone, first)
+            state.turn = turn
             self._states[tenant, name] = state
             return turn
 
@@ -140,7 +142,8 @@ class Sessions:
             state = self._successor(turn, prompt, part)
             self.ahead.count(state, counters)
             state.messages = (*turn.messages, answer)
-            state.tools = turn.tools.tools
+            state.tools = turn.setting.tools.tools
+            state.template_kwargs = turn.setting.template_kwargs
             state.named = state.named or turn.alone
             state.token_ids = part.token_ids if part is not None else prompt.token_ids
             state.node = part.key if part is not None else prompt.parent
@@ -154,7 +157,7 @@ class Sessions:
                 self.saver.add(turn.tenant, part)
             self.ahead.expect()
             self._later.run(
-                lambda: self.ahead.compute_after_answer(state, part.token_ids, turn.tools), after=_AHEAD_DELAY
+                lambda: self.ahead.compute_after_answer(state, part.token_ids, turn.setting), after=_AHEAD_DELAY
             )
         return state.id
 
@@ -165,7 +168,7 @@ class Sessions:
         tenant: str,
         name: str | None = None,
         messages: Sequence[Message] = (),
-        tools: Sequence[Tool] = (),
+        setting: Setting = NO_SETTING,
         *,
         ttl: float | None = None,
         pinned: bool = False,
@@ -176,7 +179,7 @@ class Sessions:
         Raises `SessionConflictError` if the name is taken, `InvalidRequestError` for messages that can't be rendered.
         """
         name = name or f"sess_{secrets.token_hex(12)}"
-        state = self._new(tenant, name, tuple(messages), tuple(tools), ttl=ttl)
+        state = self._new(tenant, name, tuple(messages), setting, ttl=ttl)
         state.named, state.pinned, state.parent = True, pinned, parent
         prompt = self._prompt(state)
         with self._lock:
@@ -227,7 +230,7 @@ class Sessions:
         with self._lock:
             state = self.get(tenant, name)
             kept = state.first(keep)
-        return self.create(tenant, new_name, kept, state.tools, ttl=state.ttl, parent=name)
+        return self.create(tenant, new_name, kept, state.setting, ttl=state.ttl, parent=name)
 
     def rollback(self, tenant: str, name: str, *, keep: int) -> SessionState:
         """Go back to the first `keep` messages; raises `SessionConflictError` while a turn is under way."""
@@ -329,7 +332,7 @@ class Sessions:
             state = self.get(tenant, name)
             state.require_idle()
             changed = replace(state, messages=change(state), token_ids=None)
-            state.turn = SessionTurn(tenant, name, changed.messages, ToolUse(state.tools), alone=True)
+            state.turn = SessionTurn(tenant, name, changed.messages, state.setting, alone=True)
         try:
             prompt = self._prompt(changed)
             with self._lock:
@@ -345,18 +348,20 @@ class Sessions:
         tenant: str,
         name: str,
         messages: tuple[Message, ...] = (),
-        tools: tuple[Tool, ...] = (),
+        setting: Setting = NO_SETTING,
         *,
         ttl: float | None = None,
     ) -> SessionState:
-        now = time.time()
-        return SessionState(name, tenant, messages, tools, now, now, self._ttl if ttl is None else ttl)
+        now, kept_for = time.time(), self._ttl if ttl is None else ttl
+        return SessionState(name, tenant, messages, setting.tools.tools, setting.template_kwargs, now, now, kept_for)
 
     def _prompt(self, state: SessionState) -> Prompt | None:
-        """The prompt that a session's next answer would have; None while it has no messages."""
+        """The prompt that a session's next answer would have, as far as it's certain; None if it has no messages."""
         if not state.messages:
             return None
-        prompt = self._conversations.prompt(state.messages, ToolUse(state.tools), tenant=state.tenant)
+        asks = any(message.role == "user" for message in state.messages)
+        render = self._conversations.prompt if asks else self._conversations.beginning
+        prompt = render(state.messages, state.setting, tenant=state.tenant)
         if len(prompt.token_ids) >= self._core.limits.max_sequence:
             raise ContextLengthError(
                 f"the session would have {len(prompt.token_ids):,} tokens, but there is room for "
@@ -394,7 +399,7 @@ class Sessions:
 
     def _known(self, state: SessionState) -> Part | None:
         """As much of a session as is in the ledger."""
-        return self._conversations.known(state.messages, ToolUse(state.tools), tenant=state.tenant)
+        return self._conversations.known(state.messages, state.setting, tenant=state.tenant)
 
     def _tokens_of(self, state: SessionState) -> IntArray:
         """The token ids of a session, as far as they were ever made."""
@@ -457,7 +462,7 @@ class Sessions:
             state.forgotten = True
             tokens = self._tokens_of(state)
             if len(tokens) and state.messages[-1].role == "assistant":
-                tokens = self.ahead.with_certain_tail(state, tokens, ToolUse(state.tools))
+                tokens = self.ahead.with_certain_tail(state, tokens, state.setting)
 
             def free(kv: KVMemory, state: SessionState = state, tokens: IntArray = tokens) -> None:
                 kv.unpin(state.pin_name)

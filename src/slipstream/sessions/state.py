@@ -1,10 +1,11 @@
 """What a session is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from slipstream.backend.base import IntArray
-from slipstream.chat import Message, Tool, ToolUse
+from slipstream.chat import Message, Setting, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
@@ -18,6 +19,8 @@ class SessionState:
     tenant: str
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
+    template_kwargs: Mapping[str, Any]
+    """What else the chat template is told."""
     created: float
     used: float
     ttl: float
@@ -43,6 +46,11 @@ class SessionState:
 
     forgotten: bool = field(default=False, compare=False)
     """Whether it is no session any more."""
+
+    @property
+    def setting(self) -> Setting:
+        """What its messages stand in."""
+        return Setting(ToolUse(self.tools), self.template_kwargs)
 
     @property
     def pin_name(self) -> str:
@@ -120,7 +128,7 @@ class SessionTurn:
     tenant: str
     name: str | None
     messages: tuple[Message, ...]
-    tools: ToolUse
+    setting: Setting
     alone: bool = False
     """Whether the session can have no other turn meanwhile."""
     first: bool = False

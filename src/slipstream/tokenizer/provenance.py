@@ -2,15 +2,20 @@
 
 A prompt mixes two kinds of text. The template's own may hold control tokens (`<|im_start|>`, `<tool_call>`); content,
 which is messages, names, arguments, results and schemas, is text whatever it spells. Both are one string when a
-template is rendered, so the string itself remembers which of its characters are which.
+template is rendered, so the string itself remembers which of its characters are which, and of content, which message it
+comes from.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, SupportsIndex
 
-_CONTENT, _OWN = b"\0", b"\1"
+_OWN = b"\1"
 _OWN_RUN = re.compile(b"\1+")
+_NOWHERE, _FIRST_ORIGIN = 0, 2
+_PLAIN = (str, int, float, type(None))
+ORIGINS = 256 - _FIRST_ORIGIN
+"""How many origins are told apart; there may be more messages, so their numbers begin anew after these."""
 
 
 class Traced(str):
@@ -23,7 +28,7 @@ class Traced(str):
     __slots__ = ("mask",)
 
     mask: bytes
-    """1 for each character that may be part of a control token, 0 for content."""
+    """1 for each character that may be part of a control token, for content its origin: 0 if that isn't known."""
 
     def __new__(cls, text: str, mask: bytes) -> Self:
         """A string and its mask, which are of the same length."""
@@ -159,14 +164,25 @@ for _name in (
     setattr(Traced, _name, _untraceable(_name))
 
 
-def content(text: str) -> Traced:
+def origin(message: int) -> int:
+    """Stands for the message of this number in masks."""
+    return _FIRST_ORIGIN + message % ORIGINS
+
+
+def origin_of(text: str) -> int:
+    """Where a text comes from, if all of it is content of one origin."""
+    found = {*text.mask} if isinstance(text, Traced) else set()
+    return found.pop() if len(found) == 1 and min(found) >= _FIRST_ORIGIN else _NOWHERE
+
+
+def content(text: str, origin: int = _NOWHERE) -> Traced:
     """Text that holds no control token, whatever it spells; what is traced already stays as it is."""
-    return text if isinstance(text, Traced) else all_content(text)
+    return text if isinstance(text, Traced) else all_content(text, origin)
 
 
-def all_content(text: str) -> Traced:
+def all_content(text: str, origin: int = _NOWHERE) -> Traced:
     """Text of which nothing is a control token any more, traced or not."""
-    return Traced(str.__str__(text), _CONTENT * len(text))
+    return Traced(str.__str__(text), bytes((origin,)) * len(text))
 
 
 def own(text: str) -> Traced:
@@ -186,21 +202,34 @@ def joined(separator: str, pieces: Iterable[str]) -> Traced:
     return Traced(str.join(separator, pieces), mask)
 
 
-def as_content(value: Any) -> Any:
+def as_content(value: Any, origin: int = _NOWHERE) -> Any:
     """A copy of JSON-like data in which all strings, keys too, are content, but for those that are traced."""
     if isinstance(value, str):
-        return content(value)
+        return content(value, origin)
     if isinstance(value, Mapping):
-        return {as_content(key): as_content(each) for key, each in value.items()}
+        return {as_content(key, origin): as_content(each, origin) for key, each in value.items()}
     if isinstance(value, Sequence):
-        return [as_content(each) for each in value]
+        return [as_content(each, origin) for each in value]
     return value
 
 
-def holds_content(value: Any) -> bool:
-    """Whether a traced string is somewhere in JSON-like data."""
-    if isinstance(value, Mapping):
-        return any(holds_content(key) or holds_content(each) for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return any(map(holds_content, value))
-    return isinstance(value, Traced)
+def made_of(text: str, *parts: Any) -> str:
+    """A text that was made of some values, nobody knows how: content if one of them is traced or may hold what is.
+
+    It is of their origin if they have one in common.
+    """
+    origins = {*_origins(parts)}
+    return all_content(text, origins.pop() if len(origins) == 1 else _NOWHERE) if origins else text
+
+
+def _origins(value: Any) -> Iterator[int]:
+    """Of the traced strings in a value; nowhere stands for several, and for values that don't say what they hold."""
+    if isinstance(value, Traced):
+        yield origin_of(value)
+    elif isinstance(value, Mapping):
+        yield from _origins([*value, *value.values()])
+    elif isinstance(value, Collection) and not isinstance(value, str | bytes):
+        for each in value:
+            yield from _origins(each)
+    elif not isinstance(value, _PLAIN):
+        yield _NOWHERE

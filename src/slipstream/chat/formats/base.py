@@ -108,6 +108,23 @@ def call_rules(tools: Sequence[Tool], rules_of: Callable[[str, Tool], Sequence[s
     return ["call: " + " | ".join(names), *rules]
 
 
+def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> list[str]:
+    """Lark rules for `rule`: the parts in their order, each with whether it must be there, and a separator between."""
+    rules = []
+    # After each part a separator if another follows: a rule for what may come from each place on.
+    for index in range(len(parts), -1, -1):
+        for first in (True, False):
+            at = rule if first and not index else f"{rule}_{'first' if first else 'then'}_{index}"
+            if index == len(parts):
+                rules.append(f'{at}: ""')
+                continue
+            part, required = parts[index]
+            taken = f"{'' if first else separator} {part} {rule}_then_{index + 1}"
+            left_out = "" if required else f" | {rule}_{'first' if first else 'then'}_{index + 1}"
+            rules.append(f"{at}: {taken}{left_out}")
+    return rules
+
+
 def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> list[str]:
     """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
     arguments = json_rule(closed_parameters(tool.parameters))
@@ -116,7 +133,7 @@ def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> 
 
 def message_dict(message: Message) -> dict[str, Any]:
     """A message the way that templates which know tools take it."""
-    result: dict[str, Any] = {"role": message.role, "content": message.text}
+    result: dict[str, Any] = {"role": message.role, "content": message.text, **thoughts(message)}
     if message.tool_calls:
         result["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.parsed_arguments()}}
@@ -127,6 +144,11 @@ def message_dict(message: Message) -> dict[str, Any]:
     if message.name is not None:
         result["name"] = message.name
     return result
+
+
+def thoughts(message: Message) -> dict[str, Any]:
+    """The reasoning of a message, under the names that templates have for it."""
+    return dict.fromkeys(("reasoning_content", "reasoning"), message.reasoning) if message.reasoning else {}
 
 
 MORE = "{0,15}"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from slipstream.chat.formats.base import thoughts
 from slipstream.chat.formats.hermes import Hermes
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.tools import ToolUse
@@ -49,7 +50,7 @@ class Generic(Hermes):
             else:
                 calls = map(_call_text, message.tool_calls)
                 text = joined("\n", (part for part in (content(message.text), *calls) if part))
-                result.append({"role": message.role, "content": text})
+                result.append({"role": message.role, "content": text, **thoughts(message)})
         if use.tools:
             self._describe(result, use)
         return result

@@ -1,7 +1,11 @@
 """Harmony, of gpt-oss: an answer is a sequence of channels, and calls are messages to a function."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from slipstream.chat.formats.base import NativeTools, call_rules, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
+from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
 from slipstream.chat.reasoning import Reasoning
 from slipstream.chat.schema import literal
@@ -54,6 +58,14 @@ class Harmony(NativeTools):
     def recognises(cls, template: str) -> bool:
         """By its channels."""
         return "<|channel|>" in template and "<|call|>" in template
+
+    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+        """What was thought goes by another name; text before a call takes its place, since there's room for one."""
+        result = super().messages(messages, use)
+        for made, message in zip(result, messages, strict=True):
+            if message.reasoning and not (message.text and message.tool_calls):
+                made["thinking"] = message.reasoning
+        return result
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""

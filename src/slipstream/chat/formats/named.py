@@ -105,10 +105,10 @@ class NamedCalls(NativeTools):
         return Head(name.strip()) if name is not None else None
 
 
-class Mistral11(NamedCalls):
-    """Mistral Small 3.1 and later, Devstral, Magistral: `[TOOL_CALLS]name[ARGS]{…}`, with `[CALL_ID]` in some."""
+class Mistral13(NamedCalls):
+    """Devstral, Ministral 3, Magistral since 2507: `[TOOL_CALLS]name[ARGS]{…}`."""
 
-    name = "mistral-v11"
+    name = "mistral-v13"
     BEGIN, NAMED = "[TOOL_CALLS]", "[ARGS]"
 
     def __init__(self, tags: Tags) -> None:
@@ -125,6 +125,20 @@ class Mistral11(NamedCalls):
             return None
         name, _, id = head.partition(str(self._call_id))
         return Head(name.strip(), id.strip() or None)
+
+
+class Mistral11(Mistral13):
+    """Mistral Small 3.1 and 3.2: the model gives each call an id, `[TOOL_CALLS]name[CALL_ID]id[ARGS]{…}`."""
+
+    name = "mistral-v11"
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By the tag of ids."""
+        return cls.NAMED in template and "[CALL_ID]" in template
+
+    def _head_rule(self, name: str) -> str:
+        return f"{literal(name)} {self._call_id.expression} /[a-zA-Z0-9]{{9}}/ {self._named.expression}"
 
 
 class DeepSeekV31(NamedCalls):

@@ -1,4 +1,4 @@
-"""Formats that write each argument of a call between tags of its own: Qwen3-Coder, GLM-4, MiniMax-M2."""
+"""Formats that write each argument of a call between tags of its own: Qwen3-Coder, Seed-OSS, MiniMax-M2, GLM-4."""
 
 import json
 from abc import abstractmethod
@@ -7,7 +7,7 @@ from typing import Any
 
 from slipstream.chat.formats.base import call_rules
 from slipstream.chat.formats.tagged import TaggedCalls
-from slipstream.chat.reading import Reading, Steps, comes_next, skip, whole_until
+from slipstream.chat.reading import Reading, Steps, comes_next, skip, text_before, whole_until
 from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.tags import Tag, Tags, plain_tag, text_until
 from slipstream.chat.tools import Tool, ToolUse
@@ -142,7 +142,7 @@ def _read_name(reading: Reading, before: str, after: str) -> Steps[str | None]:
 
 
 class Qwen3Coder(ElementCalls):
-    """Qwen3-Coder, Qwen3.5, Seed-OSS: `<function=…>` and `<parameter=…>`, each value on lines of its own."""
+    """Qwen3-Coder, Qwen3.5: `<function=…>` and `<parameter=…>`, each value on lines of its own."""
 
     name = "qwen3-coder"
     CALL, PARAMETER = ("<function=", ">"), ("<parameter=", ">")
@@ -153,6 +153,20 @@ class Qwen3Coder(ElementCalls):
     def recognises(cls, template: str) -> bool:
         """By the tag of a function."""
         return cls.BEGIN in template and "<function=" in template
+
+
+class SeedOSS(ElementCalls):
+    """Seed-OSS: the same in tags of its own, without lines for values."""
+
+    name = "seed-oss"
+    BEGIN, END = "<seed:tool_call>", "</seed:tool_call>"
+    CALL, PARAMETER = Qwen3Coder.CALL, Qwen3Coder.PARAMETER
+    CALL_END = Qwen3Coder.CALL_END
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By its tag."""
+        return cls.BEGIN in template
 
 
 class MiniMaxM2(ElementCalls):
@@ -171,16 +185,17 @@ class MiniMaxM2(ElementCalls):
 
 
 class GLM4(ParameterCalls):
-    """GLM-4.5 and later: the name, then `<arg_key>` and `<arg_value>` in turn."""
+    """GLM-4.5 and 4.6: the name, then `<arg_key>` and `<arg_value>` in turn, on lines of their own."""
 
     name = "glm-4"
     INNER = "call"
-    _VALUE_TAIL = '"\\n"'
+    LINE_END = "\n"
 
     def __init__(self, tags: Tags) -> None:
         super().__init__(tags)
         self._key, self._key_end = tags("<arg_key>"), tags("</arg_key>")
         self._value = tags("<arg_value>")
+        self._VALUE_TAIL = self._line_end = literal(self.LINE_END) if self.LINE_END else ""
 
     @classmethod
     def recognises(cls, template: str) -> bool:
@@ -191,14 +206,14 @@ class GLM4(ParameterCalls):
         return tags("</arg_value>")
 
     def _call_head(self, name: str) -> str:
-        return literal(f"{name}\n")
+        return literal(f"{name}{self.LINE_END}")
 
     def _value_head(self, parameter: str) -> str:
         key = f"{self._key.expression} {literal(parameter)} {self._key_end.expression}"
-        return f'{key} "\\n" {self._value.expression}'
+        return f"{key} {self._line_end} {self._value.expression}"
 
     def _read_call_head(self, reading: Reading) -> Steps[str | None]:
-        name = yield from whole_until(reading, "\n")
+        name = yield from text_before(reading, "\n", self._key.mark, self._end.mark)
         return name.strip() if name is not None and name.strip() else None
 
     def _read_value_head(self, reading: Reading) -> Steps[str | None]:
@@ -209,6 +224,18 @@ class GLM4(ParameterCalls):
 
     def _read_call_tail(self, reading: Reading) -> Steps[bool]:
         return comes_next(reading, self._end.mark)
+
+
+class GLM47(GLM4):
+    """GLM-4.7 and later: the same without line ends."""
+
+    name = "glm-4.7"
+    LINE_END = ""
+
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By a value right after its key."""
+        return "</arg_key><arg_value>" in template
 
 
 def _is_text(schema: Mapping[str, Any]) -> bool:

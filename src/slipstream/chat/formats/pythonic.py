@@ -2,13 +2,16 @@
 
 import ast
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import NativeTools, call_rules, listed_calls, start_rules
+from slipstream.chat.formats.base import NativeTools, call_rules, listed_calls, separated, start_rules
+from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import Reading, Steps, skip_space, text_until, whole_until
 from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Schema, Tool, ToolUse
+from slipstream.tokenizer.provenance import content, origin_of, own
 
 
 class LFM2(NativeTools):
@@ -21,8 +24,21 @@ class LFM2(NativeTools):
 
     @classmethod
     def recognises(cls, template: str) -> bool:
-        """By the tags around its list of tools."""
-        return "<|tool_list_start|>" in template or "<|tool_call_start|>" in template
+        """By the way that it lists tools."""
+        return any(sign in template for sign in ("<|tool_list_start|>", "<|tool_call_start|>", "List of tools: ["))
+
+    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+        """Calls as text, and reasoning by another name; some of its templates have no other way in."""
+        result = super().messages(messages, use)
+        for made, message in zip(result, messages, strict=True):
+            if message.reasoning:
+                made["thinking"] = message.reasoning
+            if message.tool_calls:
+                listed = f"[{', '.join(map(_written, message.tool_calls))}]"
+                calls = content(listed, origin_of(message.tool_calls[0].arguments))
+                made["content"] = content(message.text) + own(str(self._begin)) + calls + own(str(self._end))
+                del made["tool_calls"]
+        return result
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
@@ -50,7 +66,9 @@ def _tool_rules(rule: str, tool: Tool) -> list[str]:
     schema = closed_parameters(tool.parameters)
     required = schema.get("required", [])
     names = [name for name, value in schema.get("properties", {}).items() if value is not False]
-    rules = []
+    rules = separated(
+        f"{rule}_arguments", [(f"{rule}_{index}", name in required) for index, name in enumerate(names)], '", "'
+    )
     for index, name in enumerate(names):
         value = schema["properties"][name]
         words = _words(value)
@@ -58,18 +76,20 @@ def _tool_rules(rule: str, tool: Tool) -> list[str]:
         if words is None:
             described = with_definitions({} if value is True else value, schema)
             rules.append(f"{rule}_{index}_json: {json_rule(described)}")
-    # After each argument a comma if another follows: a rule for what may come from each place on.
-    for index in range(len(names), -1, -1):
-        for first in (True, False):
-            at = f"{rule}_{'first' if first else 'then'}_{index}"
-            if index == len(names):
-                rules.append(f'{at}: ""')
-                continue
-            comma = "" if first else '", "'
-            taken = f"{comma} {rule}_{index} {rule}_then_{index + 1}"
-            left_out = "" if names[index] in required else f" | {rule}_{'first' if first else 'then'}_{index + 1}"
-            rules.append(f"{at}: {taken}{left_out}")
-    return [f'{rule}: {literal(f"{tool.name}(")} {rule}_first_0 ")"', *rules]
+    return [f'{rule}: {literal(f"{tool.name}(")} {rule}_arguments ")"', *rules]
+
+
+def _written(call: ToolCall) -> str:
+    """A call as Python writes it."""
+    arguments = call.parsed_arguments()
+    named = arguments.items() if isinstance(arguments, dict) else ()
+    return f"{call.name}({', '.join(f'{name}={_as_python(value)}' for name, value in named)})"
+
+
+def _as_python(value: Any) -> str:
+    """A value as models write it: JSON, but for Python's words on their own."""
+    alone = value is None or isinstance(value, bool)
+    return str(value) if alone else json.dumps(value, ensure_ascii=False)
 
 
 def _words(value: Schema | bool) -> str | None:

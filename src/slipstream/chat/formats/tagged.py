@@ -15,6 +15,8 @@ class TaggedCalls(NativeTools, ABC):
     BEGIN, END = "<tool_call>", "</tool_call>"
     INNER = '"\\n" call "\\n"'
     """The Lark expression of what stands between the tags."""
+    BETWEEN = '"\\n"'
+    """The Lark expression of what stands between an end and the next beginning."""
     INNER_MORE = ""
     """The Lark expression of further calls between the same tags, where models may write them there."""
 
@@ -25,7 +27,7 @@ class TaggedCalls(NativeTools, ABC):
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
         begin, end = self._begin.expression, self._end.expression
-        between = self.INNER_MORE or f'{end} "\\n" {begin} {self.INNER}'
+        between = self.INNER_MORE or f"{end} {self.BETWEEN} {begin} {self.INNER}"
         further = f"({between}){MORE}" if use.parallel else ""
         start = start_rules(use, self._begin, f"{self.INNER} {further} {end}")
         return "\n".join((start, *self._call_rules(use.callable)))
