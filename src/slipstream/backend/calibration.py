@@ -1,6 +1,5 @@
 """What was found out about a model on this machine: its step class and what its steps cost, kept beside the model."""
 
-import hashlib
 import logging
 import os
 import time
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from slipstream.backend.base import Piece, StepMeasurements
+from slipstream.backend.place import place_beside
 from slipstream.backend.self_test import ROW_COUNTS, SIZES, find_step_class
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, Runner, StepClass, next_size
 
@@ -107,6 +107,4 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
 
 
 def _path(model: Path, key: str) -> Path:
-    weights = model.with_suffix(".bin").stat()
-    identity = f"{_VERSION}; {weights.st_size}; {weights.st_mtime_ns}; {key}"
-    return model.parent / _FOLDER / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
+    return place_beside(model, _FOLDER, _VERSION, key).with_suffix(".json")

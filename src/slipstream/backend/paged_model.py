@@ -10,8 +10,9 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from slipstream.backend.base import BlockContents, FloatArray, IntArray
-from slipstream.backend.steps import StepInputs
+from slipstream.backend.base import BlockContents, FloatArray, IntArray, Piece
+from slipstream.backend.lowered import lowered
+from slipstream.backend.steps import StepInputs, lay_out
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.processor import this_processor
 
@@ -34,22 +35,17 @@ class PagedModel:
     def __init__(self, ir_path: Path, *, threads: int | None = None) -> None:
         self.ir_path = ir_path
         self._core = ov.Core()
-        try:
-            self._model = self._core.read_model(ir_path)
-        except RuntimeError as error:
-            raise ModelError(f"{ir_path} is not a readable OpenVINO model: {error}") from error
-        paged_attention_transformation(self._model)
-        _gather_before_vocabulary(self._model)
         bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if bf16 else "f16"
         """Of the keys and values."""
         self._options: dict[str, object] = {"KV_CACHE_PRECISION": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
+        self._model = (self._lowered() if self.is_small else None) or self._read()
         compiled = self._compile(self._model)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
-        self._caches = [port for port in compiled.inputs if "_cache." in port.any_name]
+        self._caches = _caches_of(compiled)
         self.block_bytes = len(self._caches) * 2 * _block_elements(self._caches)
         """Memory that a block takes, in all layers."""
         self._any_size = compiled.create_infer_request()
@@ -62,14 +58,13 @@ class PagedModel:
     @property
     def settings(self) -> str:
         """All that decides which kernels compute a step, and how KV is stored."""
-        processor = this_processor()
-        parts = [ov.get_version(), processor.name, " ".join(processor.instruction_sets), self.threads, self.precision]
-        return "; ".join(map(str, parts))
+        return "; ".join(map(str, [*_machine(), self.threads, self.precision]))
 
     @property
     def is_small(self) -> bool:
         """Whether there is memory to spare for copies of it."""
-        return self.ir_path.with_suffix(".bin").stat().st_size <= _SMALL_MODEL_BYTES
+        weights = self.ir_path.with_suffix(".bin")
+        return weights.exists() and weights.stat().st_size <= _SMALL_MODEL_BYTES
 
     def compile_copy(self, size: int) -> ov.CompiledModel:
         """A copy for steps of `size` tokens alone; takes seconds, on any thread."""
@@ -126,14 +121,62 @@ class PagedModel:
         """Fill blocks with what `read_blocks` gave."""
         self._kv[:, blocks] = contents.swapaxes(0, 1)
 
+    def _read(self) -> ov.Model:
+        """The model with paged attention, in which a step names the rows that it wants logits of."""
+        try:
+            model = self._core.read_model(self.ir_path)
+        except RuntimeError as error:
+            raise ModelError(f"{self.ir_path} is not a readable OpenVINO model: {error}") from error
+        paged_attention_transformation(model)
+        _gather_before_vocabulary(model)
+        return model
+
+    def _lowered(self) -> ov.Model | None:
+        """The same, after the runtime's passes; None if it can't be had."""
+        facts = "; ".join(map(str, [*_machine(), this_processor().cores, *self._options.values()]))
+        return lowered(self._core, self.ir_path, facts, self._read, self._options, _sample)
+
     def _compile(self, model: ov.Model) -> ov.CompiledModel:
         return self._core.compile_model(model, "CPU", self._options)
 
     def _attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on the blocks."""
-        for storage, port in zip(self._kv, self._caches, strict=True):
-            shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
-            request.set_tensor(port.any_name, ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type))
+        _attach(request, self._caches, self._kv)
+
+
+def _attach(request: ov.InferRequest, caches: Sequence[ov.ConstOutput], kv: npt.NDArray[np.uint16]) -> None:
+    """Let a request compute on blocks, [caches, blocks, elements]."""
+    for storage, port in zip(kv, caches, strict=True):
+        shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
+        request.set_tensor(port.any_name, ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type))
+
+
+def _sample(compiled: ov.CompiledModel) -> bytes:
+    """The bits that a compiled model gives for a few steps, logits and KV."""
+    caches = _caches_of(compiled)
+    kv = _zeros_aligned((len(caches), 4, _block_elements(caches)))
+    request = compiled.create_infer_request()
+    _attach(request, caches, kv)
+    table, found, past = np.arange(1, 4, dtype=np.int32), [], 0
+    for size in (64, 2, 8):
+        tokens = np.arange(past + 1, past + 1 + size, dtype=np.int32)
+        for name, array in lay_out([Piece(tokens, past, table, 2)], size, 8).items():
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        request.infer()
+        found.append(request.get_output_tensor(0).data.tobytes())
+        past += size
+    return b"".join((*found, kv.tobytes()))
+
+
+def _caches_of(compiled: ov.CompiledModel) -> list[ov.ConstOutput]:
+    """The inputs that keys and values are in."""
+    return [port for port in compiled.inputs if "_cache." in port.any_name]
+
+
+def _machine() -> list[str]:
+    """The runtime and the processor: what kernels are chosen by, and what passes make of a graph."""
+    processor = this_processor()
+    return [ov.get_version(), processor.name, " ".join(processor.instruction_sets)]
 
 
 def _gather_before_vocabulary(model: ov.Model) -> None:

@@ -1,0 +1,198 @@
+"""A model's graph as the runtime's passes leave it, kept beside the model: later starts need not run them again.
+
+Compiling a model is mostly passes over its graph. A graph that has been through them has a quarter of the operations
+and gives the passes little to do, so it's compiled in less than half the time, to the same bits.
+
+The runtime's own cache would leave out even that, but can't load a model with paged attention: 2026.4.1 loses the
+attention's head sizes on the way. So what the runtime exports for its cache is mended and kept as a model again. The
+runtime promises none of that, so a graph is kept only if it gives the bits of the model that it was made from.
+"""
+
+import fcntl
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from pydantic import TypeAdapter, ValidationError
+
+from slipstream.backend.place import place_beside
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Goes up when the graphs made here change."""
+_FOLDER = "lowered"
+_GRAPH = "graph.xml"
+_RECORD = "record.json"
+_LOCK = ".lock"
+_REFUSED = ".refused"
+
+_ATTENTION = "PagedAttentionExtension"
+_HEAD_FACTS = ("num_k_heads", "k_head_size", "num_v_heads", "v_head_size")
+_AS_IT_IS = {"keep_const_precision_0": 1}
+"""What a pass notes about weights that must stay as narrow as they are; a graph in a file forgets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is kept with a graph."""
+
+    sha256: str
+    """Of the graph's file and its weights, one after the other."""
+    heads: dict[str, dict[str, int]]
+    """By the name of an attention operation: how many heads it has and how large they are."""
+
+
+_RECORDS = TypeAdapter(_Record)
+
+
+def lowered(
+    core: ov.Core,
+    model: Path,
+    facts: str,
+    read: Callable[[], ov.Model],
+    options: Mapping[str, object],
+    compute: Callable[[ov.CompiledModel], bytes],
+) -> ov.Model | None:
+    """The lowered graph of a model file, made from what `read` gives if there is none yet under these `facts`.
+
+    `facts` are all that may decide what the passes do, besides the model. There is one graph for each model file;
+    that of other facts makes room. `compute` gives bits by which two compiled models are compared. None if it can't be
+    made or kept: with a warning, and if it's not for want of room once and for all.
+    """
+    file = model.stat()
+    place = place_beside(model, _FOLDER, _VERSION, file.st_size, file.st_mtime_ns, facts)
+    damaged = False
+    refused = place.with_suffix(_REFUSED)
+    if refused.exists():
+        return None
+    if place.exists():
+        if (graph := _load(core, place)) is not None:
+            return graph
+        damaged = True
+    try:
+        place.parent.mkdir(exist_ok=True)
+        with (place.parent / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if damaged or not place.exists():  # another process may have made it meanwhile
+                _make_room(place.parent)
+                try:
+                    _save(core, read(), options, place, compute)
+                except (LookupError, ValueError, RuntimeError) as error:
+                    logger.warning("the model can't be lowered here, so starts take longer: %s", error)
+                    _make_room(place.parent)
+                    refused.touch()
+                    return None
+            return _load(core, place)
+    except OSError as error:
+        logger.warning("no lowered graph in %s, so starts take longer: %s", place.parent, error)
+        return None
+
+
+def _load(core: ov.Core, place: Path) -> ov.Model | None:
+    """The graph that is kept there, if it is whole."""
+    try:
+        record = _RECORDS.validate_json((place / _RECORD).read_bytes())
+        if _sha256(place) != record.sha256:
+            logger.warning("the lowered graph %s is damaged, and is made again", place)
+            return None
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings the operations that passes put in
+        graph = core.read_model(place / _GRAPH)
+        for node in graph.get_ops():
+            if node.get_type_name() == _ATTENTION:
+                _note(node, record.heads[node.get_friendly_name()])
+            elif node.get_type_name() == "Constant":
+                _note(node, _AS_IT_IS)
+    except (OSError, ValidationError, KeyError, RuntimeError) as error:
+        logger.warning("the lowered graph %s can't be used, and is made again: %s", place, error)
+        return None
+    return graph
+
+
+def _save(
+    core: ov.Core,
+    model: ov.Model,
+    options: Mapping[str, object],
+    place: Path,
+    compute: Callable[[ov.CompiledModel], bytes],
+) -> None:
+    """Lower a model and keep its graph, whole or not at all; raises `RuntimeError` if the two are not the same."""
+    heads = {
+        node.get_friendly_name(): {name: int(node.get_rt_info()[name].get()) for name in _HEAD_FACTS}
+        for node in model.get_ops()
+        if node.get_type_name() == _ATTENTION
+    }
+    expected, text, weights = _exported(core, model, options, compute)
+    graph = core.read_model(text, ov.Tensor(weights, shared_memory=True))
+    _mend(graph)
+    staging = place.with_suffix(".tmp")
+    staging.mkdir()
+    ov.serialize(graph, staging / _GRAPH)
+    (staging / _RECORD).write_bytes(_RECORDS.dump_json(_Record(_sha256(staging), heads), indent=2))
+    made = _load(core, staging)
+    if made is None or compute(core.compile_model(made, "CPU", options)) != expected:
+        raise RuntimeError("its lowered graph gives other bits")
+    staging.rename(place)
+
+
+def _exported(
+    core: ov.Core, model: ov.Model, options: Mapping[str, object], compute: Callable[[ov.CompiledModel], bytes]
+) -> tuple[bytes, bytes, np.ndarray]:
+    """What a model computes, and what the runtime exports of it: its graph as text, and the weights that it names."""
+    texts: list[bytes] = []
+
+    def take(text: bytes) -> bytes:
+        texts.append(text)
+        return b""
+
+    compiled = core.compile_model(model, "CPU", {**options, "CACHE_ENCRYPTION_CALLBACKS": [take, take]})
+    blob = compiled.export_model().getbuffer()
+    (text,) = texts
+    spans = re.findall(rb' offset="(\d+)" size="(\d+)"', text)
+    size = max(int(offset) + int(size) for offset, size in spans)
+    return compute(compiled), text, np.frombuffer(blob, np.uint8)[-size:]  # the text would stand behind them
+
+
+def _mend(graph: ov.Model) -> None:
+    """Undo what would keep an exported graph from being compiled like the first time, or for one step size."""
+    for parameter in graph.get_parameters():
+        if "_cache." in parameter.get_friendly_name():  # a pass expects to decide on them, and would convert others
+            parameter.set_element_type(ov.Type.dynamic)
+            parameter.set_partial_shape(ov.PartialShape([-1] * 4))
+    for node in graph.get_ops():
+        if node.get_type_name() == "ShapeOf":  # forgets, when the graph is reshaped, that it was turned to int32
+            kind = "i32" if node.get_output_element_type(0) == ov.Type.i32 else "i64"
+            node.output(0).replace(ops.shape_of(node.input_value(0), output_type=kind).output(0))
+    graph.validate_nodes_and_infer_types()
+
+
+def _note(node: ov.Node, facts: Mapping[str, int]) -> None:
+    """Tell the passes something about an operation."""
+    notes = node.get_rt_info()
+    for name, value in facts.items():
+        notes[name] = value
+
+
+def _make_room(folder: Path) -> None:
+    """Remove graphs of other facts, damaged ones, and what was left by a process that was killed."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _sha256(place: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (_GRAPH, Path(_GRAPH).with_suffix(".bin")):
+        with (place / name).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
