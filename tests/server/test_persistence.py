@@ -17,7 +17,7 @@ import pytest
 
 from slipstream.models import Model
 from tests.server.process import MODEL, Server, running_server
-from tests.short_model import TOKEN_KIB, room_for
+from tests.short_model import TOKEN_BYTES, room_for
 
 Messages = list[dict[str, Any]]
 
@@ -329,7 +329,7 @@ def test_evicted_conversations_come_back_from_disk(model: Model, tmp_path: Path)
 
 @pytest.mark.long
 def test_small_disk_is_not_overrun(model: Model, tmp_path: Path) -> None:
-    place, limit = Place(tmp_path), 1000 * TOKEN_KIB * 2**10
+    place, limit = Place(tmp_path), 1000 * TOKEN_BYTES
     largest, done = 0, threading.Event()
 
     def watch() -> None:

