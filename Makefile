@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-# What was compiled once need not be again, at each start of a server, whatever the environment says.
-unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help serve test test-models test-long lint format clean
 
 help:  ## Show this list
