@@ -179,6 +179,7 @@ class TestTemplate:
             "{{ '%s' | attr('__class__') }}",
             "{{ self.__init__.__globals__ }}",
             "{{ range(100000000) | list }}",
+            "{{ messages[0].content.encode() }}",
         ],
     )
     def test_there_is_no_way_out_of_the_sandbox(self, source: str) -> None:
@@ -499,17 +500,22 @@ class TestConversations:
         messages = (user("Hi"), assistant("Hello"), Message("system", "Be brief."), user("Why?"))
         assert chat.text_of(chat.ask(*messages)) == chat.full(*messages)
 
-    @pytest.mark.parametrize("source", [QWEN, MISTRAL_WITH_TOOLS], ids=["Qwen", "Mistral"])
-    def test_a_template_that_renders_the_end_of_a_conversation_differently_can_be_spliced(
-        self, source: str, tokenizer: Tokenizer
+    @pytest.mark.parametrize(
+        ("source", "way"), [(QWEN, "spliced"), (MISTRAL_WITH_TOOLS, "full")], ids=["Qwen", "Mistral"]
+    )
+    def test_a_template_that_renders_the_end_of_a_conversation_differently(
+        self, source: str, way: str, tokenizer: Tokenizer
     ) -> None:
+        """It can be spliced, unless it's because the tools move to the last question."""
         chat = Chat(source, tokenizer, tool_format="hermes")
         messages = [user("Hi")]
         for reply in ("Hello", "Good day"):
             seen = chat.answered(*messages, answer=reply, ids=oddly(tokenizer, reply), use=TestToolCalls.USE)
             messages += [assistant(reply), user("Go on")]
-            assert chat.ask(*messages, use=TestToolCalls.USE).token_ids[: len(seen)].tolist() == seen
-        assert chat.conversations.renders == {"first": 1, "spliced": 2, "repeated": 1}
+            prompt = chat.ask(*messages, use=TestToolCalls.USE)
+            assert way == "full" or prompt.token_ids[: len(seen)].tolist() == seen
+            assert chat.text_of(prompt) == chat.full(*messages, use=TestToolCalls.USE)
+        assert chat.conversations.renders == {"first": 1, way: 2, "repeated": 1}
 
     def test_branches_share_what_they_have_in_common(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
@@ -778,6 +784,42 @@ class TestPlacing:
         assert prompt.token_ids[: len(seen)].tolist() == seen
         assert chat.text_of(prompt) == chat.full(*messages)
 
+    @pytest.mark.parametrize("count", [4, 100, 129, 131, 204, 256, 300])
+    def test_text_that_moves_behind_any_number_of_messages(self, count: int, tokenizer: Tokenizer) -> None:
+        source = CHATML.replace("{%- for message in messages %}", "{%- for message in messages[1:] %}", 1)
+        chat = Chat(source + "{{ messages[0].content }}", tokenizer)
+        messages = [Message("system", "Be brief."), *(user("Hi") if n % 2 else assistant("Yes") for n in range(count))]
+        chat.answered(*messages, answer="Good day", ids=oddly(tokenizer, "Good day"))
+        messages += [assistant("Good day"), user("Bye")]
+        assert chat.text_of(chat.ask(*messages)) == chat.full(*messages)
+        assert chat.conversations.renders["full"] == 1
+
+    def test_tools_that_move_are_told_once(self, tokenizer: Tokenizer) -> None:
+        source = CHATML.replace(
+            "{{- '<|im_start|>'",
+            "{%- if loop.last and tools %}{{ tools[0].function.description }}{% endif %}\n{{- '<|im_start|>'",
+            1,
+        )
+        chat = Chat(source, tokenizer, tool_format="hermes")
+        use = TestToolCalls.USE
+        messages = [user("Hi")]
+        for _ in range(3):
+            chat.answered(*messages, answer="Hello", ids=oddly(tokenizer, "Hello"), use=use)
+            messages += [assistant("Hello"), user("And?")]
+            text = chat.text_of(chat.ask(*messages, use=use))
+            assert text.count("Forecast") == 1
+            assert text == chat.full(*messages, use=use)
+
+    def test_a_further_call_that_is_cut_off(self, tokenizer: Tokenizer) -> None:
+        chat = Chat(CHATML, tokenizer)
+        call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
+        text = call + '\n<tool_call>\n{"name": "weather", "arg'
+        answer = assistant(text[len(call) :].strip(), TestToolCalls.CALL)
+        seen = chat.answered(user("?"), answer=answer, ids=oddly(tokenizer, text), text=text)
+        prompt = chat.ask(user("?"), answer, TestToolCalls.RESULT)
+        tail = tokenizer.decode(prompt.token_ids[len(seen) :], skip_special=False)
+        assert tail.startswith("<|im_end|>")
+
     def test_an_answer_that_says_nothing_where_the_template_wants_one(self, tokenizer: Tokenizer) -> None:
         strict = "{% for m in messages if not m.content %}{{ raise_exception('empty') }}{% endfor %}" + CHATML
         chat = Chat(strict, tokenizer)
@@ -808,6 +850,31 @@ class TestSetting:
     def test_variables_that_the_server_sets_are_refused(self) -> None:
         with pytest.raises(InvalidRequestError, match="leave it out"):
             Setting(template_kwargs={"tools": []})
+
+    @pytest.mark.parametrize(
+        "kwargs",
+        [{"a": float("nan")}, {"a": "\ud800"}, {"a": json.loads("[" * 80 + "]" * 80)}],
+        ids=["nan", "text", "deep"],
+    )
+    def test_variables_must_be_json(self, kwargs: dict[str, Any]) -> None:
+        with pytest.raises(InvalidRequestError, match="valid JSON"):
+            Setting(template_kwargs=kwargs)
+
+    def test_earlier_reasoning_makes_another_prompt(self, tokenizer: Tokenizer) -> None:
+        source = CHATML.replace("message.content", "(message.reasoning_content or '') + message.content")
+        chat = Chat(source + "{{ messages[0].content }}", tokenizer)
+        chat.answered(
+            user("Hi"), assistant("A"), user("Go on"), answer="B", ids=oddly(tokenizer, "Hello"), text="Hello"
+        )
+        rest = (user("Go on"), assistant("B"), user("Bye"))
+        one, two = (chat.ask(user("Hi"), replace(assistant("A"), reasoning=hm), *rest) for hm in ("Hm.", ""))
+        assert "Hm.A" in chat.text_of(one)
+        assert "Hm.A" not in chat.text_of(two)
+
+    def test_deeply_nested_arguments_are_told_as_text(self, tokenizer: Tokenizer) -> None:
+        deep = '{"a": ' + "[" * 900 + "]" * 900 + "}"
+        call = assistant("", ToolCall("call_1", "weather", deep))
+        assert "[[[" in Chat(CHATML, tokenizer).text_of(Chat(CHATML, tokenizer).ask(user("?"), call))
 
     def test_reasoning_is_told_and_is_no_part_of_a_conversation(self, tokenizer: Tokenizer) -> None:
         source = CHATML.replace("message.content", "(message.reasoning_content or '') + message.content")

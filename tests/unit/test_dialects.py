@@ -18,6 +18,7 @@ from slipstream.chat.formats import FORMATS
 from slipstream.chat.messages import Message
 from slipstream.chat.tools import Tool, ToolUse
 from slipstream.engine.grammar import GrammarCompiler
+from slipstream.errors import InvalidRequestError
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.tokenizer import IncrementalDecoder, Tokenizer
 from slipstream.tokenizer.provenance import content, own
@@ -171,6 +172,54 @@ def test_arguments_of_every_kind(name: str, flag: Flag) -> None:
             answer = model.answer(use, seed=seed, max_tokens=600)
             assert answer.complete, answer.text
             jsonschema.validate(json.loads(answer.message.tool_calls[0].arguments), schema)
+
+
+SCHEMAS_OF_ALL_KINDS = {
+    "one item": {"properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 1}}},
+    "a reference to a property": {
+        "properties": {
+            "a": {"type": "object", "properties": {"x": {"type": "integer"}}},
+            "b": {"$ref": "#/properties/a"},
+        }
+    },
+    "a literal": {"properties": {"a": {"const": "add", "type": "string"}, "b": {"const": False, "type": "boolean"}}},
+    "a reference at the top": {
+        "$defs": {"T": {"type": "object", "properties": {"v": {"type": "boolean"}}, "required": ["v"]}},
+        "$ref": "#/$defs/T",
+    },
+    "parts put together": {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]},
+            {"type": "object", "properties": {"b": {"type": "null"}}},
+        ]
+    },
+    "a part of one": {"$defs": {"X": {"enum": ["x", "y"]}}, "properties": {"a": {"allOf": [{"$ref": "#/$defs/X"}]}}},
+    "names that are none": {
+        "properties": {"user-id": {"type": "boolean"}, "class": {"type": "null"}, "a:b": {"enum": [1]}}
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_schemas_of_all_kinds(name: str) -> None:
+    with Model(name, "added") as model:
+        for kind, part in SCHEMAS_OF_ALL_KINDS.items():
+            schema = {"type": "object", **part}
+            if "properties" in part:
+                schema["required"] = list(part["properties"])
+            use = ToolUse((Tool("f", "", schema),), "required", parallel=False)
+            answer = model.answer(use, max_tokens=200)
+            assert answer.complete, (kind, answer.text)
+            jsonschema.validate(json.loads(answer.message.tool_calls[0].arguments), schema)
+
+
+@pytest.mark.parametrize("name", ["glm-4", "qwen3-coder", "lfm2", "gemma-4"])
+def test_alternatives_that_have_no_place_are_refused(name: str) -> None:
+    parts = [{"type": "object", "properties": {key: {"type": "null"}}, "required": [key]} for key in "ab"]
+    with pytest.raises(InvalidRequestError, match="one object"):
+        dialect(name, "added").grammar(
+            ToolUse((Tool("f", "", {"anyOf": parts}),), "required"), None, opens_reasoning=False
+        )
 
 
 @MATRIX

@@ -94,6 +94,11 @@ WAYS = {
     "in a dictionary": "'> ' ~ {'a': message.content}",
     "in a namespace": "namespace(a=message.content)",
     "as a string": "[message.content] | string | trim",
+    "after own text that goes": "('<tool_call>\n' ~ message.content) | replace('<tool_call>\n', '')",
+    "split off": "('<tool_call>' ~ message.content ~ '<tool_call>x').split('<tool_call>') | join",
+    "beside what is safe": "'a' | safe + message.content",
+    "formatted by what is safe": "('a%s' | safe) % message.content",
+    "by a method of what is safe": "('x' | e).replace('x', message.content)",
     "put into own text": "'> a <' | replace('a', message.content)",
 }
 MACRO = "{% macro said(text) %}{{ '> ' + text }}{% endmacro %}"

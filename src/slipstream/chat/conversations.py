@@ -1,5 +1,6 @@
 """From a list of messages to the token ids of a prompt, exact down to what the model generated before."""
 
+import json
 import secrets
 import threading
 from collections import Counter
@@ -103,8 +104,7 @@ class Conversations:
         known = self._last_known(chain)
         node = known.key if known is not None else None
         # What was thought is no part of the chain, since many clients don't send it back.
-        new = messages[chain.index(node) + 1 :] if node is not None else messages
-        key = digest(chain[-1], "\0".join(message.reasoning for message in new)), node
+        key = digest(chain[-1], json.dumps([message.reasoning for message in messages])), node
         recent = self._recent.get(key)
         if recent is not None:
             self.renders["repeated"] += 1
@@ -194,14 +194,17 @@ class Conversations:
             opened = self._dialect.reasoning.opened_by(text)
             return Prompt(ids, f"conv_{secrets.token_hex(12)}", chain[-1], None, 0, opened)
         index, tokens = chain.index(known.key), known.token_ids
-        # What says nothing is refused by some templates; what the known answer says is not used.
-        speaking = [_saying_something(each) if at <= index else each for at, each in enumerate(messages)]
-        text = self._render(speaking, setting)
+        said = messages
+        try:
+            text = self._render(said, setting)
+        except InvalidRequestError:  # some templates refuse what says nothing; what known answers say is not used
+            said = [_saying_something(each) if at <= index else each for at, each in enumerate(messages)]
+            text = self._render(said, setting)
         opened = self._dialect.reasoning.opened_by(text)
-        tail = self._tail(text, speaking, index, self._written(tokens), setting)
+        tail = self._tail(text, said, index, self._written(tokens), setting)
         if tail is None:
             self.renders["full"] += 1
-            text = text if speaking == list(messages) else self._render(messages, setting)
+            text = text if said is messages else self._render(messages, setting)
             ids = self._with_answers(text, messages, chain)
             return Prompt(ids, known.entry.conversation_id, chain[-1], None, 0, opened)
         self.renders["spliced"] += 1
@@ -242,7 +245,7 @@ class Conversations:
 
         Where calls, or reasoning alone, don't look as they were generated, some text takes their place.
         """
-        placing, answer = Placing(text), messages[number]
+        placing, answer = Placing(text, len(messages)), messages[number]
         if not placing.in_order:
             return None
         end = placing.end_of(number, answer, generated)
@@ -250,7 +253,7 @@ class Conversations:
             with suppress(InvalidRequestError):
                 said = Message("assistant", _STAND_IN)
                 text = self._render([*messages[:number], said, *messages[number + 1 :]], setting)
-                end = Placing(text).end_of(number, said, _STAND_IN)
+                end = Placing(text, len(messages)).end_of(number, said, _STAND_IN)
         return text[end:] if end is not None else None
 
     def _with_answers(self, text: Traced, messages: Sequence[Message], chain: Sequence[Digest]) -> IntArray:
@@ -259,7 +262,7 @@ class Conversations:
         They need not be what tokenising an answer gives. One that the template tells otherwise is rendered like a
         stranger's.
         """
-        placing, at = Placing(text), 0
+        placing, at = Placing(text, len(messages)), 0
         ids: list[int] = []
         for number, (message, key) in enumerate(zip(messages, chain, strict=True)):
             with self._lock:
@@ -290,7 +293,7 @@ class Conversations:
 
 
 def _saying_something(message: Message) -> Message:
-    empty = message.role == "assistant" and not message.text and not message.tool_calls and not message.reasoning
+    empty = message.role == "assistant" and not message.text and not message.tool_calls
     return replace(message, text=_STAND_IN) if empty else message
 
 

@@ -24,9 +24,9 @@ class ToolCall:
         try:
             # A number is what it's worth: JavaScript writes 2.0 as 2.
             parsed = json.loads(self.arguments, parse_float=_number)
+            return as_content(parsed, origin_of(self.arguments)) if isinstance(self.arguments, Traced) else parsed
         except (ValueError, RecursionError):  # the latter for brackets without end
             return self.arguments
-        return as_content(parsed, origin_of(self.arguments)) if isinstance(self.arguments, Traced) else parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,16 @@ class _Run(NamedTuple):
 
 
 class Placing:
-    """The places of messages in a rendered `text`, whose content has the messages' numbers for origins.
+    """The places of so many messages in a rendered `text`, whose content has the messages' numbers for origins.
 
     Names of calls have none, since templates repeat them with the results.
     """
 
-    def __init__(self, text: Traced) -> None:
+    def __init__(self, text: Traced, messages: int) -> None:
         self.text = text
         self._runs = list(_runs(text))
-        self.in_order = all(before.message <= after.message for before, after in pairwise(self._runs))
+        rising = all(before.message <= after.message for before, after in pairwise(self._runs))
+        self.in_order = rising and all(0 <= run.message < messages for run in self._runs)
         """Whether no content stands behind that of a later message."""
 
     def end_of(self, number: int, answer: Message, generated: str) -> int | None:
@@ -49,8 +50,8 @@ class Placing:
         if not own and not self.in_order:
             return None
         before = (run.end for run in self._runs if run.message < number)
-        start = own[0].start if own else max(before, default=0)
-        others = (run.start for run in self._runs if run.start > start and run.message != number)
+        start = own[-1].end if own else max(before, default=0)
+        others = (run.start for run in self._runs if run.start >= start and run.message != number)
         return _best_match(self.text, generated, start, next(others, len(self.text)))
 
     def _first(self, number: int) -> list[_Run]:

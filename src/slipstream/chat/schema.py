@@ -8,6 +8,7 @@ from itertools import permutations
 from typing import Any
 
 from slipstream.chat.tools import Schema
+from slipstream.errors import InvalidRequestError
 
 # No free whitespace: a third fewer tokens than what a model left to itself likes to write.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -32,8 +33,59 @@ def json_rule(schema: Schema) -> str:
 
 
 def with_definitions(schema: Schema, whole: Schema) -> dict[str, Any]:
-    """A part of a schema, with the definitions of the whole that it may refer to."""
-    return {**schema, **{key: whole[key] for key in ("$defs", "definitions") if key in whole}}
+    """A part of a schema, with the whole that it may refer to."""
+    if '"$ref"' not in json.dumps(schema):
+        return dict(schema)
+    moved: dict[str, Any] = _moved(schema)
+    return {**moved, "$defs": {"whole": _moved(whole)}}
+
+
+def _moved(schema: Any) -> Any:
+    """A schema whose references lead to where `with_definitions` puts the whole."""
+    if isinstance(schema, Mapping):
+        moved = {key: _moved(value) for key, value in schema.items()}
+        if isinstance(reference := moved.get("$ref"), str) and reference.startswith("#"):
+            moved["$ref"] = f"#/$defs/whole{reference[1:]}"
+        return moved
+    return [_moved(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def as_object(schema: Schema, whole: Schema, tool: str | None = None) -> dict[str, Any]:
+    """A schema as one object with properties: its reference followed, the parts of `allOf` put together.
+
+    For formats that write one argument after the other, not JSON. What several parts say of a property, the last one
+    decides. Raises `InvalidRequestError` for a `tool`'s parameters if they are alternatives.
+    """
+    if tool is not None and any(key in schema for key in ("anyOf", "oneOf")):
+        raise InvalidRequestError(
+            f"the parameters of {tool!r} are alternatives, which this model's way to call has no place for: "
+            "describe them as one object",
+            param="tools",
+            code="unsupported_schema",
+        )
+    parts = [schema.get("allOf", [])] if "allOf" in schema else []
+    if isinstance(reference := schema.get("$ref"), str):
+        parts.append([resolved(reference, whole)])
+    result = {key: value for key, value in schema.items() if key not in ("allOf", "$ref")}
+    for part in (as_object(each, whole, tool) for group in parts for each in group if isinstance(each, Mapping)):
+        properties = {**part.get("properties", {}), **result.get("properties", {})}
+        required = [*result.get("required", []), *part.get("required", [])]
+        result = {**part, **result}
+        if properties:
+            result["properties"] = properties
+        if required:
+            result["required"] = list(dict.fromkeys(required))
+    if missing := [name for name in result.get("required", []) if name not in result.get("properties", {})]:
+        result["properties"] = {**result.get("properties", {}), **dict.fromkeys(missing, True)}
+    return result
+
+
+def resolved(reference: str, whole: Schema) -> Any:
+    """What a reference within a schema leads to; None if nowhere."""
+    at: Any = whole
+    for key in reference.removeprefix("#").split("/")[1:]:
+        at = at.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(at, Mapping) else None
+    return at
 
 
 def literal(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from slipstream.chat.tools import NO_TOOLS, ToolUse
 from slipstream.errors import InvalidRequestError
 
+_DEEPEST = 64
 _RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
 
 
@@ -29,6 +30,17 @@ class Setting:
                     param=f"chat_template_kwargs.{name}",
                     code="invalid_value",
                 )
+        try:
+            json.dumps(self.template_kwargs, allow_nan=False, ensure_ascii=False).encode()
+            shallow = not _is_deeper(self.template_kwargs, _DEEPEST)
+        except (ValueError, RecursionError):
+            shallow = False
+        if not shallow:
+            raise InvalidRequestError(
+                f"chat_template_kwargs must be valid JSON, nested at most {_DEEPEST} deep",
+                param="chat_template_kwargs",
+                code="invalid_value",
+            )
 
     def in_session(self, session: "Setting") -> "Setting":
         """The same with what a session has, unless it brings its own."""
@@ -43,6 +55,15 @@ class Setting:
     def canonical(self) -> str:
         """A text that is equal for settings that read the same in a prompt."""
         return self.tools.canonical() + json.dumps(self.template_kwargs, sort_keys=True)
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether JSON is nested deeper than that."""
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(
+        _is_deeper(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 NO_SETTING = Setting()

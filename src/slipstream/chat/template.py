@@ -17,7 +17,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 
 from slipstream.errors import InvalidRequestError, ModelError
-from slipstream.tokenizer.provenance import Traced, as_content, joined, made_of
+from slipstream.tokenizer.provenance import Traced, as_content, joined, made_of, origin
 
 
 class ChatTemplate:
@@ -58,17 +58,18 @@ class ChatTemplate:
 
         Raises `InvalidRequestError` with the template's own words where it refuses the messages.
         """
-        given = [as_content(message) | _role(message) for message in messages]
-        for message in given:
-            if message.get("tool_calls") and not message["content"]:
-                message["content"] = self._no_text
-        if not self._takes_system:
-            given = _with_user(given)
-        listed = as_content(tools) if tools or not self._lists_tools else []
-        # SmolLM3's templates take tools under the name of the form in which calls are wanted.
-        form = {"xml_tools": listed} if "xml_tools" in self.variables else {}
-        variables = as_content(kwargs or {}) | form | {"tools": listed}
         try:
+            given = [as_content(message) | _role(message) for message in messages]
+            for message in given:
+                if message.get("tool_calls") and not message["content"]:
+                    message["content"] = self._no_text
+            if not self._takes_system:
+                given = _with_user(given)
+            # Tools stand before all that is said. A template that has them elsewhere moves them from turn to turn.
+            listed = as_content(tools, origin(0)) if tools or not self._lists_tools else []
+            # SmolLM3's templates take tools under the name of the form in which calls are wanted.
+            form = {"xml_tools": listed} if "xml_tools" in self.variables else {}
+            variables = as_content(kwargs or {}) | form | {"tools": listed}
             text = self._template.render(messages=given, add_generation_prompt=True, **variables)
         except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
@@ -145,6 +146,9 @@ class _Code(CodeGenerator):
             self.write(", ")
         self.write(")))")
 
+    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier, frame: Frame) -> None:  # noqa: ARG002
+        self.fail("autoescape is for pages, not for prompts", node.lineno)
+
 
 class _Environment(SandboxedEnvironment):
     """A sandbox in which content stays content, whatever a template does to it.
@@ -154,7 +158,7 @@ class _Environment(SandboxedEnvironment):
     """
 
     code_generator_class = _Code
-    intercepted_binops = frozenset(("%",))
+    intercepted_binops = frozenset(("+", "%"))
     concat = staticmethod(lambda pieces: joined("", pieces))
 
     @staticmethod
@@ -163,9 +167,9 @@ class _Environment(SandboxedEnvironment):
         return value if isinstance(value, str) else made_of(str(value), value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute `left % right`, which formats strings."""
+        """Compute `left % right`, which formats strings, and `left + right`, where markup knows nothing of tracing."""
         result = super().call_binop(context, operator, left, right)
-        return made_of(result, left, right) if type(result) is str else result
+        return _traced(result, left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method in a template."""
@@ -173,7 +177,16 @@ class _Environment(SandboxedEnvironment):
         if isinstance(owner, str) and function.__name__ == "join":
             return joined(owner, *args)
         result = super().call(context, function, *args, **kwargs)
-        return made_of(result, args, kwargs) if type(result) is str else result
+        return _traced(result, args, kwargs)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may have it: bytes would forget where they come from."""
+        return super().is_safe_attribute(obj, attr, value) and not (isinstance(obj, str) and attr == "encode")
+
+
+def _traced(result: Any, *parts: Any) -> Any:
+    """What was made of some values, which knows where it comes from if it's a string."""
+    return made_of(result, *parts) if isinstance(result, str) and not isinstance(result, Traced) else result
 
 
 _CHOOSING = frozenset(("d", "default", "first", "last", "max", "min", "random"))

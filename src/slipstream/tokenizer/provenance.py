@@ -85,11 +85,11 @@ class Traced(str):
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         """As `str` does."""
-        return self._cut(str.split(self, sep, maxsplit))
+        return self._cut(str.split(self, sep, maxsplit), sep)
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         """As `str` does."""
-        return self._cut(str.rsplit(self, sep, maxsplit))
+        return self._cut(str.rsplit(self, sep, maxsplit), sep)
 
     def splitlines(self, keepends: bool = False) -> list[str]:
         """As `str` does."""
@@ -97,12 +97,12 @@ class Traced(str):
 
     def partition(self, sep: str, /) -> tuple[str, str, str]:
         """As `str` does."""
-        before, found, after = self._cut(str.partition(self, sep))
+        before, found, after = self._cut(str.partition(self, sep), "")
         return before, found, after
 
     def rpartition(self, sep: str, /) -> tuple[str, str, str]:
         """As `str` does."""
-        before, found, after = self._cut(str.rpartition(self, sep))
+        before, found, after = self._cut(str.rpartition(self, sep), "")
         return before, found, after
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> "Traced":
@@ -133,14 +133,15 @@ class Traced(str):
         """Where text begins and ends that may hold control tokens."""
         return (run.span() for run in _OWN_RUN.finditer(self.mask))
 
-    def _cut(self, pieces: Iterable[str]) -> list[str]:
-        """Pieces of the string, in its order, as they stand in it."""
+    def _cut(self, pieces: Iterable[str], separator: str | None = None) -> list[str]:
+        """Pieces of the string, in its order, as they stand in it; by default white space is between them."""
         cut: list[str] = []
         at = 0
         for piece in pieces:
-            at = str.index(self, piece, at)
+            if separator is None:
+                at = str.index(self, piece, at)
             cut.append(self[at : at + len(piece)])
-            at += len(piece)
+            at += len(piece) + len(separator or "")
         return cut
 
     def _like(self, text: str) -> "Traced":

@@ -2,13 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from slipstream.chat.formats.base import call_rules, separated
 from slipstream.chat.formats.tagged import TaggedCalls
 from slipstream.chat.reading import Reading, Steps, skip, text_before, whole_until
-from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
+from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, resolved, with_definitions
 from slipstream.chat.tags import Tag, Tags, text_until
 from slipstream.chat.tools import Schema, Tool, ToolUse
 
@@ -40,7 +40,7 @@ class Gemma4(TaggedCalls):
 
     def _tool_rules(self, rule: str, tool: Tool) -> list[str]:
         values = _Values(closed_parameters(tool.parameters), self._quote, f"{rule}_value")
-        arguments = values.expression(values.schema)
+        arguments = values.object(as_object(values.schema, values.schema, tool.name))
         return [f"{rule}: {literal(f'call:{tool.name}')} {arguments}", *values.rules]
 
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
@@ -143,6 +143,7 @@ class _Values:
             return "anything"
         if isinstance(reference := schema.get("$ref"), str):
             return self._referred(reference)
+        schema = as_object(schema, self.schema) if "allOf" in schema else schema
         if "const" in schema or "enum" in schema:
             return self._one_of(self._written(value) for value in schema.get("enum", [schema.get("const")]))
         if (several := schema.get("anyOf", schema.get("oneOf"))) is not None:
@@ -150,15 +151,16 @@ class _Values:
         kind = schema.get("type", "object" if "properties" in schema else None)
         if isinstance(kind, list):
             return self._one_of(self.expression({**schema, "type": each}) for each in kind)
-        write = {
+        writers: dict[Any, Callable[[Schema], str]] = {
             "string": self._text,
             "boolean": lambda _: '("true" | "false")',
             "null": lambda _: '"null"',
             "integer": self._number,
             "number": self._number,
             "array": self._list,
-            "object": self._object,
-        }.get(kind)
+            "object": self.object,
+        }
+        write = writers.get(kind)
         return write(schema) if write is not None else "anything"
 
     def _new_name(self) -> str:
@@ -176,11 +178,8 @@ class _Values:
     def _referred(self, reference: str) -> str:
         """The rule of a definition, which may refer to itself."""
         if reference not in self._references:
-            at: Any = self.schema
-            for key in reference.removeprefix("#").split("/")[1:]:
-                at = at.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(at, Mapping) else None
             name = self._references[reference] = self._new_name()
-            self.rules.append(f"{name}: {self.expression(at)}")
+            self.rules.append(f"{name}: {self.expression(resolved(reference, self.schema))}")
         return self._references[reference]
 
     def _number(self, schema: Schema) -> str:
@@ -213,11 +212,12 @@ class _Values:
         if most == 0:
             return '"[]"'
         item = self._rule(self.expression(schema.get("items", True)))
-        more = f'("," {item}){{{max(0, least - 1)},{"" if most is None else most - 1}}}'
+        more = f'("," {item}){{{max(0, least - 1)},{"" if most is None else most - 1}}}' if most != 1 else ""
         members = f"{item} {more}"
         return self._rule(f'"[" {members if least else f"({members})?"} "]"')
 
-    def _object(self, schema: Schema) -> str:
+    def object(self, schema: Schema) -> str:
+        """The Lark expression of an object."""
         properties = {name: value for name, value in schema.get("properties", {}).items() if value is not False}
         required = schema.get("required", [])
         if not properties and (others := schema.get("additionalProperties", True)) is not False:

@@ -8,7 +8,7 @@ from slipstream.chat.formats.base import thoughts
 from slipstream.chat.formats.hermes import Hermes
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.tools import ToolUse
-from slipstream.tokenizer.provenance import Traced, content, joined, own
+from slipstream.tokenizer.provenance import Traced, content, joined, origin_of, own
 
 _INSTRUCTIONS = """# Tools
 
@@ -67,4 +67,4 @@ class Generic(Hermes):
 
 def _call_text(call: ToolCall) -> Traced:
     body = json.dumps({"name": call.name, "arguments": call.parsed_arguments()}, ensure_ascii=False)
-    return own(f"{Hermes.BEGIN}\n") + content(body) + own(f"\n{Hermes.END}")
+    return own(f"{Hermes.BEGIN}\n") + content(body, origin_of(call.arguments)) + own(f"\n{Hermes.END}")

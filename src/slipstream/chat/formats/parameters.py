@@ -8,7 +8,7 @@ from typing import Any
 from slipstream.chat.formats.base import call_rules
 from slipstream.chat.formats.tagged import TaggedCalls
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, text_before, whole_until
-from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
+from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.tags import Tag, Tags, plain_tag, text_until
 from slipstream.chat.tools import Tool, ToolUse
 
@@ -53,7 +53,8 @@ class ParameterCalls(TaggedCalls):
 
     def _tool_rules(self, rule: str, tool: Tool) -> list[str]:
         """A tag for each property, in the schema's order; those that are not required may be missing."""
-        schema = closed_parameters(tool.parameters)
+        whole = closed_parameters(tool.parameters)
+        schema = as_object(whole, whole, tool.name)
         required = schema.get("required", [])
         end = self._value_end.expression
         parts, rules = [], []
@@ -62,8 +63,9 @@ class ParameterCalls(TaggedCalls):
                 continue
             parts.append(f"({rule}_{index} {self._VALUE_TAIL})" + ("" if name in required else "?"))
             head = self._value_head(name)
-            if _is_text(value) and "enum" in value:
-                options = " | ".join(literal(str(option)) for option in value["enum"])
+            given = _given_texts(value)
+            if given is not None:
+                options = " | ".join(map(literal, given))
                 rules.append(f"{rule}_{index}: {head} ({options}) {end}")
             elif _is_text(value):
                 text = f"{rule}_{index}_text"
@@ -71,7 +73,9 @@ class ParameterCalls(TaggedCalls):
                 rules.append(text_until(self._value_end, text, value.get("minLength", 0), value.get("maxLength")))
             else:
                 rules.append(f"{rule}_{index}: {head} {rule}_{index}_json {end}")
-                rules.append(f"{rule}_{index}_json: {json_rule(with_definitions(value, schema))}")
+                rules.append(
+                    f"{rule}_{index}_json: {json_rule(with_definitions({} if value is True else value, whole))}"
+                )
         return [f"{rule}: {' '.join((self._call_head(tool.name), *parts, self._CALL_TAIL))}", *rules]
 
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:
@@ -238,14 +242,22 @@ class GLM47(GLM4):
         return "</arg_key><arg_value>" in template
 
 
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") == "string"
+def _is_text(schema: Mapping[str, Any] | bool) -> bool:
+    return not isinstance(schema, bool) and schema.get("type") == "string"
+
+
+def _given_texts(schema: Mapping[str, Any] | bool) -> list[str] | None:
+    """The texts that a value may be, if they are listed."""
+    if isinstance(schema, bool) or not _is_text(schema):
+        return None
+    given = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    return None if given is None else [text for text in given if isinstance(text, str)]
 
 
 def _properties(name: str, use: ToolUse) -> Mapping[str, Any]:
     """The schemas of a tool's parameters."""
-    parameters = next((tool.parameters for tool in use.callable if tool.name == name), {})
-    properties: Mapping[str, Any] = closed_parameters(parameters).get("properties", {})
+    whole = closed_parameters(next((tool.parameters for tool in use.callable if tool.name == name), {}))
+    properties: Mapping[str, Any] = as_object(whole, whole).get("properties", {})
     return properties
 
 

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import keyword
 from collections.abc import Sequence
 from typing import Any
 
 from slipstream.chat.formats.base import NativeTools, call_rules, listed_calls, separated, start_rules
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import Reading, Steps, skip_space, text_until, whole_until
-from slipstream.chat.schema import closed_parameters, json_rule, literal, with_definitions
+from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.tags import Tags
 from slipstream.chat.tools import Schema, Tool, ToolUse
 from slipstream.tokenizer.provenance import content, origin_of, own
@@ -63,7 +64,8 @@ class LFM2(NativeTools):
 
 def _tool_rules(rule: str, tool: Tool) -> list[str]:
     """The arguments in the schema's order; any of those that are not required may be missing."""
-    schema = closed_parameters(tool.parameters)
+    whole = closed_parameters(tool.parameters)
+    schema = as_object(whole, whole, tool.name)
     required = schema.get("required", [])
     names = [name for name, value in schema.get("properties", {}).items() if value is not False]
     rules = separated(
@@ -72,9 +74,11 @@ def _tool_rules(rule: str, tool: Tool) -> list[str]:
     for index, name in enumerate(names):
         value = schema["properties"][name]
         words = _words(value)
-        rules.append(f"{rule}_{index}: {literal(f'{name}=')} {words or f'{rule}_{index}_json'}")
+        # What is no name in Python is passed in a dictionary.
+        before, after = (literal(f"{name}="), "") if _is_name(name) else (literal(f"**{{{json.dumps(name)}: "), '"}"')
+        rules.append(f"{rule}_{index}: {before} {words or f'{rule}_{index}_json'} {after}")
         if words is None:
-            described = with_definitions({} if value is True else value, schema)
+            described = with_definitions({} if value is True else value, whole)
             rules.append(f"{rule}_{index}_json: {json_rule(described)}")
     return [f'{rule}: {literal(f"{tool.name}(")} {rule}_arguments ")"', *rules]
 
@@ -83,7 +87,10 @@ def _written(call: ToolCall) -> str:
     """A call as Python writes it."""
     arguments = call.parsed_arguments()
     named = arguments.items() if isinstance(arguments, dict) else ()
-    return f"{call.name}({', '.join(f'{name}={_as_python(value)}' for name, value in named)})"
+    written = [
+        f"{name}={_as_python(value)}" if _is_name(name) else f"**{_as_python({name: value})}" for name, value in named
+    ]
+    return f"{call.name}({', '.join(written)})"
 
 
 def _as_python(value: Any) -> str:
@@ -92,9 +99,17 @@ def _as_python(value: Any) -> str:
     return str(value) if alone else json.dumps(value, ensure_ascii=False)
 
 
+def _is_name(name: str) -> bool:
+    return name.isidentifier() and not keyword.iskeyword(name)
+
+
 def _words(value: Schema | bool) -> str | None:
     """The Lark expression of a value that Python has words for."""
-    kind = None if isinstance(value, bool) else value.get("type")
+    if isinstance(value, bool) or "enum" in value:
+        return None
+    if isinstance(given := value.get("const"), bool):
+        return literal(str(given))
+    kind = None if "const" in value else value.get("type")
     return {"boolean": '("True" | "False")', "null": '"None"'}.get(str(kind))
 
 
@@ -107,9 +122,12 @@ def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
         calls = []
         for call in listed.elts:
             assert isinstance(call, ast.Call)
-            arguments = {str(each.arg): _evaluated(each.value, words) for each in call.keywords}
+            arguments: dict[str, Any] = {}
+            for each in call.keywords:
+                value = _evaluated(each.value, words)
+                arguments |= value if each.arg is None else {each.arg: value}
             calls.append((ast.unparse(call.func), arguments))
-    except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+    except (AssertionError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
         return []
     return calls
 
