@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from slipstream.chat.schema import closed, json_rule
-from slipstream.engine.grammar import GrammarCompiler, GrammarFailedError
+from slipstream.engine.grammar import GrammarCompiler
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer import Tokenizer
 
@@ -28,10 +28,10 @@ def accepts(compiler: GrammarCompiler, tokenizer: Tokenizer) -> Accepts:
 
     def check(schema: dict[str, Any], value: object) -> bool:
         constraint = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").begin()
-        try:
-            constraint.accept(tokenizer.encode(json.dumps(value, ensure_ascii=False)))
-        except GrammarFailedError:
+        tokens = tokenizer.encode(json.dumps(value, ensure_ascii=False))
+        if constraint.valid_prefix(tokens) < len(tokens):
             return False
+        constraint.accept(tokens)
         return constraint.closing(0) == []
 
     return check
