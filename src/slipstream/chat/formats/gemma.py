@@ -7,7 +7,7 @@ from typing import Any
 
 from slipstream.chat.formats.base import call_rules, separated
 from slipstream.chat.formats.tagged import TaggedCalls
-from slipstream.chat.reading import Reading, Steps, skip, text_before, whole_until
+from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, text_before, whole_until
 from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, resolved, with_definitions
 from slipstream.chat.tags import Tag, Tags, text_until
 from slipstream.chat.tools import Schema, Tool, ToolUse
@@ -59,7 +59,8 @@ class Gemma4(TaggedCalls):
             reading.add_arguments(separator + pair)
             separator = ", "
             if not (yield from skip(reading, ",")):
-                yield from skip(reading, "}")
+                if not (yield from _closes(reading, "}")):
+                    return False
                 break
         reading.add_arguments("}")
         reading.end_call()
@@ -88,11 +89,17 @@ class Gemma4(TaggedCalls):
                         return None
                     members.append(member)
                     if not (yield from skip(reading, ",")):
-                        yield from skip(reading, end)
+                        if not (yield from _closes(reading, end)):
+                            return None
                         break
                 return f"{begin}{', '.join(members)}{end}"
         bare = yield from text_before(reading, ",", "}", "]")
         return _bare_value(str.__str__(bare).strip()) if bare is not None else None
+
+
+def _closes(reading: Reading, end: str) -> Steps[bool]:
+    """Skip an end, which may be missing where something else stands. Returns whether it was not cut off."""
+    return (yield from skip(reading, end)) or not cut_off_in(reading, end)
 
 
 def _as_text(text: str) -> str:
