@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     options = parser.parse_args()
-    with running_server() as server:
+    with running_server("--kv-memory", "512MiB") as server:
         raise SystemExit(not asyncio.run(run(server.url, options, Console(width=120))))
 
 

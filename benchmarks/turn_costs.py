@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     console = Console(width=120)
-    with running_server() as server, server.openai() as client:
+    with running_server("--kv-memory", "512MiB") as server, server.openai() as client:
         ask(client, [{"role": "user", "content": "Warm up."}], reuse=True, tokens=4)
         growing_conversation(server, client, options.turns, console)
         first_token(client, options.rounds, console)
