@@ -37,7 +37,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"the model's chat template does not compile: {error}") from error
         self._takes_system = self._shows_system()
-        self._lists_tools = not self._renders(tools=None) and self._renders(tools=[])
+        self._lists_tools = self._tried(_USER, tools=None) is None and self._tried(_USER, tools=[]) is not None
         """Whether it goes through the list of tools without asking if there is one."""
         self._no_text: str | None = ""
         """What it takes for the text of an answer that is calls alone."""
@@ -79,23 +79,16 @@ class ChatTemplate:
 
     def _shows_system(self) -> bool:
         """Whether it makes a difference to the template what a system message says."""
-        user = {"role": "user", "content": "?"}
-        try:
-            rendered = {
-                self._template.render(messages=[{"role": "system", "content": probe}, user])
-                for probe in ("Be brief.", "Take your time.")
-            }
-        except Exception:  # foreign code
-            return False
-        return len(rendered) > 1
+        said = ("Be brief.", "Take your time.")
+        rendered = {self._tried({"role": "system", "content": probe}, _USER) for probe in said}
+        return None not in rendered and len(rendered) > 1
 
-    def _renders(self, **variables: Any) -> bool:
-        """Whether the template takes a message of a user."""
+    def _tried(self, *messages: Mapping[str, Any], **variables: Any) -> str | None:
+        """What the template makes of messages; None if it refuses them."""
         try:
-            self._template.render(messages=[{"role": "user", "content": "?"}], **variables)
+            return self._template.render(messages=[dict(message) for message in messages], **variables)
         except Exception:  # foreign code
-            return False
-        return True
+            return None
 
     def _show_call(self) -> str:
         """What the template makes of an answer that is a call, in the way that it takes one; nothing if it takes none.
@@ -106,11 +99,8 @@ class ChatTemplate:
             function = {"name": _PROBE, "arguments": arguments}
             call = {"id": "call00000", "type": "function", "function": function}
             answer = {"role": "assistant", "content": no_text, "tool_calls": [call]}
-            try:
-                text = self._template.render(messages=[{"role": "user", "content": "?"}, answer], tools=[])
-            except Exception:  # foreign code
-                continue
-            if _PROBE in text:
+            text = self._tried(_USER, answer, tools=[])
+            if text is not None and _PROBE in text:
                 self._no_text = no_text
                 return text
         return ""
@@ -133,6 +123,7 @@ def _role(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _PROBE = "a_function"
+_USER = {"role": "user", "content": "?"}
 
 
 class _Code(CodeGenerator):

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from slipstream.chat.formats.base import call_rules, separated
@@ -52,16 +53,8 @@ class Gemma4(TaggedCalls):
             return False
         reading.begin_call(name.strip())
         reading.add_arguments("{")
-        separator = ""
-        while not (yield from skip(reading, "}")):
-            if (pair := (yield from self._read_pair(reading, 0))) is None:
-                return False
-            reading.add_arguments(separator + pair)
-            separator = ", "
-            if not (yield from skip(reading, ",")):
-                if not (yield from _closes(reading, "}")):
-                    return False
-                break
+        if not (yield from _read_members(reading, "}", partial(self._read_pair, reading, 0), reading.add_arguments)):
+            return False
         reading.add_arguments("}")
         reading.end_call()
         return True
@@ -84,22 +77,28 @@ class Gemma4(TaggedCalls):
         for begin, end, read in (("{", "}", self._read_pair), ("[", "]", self._read_value)):
             if depth < _DEEPEST and (yield from skip(reading, begin)):
                 members: list[str] = []
-                while not (yield from skip(reading, end)):
-                    if (member := (yield from read(reading, depth + 1))) is None:
-                        return None
-                    members.append(member)
-                    if not (yield from skip(reading, ",")):
-                        if not (yield from _closes(reading, end)):
-                            return None
-                        break
-                return f"{begin}{', '.join(members)}{end}"
+                whole = yield from _read_members(reading, end, partial(read, reading, depth + 1), members.append)
+                return f"{begin}{''.join(members)}{end}" if whole else None
         bare = yield from text_before(reading, ",", "}", "]")
         return _bare_value(str.__str__(bare).strip()) if bare is not None else None
 
 
-def _closes(reading: Reading, end: str) -> Steps[bool]:
-    """Skip an end, which may be missing where something else stands. Returns whether it was not cut off."""
-    return (yield from skip(reading, end)) or not cut_off_in(reading, end)
+def _read_members(
+    reading: Reading, end: str, read: Callable[[], Steps[str | None]], tell: Callable[[str], None]
+) -> Steps[bool]:
+    """Tell the members of an object or a list as JSON has them, one by one. Returns whether none was cut off.
+
+    The end may be missing where something else stands.
+    """
+    separator = ""
+    while not (yield from skip(reading, end)):
+        if (member := (yield from read())) is None:
+            return False
+        tell(separator + member)
+        separator = ", "
+        if not (yield from skip(reading, ",")):
+            return (yield from skip(reading, end)) or not cut_off_in(reading, end)
+    return True
 
 
 def _as_text(text: str) -> str:
