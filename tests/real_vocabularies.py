@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slipstream.bench.peers.base import bench_home
 from slipstream.models.sources import pip_download
+from slipstream_bench.peers.base import bench_home
 
 
 class Package(NamedTuple):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from slipstream.bench.peers.base import Peer
 from slipstream.cli.app import app
 from slipstream.models import Model
+from slipstream_bench import cli
+from slipstream_bench.peers import Peer, Slipstream
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +107,14 @@ def test_a_name_that_nothing_has_is_answered_with_those_there_are(
 
 
 def test_a_server_that_is_not_set_up_says_how(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slipstream.bench import peers
-
-    class Missing(peers.Slipstream):
+    class Missing(Slipstream):
         name = "missing"
 
         def installed(self) -> bool:
             return False
 
-    known: dict[str, type[Peer]] = {"slipstream": peers.Slipstream, "missing": Missing}
-    monkeypatch.setattr(peers, "PEERS", known)
+    known: dict[str, type[Peer]] = {"slipstream": Slipstream, "missing": Missing}
+    monkeypatch.setattr(cli, "PEERS", known)
     assert "slipstream bench setup missing" in bench("run", "-s", "missing", "--out", str(tmp_path), status=1)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)  # with the results of all that is set up
     assert "left out: missing" in bench("run", "-w", "agent-6", "--rounds", "1", "--out", str(tmp_path))
@@ -130,6 +129,13 @@ def test_the_list_has_workloads_and_servers(model: Model) -> None:
 
 def test_this_server_needs_no_setting_up(model: Model) -> None:
     assert "needs no setting up" in bench("setup", "slipstream")
+
+
+def test_without_its_package_the_command_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slipstream.cli.bench.entry_points", lambda **_: ())
+    assert bench("run", "-w", "agent-6", status=1).splitlines() == [
+        "Error: slipstream-bench is not installed: pip install ./bench, in a checkout of Slipstream"
+    ]
 
 
 def test_a_folder_without_results_is_no_report(tmp_path: Path) -> None:

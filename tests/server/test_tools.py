@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import httpx
 import jsonschema
 import pytest
-from benchmarks import tool_validity
 from openai import OpenAI
 
-from slipstream.bench import bfcl
+from slipstream_bench import bfcl
+from slipstream_bench.measurements import tool_validity
 from tests.server.process import MODEL, Server, assert_reused
 
 

@@ -11,16 +11,16 @@ import pytest
 from gguf.quants import quantize
 from safetensors import safe_open
 
-from slipstream.bench.peers import PEERS, Peer, PeerError, export
-from slipstream.bench.peers.environment import Environment
-from slipstream.bench.peers.genai_app import compact_pattern
-from slipstream.bench.peers.llama_server import LlamaServer, restore_links
-from slipstream.bench.peers.ollama import Ollama
-from slipstream.bench.peers.openvino_genai import OpenVINOGenAI
-from slipstream.bench.peers.process import free_port, paused, server_process
-from slipstream.bench.peers.sglang import SGLang
-from slipstream.bench.peers.vllm import VLLM
 from slipstream.models import SILENT, Manifest, Model
+from slipstream_bench.peers import PEERS, Peer, PeerError, export
+from slipstream_bench.peers.environment import Environment
+from slipstream_bench.peers.genai_app import compact_pattern
+from slipstream_bench.peers.llama_server import LlamaServer, restore_links
+from slipstream_bench.peers.ollama import Ollama
+from slipstream_bench.peers.openvino_genai import OpenVINOGenAI
+from slipstream_bench.peers.process import free_port, paused, server_process
+from slipstream_bench.peers.sglang import SGLang
+from slipstream_bench.peers.vllm import VLLM
 from tests.waiting import wait_until
 
 HEADS, KV_HEADS, HEAD_SIZE, HIDDEN = 4, 2, 16, 64
@@ -271,7 +271,7 @@ def test_ollama_says_how_to_get_it(model: Model, monkeypatch: pytest.MonkeyPatch
 
 
 def test_sglangs_kernels_can_be_imported_but_not_called() -> None:
-    from slipstream.bench.peers import sgl_kernel_stand_in
+    from slipstream_bench.peers import sgl_kernel_stand_in
 
     with pytest.raises(NotImplementedError, match=r"sgl_kernel\.rmsnorm is for other hardware"):
         sgl_kernel_stand_in.rmsnorm(1, eps=2)

@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from slipstream.bench import html, tables
-from slipstream.bench.floor import pass_seconds, turn_seconds
-from slipstream.bench.plots import COLOURS, lines, of_all, stacked_bars
-from slipstream.bench.records import FloorRates, Result, RunFile, ServerDescription, Settings, TurnResult
-from slipstream.bench.report import REFERENCE, ServerSummary, Summary, rows, summary
+from slipstream_bench import html, tables
+from slipstream_bench.floor import pass_seconds, turn_seconds
+from slipstream_bench.plots import COLOURS, lines, of_all, stacked_bars
+from slipstream_bench.records import FloorRates, Result, RunFile, ServerDescription, Settings, TurnResult
+from slipstream_bench.report import REFERENCE, ServerSummary, Summary, rows, summary
 
 PEER = "other:best"
 RATES = FloorRates(

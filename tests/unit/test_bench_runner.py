@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from slipstream.bench.peers.base import Configuration, Endpoint, Peer, PeerError
-from slipstream.bench.peers.process import free_port, paused, server_process
-from slipstream.bench.peers.url import AtURL
-from slipstream.bench.records import ConstraintKind, Result, RunFile, TurnResult
-from slipstream.bench.runner import Plan, Server, run
-from slipstream.bench.workloads import WORKLOADS, Workload
 from slipstream.errors import SlipstreamError
 from slipstream.models import Model, Progress
+from slipstream_bench.peers.base import Configuration, Endpoint, Peer, PeerError
+from slipstream_bench.peers.process import free_port, paused, server_process
+from slipstream_bench.peers.url import AtURL
+from slipstream_bench.records import ConstraintKind, Result, RunFile, TurnResult
+from slipstream_bench.runner import Plan, Server, run
+from slipstream_bench.workloads import WORKLOADS, Workload
 from tests.unit.openai_stand_in import StandIn, stand_in
 from tests.waiting import wait_until
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from slipstream.bench import bfcl
-from slipstream.bench.coding import TOOLS, coding_script
-from slipstream.bench.conversation import Answer, Conversation
-from slipstream.bench.records import ConstraintKind
-from slipstream.bench.workloads import WORKLOADS, Workload
 from slipstream.tokenizer import Tokenizer
+from slipstream_bench import bfcl
+from slipstream_bench.coding import TOOLS, coding_script
+from slipstream_bench.conversation import Answer, Conversation
+from slipstream_bench.records import ConstraintKind
+from slipstream_bench.workloads import WORKLOADS, Workload
 
 CONTEXT = 8192
 MADE_UP = [workload for workload in WORKLOADS.values() if workload.name != "bfcl-multi-turn"]  # that one is fetched

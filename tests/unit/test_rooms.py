@@ -22,8 +22,7 @@ ALLOWED = {
     "sessions": {"chat", "engine", "kv", "backend"},
     "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
     "server": {"embedded", "sessions", "chat", "engine", "tokenizer", "backend", "config"},
-    "bench": {"chat", "models", "tokenizer"},
-    "cli": {"bench", "server", "embedded", "chat", "engine", "models", "config", "backend"},
+    "cli": {"server", "embedded", "chat", "engine", "models", "config", "backend"},
 }
 
 
@@ -53,6 +52,10 @@ def test_a_room_imports_only_from_those_below_it(room: str) -> None:
 
 def test_every_room_is_listed() -> None:
     assert {room_of(path) for path in ROOT.rglob("*.py")} == {*ALLOWED, *COMMON, "__init__", "__main__"}
+
+
+def test_nothing_imports_the_bench() -> None:
+    assert not [path for path in ROOT.rglob("*.py") if "slipstream_bench" in path.read_text()]
 
 
 def test_blocks_are_nobodys_business_above_kv() -> None:

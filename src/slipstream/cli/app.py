@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from slipstream.cli.bench import bench
+from slipstream.cli.bench import ARGUMENTS_AS_THEY_ARE, bench
 from slipstream.cli.chat import chat
 from slipstream.cli.doctor import doctor
 from slipstream.cli.pull import pull
@@ -23,7 +23,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(pull)
-app.add_typer(bench)
+app.command(add_help_option=False, context_settings=ARGUMENTS_AS_THEY_ARE)(bench)
 app.command()(sessions)
 app.command()(doctor)
 

@@ -1,0 +1,1 @@
+"""Measurements of Slipstream itself, each run as `python -m slipstream_bench.measurements.NAME`."""

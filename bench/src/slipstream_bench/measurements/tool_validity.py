@@ -1,0 +1,121 @@
+"""Does every call parse, and fit its schema? Over the tools of the Berkeley Function-Calling Leaderboard.
+
+    python -m slipstream_bench.measurements.tool_validity
+
+Every case is asked with `tool_choice` "required", and every function of the simulated APIs by its name, at temperatures
+0 and 1. `jsonschema`, which shares no code with the grammar, is the judge. Calls that were cut off by `max_tokens` are
+listed too.
+"""
+
+import argparse
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+from openai import APIStatusError, AsyncOpenAI
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from tests.server.process import MODEL, running_server
+
+from slipstream.chat import Tool
+from slipstream_bench import bfcl
+
+NEIGHBOURS = 8
+
+
+def cases() -> Iterator[tuple[str, bfcl.Case, Any]]:
+    """Category, case, and `tool_choice`."""
+    for category in bfcl.SINGLE_TURN:
+        for case in bfcl.cases(category):
+            yield category, case, "required"
+    for tool in bfcl.api_tools():
+        question = [{"role": "user", "content": f"Use {tool.name}. {tool.description}"}]
+        choice = {"type": "function", "function": {"name": tool.name}}
+        yield "multi-turn functions", bfcl.Case(tool.name, question, [tool]), choice
+
+
+async def verdict(client: AsyncOpenAI, case: bfcl.Case, choice: Any, temperature: float, max_tokens: int) -> str:
+    """ "valid", or what is wrong."""
+    try:
+        completion = await client.chat.completions.create(
+            model=MODEL,
+            messages=case.messages,  # type: ignore[arg-type]
+            tools=[tool.as_dict() for tool in case.tools],  # type: ignore[misc]
+            tool_choice=choice,
+            temperature=temperature,
+            seed=1,
+            max_tokens=max_tokens,
+        )
+    except APIStatusError as error:
+        return f"refused: {error.message}"
+    (answer,) = completion.choices
+    calls = answer.message.tool_calls or []
+    if not calls:
+        return "no call"
+    tools = {tool.name: tool for tool in case.tools}
+    for call in calls:
+        assert call.type == "function"
+        if problem := _problem(call.function.name, call.function.arguments, tools):
+            return f"cut off by max_tokens: {problem}" if answer.finish_reason == "length" else problem
+    return "valid"
+
+
+def _problem(name: str, arguments: str, tools: dict[str, Tool]) -> str | None:
+    if name not in tools:
+        return f"there is no tool {name!r}"
+    try:
+        jsonschema.validate(json.loads(arguments), dict(tools[name].parameters))
+    except ValueError:
+        return f"not JSON: {arguments[:60]!r}…"
+    except jsonschema.ValidationError as error:
+        return f"does not fit: {error.message[:80]}"
+    return None
+
+
+async def run(url: str, options: argparse.Namespace, console: Console) -> bool:
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
+    chosen = [case for case in cases() if not options.only or case[1].id in options.only][:: options.every]
+    work = [(*case, temperature) for case in chosen for temperature in options.temperatures]
+    results: Counter[tuple[str, float, bool]] = Counter()
+    failures: list[str] = []
+    turns = asyncio.Semaphore(NEIGHBOURS)
+
+    with Progress(console=console) as bars:
+        task = bars.add_task("Asking", total=len(work))
+
+        async def one(category: str, case: bfcl.Case, choice: Any, temperature: float) -> None:
+            async with turns:
+                outcome = await verdict(client, case, choice, temperature, options.max_tokens)
+            results[category, temperature, outcome == "valid"] += 1
+            if outcome != "valid":
+                failures.append(f"{case.id} at temperature {temperature}: {outcome}")
+            bars.advance(task)
+
+        await asyncio.gather(*(one(*item) for item in work))
+    table = Table("category", "temperature", "cases", "valid")
+    for category, temperature in sorted({key[:2] for key in results}):
+        valid, invalid = (results[category, temperature, outcome] for outcome in (True, False))
+        table.add_row(category, str(temperature), str(valid + invalid), f"{valid / (valid + invalid):.1%}")
+    console.print(table)
+    for failure in failures:
+        console.print(failure, highlight=False, markup=False)
+    return not failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, help="take one case of so many")
+    parser.add_argument("--only", nargs="+", help="take these cases alone, by their ids")
+    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    options = parser.parse_args()
+    with running_server("--kv-memory", "512MiB") as server:
+        raise SystemExit(not asyncio.run(run(server.url, options, Console(width=120))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Measurements of Slipstream itself, each run as `python -m benchmarks.NAME`."""
