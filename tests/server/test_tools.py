@@ -18,6 +18,7 @@ from openai import OpenAI
 from slipstream_bench import bfcl
 from slipstream_bench.measurements import tool_validity
 from tests.server.process import MODEL, Server, assert_reused
+from tests.waiting import HANG
 
 
 def function(name: str, properties: dict[str, Any], *, description: str = "", **more: Any) -> dict[str, Any]:
@@ -541,9 +542,9 @@ def test_leaderboard_sample(server: Server) -> None:
 
         async def one(case: bfcl.Case, choice: Any, temperature: float) -> str:
             async with turns:
-                return await tool_validity.verdict(client, case, choice, temperature, max_tokens=120)
+                return await tool_validity.verdict(http, case, choice, temperature, max_tokens=120)
 
-        async with server.async_openai() as client:
+        async with httpx.AsyncClient(base_url=f"{server.url}/v1", timeout=HANG) as http:
             work = (one(case, choice, float(index % 2)) for index, (_, case, choice) in enumerate(cases))
             return await asyncio.gather(*work)
 

@@ -196,7 +196,8 @@ async def _one_after_another(agents: Sequence[Agent], took: Took) -> None:
         await _follow(agent, took)
 
 
-async def _all_at_once(agents: Sequence[Agent], took: Took) -> None:
+async def all_at_once(agents: Sequence[Agent], took: Took) -> None:
+    """Each agent follows its script to the end; raises `TurnFailedError` if one can't."""
     await asyncio.gather(*(_follow(agent, took) for agent in agents))
 
 
@@ -208,7 +209,7 @@ async def _follow(agent: Agent, took: Took) -> None:
 _ORDERS = {
     "taking turns": _taking_turns,
     "one after another": _one_after_another,
-    "all at once": _all_at_once,
+    "all at once": all_at_once,
 }
 
 

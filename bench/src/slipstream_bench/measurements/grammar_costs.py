@@ -99,7 +99,8 @@ def measure(known: Vocabulary, costs: Costs, seed: int, answers: int, most_token
 
 def _masks(grammar: Grammar, width: int, stop: int, rng: np.random.Generator, most_tokens: int) -> list[float]:
     """The time that each mask of a random answer took."""
-    constraint, seconds = grammar.begin(), []
+    constraint = grammar.begin()
+    seconds: list[float] = []
     while len(seconds) < most_tokens and not constraint.finished:
         if forced := constraint.forced():
             constraint.accept(forced)

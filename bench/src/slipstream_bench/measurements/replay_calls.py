@@ -63,8 +63,10 @@ class PerfectModel:
         allowed = constraint.mask(self._logits) == 0
         if allowed[first]:
             return first
-        fitting = [id for id in np.flatnonzero(allowed) if rest.encode().startswith(self._tokenizer.token_bytes(id))]
-        return int(max(fitting, key=lambda id: len(self._tokenizer.token_bytes(id))))
+        fitting = [
+            id for id in np.flatnonzero(allowed).tolist() if rest.encode().startswith(self._tokenizer.token_bytes(id))
+        ]
+        return max(fitting, key=lambda id: len(self._tokenizer.token_bytes(id)))
 
 
 class Player:

@@ -13,17 +13,17 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from tests.server.process import MODEL, running_server
 
 from slipstream import Engine, EngineConfig, SamplingParams
+from slipstream.models import DEFAULT_MODEL
 from slipstream_bench.measurements.turn_costs import words
+from slipstream_bench.peers.slipstream import serving
 
 RESULT_TOKENS = 600
 TOOL = {"type": "function", "function": {"name": "read", "parameters": {"properties": {"path": {"type": "string"}}}}}
@@ -34,7 +34,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
     console = Console(width=120)
-    with running_server("--kv-memory", "1GiB") as server, server.http() as http:
+    with (
+        serving(DEFAULT_MODEL, "--kv-memory", "1GiB", log="state_costs") as endpoint,
+        httpx.Client(base_url=endpoint.base_url.removesuffix("/v1"), timeout=600) as http,
+    ):
         appended(http, options.rounds, console)
         repeated(http, console)
     restored(options.rounds, console)
@@ -69,7 +72,7 @@ def appended(http: httpx.Client, rounds: int, console: Console) -> None:
 def repeated(http: httpx.Client, console: Console) -> None:
     """The server's time for an exact repeat."""
     messages = [{"role": "user", "content": words(random.Random(1), 2000)}]
-    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 40}
+    body = {"model": DEFAULT_MODEL, "messages": messages, "temperature": 0, "max_tokens": 40}
     assert http.post("/v1/chat/completions", json=body).json()["slipstream"]["response_cache"] == "miss"
     hits, trips = [], []
     for _ in range(50):
@@ -87,11 +90,12 @@ def repeated(http: httpx.Client, console: Console) -> None:
 def restored(rounds: int, console: Console) -> None:
     """A session read from disk, and computed."""
     params = SamplingParams(temperature=0, max_tokens=1)
-    loaded, computed = [], []
+    loaded: list[float] = []
+    computed: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         config = EngineConfig.model_validate({"state_dir": Path(folder)})
         text = words(random.Random(2), 4000)
-        with Engine(MODEL, config) as engine:
+        with Engine(DEFAULT_MODEL, config) as engine:
             session = engine.session(id="long")
             session.send(text, params=params)
             session.save()
@@ -127,16 +131,12 @@ def _compute(engine: Engine) -> float:
 
 
 def _first_token(http: httpx.Client, name: str, messages: list[dict[str, str]]) -> float:
-    body = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 8, "stream": True}
+    body = {"model": DEFAULT_MODEL, "messages": messages, "temperature": 0, "max_tokens": 8, "stream": True}
     started = time.perf_counter()
     with http.stream("POST", "/v1/chat/completions", json=body, headers={"X-Session-Id": name}) as response:
         response.raise_for_status()
-        next(line for line in _lines(response) if '"content":"' in line and '"content":""' not in line)
+        next(line for line in response.iter_lines() if '"content":"' in line and '"content":""' not in line)
         return time.perf_counter() - started
-
-
-def _lines(response: httpx.Response) -> Iterator[str]:
-    yield from response.iter_lines()
 
 
 def _wait_until_computed(http: httpx.Client, name: str) -> None:

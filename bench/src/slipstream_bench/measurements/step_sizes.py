@@ -44,7 +44,7 @@ def main() -> None:
         for start in range(0, options.tokens, chunk):
             end = min(start + chunk, options.tokens)
             logits = backend.forward([Piece(tokens[start:end], start, table, 1)])
-        return logits[-1].tobytes()
+        return bytes(logits[-1].tobytes())
 
     for round_number in range(options.rounds + 1):  # the first prepares the sizes
         for name, step_class in candidates.items():

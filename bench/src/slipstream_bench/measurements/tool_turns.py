@@ -12,86 +12,63 @@ import random
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from openai import AsyncOpenAI
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tests.server.process import MODEL, Server, running_server
 
-from slipstream_bench.coding import SYSTEM, TOOLS, coding_script
-from slipstream_bench.script import ScriptedTurn
+from slipstream.models import DEFAULT_MODEL
+from slipstream_bench.client import Client
+from slipstream_bench.coding import SYSTEM, coding_script
+from slipstream_bench.peers.base import Endpoint
+from slipstream_bench.peers.slipstream import serving
+from slipstream_bench.records import TurnResult
+from slipstream_bench.runner import all_at_once
+from slipstream_bench.script import Script
 
 FAST = {"jump_forward": True, "speculation": True}
 PLAIN = {"jump_forward": False, "speculation": False}
 FORCED_ONLY = {"jump_forward": True, "speculation": False}
 
 
-def turns_of(count: int, seed: int = 0) -> tuple[ScriptedTurn, ...]:
-    """Of the bench's coding agent."""
-    return coding_script(random.Random(seed), count).turns
+def client_of(endpoint: Endpoint, switches: Mapping[str, bool]) -> Client:
+    """Requests with parts of the server switched on or off."""
+    return Client(replace(endpoint, extra_body={"slipstream": switches}), response_cache=True)
 
 
-@dataclass
-class Agent:
-    """A conversation, and what its turns cost; `name` makes it unlike all others, so that it shares KV with none."""
-
-    client: AsyncOpenAI
-    name: str
-    switches: dict[str, bool]
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    reports: list[dict[str, Any]] = field(default_factory=list)
-
-    async def take(self, turn: ScriptedTurn) -> None:
-        """Hand over the result of the last call, and get the next one."""
-        if not self.messages:
-            self.messages.append({"role": "system", "content": f"Agent {self.name}. {SYSTEM}"})
-            self.messages.append({"role": "user", "content": turn.user})
-        else:
-            (call,) = self.messages[-1]["tool_calls"]
-            self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": turn.result})
-        started = time.perf_counter()
-        completion = await self.client.chat.completions.create(
-            model=MODEL,
-            messages=self.messages,  # type: ignore[arg-type]
-            tools=TOOLS,  # type: ignore[arg-type]
-            tool_choice={"type": "function", "function": {"name": turn.tool}},
-            temperature=0,
-            max_tokens=200,
-            extra_body={"slipstream": self.switches},
-        )
-        self.seconds.append(time.perf_counter() - started)
-        self.reports.append(completion.slipstream)  # type: ignore[attr-defined]
-        self.messages.append(completion.choices[0].message.model_dump(exclude_none=True))
-
-    def totals(self) -> Counter[str]:
-        """Counters of all turns but the first."""
-        return sum(
-            (Counter({k: v for k, v in r.items() if k.endswith(("tokens", "passes"))}) for r in self.reports[1:]),
-            Counter(),
-        )
+def script_of(name: str, turns: int, seed: int = 0) -> Script:
+    """The bench's coding agent; `name` makes it unlike all others, so that it shares KV with none."""
+    return replace(coding_script(random.Random(seed), turns), system=f"Agent {name}. {SYSTEM}")
 
 
-async def one_agent(client: AsyncOpenAI, turns: int, console: Console) -> None:
-    agents = [Agent(client, "1001", FAST), Agent(client, "2002", PLAIN)]
-    for turn in track(turns_of(turns), "One agent", console=console):
-        for agent in agents:
-            await agent.take(turn)
+async def one_agent(endpoint: Endpoint, turns: int, console: Console) -> None:
+    async with client_of(endpoint, FAST) as fast, client_of(endpoint, PLAIN) as plain:
+        agents = {
+            "forced tokens and drafts": fast.agent(0, script_of("1001", turns), "tools"),
+            "neither": plain.agent(0, script_of("2002", turns), "tools"),
+        }
+        later: dict[str, list[TurnResult]] = {name: [] for name in agents}
+        for turn in track(range(turns), "One agent", console=console):
+            for name, agent in agents.items():
+                result = await agent.take(turn)
+                if turn:
+                    later[name].append(result)
     table = Table(
         "later turns", "median, ms", "prompt", "delta", "tokens", "passes", "per token", "forced", "drafted", "accepted"
     )
     medians = []
-    for agent, name in zip(agents, ("forced tokens and drafts", "neither"), strict=True):
-        medians.append(statistics.median(agent.seconds[1:]))
-        counts = agent.totals()
+    for name, results in later.items():
+        reports = [result.report for result in results if result.report]
+        medians.append(statistics.median(result.seconds for result in results))
+        counts = _totals(reports)
         table.add_row(
             name,
             f"{medians[-1] * 1e3:.0f}",
-            f"to {agent.reports[-1]['prompt_tokens']}",
-            f"{statistics.mean(report['delta_tokens'] for report in agent.reports[1:]):.0f} a turn",
+            f"to {reports[-1]['prompt_tokens']}",
+            f"{counts['delta_tokens'] / len(reports):.0f} a turn",
             *(str(counts[key]) for key in ("completion_tokens", "forward_passes")),
             f"{counts['forward_passes'] / counts['completion_tokens']:.3f}",
             *(str(counts[f"{key}_tokens"]) for key in ("forced", "drafted", "accepted")),
@@ -100,20 +77,17 @@ async def one_agent(client: AsyncOpenAI, turns: int, console: Console) -> None:
     console.print(f"later-turn median: {medians[0] / medians[1]:.2f} of the one without")
 
 
-async def many_agents(client: AsyncOpenAI, agents: int, rounds: int, console: Console) -> None:
+async def many_agents(endpoint: Endpoint, agents: int, rounds: int, console: Console) -> None:
     ways = {"drafts and forced tokens": FAST, "forced tokens": FORCED_ONLY, "neither": PLAIN}
     totals: dict[str, list[float]] = {name: [] for name in ways}
-
-    async def lead(agent: Agent, seed: int) -> None:
-        for turn in turns_of(6, seed):
-            await agent.take(turn)
-
     for number in track(range(rounds), f"{agents} agents", console=console):
         for way, (name, switches) in enumerate(ways.items()):
-            team = [Agent(client, f"{number}{way}{index:02}", switches) for index in range(agents)]
-            started = time.perf_counter()
-            await asyncio.gather(*(lead(agent, seed) for seed, agent in enumerate(team)))
-            totals[name].append(time.perf_counter() - started)
+            async with client_of(endpoint, switches) as client:
+                scripts = [script_of(f"{number}{way}{index:02}", 6, seed=index) for index in range(agents)]
+                team = [client.agent(index, script, "tools") for index, script in enumerate(scripts)]
+                started = time.perf_counter()
+                await all_at_once(team, lambda _: None)
+                totals[name].append(time.perf_counter() - started)
     table = Table(f"{agents} agents at once, 6 turns each", "seconds in all, median of rounds", "rounds")
     for name, seconds in totals.items():
         table.add_row(name, f"{statistics.median(seconds):.2f}", " ".join(f"{value:.2f}" for value in seconds))
@@ -122,12 +96,20 @@ async def many_agents(client: AsyncOpenAI, agents: int, rounds: int, console: Co
     console.print(f"with drafts against forced tokens alone, round by round: {statistics.median(ratios):.2f}")
 
 
-async def run(server: Server, options: argparse.Namespace) -> None:
+def _totals(reports: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Counts of tokens and passes of all turns."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update({key: value for key, value in report.items() if key.endswith(("tokens", "passes"))})
+    return total
+
+
+async def run(endpoint: Endpoint, options: argparse.Namespace) -> None:
     console = Console(width=130)
-    async with server.async_openai() as client:
-        await Agent(client, "0000", FAST).take(turns_of(1)[0])
-        await one_agent(client, options.turns, console)
-        await many_agents(client, options.agents, options.rounds, console)
+    async with client_of(endpoint, FAST) as client:
+        await client.agent(0, script_of("0000", 1), "tools").take(0)
+    await one_agent(endpoint, options.turns, console)
+    await many_agents(endpoint, options.agents, options.rounds, console)
 
 
 def main() -> None:
@@ -136,8 +118,8 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with running_server("--kv-memory", "2GiB") as server:
-        asyncio.run(run(server, options))
+    with serving(DEFAULT_MODEL, "--kv-memory", "2GiB", log="tool_turns") as endpoint:
+        asyncio.run(run(endpoint, options))
 
 
 if __name__ == "__main__":

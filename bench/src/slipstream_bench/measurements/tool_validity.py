@@ -14,15 +14,17 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import jsonschema
-from openai import APIStatusError, AsyncOpenAI
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from tests.server.process import MODEL, running_server
 
 from slipstream.chat import Tool
+from slipstream.models import DEFAULT_MODEL
 from slipstream_bench import bfcl
+from slipstream_bench.peers.base import Endpoint
+from slipstream_bench.peers.slipstream import serving
 
 NEIGHBOURS = 8
 
@@ -38,29 +40,29 @@ def cases() -> Iterator[tuple[str, bfcl.Case, Any]]:
         yield "multi-turn functions", bfcl.Case(tool.name, question, [tool]), choice
 
 
-async def verdict(client: AsyncOpenAI, case: bfcl.Case, choice: Any, temperature: float, max_tokens: int) -> str:
+async def verdict(http: httpx.AsyncClient, case: bfcl.Case, choice: Any, temperature: float, max_tokens: int) -> str:
     """ "valid", or what is wrong."""
-    try:
-        completion = await client.chat.completions.create(
-            model=MODEL,
-            messages=case.messages,  # type: ignore[arg-type]
-            tools=[tool.as_dict() for tool in case.tools],  # type: ignore[misc]
-            tool_choice=choice,
-            temperature=temperature,
-            seed=1,
-            max_tokens=max_tokens,
-        )
-    except APIStatusError as error:
-        return f"refused: {error.message}"
-    (answer,) = completion.choices
-    calls = answer.message.tool_calls or []
+    body = {
+        "model": DEFAULT_MODEL,
+        "messages": case.messages,
+        "tools": [tool.as_dict() for tool in case.tools],
+        "tool_choice": choice,
+        "temperature": temperature,
+        "seed": 1,
+        "max_tokens": max_tokens,
+    }
+    response = await http.post("chat/completions", json=body)
+    if response.is_error:
+        return f"refused: {response.json()['error']['message']}"
+    (answer,) = response.json()["choices"]
+    calls = answer["message"].get("tool_calls")
     if not calls:
         return "no call"
     tools = {tool.name: tool for tool in case.tools}
     for call in calls:
-        assert call.type == "function"
-        if problem := _problem(call.function.name, call.function.arguments, tools):
-            return f"cut off by max_tokens: {problem}" if answer.finish_reason == "length" else problem
+        assert call["type"] == "function"
+        if problem := _problem(call["function"]["name"], call["function"]["arguments"], tools):
+            return f"cut off by max_tokens: {problem}" if answer["finish_reason"] == "length" else problem
     return "valid"
 
 
@@ -76,26 +78,26 @@ def _problem(name: str, arguments: str, tools: dict[str, Tool]) -> str | None:
     return None
 
 
-async def run(url: str, options: argparse.Namespace, console: Console) -> bool:
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
+async def run(endpoint: Endpoint, options: argparse.Namespace, console: Console) -> bool:
     chosen = [case for case in cases() if not options.only or case[1].id in options.only][:: options.every]
     work = [(*case, temperature) for case in chosen for temperature in options.temperatures]
     results: Counter[tuple[str, float, bool]] = Counter()
     failures: list[str] = []
     turns = asyncio.Semaphore(NEIGHBOURS)
 
-    with Progress(console=console) as bars:
-        task = bars.add_task("Asking", total=len(work))
+    async with httpx.AsyncClient(base_url=endpoint.base_url, timeout=600) as http:
+        with Progress(console=console) as bars:
+            task = bars.add_task("Asking", total=len(work))
 
-        async def one(category: str, case: bfcl.Case, choice: Any, temperature: float) -> None:
-            async with turns:
-                outcome = await verdict(client, case, choice, temperature, options.max_tokens)
-            results[category, temperature, outcome == "valid"] += 1
-            if outcome != "valid":
-                failures.append(f"{case.id} at temperature {temperature}: {outcome}")
-            bars.advance(task)
+            async def one(category: str, case: bfcl.Case, choice: Any, temperature: float) -> None:
+                async with turns:
+                    outcome = await verdict(http, case, choice, temperature, options.max_tokens)
+                results[category, temperature, outcome == "valid"] += 1
+                if outcome != "valid":
+                    failures.append(f"{case.id} at temperature {temperature}: {outcome}")
+                bars.advance(task)
 
-        await asyncio.gather(*(one(*item) for item in work))
+            await asyncio.gather(*(one(*item) for item in work))
     table = Table("category", "temperature", "cases", "valid")
     for category, temperature in sorted({key[:2] for key in results}):
         valid, invalid = (results[category, temperature, outcome] for outcome in (True, False))
@@ -113,8 +115,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=1024)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     options = parser.parse_args()
-    with running_server("--kv-memory", "512MiB") as server:
-        raise SystemExit(not asyncio.run(run(server.url, options, Console(width=120))))
+    with serving(DEFAULT_MODEL, "--kv-memory", "512MiB", log="tool_validity") as endpoint:
+        raise SystemExit(not asyncio.run(run(endpoint, options, Console(width=120))))
 
 
 if __name__ == "__main__":

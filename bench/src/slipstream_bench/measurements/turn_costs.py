@@ -1,4 +1,4 @@
-"""What a turn costs as a conversation grows, with KV reuse and without, through HTTP with the official client.
+"""What a turn costs as a conversation grows, with KV reuse and without, through HTTP.
 
     python -m slipstream_bench.measurements.turn_costs
 
@@ -8,16 +8,21 @@ the time to the first token of a delta of about 130 tokens at a context of 1,300
 """
 
 import argparse
+import asyncio
 import random
 import statistics
-import time
 from typing import Any
 
-from openai import OpenAI
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tests.server.process import MODEL, Server, running_server
+
+from slipstream.models import DEFAULT_MODEL
+from slipstream_bench.client import Client, Stream
+from slipstream_bench.peers.base import Endpoint
+from slipstream_bench.peers.slipstream import serving
 
 WORDS = ("river", "stone", "light", "paper", "engine", "garden", "window", "number", "letter", "signal", "winter")
 Messages = list[dict[str, Any]]
@@ -28,54 +33,51 @@ def words(rng: random.Random, count: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
-def ask(client: OpenAI, messages: Messages, *, reuse: bool, tokens: int) -> tuple[str, dict[str, Any], float, float]:
-    """The answer, its `slipstream` object, and seconds to the first token and in all."""
-    started = time.perf_counter()
-    first = 0.0
-    text, report = "", {}
-    stream = client.chat.completions.create(
-        model=MODEL,
-        messages=messages,  # type: ignore[arg-type]
-        temperature=0,
-        max_tokens=tokens,
-        stream=True,
-        extra_body={"slipstream": {"reuse": reuse, "speculation": False}, "ignore_eos": True},
-    )
-    for chunk in stream:
-        if chunk.choices and chunk.choices[0].delta.content:
-            first = first or time.perf_counter() - started
-            text += chunk.choices[0].delta.content
-        report = getattr(chunk, "slipstream", None) or report
-    return text, report, first, time.perf_counter() - started
+async def ask(client: Client, messages: Messages, *, reuse: bool, tokens: int) -> tuple[Stream, dict[str, Any]]:
+    """The answer, decoded one by one, and its `slipstream` object."""
+    switches = {"reuse": reuse, "speculation": False}
+    options = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True, "slipstream": switches}
+    stream = await client.ask({"messages": messages, **options})
+    assert stream.report is not None
+    return stream, stream.report
 
 
-def growing_conversation(server: Server, client: OpenAI, turns: int, console: Console) -> None:
+async def engine_seconds(http: httpx.AsyncClient) -> tuple[float, float]:
+    """The engine's time with something to compute, and in forward passes, once no answer is under way."""
+    while True:
+        families = text_string_to_metric_families((await http.get("/metrics")).text)
+        values = {sample.name: sample.value for family in families for sample in family.samples}
+        if values["slipstream_choices_running"] == values["slipstream_choices_waiting"] == 0:
+            return values["slipstream_engine_busy_seconds_total"], values["slipstream_engine_infer_seconds_total"]
+        await asyncio.sleep(0.01)
+
+
+async def growing_conversation(http: httpx.AsyncClient, client: Client, turns: int, console: Console) -> None:
     """One conversation, turn by turn, with reuse and without."""
     rng = random.Random(0)
     messages: Messages = [{"role": "system", "content": "You are a careful assistant."}]
     table = Table("turn", "prompt", "reused", "delta", "answer", "passes", "reuse, ms", "no reuse, ms", "ratio")
     times: list[float] = []
-    busy = infer = wall = engine = 0.0
+    busy = infer = engine = 0.0
     for turn in track(range(1, turns + 1), "Turns", console=console):
         messages.append({"role": "user", "content": words(rng, 138)})
-        before = server.wait_until_idle()
-        text, report, _, seconds = ask(client, messages, reuse=True, tokens=32)
-        after = server.wait_until_idle()
-        afresh, _, _, seconds_afresh = ask(client, messages, reuse=False, tokens=32)
-        assert text == afresh, "an answer depends on what was in memory"
-        busy += after["slipstream_engine_busy_seconds_total"] - before["slipstream_engine_busy_seconds_total"]
-        infer += after["slipstream_engine_infer_seconds_total"] - before["slipstream_engine_infer_seconds_total"]
-        wall += seconds
+        busy_before, infer_before = await engine_seconds(http)
+        stream, report = await ask(client, messages, reuse=True, tokens=32)
+        busy_after, infer_after = await engine_seconds(http)
+        afresh, _ = await ask(client, messages, reuse=False, tokens=32)
+        assert stream.answer == afresh.answer, "an answer depends on what was in memory"
+        busy += busy_after - busy_before
+        infer += infer_after - infer_before
         engine += sum(report[f"{part}_ms"] for part in ("queue", "prefill", "decode")) / 1e3
-        times.append(seconds)
-        messages.append({"role": "assistant", "content": text})
+        times.append(stream.seconds)
+        messages.append({"role": "assistant", "content": stream.answer.text})
         if turn in (1, 2) or turn % 5 == 0:
             counts = (report[f"{name}_tokens"] for name in ("prompt", "reused", "delta", "completion"))
             table.add_row(
                 *(str(value) for value in (turn, *counts, report["forward_passes"])),
-                f"{seconds * 1e3:.0f}",
-                f"{seconds_afresh * 1e3:.0f}",
-                f"{seconds_afresh / seconds:.1f}",
+                f"{stream.seconds * 1e3:.0f}",
+                f"{afresh.seconds * 1e3:.0f}",
+                f"{afresh.seconds / stream.seconds:.1f}",
             )
     console.print(table)
     middle = statistics.median(times[3:6]), statistics.median(times[-3:])
@@ -84,27 +86,44 @@ def growing_conversation(server: Server, client: OpenAI, turns: int, console: Co
     )
     console.print(
         f"outside of infer(): {(busy - infer) / busy:.1%} of the engine's time; "
-        f"outside of the engine (client, HTTP, template, tokenizer): {(wall - engine) / wall:.1%} of the turns"
+        f"outside of the engine (client, HTTP, template, tokenizer): {1 - engine / sum(times):.1%} of the turns"
     )
 
 
-def first_token(client: OpenAI, rounds: int, console: Console) -> None:
+async def first_token(client: Client, rounds: int, console: Console) -> None:
     """The time to the first token of a short delta on a longer context, against computing all of it."""
     rng = random.Random(1)
-    with_reuse, afresh = [], []
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    reports: dict[bool, dict[str, Any]] = {}
     for _ in range(rounds):
         messages: Messages = [{"role": "user", "content": words(rng, 1130)}]
-        text, *_ = ask(client, messages, reuse=True, tokens=16)
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": words(rng, 118)}]
-        _, report, first, _ = ask(client, messages, reuse=True, tokens=8)
-        with_reuse.append(first)
-        _, _, first, _ = ask(client, messages, reuse=False, tokens=8)
-        afresh.append(first)
-    ours, fresh = statistics.median(with_reuse) * 1e3, statistics.median(afresh) * 1e3
+        answered, _ = await ask(client, messages, reuse=True, tokens=16)
+        messages += [
+            {"role": "assistant", "content": answered.answer.text},
+            {"role": "user", "content": words(rng, 118)},
+        ]
+        for reuse, times in seconds.items():
+            stream, report = await ask(client, messages, reuse=reuse, tokens=8)
+            assert stream.first_token_seconds is not None
+            times.append(stream.first_token_seconds)
+            reports[reuse] = report
+    ours, fresh = (statistics.median(times) * 1e3 for times in seconds.values())
     console.print(
-        f"first token of a delta of {report['delta_tokens']} tokens in a prompt of {report['prompt_tokens']}: "
-        f"{ours:.0f} ms; of the whole prompt afresh: {fresh:.0f} ms ({fresh / ours:.1f}x); medians of {rounds}"
+        f"first token of a delta of {reports[True]['delta_tokens']} tokens "
+        f"in a prompt of {reports[True]['prompt_tokens']}: {ours:.0f} ms; "
+        f"of the whole prompt afresh: {fresh:.0f} ms ({fresh / ours:.1f}x); medians of {rounds}"
     )
+
+
+async def run(endpoint: Endpoint, options: argparse.Namespace) -> None:
+    console = Console(width=120)
+    async with (
+        httpx.AsyncClient(base_url=endpoint.base_url.removesuffix("/v1")) as http,
+        Client(endpoint, response_cache=True) as client,
+    ):
+        await ask(client, [{"role": "user", "content": "Warm up."}], reuse=True, tokens=4)
+        await growing_conversation(http, client, options.turns, console)
+        await first_token(client, options.rounds, console)
 
 
 def main() -> None:
@@ -112,11 +131,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=35)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    console = Console(width=120)
-    with running_server("--kv-memory", "512MiB") as server, server.openai() as client:
-        ask(client, [{"role": "user", "content": "Warm up."}], reuse=True, tokens=4)
-        growing_conversation(server, client, options.turns, console)
-        first_token(client, options.rounds, console)
+    with serving(DEFAULT_MODEL, "--kv-memory", "512MiB", log="turn_costs") as endpoint:
+        asyncio.run(run(endpoint, options))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 
-from slipstream.models import Progress
-from slipstream_bench.peers.base import Configuration, Endpoint, Peer
+from slipstream_bench.peers.base import Configuration, Endpoint, Peer, bench_home
 from slipstream_bench.peers.process import free_port, server_process
 
 _SWITCHES = {
@@ -30,29 +29,25 @@ class Slipstream(Peer):
         Configuration(name, " ".join(("slipstream serve", *switches)), _NOTES) for name, switches in _SWITCHES.items()
     )
 
-    def installed(self) -> bool:
-        """True: the bench depends on it."""
-        return True
+    def running(self, configuration: Configuration) -> AbstractContextManager[Endpoint]:
+        """`slipstream serve` with the configuration's switches."""
+        return serving(self.model.name, *_SWITCHES[configuration.name], log=configuration.name)
 
-    def setup(self, progress: Progress) -> None:
-        """Nothing to do."""
-        progress.say("slipstream needs no setting up: the bench is installed beside it")
 
-    @contextmanager
-    def running(self, configuration: Configuration) -> Iterator[Endpoint]:
-        """`slipstream serve` on a free port."""
-        port = free_port()
-        switches = _SWITCHES[configuration.name]
-        command = [sys.executable, "-m", "slipstream", "serve", "--model", self.model.name, "--port", str(port)]
-        log = self.folder / f"{configuration.name}.log"
-        # What a user has set for their own server is not part of the configuration; empty is as good as not set.
-        unset = {name: "" for name in os.environ if name.startswith("SLIPSTREAM_") and name != "SLIPSTREAM_HOME"}
-        url = f"http://127.0.0.1:{port}"
-        with server_process([*command, *switches], f"{url}/health", log, environment=unset) as group:
-            yield Endpoint(
-                base_url=f"{url}/v1",
-                model=self.model.name,
-                process_group=group,
-                version=version("slipstream"),
-                without_response_cache={"slipstream": {"response_cache": False}},
-            )
+@contextmanager
+def serving(model: str, *options: str, log: str) -> Iterator[Endpoint]:
+    """`slipstream serve` on a free port, which logs to a file of the name `log`; raises `PeerError`."""
+    port = free_port()
+    command = [sys.executable, "-m", "slipstream", "serve", "--model", model, "--port", str(port), *options]
+    # What a user has set for their own server is not part of what is measured; empty is as good as not set.
+    unset = {name: "" for name in os.environ if name.startswith("SLIPSTREAM_") and name != "SLIPSTREAM_HOME"}
+    url = f"http://127.0.0.1:{port}"
+    log_path = bench_home() / "slipstream" / f"{log}.log"
+    with server_process(command, f"{url}/health", log_path, environment=unset) as group:
+        yield Endpoint(
+            base_url=f"{url}/v1",
+            model=model,
+            process_group=group,
+            version=version("slipstream"),
+            without_response_cache={"slipstream": {"response_cache": False}},
+        )

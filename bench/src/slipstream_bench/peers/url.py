@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from slipstream.models import Model, Progress
+from slipstream.models import Model
 from slipstream_bench.peers.base import Configuration, Endpoint, Peer, PeerError
 
 
@@ -18,14 +18,6 @@ class AtURL(Peer):
         self.name = url.rstrip("/")  # type: ignore[misc]  # each has its own
         note = "was running already, with a model of its own choice, and was not paused while others were measured"
         self.configurations = (Configuration("as-found", self.name, (note,)),)  # type: ignore[misc]
-
-    def installed(self) -> bool:
-        """True: that's up to whoever started it."""
-        return True
-
-    def setup(self, progress: Progress) -> None:
-        """Nothing to do."""
-        progress.say(f"{self.name} needs no setting up")
 
     @contextmanager
     def running(self, configuration: Configuration) -> Iterator[Endpoint]:  # noqa: ARG002 - there is but one
