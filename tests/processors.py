@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from slipstream.backend.base import FloatArray
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import SIZES
 from slipstream.backend.steps import Runner, StepInputs
+from slipstream.types import FloatArray
 
 AVX2 = (1, 80)
 """Steps of 1, of up to 80 and of more tokens give different bits, as they do on a Zen 3."""
@@ -41,6 +41,7 @@ class Emulated:
         self._sizes = sizes
         self._rows = rows
         self._places = places
+        self._shape = (0, 0)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._runner, name)
@@ -50,9 +51,13 @@ class Emulated:
         """Another processor's, so that what is measured is not taken for this one's."""
         return f"{self._runner.settings}; emulated {self._sizes} {self._rows} {self._places}"  # type: ignore[attr-defined]
 
-    def run(self, inputs: StepInputs) -> FloatArray:
-        logits = self._runner.run(inputs)
-        size, rows = len(inputs["input_ids"]), len(inputs["logit_rows"])
+    def start(self, inputs: StepInputs) -> None:
+        self._runner.start(inputs)
+        self._shape = len(inputs["input_ids"]), len(inputs["logit_rows"])
+
+    def finish(self) -> FloatArray:
+        logits = self._runner.finish()
+        size, rows = self._shape
         changed = logits + self._noise("size", bisect.bisect_left(self._sizes, size))
         changed += self._noise("rows", bisect.bisect_left(self._rows, rows))
         if self._places:

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.backend import Piece
-from slipstream.backend.base import FloatArray
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import Message
 from slipstream.chat.tools import Schema, ToolUse
-from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams
-from slipstream.engine.generation import as_prompt
+from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import content
-from tests.unit.toy_backend import ToyBackend
+from slipstream.types import FloatArray
+from tests.unit.toy_backend import ToyBackend, ToyChunk
 from tests.waiting import HANG
 
 
@@ -34,12 +32,14 @@ class RandomLogits(ToyBackend):
         self._welcome = list(welcome)
         self._noise = _noise(2 * vocab_size)
 
-    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
+    def compute(self, chunks: Sequence[ToyChunk]) -> FloatArray:
         rows = [
-            self._row(int(piece.tokens[at]), piece.past + at)
-            for piece in pieces
-            for at in range(len(piece.tokens) - piece.logit_rows, len(piece.tokens))
+            self._row(int(chunk.tokens[at]), chunk.past + at)
+            for chunk in chunks
+            for at in range(len(chunk.tokens) - chunk.rows, len(chunk.tokens))
         ]
+        for chunk in chunks:
+            chunk.state.length += len(chunk.tokens)
         return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
 
     def _row(self, token: int, position: int) -> FloatArray:

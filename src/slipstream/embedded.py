@@ -26,8 +26,8 @@ from slipstream.engine import (
     TokenLogprob,
     TurnCounters,
 )
-from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
+from slipstream.engine.request import as_prompt
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import InvalidRequestError, SessionNotFoundError, StateError
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
@@ -123,8 +123,9 @@ class Engine:
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, abort the rest, and end the engine."""
-        self.core.shutdown(drain_seconds=drain_seconds)
+        self.core.drain(drain_seconds)
         self.sessions.close()
+        self.core.shutdown()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the beginning-of-text token if the model wants one."""

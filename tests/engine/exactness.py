@@ -17,23 +17,24 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from rich.progress import track
 
-from slipstream.backend import Piece, StepMeasurements
-from slipstream.backend.base import IntArray
+from slipstream.backend import Chunk, StepCost, StepMeasurements
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
-from slipstream.backend.steps import StepClass
+from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.chat import Tool, ToolUse
 from slipstream.chat.answers import Dialect
-from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams
+from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.closing import Closer
-from slipstream.engine.generation import as_prompt
+from slipstream.engine.commands import Export, Install, Pin
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.idle import IdlePrefill
-from slipstream.engine.sampling import Sampler
-from slipstream.engine.transfer import export_kv, import_kv
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
+from slipstream.sampling import Sampler
+from slipstream.sampling.sampler import masked
 from slipstream.tokenizer import Tokenizer
+from slipstream.types import IntArray
+from tests.looking import Look
 from tests.processors import Emulated
 from tests.waiting import HANG
 
@@ -81,8 +82,9 @@ class NarrowBackend:
 
     def __init__(self, backend: OpenVINOBackend, num_blocks: int, largest_step: int) -> None:
         self._backend = backend
-        self.num_blocks = num_blocks
-        self.measurements = StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest_step))
+        self.store = backend.new_store(num_blocks)
+        measured = StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest_step))
+        self.cost = StepCost(measured, smallest_chunk=2)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._backend, name)
@@ -112,8 +114,11 @@ class Oracle:
         assert output.error is None, output.error
         rows = len(scenario.answer) + 1
         tokens = np.concatenate((prompt, as_prompt(scenario.answer)))
-        table = np.arange(1, len(tokens) // self._backend.block_size + 3, dtype=np.int32)
-        logits = self._backend.forward([Piece(tokens, 0, table, rows)])
+        state = self._backend.store.open(len(tokens))
+        ticket = self._backend.launch([Chunk(state, tokens, rows)])
+        ticket.wait()
+        logits = ticket.logits
+        self._backend.store.release(state)
         sampler = Sampler(params, params.seed or 0, prompt, self._backend.vocab_size)
         constraint = scenario.request.grammar.begin() if scenario.request.grammar is not None else None
 
@@ -122,7 +127,7 @@ class Oracle:
         def choose(index: int) -> int | None:
             if constraint is None:
                 return sampler.sample(logits[index], len(prompt) + index)
-            token = sampler.sample(constraint.mask(logits[index]), len(prompt) + index)
+            token = sampler.sample(masked(logits[index], constraint.mask()), len(prompt) + index)
             if constraint.forced() or token in self._stops:
                 return token
             return closer.choose(constraint, token, len(prompt) + index)
@@ -152,7 +157,7 @@ def rounds(
     compiler = GrammarCompiler(tokenizer, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids)
     grammars = [compiler.compile(source, param="") for source in GRAMMARS]
     while True:
-        blocks = rng.choice([CONTEXT // backend.block_size + 8, 60, 120, backend.num_blocks])
+        blocks = rng.choice([CONTEXT // BLOCK_SIZE + 8, 60, 120, backend.store.capacity // BLOCK_SIZE])
         core = EngineCore(
             NarrowBackend(backend, blocks, rng.choice(STEP_SIZES[2:])),  # type: ignore[arg-type]
             tokenizer,
@@ -171,9 +176,9 @@ def rounds(
                 scenario.done.result(timeout=HANG)
                 conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
             conversations = [c for c in conversations if len(c) < longest * 6 // 5]
-            core.call(lambda kv: kv.check())
+            core.call(Look(lambda kv: kv.check()))
             yield scenarios
-        usage = core.call(_emptied)
+        usage = core.call(Look(_emptied))
         assert usage.free == usage.capacity, "something leaked"
         core.shutdown()
 
@@ -229,15 +234,16 @@ def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray) -> None:
             likely = np.concatenate((tokens, as_prompt([rng.randrange(17, 49_000) for _ in range(rng.randint(1, 50))])))
             core.prefill(IdlePrefill("ahead", "", likely, lambda *_: None))
         case 1:
-            core.call(lambda kv: kv.pin("pinned", "", tokens))
+            core.call(Pin("pinned", "", tokens))
         case 2:
-            core.call(lambda kv: kv.unpin("pinned"))
+            core.call(Look(lambda kv: kv.unpin("pinned")))
         case 3:
             cut = rng.randrange(1, len(tokens))
-            parts = export_kv(core, "", tokens[:cut], 0), export_kv(core, "", tokens, cut)
-            core.call(lambda kv: kv.clear())
-            if parts[0] is not None and import_kv(core, "", tokens[:cut], 0, parts[0]) and parts[1] is not None:
-                import_kv(core, "", tokens, cut, parts[1])
+            parts = core.call(Export("", tokens[:cut])), core.call(Export("", tokens, cut))
+            core.call(Look(lambda kv: kv.clear()))
+            for start, part in zip((0, cut), parts, strict=True):
+                if part is not None:
+                    core.call(Install("", tokens[: cut if start == 0 else None], start, part))
 
 
 def _submit(core: EngineCore, scenario: Scenario) -> None:

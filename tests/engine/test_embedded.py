@@ -49,7 +49,7 @@ def test_a_stream_that_is_closed_ends_the_work(engine: Engine) -> None:
     stream = engine.stream("Once upon a time", SamplingParams(temperature=0, max_tokens=2000, ignore_eos=True))
     next(stream)
     stream.close()
-    wait_until(lambda: not engine.core.kv_usage().running_sequences)
+    wait_until(lambda: not engine.core.stats().kv.running_sequences)
 
 
 def test_forks_share_and_go_their_own_ways(engine: Engine) -> None:

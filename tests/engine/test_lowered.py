@@ -8,9 +8,9 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from slipstream.backend import Piece, paged_model
+from slipstream.backend import paged_model
 from slipstream.backend.paged_model import PagedModel
-from slipstream.backend.steps import lay_out
+from slipstream.backend.steps import PagedChunk, lay_out, run
 from slipstream.models import Model
 
 SIZES = (80, 2, 8, 64, 2)
@@ -38,8 +38,8 @@ def bits(model: PagedModel) -> list[bytes]:
     tokens = np.random.default_rng(1).integers(0, model.vocab_size, sum(SIZES)).astype(np.int32)
     found, past = [], 0
     for size in SIZES:
-        piece = Piece(tokens[past : past + size], past, table, 2)
-        found.append(model.run(lay_out([piece], size, 2)).tobytes())
+        chunk = PagedChunk(tokens[past : past + size], past, table, 2)
+        found.append(run(model, lay_out([chunk], size, 2)).tobytes())
         past += size
     return [*found, model.read_blocks(table[: past // 32]).tobytes()]
 

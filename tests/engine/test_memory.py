@@ -7,6 +7,7 @@ import pytest
 
 from slipstream import Engine, EngineConfig, Message, SamplingParams, Session
 from slipstream.models import Model
+from tests.looking import Look
 from tests.short_model import room_for
 from tests.waiting import wait_until
 
@@ -20,8 +21,8 @@ def resident_megabytes() -> float:
 
 
 def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) -> None:
-    engine.core.call(lambda kv: kv.clear())
-    evictions = engine.core.kv_usage().evictions
+    engine.core.call(Look(lambda kv: kv.clear()))
+    evictions = engine.core.stats().kv.evictions
     shared = len(engine.conversations.prompt([Message("system", SYSTEM)]).token_ids)
     assert shared > 700
     sessions = [engine.session(SYSTEM) for _ in range(8)]
@@ -32,7 +33,7 @@ def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) 
     ]
     generation_prompt = 4  # what follows the system message in `shared`
     assert min(reused[1:]) >= shared - generation_prompt
-    assert engine.core.kv_usage().evictions == evictions, "there is memory for all of them"
+    assert engine.core.stats().kv.evictions == evictions, "there is memory for all of them"
     assert sorted(reused[8:16]) > sorted(reused[:8]), "and each finds its own turns too"
 
 
@@ -45,26 +46,26 @@ def small_engine(model: Model) -> Iterator[Engine]:
 
 def test_forty_conversations_in_memory_for_ten(small_engine: Engine) -> None:
     engine = small_engine
-    evictions = engine.core.kv_usage().evictions
+    evictions = engine.core.stats().kv.evictions
     sessions = [engine.session(f"You are assistant {number}, and you count. " * 5) for number in range(40)]
     resident = []
     for turn in range(2):
         for session in sessions:
             answer = session.send(f"What comes after {turn}?", params=BRIEF)
             assert answer.finish_reason in ("stop", "length")
-            engine.core.call(lambda kv: kv.check())
+            engine.core.call(Look(lambda kv: kv.check()))
         resident.append(resident_megabytes())
-    wait_until(lambda: engine.core.kv_usage().running_sequences == 0)  # what was computed ahead, too
-    usage = engine.core.kv_usage()
-    assert 5 <= usage.retained_sequences <= 15
+    wait_until(lambda: engine.core.stats().kv.running_sequences == 0)  # what was computed ahead, too
+    usage = engine.core.stats().kv
+    assert 5 <= usage.cached_sequences <= 15
     assert usage.evictions > evictions + 60
     assert resident[1] - resident[0] < 20, "a second round over all conversations takes no more memory"
-    engine.core.call(lambda kv: kv.clear())
-    assert engine.core.kv_usage().free == usage.capacity
+    engine.core.call(Look(lambda kv: kv.clear()))
+    assert engine.core.stats().kv.free == usage.capacity
 
 
 def test_prompt_tokens_forwarded_are_exactly_the_delta(engine: Engine) -> None:
-    engine.core.call(lambda kv: kv.clear())
+    engine.core.call(Look(lambda kv: kv.clear()))
     session: Session = engine.session("You are terse.")
 
     def forwarded_for_turns() -> int:
@@ -73,7 +74,7 @@ def test_prompt_tokens_forwarded_are_exactly_the_delta(engine: Engine) -> None:
     for number in range(8):
         before = forwarded_for_turns()
         counters = session.send("word " * 150, params=SamplingParams(temperature=0, max_tokens=1)).counters
-        engine.core.call(lambda kv: kv.check())  # comes after the step that settles
+        engine.core.call(Look(lambda kv: kv.check()))  # comes after the step that settles
         forwarded = forwarded_for_turns() - before
         assert forwarded == counters.delta_tokens + counters.completion_tokens
         assert number == 0 or counters.delta_tokens < 165

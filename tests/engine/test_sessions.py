@@ -143,7 +143,7 @@ def test_more_than_memory_can_spare_is_not_pinned(engine: Engine) -> None:
     with pytest.raises(InvalidRequestError, match="no room"):
         session.pin()
     assert not session.info().state.pinned
-    assert engine.core.kv_usage().pinned_sequences == 0
+    assert engine.core.stats().kv.pinned_sequences == 0
 
 
 def test_a_pinned_session_that_is_deleted_before_it_is_computed_holds_nothing(engine: Engine) -> None:
@@ -151,16 +151,16 @@ def test_a_pinned_session_that_is_deleted_before_it_is_computed_holds_nothing(en
     session = engine.session(f"Deleted. {LONG}", pinned=True)
     session.delete()
     settled(engine)
-    assert engine.core.kv_usage().pinned_sequences == 0
+    assert engine.core.stats().kv.pinned_sequences == 0
 
 
 def test_a_deleted_session_is_gone(engine: Engine) -> None:
     session = engine.session("Nobody else says this.")
     session.send("A tree.", params=GREEDY)
     settled(engine)
-    before = engine.core.kv_usage()
+    before = engine.core.stats().kv
     session.delete()
-    assert engine.core.kv_usage().free > before.free
+    assert engine.core.stats().kv.free > before.free
     for action in (lambda: session.messages, session.info, session.delete, lambda: session.append("x"), session.pin):
         with pytest.raises(SessionNotFoundError, match=session.id):
             action()

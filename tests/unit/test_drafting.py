@@ -2,13 +2,12 @@
 
 import pytest
 
-from slipstream.backend import StepMeasurements
+from slipstream.backend import StepCost, StepMeasurements
 from slipstream.chat.schema import closed, json_rule
+from slipstream.engine import as_prompt
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
-from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import GrammarCompiler
-from slipstream.engine.step_cost import Load, StepCost
 from slipstream.kv import KVMemory, Sequence
 from slipstream.tokenizer import Tokenizer
 from tests.unit.toy_backend import ToyBackend
@@ -17,7 +16,9 @@ SIZES = (2, 4, 8, 16, 32, 64, 128)
 
 
 def step_cost(*, fixed: float = 0.010, token: float = 0.0005, pair: float = 0.0) -> StepCost:
-    return StepCost(StepMeasurements(tuple((size, fixed + token * size) for size in SIZES), per_pair=pair))
+    return StepCost(
+        StepMeasurements(tuple((size, fixed + token * size) for size in SIZES), per_pair=pair), smallest_chunk=2
+    )
 
 
 def offer(chances: list[float], *, past: int = 0, count: int = 1) -> Offer:
@@ -25,10 +26,8 @@ def offer(chances: list[float], *, past: int = 0, count: int = 1) -> Offer:
 
 
 def admitted(*offers: Offer, cost: StepCost | None = None) -> list[int]:
-    load = Load()
-    for each in offers:
-        load = load.with_piece(each.count, each.past)
-    return admit_drafts(offers, load=load, cost=cost or step_cost(), prepared=())
+    cost = cost or step_cost()
+    return admit_drafts(offers, load=cost.load((each.count, each.past) for each in offers), cost=cost)
 
 
 class TestAdmission:
@@ -87,7 +86,7 @@ class TestLookUp:
     def sequence(self, text: str, answer: str = "") -> Sequence:
         """A prompt, and the beginning of an answer to it."""
         ids = [*self.tokenizer.encode(text), *self.tokenizer.encode(answer)]
-        sequence = KVMemory(ToyBackend(64)).open("", as_prompt(ids), room=64)
+        sequence = KVMemory(ToyBackend(64).store).open("", as_prompt(ids), room=64)
         assert sequence is not None
         return sequence
 
@@ -123,7 +122,7 @@ class TestLearning:
         return self.drafter.propose(self.open(text), None, tenant, forced=False)
 
     def open(self, text: str) -> Sequence:
-        sequence = KVMemory(ToyBackend(64)).open("", as_prompt(self.tokenizer.encode(text)), room=64)
+        sequence = KVMemory(ToyBackend(64).store).open("", as_prompt(self.tokenizer.encode(text)), room=64)
         assert sequence is not None
         return sequence
 

@@ -8,6 +8,7 @@ import pytest
 from slipstream.chat.schema import closed, json_rule
 from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarCompiler, GrammarFailedError
 from slipstream.models import Model
+from slipstream.sampling.sampler import masked
 from slipstream.tokenizer import Tokenizer
 
 # Each "a" of the text costs the lexer much more than the one before.
@@ -16,36 +17,34 @@ SCHEMA = {"type": "object", "properties": {"a": EXHAUSTING, "b": {"type": "integ
 SOURCE = f"start: {json_rule(closed(SCHEMA))}"
 
 
-def masks(constraint: Constraint, vocab_size: int, tokens: Sequence[int]) -> list[bytes]:
+def masks(constraint: Constraint, tokens: Sequence[int]) -> list[bytes]:
     """What is allowed before each of the tokens, having followed them."""
-    logits = np.zeros(vocab_size, np.float32)
     allowed = []
     for token in tokens:
-        allowed.append(constraint.mask(logits).tobytes())
+        allowed.append(constraint.mask().tobytes())
         constraint.accept((token,))
     return allowed
 
 
-def exhaust(constraint: Constraint, vocab_size: int, tokenizer: Tokenizer) -> None:
+def exhaust(constraint: Constraint, tokenizer: Tokenizer) -> None:
     with pytest.raises(GrammarFailedError):
-        masks(constraint, vocab_size, tokenizer.encode("aaaa") * 20)
+        masks(constraint, tokenizer.encode("aaaa") * 20)
 
 
 @pytest.mark.parametrize("where", ["at the start", "on the way"])
 def test_an_answer_goes_on_where_another_met_the_limits(
     compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer, where: str
 ) -> None:
-    vocab_size = model.manifest.vocab_size
     head, rest = tokenizer.encode('{"a": "'), tokenizer.encode('aaaa", "b": 3}')
-    expected = masks(compiler.compile(SOURCE, param="tools").begin(), vocab_size, head + rest)
+    expected = masks(compiler.compile(SOURCE, param="tools").begin(), head + rest)
 
     grammar = compiler.compile(SOURCE, param="tools")
     answer, greedy = grammar.begin(), grammar.begin()
-    begun = masks(answer, vocab_size, head) if where == "on the way" else []
+    begun = masks(answer, head) if where == "on the way" else []
     greedy.accept(head)
-    exhaust(greedy, vocab_size, tokenizer)
+    exhaust(greedy, tokenizer)
     assert not grammar.usable
-    assert begun + masks(answer, vocab_size, (head + rest)[len(begun) :]) == expected
+    assert begun + masks(answer, (head + rest)[len(begun) :]) == expected
     assert answer.finished
 
 
@@ -54,8 +53,8 @@ def test_an_answer_goes_on_where_a_look_ahead_met_the_limits(
 ) -> None:
     answer = compiler.compile(SOURCE, param="tools").begin()
     answer.accept(tokenizer.encode('{"a": "'))
-    exhaust(answer.copy(), model.manifest.vocab_size, tokenizer)
-    masks(answer, model.manifest.vocab_size, tokenizer.encode('a", "b": 3}'))
+    exhaust(answer.copy(), tokenizer)
+    masks(answer, tokenizer.encode('a", "b": 3}'))
     assert answer.finished
 
 
@@ -66,7 +65,7 @@ def test_a_grammar_that_was_spoilt_is_compiled_anew(
     assert compiler.compile(SOURCE, param="tools") is grammar
     answer = grammar.begin()
     answer.accept(tokenizer.encode('{"a": "'))
-    exhaust(answer, model.manifest.vocab_size, tokenizer)
+    exhaust(answer, tokenizer)
     assert compiler.compile(SOURCE, param="tools").usable
 
 
@@ -85,7 +84,7 @@ def test_a_token_is_valid_just_if_the_mask_allows_it(
     vocab_size = model.manifest.vocab_size
     some = {*np.random.default_rng(0).choice(vocab_size, 400, replace=False).tolist(), *model.manifest.stop_token_ids}
     for token in tokenizer.encode('{"a": "a \u00e4 \\n", "b": -30}'):
-        allowed = np.isfinite(answer.mask(np.zeros(vocab_size, np.float32)))
+        allowed = np.isfinite(masked(np.zeros(vocab_size, np.float32), answer.mask()))
         for candidate in {*some, token}:
             assert bool(answer.valid_prefix((candidate,))) == allowed[candidate], candidate
         answer.accept((token,))

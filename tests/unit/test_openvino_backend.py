@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from slipstream.backend import Piece, calibration, self_test
+from slipstream.backend import Chunk, calibration, self_test
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import ROW_COUNTS, SIZES
-from slipstream.backend.steps import BLOCK_SIZE, StepInputs
+from slipstream.backend.steps import BLOCK_SIZE
 from slipstream.errors import ModelError
 from tests.processors import AVX2, Emulated
 from tests.unit.test_self_test import ToyRunner
@@ -39,9 +39,17 @@ class ToyModel(ToyRunner):
     def runs(self) -> dict[int, int]:
         return {size: self.sizes.count(size) for size in SIZES}
 
-    def run(self, inputs: StepInputs) -> Any:
-        wrong = self.wrong_copies and len(inputs["input_ids"]) in self.copies
-        return super().run(inputs) + np.float32(wrong)
+    def finish(self) -> Any:
+        wrong = self.wrong_copies and len(self.started["input_ids"]) in self.copies
+        return super().finish() + np.float32(wrong)
+
+    @property
+    def seconds(self) -> float:
+        return self.clock.now
+
+    @property
+    def prepared(self) -> set[int]:
+        return set()
 
     def allocate(self, num_blocks: int) -> None:
         self.slots = np.zeros((num_blocks, BLOCK_SIZE), np.int32)
@@ -84,8 +92,8 @@ def test_the_second_start_compares_a_few_steps_and_measures_nothing(model: ToyMo
     assert len(model.sizes) - steps == 2
     assert second.exact
     assert second.fingerprint == first.fingerprint
-    assert second.measurements == first.measurements
-    assert first.measurements.largest_draft == ROW_COUNTS[-1] - 1
+    assert second.cost.measured == first.cost.measured
+    assert first.largest_draft == ROW_COUNTS[-1] - 1
 
 
 def test_progress_is_told_up_to_the_end(model: ToyModel) -> None:
@@ -149,10 +157,13 @@ def test_where_no_class_is_found_all_sizes_are_used_and_it_is_said(model: ToyMod
 def test_what_does_not_fit_into_a_step_takes_several(model: ToyModel) -> None:
     small = backend(Emulated(model, sizes=AVX2))
     tokens = np.arange(300, dtype=np.int32) % model.vocab_size
-    logits = small.forward([Piece(tokens, 0, np.arange(1, 12, dtype=np.int32), 2)])
+    state = small.store.open(300)
+    ticket = small.launch([Chunk(state, tokens, 2)])
+    ticket.wait()
     assert max(model.sizes[-4:]) <= 80
-    exact = toy_logits(tokens, 2)
-    assert np.ptp(logits - exact, axis=0).max() < 1e-5, "but for what the emulated class adds"
+    assert state.length == 300
+    added = ticket.logits - toy_logits(tokens, 2)
+    assert np.ptp(added, axis=0).max() < 1e-5, "but for what the emulated class adds"
 
 
 def test_too_little_memory_is_an_error_that_names_the_option(model: ToyModel) -> None:
@@ -162,12 +173,17 @@ def test_too_little_memory_is_an_error_that_names_the_option(model: ToyModel) ->
 
 def use_small_steps(backend: OpenVINOBackend, steps: int = 250) -> None:
     """Decode, until copies that were asked for are there."""
-    table = np.arange(1, 3, dtype=np.int32)
+    state = backend.store.open(steps + 1)
+
+    def step() -> None:
+        backend.launch([Chunk(state, np.array([3], np.int32), 1)]).wait()
+
     for _ in range(steps):
-        backend.forward([Piece(np.array([3], np.int32), 0, table, 1)])
+        step()
     if (compiling := backend._compiling) is not None:
         cast("Future[Any]", compiling[1]).exception()
-        backend.forward([Piece(np.array([3], np.int32), 0, table, 1)])
+        step()
+    backend.store.release(state)
 
 
 def test_sizes_that_are_used_much_get_a_copy(model: ToyModel) -> None:

@@ -10,14 +10,15 @@ import slipstream
 ROOT = Path(slipstream.__file__).parent
 
 # A room may import from those named with it, and everybody from `COMMON`.
-COMMON = {"errors", "processor"}
+COMMON = {"errors", "processor", "types"}
 ALLOWED = {
-    "backend": set(),
+    "sampling": set(),
+    "backend": {"sampling"},
     "tokenizer": set(),
     "models": {"tokenizer"},
     "kv": {"backend"},
-    "engine": {"kv", "tokenizer", "backend"},
-    "chat": {"tokenizer", "backend"},
+    "engine": {"kv", "tokenizer", "backend", "sampling"},
+    "chat": {"tokenizer"},
     "config": {"models"},
     "sessions": {"chat", "engine", "kv", "backend"},
     "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},

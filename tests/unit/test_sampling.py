@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from slipstream.backend.base import FloatArray
 from slipstream.engine import SamplingParams
-from slipstream.engine.sampling import Sampler
 from slipstream.errors import InvalidRequestError
+from slipstream.sampling import Row, Sampler, choose_on_host
+from slipstream.types import FloatArray
 
 VOCABULARY = 49_152
 CHI_SQUARE_LIMIT = {7: 29.88, 49: 94.6}
@@ -390,3 +390,49 @@ class TestValidation:
     def test_the_limits_themselves_are_accepted(self, param: str, values: list[object]) -> None:
         for value in values:
             assert getattr(SamplingParams(**{param: value}), param) == value  # type: ignore[arg-type]
+
+
+def random_rows(count: int, seed: int) -> tuple[np.ndarray, list[Row]]:
+    """Rows of many shapes: peaked and flat, with ties, masks, penalties and biases, of small and large vocabularies."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.choice([7, 100, 1000, 3000]))
+    logits = (rng.normal(size=(count, size)) * rng.choice([0.1, 1, 3, 8])).astype(np.float32)
+    logits[np.arange(count), rng.integers(0, size, count)] += np.float32(rng.choice([0, 5, 15]))
+    if rng.random() < 0.2:
+        logits = np.round(logits)  # with ties
+    params = SamplingParams(
+        temperature=float(rng.choice([0, 0.01, 0.3, 0.8, 1.0, 2.0])),
+        top_p=float(rng.choice([1.0, 0.95, 0.5, 0.05])),
+        top_k=int(rng.choice([0, 0, 3, 40])),
+        min_p=float(rng.choice([0, 0, 0.05])),
+        repetition_penalty=float(rng.choice([1.0, 1.0, 1.2])),
+        logit_bias={1: 4.0} if rng.random() < 0.2 else {},
+        logprobs=2 if rng.random() < 0.1 else None,
+    )
+    prompt = rng.integers(0, size, 5).astype(np.int32)
+    rows = []
+    for index in rng.permutation(count).tolist():
+        mask = None
+        if rng.random() < 0.3:
+            mask = rng.integers(-(2**31), 2**31, -(-size // 32)).astype(np.int32)
+            mask[0] |= 1  # something is allowed
+        chosen = Sampler(params, int(rng.integers(2**40)), prompt, size)
+        rows.append(Row(index, chosen, int(rng.integers(10_000)), mask, 3 if rng.random() < 0.05 else None))
+    return logits, rows
+
+
+def assert_the_host_chooses_alike(batches: int) -> None:
+    for seed in range(batches):
+        logits, rows = random_rows(100, seed)
+        before = logits.copy()
+        assert choose_on_host(logits, rows) == [row.choose(logits[row.index]) for row in rows]
+        assert np.array_equal(logits, before)
+
+
+def test_the_batched_choice_is_the_defined_one() -> None:
+    assert_the_host_chooses_alike(60)
+
+
+@pytest.mark.long
+def test_the_batched_choice_is_the_defined_one_over_100_000_rows() -> None:
+    assert_the_host_chooses_alike(1000)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 from unittest import mock
@@ -23,22 +23,25 @@ from slipstream.engine import (
     SamplingParams,
     TokenLogprob,
     TurnCounters,
+    as_prompt,
     core,
     generation,
+    loop,
     scheduler,
 )
-from slipstream.engine.generation import as_prompt
+from slipstream.engine.commands import Export, Install
 from slipstream.engine.idle import Ahead, IdlePrefill
-from slipstream.engine.sampling import Sampler
-from slipstream.engine.transfer import export_kv, import_kv
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVUsage
+from slipstream.sampling import Sampler
 from slipstream.tokenizer import Tokenizer
+from tests.looking import Look
 from tests.unit.toy_backend import (
     SECONDS_PER_TOKEN,
     STEP_SIZES,
     STOP,
     VOCABULARY,
+    CheckpointToy,
     Clock,
     ToyBackend,
     ToyTokenizer,
@@ -105,9 +108,12 @@ class ToyEngine:
         patience: float = 0.0,
         max_running: int = 64,
         max_waiting: int = 256,
+        checkpoints: bool = False,
     ) -> None:
         self.clock = clock
-        self.backend = ToyBackend(num_blocks, clock=clock)
+        self.backend = (
+            CheckpointToy(num_blocks * 4, clock=clock) if checkpoints else ToyBackend(num_blocks, clock=clock)
+        )
         self.core = EngineCore(
             self.backend,
             TOKENIZER,
@@ -150,7 +156,7 @@ class ToyEngine:
     def settled(self) -> KVUsage:
         """What the memory holds when nothing runs any more."""
         for _ in range(1000):
-            usage = self.core.call(lambda kv: kv.usage())
+            usage = self.core.call(Look(lambda kv: kv.usage()))
             if usage.running_sequences == 0:
                 return usage
         raise AssertionError("a sequence never stops running")
@@ -160,7 +166,9 @@ class ToyEngine:
 def toy_engine(**options: float) -> Iterator[ToyEngine]:
     """An engine that must have behaved, and must have given all memory back, when everything is done."""
     clock = Clock()
-    with mock.patch.object(core, "time", clock), mock.patch.object(generation, "time", clock):
+    with ExitStack() as patches:
+        for module in (core, generation, loop):
+            patches.enter_context(mock.patch.object(module, "time", clock))
         engine = ToyEngine(clock, **options)  # type: ignore[arg-type]
         try:
             yield engine
@@ -168,10 +176,11 @@ def toy_engine(**options: float) -> Iterator[ToyEngine]:
         finally:
             engine.core.shutdown()
     assert not engine.backend.violations
-    engine.core._kv.check()
-    assert engine.core.kv_usage().running_sequences == 0
-    engine.core._kv.clear()
-    assert engine.core.kv_usage().free == engine.core.kv_usage().capacity
+    engine.core._loop._kv.check()
+    assert engine.core._loop._kv.usage().running_sequences == 0
+    engine.core._loop._kv.clear()
+    usage = engine.core._loop._kv.usage()
+    assert usage.free == usage.capacity
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -297,7 +306,8 @@ class TestAnyWorkload:
     @given(data=st.data())
     def test_answers_equal_a_direct_computation(self, data: st.DataObject) -> None:
         num_blocks, context = data.draw(st.sampled_from([(6, 100), (12, 60), (20, 120), (60, 200)]), "memory")
-        max_sequence = min(context, num_blocks * 4 - 1)
+        checkpoints = data.draw(st.booleans(), "checkpoints")
+        max_sequence = min(context, num_blocks * 4 - (10 if checkpoints else 1))
         arrivals = [
             self.Arrival(
                 request,
@@ -315,6 +325,7 @@ class TestAnyWorkload:
                 context_length=context,
                 step_target=data.draw(st.sampled_from([0.0, 0.16, 9.0]), "step target"),
                 max_running=data.draw(st.integers(1, 8), "max running"),
+                checkpoints=checkpoints,
             ) as engine,
         ):
             self.run(engine, arrivals)
@@ -347,7 +358,7 @@ class TestAnyWorkload:
         def before_step() -> None:
             while coming and coming[0].step <= len(engine.backend.steps):
                 submit(coming.pop(0))
-            engine.core._kv.check()
+            engine.core._loop._kv.check()
 
         engine.backend.before_step = before_step
         submit(coming.pop(0))
@@ -359,11 +370,11 @@ class TestWhoRunsWhen:
         with toy_engine(step_target=16 * SECONDS_PER_TOKEN) as engine:
             one, (long,) = decoding_meanwhile(engine, request(prompt(300, seed=1), max_tokens=1))
             engine.wait(one, long)
-            shared = [step for step in engine.backend.steps if len(step.pieces) == 2]
+            shared = [step for step in engine.backend.steps if len(step.chunks) == 2]
             assert len(shared) > 300 // 16
             assert all(step.size <= 16 for step in shared)
-            assert all(step.pieces[0].past >= len(one.request.prompt) for step in shared)
-            assert all(step.pieces[0].logit_rows == 1 for step in shared)
+            assert all(step.chunks[0].past >= len(one.request.prompt) for step in shared)
+            assert all(step.chunks[0].rows == 1 for step in shared)
             assert_right(one)
             assert_right(long)
 
@@ -410,7 +421,7 @@ class TestWhoRunsWhen:
             steps = len(engine.backend.steps)
             one, others = decoding_meanwhile(engine, request(prompt(50, seed=8), max_tokens=1))
             engine.wait(one, *others)
-            chunks = [step.tokens for step in engine.backend.steps[steps:] if len(step.pieces) == 2]
+            chunks = [step.tokens for step in engine.backend.steps[steps:] if len(step.chunks) == 2]
             assert max(chunks) == 7  # with the dummy of the one that decodes, eight: what fits
 
     def test_requests_start_in_the_order_they_came_in(self) -> None:
@@ -438,14 +449,14 @@ class TestWhoRunsWhen:
             with at_once(engine) as submit:
                 for seed in range(24):  # one of them is done in nearly every step
                     submit(request(prompt(4, seed), max_tokens=20 + seed))
-            crowd = [len(step.pieces) for step in engine.backend.steps[2:-25]]
+            crowd = [len(step.chunks) for step in engine.backend.steps[2:-25]]
             assert min(crowd) >= 6
 
     def test_no_more_run_at_once_than_allowed(self) -> None:
         with toy_engine(max_running=3) as engine:
             calls = [engine.submit(request(prompt(4, seed), max_tokens=6)) for seed in range(10)]
             engine.wait(*calls)
-            assert max(len(step.pieces) for step in engine.backend.steps) == 3
+            assert max(len(step.chunks) for step in engine.backend.steps) == 3
 
     def test_stats_count_steps_and_real_tokens(self) -> None:
         with toy_engine() as engine:
@@ -569,16 +580,16 @@ class TestReuse:
     def test_last_tokens_are_computed_alone_when_nobody_comes(self) -> None:
         with toy_engine(patience=0.01) as engine:
             engine.answer(request(prompt(40), max_tokens=10))
-            assert engine.core.kv_usage().running_sequences == 1
+            assert engine.core.stats().kv.running_sequences == 1
             engine.clock.now += 0.01
-            wait_until(lambda: engine.core.kv_usage().running_sequences == 0)
+            wait_until(lambda: engine.core.stats().kv.running_sequences == 0)
             assert engine.backend.steps[-1].tokens == 1
 
     def test_who_looks_into_memory_finds_all_that_was_said(self) -> None:
         with toy_engine(patience=FOR_EVER) as engine:
             first = engine.answer(request(prompt(40), max_tokens=10))
             said = as_prompt([*prompt(40), *first.tokens])
-            assert engine.core.call(lambda kv: kv.computed("", said)) == 50
+            assert engine.core.call(Look(lambda kv: kv.computed("", said))) == 50
 
     def test_last_tokens_make_room_for_who_has_none(self) -> None:
         with toy_engine(patience=FOR_EVER, num_blocks=50, max_running=1) as engine:
@@ -595,7 +606,7 @@ class TestReuse:
             second = engine.answer(request([*prompt(40), *first.tokens, 5, 6, 7, 8], max_tokens=1))
             assert second.counters.delta_tokens == 4
             engine.clock.now += 0.02
-            engine.core.call(lambda kv: kv.usage())
+            engine.core.call(Look(lambda kv: kv.usage()))
             assert done.result(HANG).end == 44
 
     def test_the_same_prompt_at_the_same_time_is_computed_once(self) -> None:
@@ -652,7 +663,7 @@ class TestReuse:
 def ahead(engine: ToyEngine, tokens: list[int], *, at_least: int = 0, name: str = "") -> Future[Ahead]:
     """Have the tokens computed when there's time."""
     done: Future[Ahead] = Future()
-    engine.core.prefill(IdlePrefill(name, "", as_prompt(tokens), lambda _, ahead: done.set_result(ahead), at_least))
+    engine.core.prefill(IdlePrefill(name, "", as_prompt(tokens), done.set_result, at_least))
     return done
 
 
@@ -746,13 +757,13 @@ class TestSavedKV:
             tokens = as_prompt(prompt(333))
             first = engine.answer(request(prompt(333), max_tokens=4))
             parts = [(0, 150), (150, 333)]
-            contents = [export_kv(engine.core, "", tokens[:end], start) for start, end in parts]
+            contents = [engine.core.call(Export("", tokens[:end], start)) for start, end in parts]
             engine.settled()
-            engine.core.call(lambda kv: kv.clear())
-            assert export_kv(engine.core, "", tokens, 0) is None
+            engine.core.call(Look(lambda kv: kv.clear()))
+            assert engine.core.call(Export("", tokens, 0)) is None
             for (start, end), part in zip(parts, contents, strict=True):
                 assert part is not None
-                assert import_kv(engine.core, "", tokens[:end], start, part)
+                assert engine.core.call(Install("", tokens[:end], start, part))
             again = engine.answer(request(prompt(333), max_tokens=4))
             assert again.tokens == first.tokens
             assert again.counters.delta_tokens == 1
@@ -761,11 +772,11 @@ class TestSavedKV:
         with toy_engine() as engine:
             tokens = as_prompt(prompt(100))
             engine.answer(request(prompt(100), max_tokens=1))
-            part = export_kv(engine.core, "", tokens, 50)
+            part = engine.core.call(Export("", tokens, 50))
             assert part is not None
             engine.settled()
-            engine.core.call(lambda kv: kv.clear())
-            assert not import_kv(engine.core, "", tokens, 50, part)
+            engine.core.call(Look(lambda kv: kv.clear()))
+            assert not engine.core.call(Install("", tokens, 50, part))
 
 
 class TestFullMemory:
@@ -925,7 +936,7 @@ class TestFailures:
         with toy_engine(max_running=1) as engine:
             with at_once(engine) as submit:
                 calls = [submit(request(prompt(5, seed), max_tokens=3)) for seed in range(2)]
-                engine.core._scheduler.plan = mock.Mock(side_effect=MemoryError("no luck"))  # type: ignore[method-assign]
+                engine.core._loop._scheduler.plan = mock.Mock(side_effect=MemoryError("no luck"))  # type: ignore[method-assign]
             for call in calls:
                 assert call.reason == "error"
                 assert isinstance(call.outputs[-1].error, EngineStoppedError)
@@ -937,8 +948,8 @@ class TestFailures:
     def test_a_failing_call_fails_its_caller_only(self) -> None:
         with toy_engine() as engine:
             with pytest.raises(ZeroDivisionError):
-                engine.core.call(lambda kv: 1 // 0)
-            assert engine.core.call(lambda kv: kv.capacity) == 256 * 4
+                engine.core.call(Look(lambda kv: 1 // 0))
+            assert engine.core.call(Look(lambda kv: kv.capacity)) == 256 * 4 - 1
 
 
 def failing_in_step(engine: ToyEngine, step: int) -> Callable[[], None]:
@@ -1059,7 +1070,7 @@ class TestShutdown:
             with pytest.raises(EngineStoppedError):
                 engine.submit(request(prompt(5)))
             with pytest.raises(EngineStoppedError):
-                engine.core.call(lambda kv: None)
+                engine.core.call(Look(lambda kv: None))
 
     def test_twice_is_harmless(self) -> None:
         with toy_engine() as engine:

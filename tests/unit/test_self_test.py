@@ -1,4 +1,4 @@
-"""The step class: what is found on processors of many kinds, and how pieces become steps of it. Needs no model."""
+"""The step class: what is found on processors of many kinds, and how chunks become steps of it. Needs no model."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.backend import Piece, self_test
-from slipstream.backend.base import BlockContents, FloatArray, IntArray
+from slipstream.backend import Blob, self_test
 from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
-from slipstream.backend.steps import BLOCK_SIZE, StepClass, StepInputs
+from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, StepInputs
+from slipstream.types import FloatArray, IntArray
 from tests.processors import AVX2, AVX2_NARROW, NO_CLASS, Emulated
 from tests.unit.toy_backend import VOCABULARY, Clock, toy_logits
 
@@ -27,7 +27,11 @@ class ToyRunner:
         self.slots = np.zeros((num_blocks, BLOCK_SIZE), np.int32)
         self.sizes: list[int] = []
 
-    def run(self, inputs: StepInputs) -> FloatArray:
+    def start(self, inputs: StepInputs) -> None:
+        self.started = inputs
+
+    def finish(self) -> FloatArray:
+        inputs = self.started
         begins, tables = inputs["subsequence_begins"], inputs["block_indices_begins"]
         self.sizes.append(len(inputs["input_ids"]))
         self.clock.now += 0.01 + 0.0005 * len(inputs["input_ids"])
@@ -46,15 +50,15 @@ class ToyRunner:
     def copy_block(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]
 
-    def read_blocks(self, blocks: IntArray) -> BlockContents:
+    def read_blocks(self, blocks: IntArray) -> Blob:
         return self.slots[blocks].astype(np.uint16)
 
 
 class Leaky(ToyRunner):
     """A processor on which a sequence's bits depend on how many others are computed beside it."""
 
-    def run(self, inputs: StepInputs) -> FloatArray:
-        return super().run(inputs) + np.float32(len(inputs["past_lens"]) > 2) * np.float32(1e-6)
+    def finish(self) -> FloatArray:
+        return super().finish() + np.float32(len(self.started["past_lens"]) > 2) * np.float32(1e-6)
 
 
 @pytest.fixture(autouse=True)
@@ -123,29 +127,29 @@ def test_a_witness_is_of_the_bits() -> None:
 
 
 @st.composite
-def pieces_and_class(draw: st.DrawFn) -> tuple[list[Piece], StepClass]:
+def chunks_and_class(draw: st.DrawFn) -> tuple[list[PagedChunk], StepClass]:
     sizes = sorted(draw(st.sets(st.integers(2, 40), min_size=1, max_size=4)))
     rows = sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=3)))
-    pieces = []
+    chunks = []
     for index in range(draw(st.integers(1, 6))):
         count, past = draw(st.integers(1, 90)), 0
         tokens = np.array(draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=count, max_size=count)), np.int32)
-        pieces.append(Piece(tokens, past, np.arange(1 + 4 * index, 5 + 4 * index), draw(st.integers(0, count))))
-    return pieces, StepClass(tuple(sizes), tuple(rows))
+        chunks.append(PagedChunk(tokens, past, np.arange(1 + 4 * index, 5 + 4 * index), draw(st.integers(0, count))))
+    return chunks, StepClass(tuple(sizes), tuple(rows))
 
 
-@given(pieces_and_class())
-def test_whatever_the_class_all_is_computed_in_steps_of_it(case: tuple[list[Piece], StepClass]) -> None:
-    pieces, step_class = case
+@given(chunks_and_class())
+def test_whatever_the_class_all_is_computed_in_steps_of_it(case: tuple[list[PagedChunk], StepClass]) -> None:
+    chunks, step_class = case
     runner = ToyRunner(1 + 4 * 6)
-    logits = step_class.run(runner, pieces)
-    expected = [toy_logits(piece.tokens, piece.logit_rows) for piece in pieces]
+    logits = step_class.run(runner, chunks)
+    expected = [toy_logits(chunk.tokens, chunk.rows) for chunk in chunks]
     assert np.array_equal(logits, np.concatenate(expected))
     assert set(runner.sizes) <= set(step_class.sizes)
-    for step in step_class.cut(pieces):
-        assert sum(piece.logit_rows for piece in step) <= step_class.row_counts[-1]
+    for step in step_class.cut(chunks):
+        assert sum(chunk.rows for chunk in step) <= step_class.row_counts[-1]
 
 
 def test_what_fits_is_one_step() -> None:
-    pieces = [Piece(np.zeros(count, np.int32), 0, np.arange(1, 3), 1) for count in (1, 5, 3)]
-    assert list(StepClass((8, 16), (1, 4)).cut(pieces)) == [pieces]
+    chunks = [PagedChunk(np.zeros(count, np.int32), 0, np.arange(1, 3), 1) for count in (1, 5, 3)]
+    assert list(StepClass((8, 16), (1, 4)).cut(chunks)) == [chunks]

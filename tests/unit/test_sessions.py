@@ -17,6 +17,7 @@ from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
 from slipstream.sessions import Sessions, SessionTurn, sessions
 from slipstream.tokenizer import Tokenizer
+from tests.looking import Look
 from tests.unit.toy_backend import STOP, VOCABULARY, ToyBackend, ToyTokenizer
 
 CONTEXT = 120
@@ -254,9 +255,9 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_consistent(self) -> None:
-        self.core.call(lambda kv: kv.check())
+        self.core.call(Look(lambda kv: kv.check()))
         pinned = {name for name, session in self.expected.items() if session.pinned}
-        assert self.core.kv_usage().pinned_sequences <= len(pinned)
+        assert self.core.stats().kv.pinned_sequences <= len(pinned)
 
 
 TestSessions = SessionsMachine.TestCase

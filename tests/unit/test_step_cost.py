@@ -6,20 +6,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slipstream.backend import StepMeasurements
-from slipstream.engine.step_cost import Load, StepCost
+from slipstream.backend import Load, StepCost, StepMeasurements
 
 POINTS = ((2, 0.010), (8, 0.016), (32, 0.040), (128, 0.200))
 PER_CONTEXT = 2e-6
 PER_PAIR = 1e-7
 
 
-def cost_model(change: float = 0.0) -> StepCost:
-    return StepCost(StepMeasurements(POINTS, change, PER_CONTEXT, PER_PAIR))
+def cost_model(change: float = 0.0, prepared: Collection[int] = ()) -> StepCost:
+    return StepCost(
+        StepMeasurements(POINTS, change, PER_CONTEXT, PER_PAIR), smallest_chunk=2, prepared=lambda: prepared
+    )
 
 
-def seconds(tokens: int, *, past: int = 0, cost: StepCost | None = None, prepared: Collection[int] = ()) -> float:
-    return (cost or cost_model()).seconds(Load(tokens, past, tokens * past), prepared)
+def seconds(tokens: int, *, past: int = 0, cost: StepCost | None = None) -> float:
+    return (cost or cost_model()).seconds(Load(tokens, past, tokens * past))
 
 
 @pytest.mark.parametrize(("tokens", "expected"), POINTS)
@@ -44,9 +45,13 @@ def test_padding_looks_back_on_nothing() -> None:
     assert seconds(8, past=1000) - seconds(5, past=1000) == pytest.approx(3 * 1000 * PER_PAIR)
 
 
-def test_the_load_of_a_step_is_that_of_its_pieces() -> None:
-    load = Load().with_piece(10, past=100).with_piece(1, past=50).with_tokens(3, past=100)
-    assert load == Load(tokens=10 + 2 + 3, context=150, pairs=10 * 100 + 2 * 50 + 3 * 100)
+def test_the_load_of_a_step_is_that_of_its_chunks() -> None:
+    cost = cost_model()
+    load = cost.load([(10, 100), (1, 50)])
+    assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50)
+    load = cost.longer(load, 1, 50)
+    assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50), "it was padded to two"
+    assert cost.longer(load, 10, 100) == Load(tokens=11 + 2, context=150, pairs=11 * 100 + 2 * 50)
 
 
 @settings(deadline=None)
@@ -62,11 +67,8 @@ def test_counts_are_padded_to_the_next_measured_size(tokens: int, size: int) -> 
 
 
 def test_a_size_that_is_not_prepared_costs_more() -> None:
-    cost = cost_model(change=0.005)
-    assert seconds(5, cost=cost, prepared={8}) == pytest.approx(0.016)
-    assert seconds(5, cost=cost, prepared={2, 8}) == pytest.approx(0.016)
-    assert seconds(5, cost=cost, prepared={2}) == pytest.approx(0.021)
-    assert seconds(5, cost=cost) == pytest.approx(0.016)
+    for prepared, expected in (({8}, 0.016), ({2, 8}, 0.016), ({2}, 0.021), ((), 0.016)):
+        assert seconds(5, cost=cost_model(change=0.005, prepared=prepared)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, 1.7, 5.0])

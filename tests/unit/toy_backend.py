@@ -1,18 +1,23 @@
-"""A backend without a model, for tests of everything above it.
+"""Backends without a model, for tests of everything above them: paged, with checkpoints only, and not exact.
 
-Its KV slots hold the tokens themselves, and logits are a hash of what is read back through the block table. So a wrong
-block, a slot that was overwritten or never computed, or a row that is out of place gives other tokens. It does all that
-the contract of `Backend` allows it to, and insists on all that the contract promises it.
+Their memory holds the tokens themselves, and logits are a hash of what is read back from it. So a wrong block, a slot
+that was overwritten or never computed, a state that was not rewound, or a row that is out of place gives other tokens.
+They do all that the contracts of `Backend` and `Store` allow, and insist on all that these promise them.
 """
 
 import bisect
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from slipstream.backend import Piece, StepMeasurements
-from slipstream.backend.base import BlockContents, FloatArray, IntArray
+from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState, StepCost, StepMeasurements
+from slipstream.backend.paged_store import PagedState, PagedStore
+from slipstream.backend.store import Span
+from slipstream.sampling import Choice, Row
+from slipstream.types import FloatArray, IntArray
 
 VOCABULARY = 50
 STOP = 0
@@ -39,95 +44,302 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class ToyChunk:
+    """A `Chunk` as it was when its step was launched."""
+
+    state: SequenceState
+    tokens: IntArray
+    past: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Step:
     """What a step was asked to compute; `size` includes padding."""
 
-    pieces: tuple[Piece, ...]
+    chunks: tuple[ToyChunk, ...]
     size: int
 
     @property
     def tokens(self) -> int:
-        return sum(len(piece.tokens) for piece in self.pieces)
+        return sum(len(chunk.tokens) for chunk in self.chunks)
 
 
-class ToyBackend:
+class Toy:
     """A deterministic `Backend` whose steps take `SECONDS_PER_TOKEN` of the clock's time for each token."""
 
     vocab_size = VOCABULARY
-    block_bytes = 1
     fingerprint = "toy"
     exact = True
-    measurements = StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES))
+    largest_draft: int | None = None
+    store: Any
 
-    def __init__(self, num_blocks: int, block_size: int = 4, clock: Clock | None = None) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
+    def __init__(self, clock: Clock | None = None) -> None:
         self.steps: list[Step] = []
         self.before_step: Callable[[], None] = lambda: None
         """Called at the start of each step on the engine's thread; what it raises is how the step fails."""
         self.violations: list[str] = []
+        self.cost = StepCost(
+            StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES)), smallest_chunk=2
+        )
         self._clock = clock or Clock()
-        self._slots = np.full((num_blocks + 1, block_size), _EMPTY)
-        self._logits = np.empty((0, VOCABULARY), np.float32)
+        self.latest: ToyTicket | None = None
 
-    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
-        self._logits.fill(np.nan)  # a view that somebody kept is no good any more
-        size = padded(sum(max(2, len(piece.tokens)) for piece in pieces))
-        self.steps.append(Step(tuple(replace(piece, tokens=piece.tokens.copy()) for piece in pieces), size))
+    def launch(self, chunks: Sequence[Chunk]) -> "ToyTicket":
+        self.latest = ToyTicket(self, [ToyChunk(c.state, c.tokens.copy(), c.past, c.rows) for c in chunks])
+        return self.latest
+
+    def compute(self, chunks: Sequence[ToyChunk]) -> FloatArray:
+        """The logits of a step."""
+        size = padded(sum(max(2, len(chunk.tokens)) for chunk in chunks))
+        self.steps.append(Step(tuple(chunks), size))
         self._clock.now += size * SECONDS_PER_TOKEN
+        self.before_step()
+        with self.watching():
+            assert chunks, "a step has something to compute"
+            assert len({id(chunk.state) for chunk in chunks}) == len(chunks), "a step has one chunk of a sequence"
+            for chunk in chunks:
+                self._check(chunk)
+            for chunk in chunks:
+                self.write(chunk)
+            rows = [row for chunk in chunks for row in toy_logits(self.read(chunk), chunk.rows)]
+            for chunk in chunks:
+                chunk.state.length += len(chunk.tokens)
+        return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Remember what was asked for against the contract, for nobody may see the error."""
         try:
-            self.before_step()
-            self._check(pieces)
-            for piece in pieces:
-                self._write(piece)
-            rows = [row for piece in pieces for row in self._read(piece)]
+            yield
         except AssertionError as error:
             self.violations.append(str(error))
             raise
-        self._logits = np.array(rows, np.float32).reshape(len(rows), VOCABULARY)
-        return self._logits
 
-    @property
-    def prepared(self) -> Collection[int]:
-        return ()
+    def _check(self, chunk: ToyChunk) -> None:
+        count = len(chunk.tokens)
+        assert count >= 1, "a chunk has a token"
+        assert chunk.tokens.dtype == np.int32
+        assert 0 <= chunk.tokens.min() <= chunk.tokens.max() < self.vocab_size, "tokens are in the vocabulary"
+        assert 0 <= chunk.rows <= count, "rows are wanted of tokens that are computed"
+        assert chunk.state.length == chunk.past, "a state changes in a step alone, or when it is rewound"
+
+    def write(self, chunk: ToyChunk) -> None:
+        """Take the chunk's tokens into memory."""
+        raise NotImplementedError
+
+    def read(self, chunk: ToyChunk) -> IntArray:
+        """All tokens up to the chunk's last, read back from memory."""
+        raise NotImplementedError
+
+    def contents(self, state: Any) -> list[int]:
+        """What a state holds."""
+        raise NotImplementedError
+
+
+class ToyTicket:
+    """Computes when it is waited for: nothing that it reads may change before."""
+
+    def __init__(self, backend: Toy, chunks: list[ToyChunk]) -> None:
+        self._backend = backend
+        self._chunks = chunks
+        self._logits: FloatArray | None = None
+
+    def wait(self) -> None:
+        assert self._logits is None, "a ticket is waited for once"
+        self._logits = self._backend.compute(self._chunks)
+
+    def choose(self, rows: Sequence[Row]) -> list[Choice]:
+        with self._backend.watching():
+            assert self._backend.latest is self, "a step's rows are chosen before the next is launched"
+            assert self._logits is not None, "tokens are chosen when the step is done"
+            assert all(0 <= row.index < len(self._logits) for row in rows), "rows are the step's"
+            return [row.choose(self._logits[row.index].copy()) for row in rows]
+
+
+class ToyBackend(Toy):
+    """With keys and values in blocks, and rubbish in the slot after a chunk's last token."""
+
+    def __init__(self, num_blocks: int, block_size: int = 4, clock: Clock | None = None) -> None:
+        super().__init__(clock)
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self._slots = np.full((num_blocks + 1, block_size), _EMPTY)
+        self.store = PagedStore(self, num_blocks=num_blocks, block_size=block_size, block_bytes=block_size, spare=1)
 
     def copy_block(self, source: int, target: int) -> None:
         self._slots[target] = self._slots[source]
 
-    def read_blocks(self, blocks: IntArray) -> BlockContents:
+    def read_blocks(self, blocks: IntArray) -> Blob:
         return self._slots[blocks].astype(np.int16).view(np.uint16)
 
-    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
+    def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         self._slots[blocks] = contents.view(np.int16)
 
-    def _check(self, pieces: Sequence[Piece]) -> None:
-        assert pieces, "a step has something to compute"
-        for piece in pieces:
-            count = len(piece.tokens)
-            assert count >= 1, "a piece has a token"
-            assert piece.tokens.dtype == piece.block_table.dtype == np.int32
-            assert 0 <= piece.tokens.min() <= piece.tokens.max() < VOCABULARY, "tokens are in the vocabulary"
-            assert 0 <= piece.logit_rows <= count, "logits are wanted of tokens that are computed"
-            assert len(piece.block_table) * self.block_size > piece.past + count, "there is room for one more token"
-            assert 1 <= piece.block_table.min() <= piece.block_table.max() <= self.num_blocks, "blocks are the pool's"
-            assert len(set(piece.block_table.tolist())) == len(piece.block_table), "a table names a block once"
+    def write(self, chunk: ToyChunk) -> None:
+        table = self._table(chunk)
+        end = chunk.past + len(chunk.tokens)
+        assert len(table) * self.block_size > end, "there is room for one more token"
+        assert 1 <= table.min() <= table.max() <= self.num_blocks, "blocks are the store's"
+        assert len(set(table.tolist())) == len(table), "a table names a block once"
+        for position, token in zip(range(chunk.past, end), chunk.tokens, strict=True):
+            self._slots[table[position // self.block_size], position % self.block_size] = token
+        self._slots[table[end // self.block_size], end % self.block_size] = _RUBBISH
 
-    def _write(self, piece: Piece) -> None:
-        end = piece.past + len(piece.tokens)
-        for position, token in zip(range(piece.past, end), piece.tokens, strict=True):
-            self._slots[self._slot(piece, position)] = token
-        self._slots[self._slot(piece, end)] = _RUBBISH
-
-    def _read(self, piece: Piece) -> FloatArray:
-        end = piece.past + len(piece.tokens)
-        tokens = self._slots[piece.block_table].ravel()[:end]
+    def read(self, chunk: ToyChunk) -> IntArray:
+        tokens = self._slots[self._table(chunk)].ravel()[: chunk.past + len(chunk.tokens)]
         assert tokens.min() > _EMPTY, "all slots that are read were computed"
-        assert np.array_equal(tokens[piece.past :], piece.tokens), "no two pieces write to one slot"
-        return toy_logits(tokens, piece.logit_rows)
+        assert np.array_equal(tokens[chunk.past :], chunk.tokens), "no two chunks write to one slot"
+        return tokens
 
-    def _slot(self, piece: Piece, position: int) -> tuple[int, int]:
-        block, offset = divmod(position, self.block_size)
-        return int(piece.block_table[block]), offset
+    def contents(self, state: PagedState) -> list[int]:
+        tokens: list[int] = self._slots[state.block_table].ravel()[: state.length].tolist()
+        return tokens
+
+    def _table(self, chunk: ToyChunk) -> IntArray:
+        assert isinstance(chunk.state, PagedState)
+        return chunk.state.block_table
+
+
+class InexactToy(ToyBackend):
+    """Whose logits depend on the size of their step."""
+
+    exact = False
+
+    def compute(self, chunks: Sequence[ToyChunk]) -> FloatArray:
+        logits = super().compute(chunks)
+        return logits + np.float32(0.01) * (self.steps[-1].size % 3) * np.arange(VOCABULARY, dtype=np.float32)
+
+
+class CheckpointState(SequenceState):
+    """A recurrent state, which is all tokens so far, and copies of it as it was every so many tokens."""
+
+    __slots__ = ("checkpoints", "evictable", "reserved", "tokens")
+
+    def __init__(self, reserved: int, every: int) -> None:
+        self.length = 0
+        self.reserved = reserved
+        self.room = reserved - every
+        self.evictable = False
+        self.tokens: tuple[int, ...] = ()
+        self.checkpoints: dict[int, tuple[int, ...]] = {}
+
+
+class CheckpointStore:
+    """A `Store` of states that can be cut at a checkpoint alone. States share no memory."""
+
+    bytes_per_token = 1
+
+    def __init__(self, memory: int, every: int) -> None:
+        self.every = every
+        self.capacity = memory - 2 * every
+        self._memory = memory
+        self._states: dict[CheckpointState, None] = {}
+
+    @property
+    def free(self) -> int:
+        return self._memory - self.held(self._states)
+
+    @property
+    def evictable(self) -> int:
+        return self.held(state for state in self._states if state.evictable)
+
+    def open(self, room: int) -> CheckpointState:
+        self._require(self.open_cost(room))
+        self._states[state := CheckpointState(self.open_cost(room), self.every)] = None
+        return state
+
+    def fork(self, state: CheckpointState, length: int, room: int) -> CheckpointState:
+        self._require(cost := self.fork_cost(state, length, room))
+        self._states[child := CheckpointState(cost, self.every)] = None
+        child.length, child.tokens, child.checkpoints = state.length, state.tokens, dict(state.checkpoints)
+        self.rewind(child, length)
+        return child
+
+    def reserve(self, state: CheckpointState, room: int) -> None:
+        self._require(cost := self.reserve_cost(state, room))
+        state.reserved += cost
+        state.room = state.reserved - self.every
+
+    def rewind(self, state: CheckpointState, length: int) -> int:
+        if length < state.length:
+            state.length = max((at for at in state.checkpoints if at <= length), default=0)
+            state.tokens = state.checkpoints.get(state.length, ())
+            state.checkpoints = {at: kept for at, kept in state.checkpoints.items() if at <= state.length}
+        return state.length
+
+    def trim(self, state: CheckpointState) -> None:
+        state.reserved = self.open_cost(state.length)
+        state.room = state.reserved - self.every
+
+    def release(self, state: CheckpointState) -> None:
+        del self._states[state]
+
+    def set_evictable(self, state: CheckpointState, evictable: bool) -> None:
+        state.evictable = evictable
+
+    def open_cost(self, room: int) -> int:
+        return (-(-room // self.every) + 1) * self.every
+
+    def fork_cost(self, state: CheckpointState, length: int, room: int) -> int:
+        return self.open_cost(max(room, min(length, state.length)))
+
+    def reserve_cost(self, state: CheckpointState, room: int) -> int:
+        return max(0, self.open_cost(room) - state.reserved)
+
+    def cut_cost(self, state: CheckpointState, length: int, room: int) -> int:
+        return self.open_cost(max(room, length)) - state.reserved
+
+    def held(self, states: Iterable[CheckpointState]) -> int:
+        return sum(state.reserved for state in states)
+
+    def spans(self, start: int, end: int) -> Iterator[Span]:
+        yield Span(start, end, end)
+
+    def aligned(self, start: int) -> int:
+        return 0
+
+    def export(self, state: CheckpointState, start: int, end: int) -> Blob:
+        return np.array(state.tokens[:end], np.uint16)
+
+    def install(self, state: CheckpointState, end: int, blob: Blob) -> None:
+        state.length, state.tokens = end, tuple(blob.tolist())
+        state.checkpoints = {end: state.tokens}
+
+    def check(self, states: Iterable[CheckpointState]) -> None:
+        assert set(states) == set(self._states), "a state is lost, or was released"
+        assert all(state.reserved >= state.length for state in self._states)
+        assert self.held(self._states) <= self._memory
+
+    def _require(self, size: int) -> None:
+        if size > self.free:
+            raise OutOfMemoryError("no memory left")
+
+
+class CheckpointToy(Toy):
+    """With recurrent states, which can be rewound to checkpoints alone."""
+
+    def __init__(self, memory: int = 4096, every: int = 5, clock: Clock | None = None) -> None:
+        super().__init__(clock)
+        self.store = CheckpointStore(memory, every)
+
+    def write(self, chunk: ToyChunk) -> None:
+        state = chunk.state
+        assert isinstance(state, CheckpointState)
+        assert state.reserved >= chunk.past + len(chunk.tokens), "there is room for the tokens"
+        assert len(state.tokens) == chunk.past
+        for token in chunk.tokens.tolist():
+            state.tokens += (token,)
+            if len(state.tokens) % self.store.every == 0:
+                state.checkpoints[len(state.tokens)] = state.tokens
+
+    def read(self, chunk: ToyChunk) -> IntArray:
+        assert isinstance(chunk.state, CheckpointState)
+        return np.array(chunk.state.tokens, np.int32)
+
+    def contents(self, state: CheckpointState) -> list[int]:
+        assert len(state.tokens) == state.length
+        return list(state.tokens)
 
 
 def toy_logits(tokens: IntArray, rows: int = 1) -> FloatArray:

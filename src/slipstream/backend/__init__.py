@@ -1,5 +1,18 @@
-"""Backends: a model's tensors and KV blocks, and nothing about requests."""
+"""Backends: what computes a model's steps and keeps the states of sequences, and nothing about requests."""
 
-from slipstream.backend.base import Backend, Piece, StepMeasurements
+from slipstream.backend.base import Backend, Chunk, Ticket
+from slipstream.backend.step_cost import Load, StepCost, StepMeasurements
+from slipstream.backend.store import Blob, OutOfMemoryError, SequenceState, Store
 
-__all__ = ["Backend", "Piece", "StepMeasurements"]
+__all__ = [
+    "Backend",
+    "Blob",
+    "Chunk",
+    "Load",
+    "OutOfMemoryError",
+    "SequenceState",
+    "StepCost",
+    "StepMeasurements",
+    "Store",
+    "Ticket",
+]

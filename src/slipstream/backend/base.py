@@ -1,90 +1,74 @@
-"""The interface between Slipstream and whatever runs the model's forward pass."""
+"""The seam between Slipstream and whatever computes a model's steps."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
-BlockContents = npt.NDArray[np.uint16]
-"""The bits of KV blocks, [blocks, ...]; what they mean is the backend's own business."""
+from slipstream.backend.step_cost import StepCost
+from slipstream.backend.store import SequenceState, Store
+from slipstream.sampling import Choice, Row
+from slipstream.types import IntArray
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+@dataclass(slots=True)
+class Chunk:
     """The part of one sequence that a step computes.
 
-    `tokens` int32 [n], n >= 1, are the tokens whose KV this step writes; `past` tokens before them have theirs
-    already. `block_table` int32 names the KV blocks in order and has room for `past + n + 1` tokens: the last slot
-    may be overwritten (see `Backend.forward`). Logits are wanted for the last `logit_rows` tokens, 0 <= rows <= n.
+    `tokens` int32 [n], n >= 1, follow those whose state is held; memory for them is reserved. The last `rows` of them,
+    0 <= rows <= n, give a row each, from which the token after it may be chosen.
     """
 
+    state: SequenceState
     tokens: IntArray
-    past: int
-    block_table: IntArray
-    logit_rows: int
+    rows: int
+
+    @property
+    def past(self) -> int:
+        """How many tokens come before."""
+        return self.state.length
 
 
-@dataclass(frozen=True, slots=True)
-class StepMeasurements:
-    """What steps cost on this machine: a base by size, and what contexts add to it."""
+class Ticket(Protocol):
+    """A step that was launched. The host may do other work until it asks for what came of it."""
 
-    seconds: tuple[tuple[int, float], ...]
-    """Step sizes in tokens, rising, and the duration of a step without context; other counts are padded to the next."""
-    change: float = 0.0
-    """Seconds that a step takes longer when its size isn't `prepared`."""
-    per_context: float = 0.0
-    """Seconds for each token of context that a step's sequences have together."""
-    per_pair: float = 0.0
-    """Seconds for each pair of a token in the step and a token of its context."""
-    largest_draft: int | None = None
-    """Tokens of a draft that one step can verify; None if there's no limit."""
+    def wait(self) -> None:
+        """Return when the step is done; from then on the chunks' states hold their tokens, wanted or not.
 
-
-class Backend(Protocol):
-    """A loaded model with its KV memory.
-
-    Where it is `exact`, a token's logits depend on the tokens of its sequence up to it and on nothing else, neither
-    on how they were cut into pieces nor on what else a step computes.
-    """
-
-    vocab_size: int
-    block_size: int
-    """KV slots in a block."""
-    num_blocks: int
-    """Blocks that sequences may use; they are numbered from 1 (block 0 is the backend's own)."""
-    block_bytes: int
-    fingerprint: str
-    """Equal for backends that compute the same bits from the same weights, and store them alike."""
-    exact: bool
-    """Whether a token's logits were found to be the same to the bit in every step; the server says so if not."""
-    measurements: StepMeasurements
-    """The step sizes that there are, and what steps cost."""
-
-    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
-        """Run one step; returns float32 logits [sum of logit_rows, vocab_size] in the order of the pieces.
-
-        The array is a view that the next call overwrites. The slot after a piece's last token may be written with
-        rubbish: it must not hold a computed token.
+        Raises `ModelError` if the step failed; then no state has changed.
         """
         ...
 
+    def choose(self, rows: Sequence[Row]) -> list[Choice]:
+        """Choose the tokens that follow some rows of the step, which count through its chunks in order.
+
+        May be asked several times, after `wait` and until the next step is launched. The choice is that of
+        `Row.choose`.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A loaded model with its memory.
+
+    If it is `exact`, a row depends on the tokens of its sequence up to it and on nothing else, neither on how they were
+    cut into chunks nor on what else a step computes.
+    """
+
+    vocab_size: int
+    fingerprint: str
+    """Equal for backends that compute the same bits from the same weights, and store them alike."""
+    exact: bool
+    """Whether rows were found to be the same to the bit in every step; the server reports it if not."""
+    largest_draft: int | None
+    """Tokens of a draft that one step can verify; None if there's no limit."""
+    cost: StepCost
+    """The step sizes that there are, and what a load costs; the backend keeps it up to date."""
+
     @property
-    def prepared(self) -> Collection[int]:
-        """Step sizes that a step may have now without the time that a change of size takes."""
+    def store(self) -> Store[Any]:
+        """What it keeps of sequences."""
         ...
 
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy the keys and values of one block to another, in all layers."""
-        ...
-
-    def read_blocks(self, blocks: IntArray) -> BlockContents:
-        """A copy of what the blocks hold."""
-        ...
-
-    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
-        """Fill blocks with what `read_blocks` gave."""
+    def launch(self, chunks: Sequence[Chunk]) -> Ticket:
+        """Start a step of chunks of different sequences; one step at a time."""
         ...

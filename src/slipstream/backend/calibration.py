@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from slipstream.backend.base import Piece, StepMeasurements
 from slipstream.backend.place import place_beside
 from slipstream.backend.self_test import ROW_COUNTS, SIZES, find_step_class
-from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, Runner, StepClass, next_size
+from slipstream.backend.step_cost import StepMeasurements
+from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runner, StepClass, next_size
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
 
     def run(size: int, past: int = 0) -> float:
         started = time.perf_counter()
-        step_class.run(runner, [Piece(tokens[:size], past, scratch, 1)])
+        step_class.run(runner, [PagedChunk(tokens[:size], past, scratch, 1)])
         return time.perf_counter() - started
 
     def shortest(size: int, past: int = 0) -> float:
@@ -102,7 +102,6 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
         change=change,
         per_context=max(0.0, added[0] / _CONTEXT - small * per_pair),
         per_pair=per_pair,
-        largest_draft=min(sizes[-1], step_class.row_counts[-1]) - 1,
     )
 
 

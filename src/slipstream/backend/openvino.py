@@ -1,18 +1,22 @@
-"""OpenVINO backend: steps of one class over KV blocks that the engine hands out."""
+"""OpenVINO backend: steps of one class over KV blocks."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import openvino as ov
 
 from slipstream.backend import calibration
-from slipstream.backend.base import BlockContents, FloatArray, IntArray, Piece, StepMeasurements
+from slipstream.backend.base import Chunk
 from slipstream.backend.paged_model import PagedModel
+from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, Probe
-from slipstream.backend.steps import BLOCK_SIZE, StepClass
+from slipstream.backend.step_cost import StepCost
+from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, StepClass
 from slipstream.errors import ModelError
+from slipstream.sampling import Choice, Row, choose_on_host
+from slipstream.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,10 @@ _WORTH_A_COPY = 200
 """Steps of a size after which a copy for it is compiled: it takes about as long as it then saves in as many more."""
 
 
+_SPARE_SLOTS = LONE_TOKEN_SIZE - 1
+"""Slots after a sequence's last token that a step may write rubbish to: the dummies that fill a short chunk."""
+
+
 class OpenVINOBackend:
     """A model whose steps are all of one class: the one that a self-test found to keep every token's bits.
 
@@ -31,27 +39,34 @@ class OpenVINOBackend:
     small.
     """
 
-    block_size = BLOCK_SIZE
-
     def __init__(
         self, model: PagedModel, *, kv_memory: int, progress: Callable[[float], None] = lambda _: None
     ) -> None:
         self._model = model
         self.vocab_size = model.vocab_size
-        self.block_bytes = model.block_bytes
-        self.num_blocks = kv_memory // model.block_bytes - 1
-        if self.num_blocks < 2:
+        self._num_blocks = kv_memory // model.block_bytes - 1  # block 0 takes the KV of padding
+        if self._num_blocks < 2:
             raise ModelError(
                 f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise --kv-memory"
             )
         self._calibration, self._probe = self._calibrated(progress)
         self.step_class = self._calibration.step_class
         self.exact: bool = self._calibration.exact
-        self.measurements: StepMeasurements = self._calibration.measurements
         self.fingerprint = f"{model.settings}; {self._calibration.witness or self.step_class}"
+        self.largest_draft: int | None = min(self.step_class.sizes[-1], self.step_class.row_counts[-1]) - 1
+        self.cost = StepCost(
+            self._calibration.measurements, smallest_chunk=LONE_TOKEN_SIZE, prepared=lambda: model.prepared
+        )
+        self.store = self.new_store(self._num_blocks)
         self._without_copy = [size for size in self.step_sizes if size <= _COPIED_UP_TO] if model.is_small else []
         self._compiling: tuple[int, Future[ov.CompiledModel]] | None = None
         self._compiler = ThreadPoolExecutor(1, "slipstream-compiler")
+
+    def new_store(self, num_blocks: int) -> PagedStore:
+        """A store of the first so many blocks; only one may be in use."""
+        model = self._model
+        size, spare = BLOCK_SIZE, _SPARE_SLOTS
+        return PagedStore(model, num_blocks=num_blocks, block_size=size, block_bytes=model.block_bytes, spare=spare)
 
     @property
     def step_sizes(self) -> tuple[int, ...]:
@@ -68,31 +83,10 @@ class OpenVINOBackend:
         """What keys and values are kept in."""
         return self._model.precision
 
-    @property
-    def prepared(self) -> Collection[int]:
-        """Sizes of steps that have a copy of their own, and that of the last other step."""
-        return self._model.prepared
-
-    def forward(self, pieces: Sequence[Piece]) -> FloatArray:
-        """Compute the pieces, in several steps if they don't fit into one; see `Backend.forward`.
-
-        Raises `ModelError` when inference fails.
-        """
-        logits = self.step_class.run(self._model, pieces)
+    def launch(self, chunks: Sequence[Chunk]) -> "OpenVINOTicket":
+        """Start a step, or the first of several if the chunks don't fit into one; see `Backend.launch`."""
         self._copy_what_is_used()
-        return logits
-
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy the keys and values of one block to another, in all layers."""
-        self._model.copy_block(source, target)
-
-    def read_blocks(self, blocks: IntArray) -> BlockContents:
-        """A copy of what the blocks hold, uint16 [blocks, layers * 2, elements]."""
-        return self._model.read_blocks(blocks)
-
-    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
-        """Fill blocks with what `read_blocks` gave."""
-        self._model.write_blocks(blocks, contents)
+        return OpenVINOTicket(self._model, self.step_class, self.cost, chunks)
 
     def _calibrated(self, progress: Callable[[float], None]) -> tuple[calibration.Calibration, Probe]:
         """What is known of the model's steps on this machine, checked; or found out now, and kept."""
@@ -115,8 +109,8 @@ class OpenVINOBackend:
 
     def _allocate(self, step_class: StepClass) -> Probe:
         """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
-        self._model.allocate(1 + self.num_blocks + PROBE_BLOCKS)
-        return Probe(self._model, first_block=1 + self.num_blocks, step_class=step_class)
+        self._model.allocate(1 + self._num_blocks + PROBE_BLOCKS)
+        return Probe(self._model, first_block=1 + self._num_blocks, step_class=step_class)
 
     def _copy_what_is_used(self) -> None:
         """Compile a copy for a small size that is used much, in the background, and use it when it's ready."""
@@ -141,3 +135,35 @@ class OpenVINOBackend:
         if self.exact and not self._probe.agrees(size, self.step_class.row_counts[0], self._calibration.witness):
             logger.warning("a copy of the model for steps of %d tokens gives other bits, and is not used", size)
             self._model.drop_copy(size)
+
+
+class OpenVINOTicket:
+    """A step under way."""
+
+    def __init__(self, model: PagedModel, step_class: StepClass, cost: StepCost, chunks: Sequence[Chunk]) -> None:
+        self._model = model
+        self._cost = cost
+        self._chunks = chunks
+        self._load = cost.load((len(chunk.tokens), chunk.past) for chunk in chunks)
+        self._prepared = model.prepared
+        self._seconds_before = model.seconds
+        self.logits: FloatArray
+        """Float32 [rows, vocab_size], once the step is done and until the next is launched."""
+        self._finish = step_class.start(model, [_paged(chunk) for chunk in chunks])
+
+    def wait(self) -> None:
+        """Return when the step is done; see `Ticket.wait`."""
+        self.logits = self._finish()
+        for chunk in self._chunks:
+            chunk.state.length += len(chunk.tokens)
+        self._cost.observe(self._load, self._prepared, self._model.seconds - self._seconds_before)
+
+    def choose(self, rows: Sequence[Row]) -> list[Choice]:
+        """Choose tokens from the step's logits; see `Ticket.choose`."""
+        return choose_on_host(self.logits, rows)
+
+
+def _paged(chunk: Chunk) -> PagedChunk:
+    state = chunk.state
+    assert isinstance(state, PagedState)
+    return PagedChunk(chunk.tokens, chunk.past, state.block_table, chunk.rows)

@@ -10,11 +10,12 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from slipstream.backend.base import BlockContents, FloatArray, IntArray, Piece
 from slipstream.backend.lowered import lowered
-from slipstream.backend.steps import StepInputs, lay_out
+from slipstream.backend.steps import PagedChunk, StepInputs, lay_out
+from slipstream.backend.store import Blob
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.processor import this_processor
+from slipstream.types import FloatArray, IntArray
 
 _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
@@ -50,9 +51,12 @@ class PagedModel:
         """Memory that a block takes, in all layers."""
         self._any_size = compiled.create_infer_request()
         self._copies: dict[int, ov.InferRequest] = {}
+        self._running: tuple[ov.InferRequest, StepInputs]
         self._last_size = 0
         self.runs: Counter[int] = Counter()
         """How many steps there were of each size."""
+        self.seconds = 0.0
+        """What all steps took."""
         self.allocate(0)
 
     @property
@@ -93,8 +97,8 @@ class PagedModel:
         """Sizes of steps that have a copy of their own, and that of the last other step."""
         return {self._last_size, *self._copies}
 
-    def run(self, inputs: StepInputs) -> FloatArray:
-        """Run a step on the copy for its size; see `Runner.run`. Raises `ModelError` when inference fails."""
+    def start(self, inputs: StepInputs) -> None:
+        """Start a step on the copy for its size; see `Runner.start`. Raises `ModelError` if inference fails."""
         size = len(inputs["input_ids"])
         self.runs[size] += 1
         request = self._copies.get(size)
@@ -102,10 +106,17 @@ class PagedModel:
             request, self._last_size = self._any_size, size
         for name, array in inputs.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._running = request, inputs  # whose arrays the step reads
+        request.start_async()
+
+    def finish(self) -> FloatArray:
+        """Wait for the step; see `Runner.finish`. Raises `ModelError` if inference fails."""
+        request, _ = self._running
         try:
-            request.infer()
+            request.wait()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
+        self.seconds += request.latency / 1e3
         logits: FloatArray = request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
         return logits
 
@@ -113,11 +124,11 @@ class PagedModel:
         """Copy the keys and values of one block to another, in all layers."""
         self._kv[:, target] = self._kv[:, source]
 
-    def read_blocks(self, blocks: IntArray) -> BlockContents:
+    def read_blocks(self, blocks: IntArray) -> Blob:
         """A copy of what the blocks hold, uint16 [blocks, layers * 2, elements]."""
         return np.ascontiguousarray(self._kv[:, blocks].swapaxes(0, 1))
 
-    def write_blocks(self, blocks: IntArray, contents: BlockContents) -> None:
+    def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         """Fill blocks with what `read_blocks` gave."""
         self._kv[:, blocks] = contents.swapaxes(0, 1)
 
@@ -160,7 +171,7 @@ def _sample(compiled: ov.CompiledModel) -> bytes:
     table, found, past = np.arange(1, 4, dtype=np.int32), [], 0
     for size in (64, 2, 8):
         tokens = np.arange(past + 1, past + 1 + size, dtype=np.int32)
-        for name, array in lay_out([Piece(tokens, past, table, 2)], size, 8).items():
+        for name, array in lay_out([PagedChunk(tokens, past, table, 2)], size, 8).items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.infer()
         found.append(request.get_output_tensor(0).data.tobytes())

@@ -14,8 +14,17 @@ from itertools import pairwise
 
 import numpy as np
 
-from slipstream.backend.base import FloatArray, IntArray, Piece
-from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, SCRATCH_BLOCK, Runner, StepClass, lay_out
+from slipstream.backend.steps import (
+    BLOCK_SIZE,
+    LONE_TOKEN_SIZE,
+    SCRATCH_BLOCK,
+    PagedChunk,
+    Runner,
+    StepClass,
+    lay_out,
+    run,
+)
+from slipstream.types import FloatArray, IntArray
 
 # Few sizes, since the runtime prepares each apart; close enough that padding is at most an eighth of a large step. With
 # AVX2 alone, sizes that are no multiple of 8 may give other bits; from 96 on, all do.
@@ -133,7 +142,7 @@ class Probe:
         self._others = _random_tokens(runner, SIZES[-1], seed=_SEED + 1)
         *shared, partial = range(first_block, first_block + 3)
         self._tables = [np.array([*shared, own], np.int32) for own in range(partial, first_block + PROBE_BLOCKS)]
-        step_class.run(runner, [Piece(tokens[:_CONTEXT], 0, self._tables[0], 0)])
+        step_class.run(runner, [PagedChunk(tokens[:_CONTEXT], 0, self._tables[0], 0)])
         for table in self._tables[1:]:
             runner.copy_block(partial, int(table[-1]))
 
@@ -152,13 +161,13 @@ class Probe:
 
     def trial(self, size: int, row_count: int, tokens: int = 2) -> Trial:
         """Run a step of that size and that many rows of logits, and compare the rows of the first probed `tokens`."""
-        pieces, places = self._step(size)
-        inputs = lay_out(pieces, size, row_count)
+        chunks, places = self._step(size)
+        inputs = lay_out(chunks, size, row_count)
         rows = [(begin + index, index) for index in range(tokens) for begin, count in places if index < count]
         rows = [rows[number % len(rows)] for number in range(row_count)]
         inputs["logit_rows"] = np.array([row for row, _ in rows], np.int64)
         started = time.perf_counter()
-        logits = self._runner.run(inputs)
+        logits = run(self._runner, inputs)
         seconds = time.perf_counter() - started
         seen: list[set[bytes]] = [set() for _ in range(tokens)]
         for row, (_, index) in zip(logits, rows, strict=True):
@@ -166,27 +175,27 @@ class Probe:
         bits = b"".join(each for one in seen for each in one) if all(len(one) == 1 for one in seen) else None
         return Trial(bits, seconds)
 
-    def _step(self, size: int) -> tuple[list[Piece], list[tuple[int, int]]]:
-        """Pieces that fill a step, and where in it and how long the probed ones are."""
+    def _step(self, size: int) -> tuple[list[PagedChunk], list[tuple[int, int]]]:
+        """PagedChunks that fill a step, and where in it and how long the probed ones are."""
         if size < 4 * LONE_TOKEN_SIZE:
-            return [self._piece(0, size)], [(0, size)]
+            return [self._chunk(0, size)], [(0, size)]
         left = size - 2 * LONE_TOKEN_SIZE
         middle = min(_PROBE, left - left // 3)
         filling = left - middle
         if filling < 2 * LONE_TOKEN_SIZE:
             middle, filling = min(_PROBE, left), left - min(_PROBE, left)
         before = filling // 2 if filling >= 2 * LONE_TOKEN_SIZE else 0
-        pieces = [self._piece(0, 2), self._filler(before), self._piece(1, middle), self._filler(filling - before)]
+        chunks = [self._chunk(0, 2), self._filler(before), self._chunk(1, middle), self._filler(filling - before)]
         places = [(0, 2), (2 + before, middle), (size - LONE_TOKEN_SIZE, 1)]
-        return [piece for piece in (*pieces, self._piece(2, 1)) if len(piece.tokens)], places
+        return [chunk for chunk in (*chunks, self._chunk(2, 1)) if len(chunk.tokens)], places
 
-    def _piece(self, fork: int, count: int) -> Piece:
-        return Piece(self._tokens[:count], _CONTEXT, self._tables[fork], 0)
+    def _chunk(self, fork: int, count: int) -> PagedChunk:
+        return PagedChunk(self._tokens[:count], _CONTEXT, self._tables[fork], 0)
 
-    def _filler(self, count: int) -> Piece:
+    def _filler(self, count: int) -> PagedChunk:
         """Tokens of no sequence at all, to be computed beside the others."""
         table = np.full(count // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
-        return Piece(self._others[:count], 0, table, 0)
+        return PagedChunk(self._others[:count], 0, table, 0)
 
 
 class _SequenceTrial:
@@ -208,7 +217,7 @@ class _SequenceTrial:
     ) -> tuple[bytes, bytes]:
         """The last token's logits, and the KV of the full blocks.
 
-        The sequence is computed in pieces that end at `cuts`, each beside `beside` tokens of another sequence, the last
+        The sequence is computed in chunks that end at `cuts`, each beside `beside` tokens of another sequence, the last
         with `rows` rows of logits; or up to `forked_at`, and from there on in a fork.
         """
         table, start = self._table, 0
@@ -224,9 +233,9 @@ class _SequenceTrial:
         return logits[-1].tobytes(), kv.tobytes()
 
     def _compute(self, span: range, table: IntArray, rows: int, beside: int) -> FloatArray:
-        pieces = [Piece(self._others[:beside], 0, self._other_table, 1)] if beside else []
-        pieces.append(Piece(self._tokens[span.start : span.stop], span.start, table, min(rows, len(span))))
-        return self._class.run(self._runner, pieces)
+        chunks = [PagedChunk(self._others[:beside], 0, self._other_table, 1)] if beside else []
+        chunks.append(PagedChunk(self._tokens[span.start : span.stop], span.start, table, min(rows, len(span))))
+        return self._class.run(self._runner, chunks)
 
 
 def _spans(start: int, cuts: Iterable[int], end: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""The shape of a step: which sizes a forward pass may have, and how pieces of sequences are laid out in one."""
+"""The shape of a step: which sizes a forward pass may have, and how chunks of sequences are laid out in one."""
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slipstream.backend.base import BlockContents, FloatArray, IntArray, Piece
+from slipstream.backend.store import Blob
+from slipstream.types import FloatArray, IntArray
 
 BLOCK_SIZE = 32
 """KV slots per block: what OpenVINO's paged attention kernel for CPUs is written for."""
@@ -18,11 +19,25 @@ SCRATCH_BLOCK = 0
 """Takes the KV of padding tokens; its content is never read by a real token."""
 
 LONE_TOKEN_SIZE = 2
-"""A piece of one token takes another attention kernel than longer ones and gives other logits, so it gets a dummy
+"""A chunk of one token takes another attention kernel than longer ones and gives other logits, so it gets a dummy
 second token: its KV slot is overwritten later, and its logits are not read."""
 
 StepInputs = dict[str, npt.NDArray[np.int32 | np.int64]]
 """A step as the model takes it, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagedChunk:
+    """The part of one sequence that a step computes: `tokens` int32 [n], n >= 1, of which the last `rows` give logits.
+
+    `past` tokens come before. `block_table` int32 names the blocks in order and has room for one token more, whose slot
+    may be overwritten.
+    """
+
+    tokens: IntArray
+    past: int
+    block_table: IntArray
+    rows: int
 
 
 class Runner(Protocol):
@@ -30,15 +45,19 @@ class Runner(Protocol):
 
     vocab_size: int
 
-    def run(self, inputs: StepInputs) -> FloatArray:
-        """Run a step; float32 logits [logit rows, vocab_size], valid until the next."""
+    def start(self, inputs: StepInputs) -> None:
+        """Start a step; one at a time."""
+        ...
+
+    def finish(self) -> FloatArray:
+        """Wait for the step; float32 logits [logit rows, vocab_size], valid until the next is started."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
         ...
 
-    def read_blocks(self, blocks: IntArray) -> BlockContents:
+    def read_blocks(self, blocks: IntArray) -> Blob:
         """A copy of what the blocks hold."""
         ...
 
@@ -55,25 +74,32 @@ class StepClass:
     sizes: tuple[int, ...]
     row_counts: tuple[int, ...]
 
-    def run(self, runner: Runner, pieces: Sequence[Piece]) -> FloatArray:
-        """Compute the pieces; float32 logits [sum of logit_rows, vocab_size] in order, valid until the next run."""
-        steps = list(self.cut(pieces))
-        if len(steps) == 1:
-            return self._run_one(runner, steps[0])
-        return np.concatenate([self._run_one(runner, step).copy() for step in steps])
+    def run(self, runner: Runner, chunks: Sequence[PagedChunk]) -> FloatArray:
+        """Compute the chunks; float32 logits [sum of rows, vocab_size] in order, valid until the next run."""
+        return self.start(runner, chunks)()
 
-    def _run_one(self, runner: Runner, pieces: Sequence[Piece]) -> FloatArray:
-        inputs, wanted = self.lay_out(pieces)
-        return runner.run(inputs)[:wanted]
+    def start(self, runner: Runner, chunks: Sequence[PagedChunk]) -> Callable[[], FloatArray]:
+        """Start to compute the chunks; what it returns waits for the logits, and runs further steps if need be."""
+        first, *others = (self.lay_out(step) for step in self.cut(chunks))
+        runner.start(first[0])
 
-    def cut(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-        """The pieces, cut into as few steps of the class as their order allows; rows of logits keep their order."""
-        current: list[Piece] = []
+        def finish() -> FloatArray:
+            found = [runner.finish()[: first[1]]]
+            for inputs, wanted in others:
+                found[-1] = found[-1].copy()
+                found.append(run(runner, inputs)[:wanted])
+            return found[0] if len(found) == 1 else np.concatenate(found)
+
+        return finish
+
+    def cut(self, chunks: Sequence[PagedChunk]) -> Iterator[list[PagedChunk]]:
+        """The chunks, cut into as few steps of the class as their order allows; rows of logits keep their order."""
+        current: list[PagedChunk] = []
         size_left, rows_left = self.sizes[-1], self.row_counts[-1]
-        for piece in pieces:
-            rest: Piece | None = piece
+        for chunk in chunks:
+            rest: PagedChunk | None = chunk
             while rest is not None:
-                silent = len(rest.tokens) - rest.logit_rows
+                silent = len(rest.tokens) - rest.rows
                 count = min(len(rest.tokens), size_left, silent + rows_left)
                 if count < 1 or size_left < LONE_TOKEN_SIZE:
                     yield current
@@ -82,35 +108,41 @@ class StepClass:
                 part, rest = _cut(rest, count)
                 current.append(part)
                 size_left -= max(LONE_TOKEN_SIZE, count)
-                rows_left -= part.logit_rows
+                rows_left -= part.rows
         if current:
             yield current
 
-    def lay_out(self, pieces: Sequence[Piece]) -> tuple[StepInputs, int]:
-        """The inputs of a step of pieces that fit into one; also how many of its logit rows are wanted.
+    def lay_out(self, chunks: Sequence[PagedChunk]) -> tuple[StepInputs, int]:
+        """The inputs of a step of chunks that fit into one; also how many of its logit rows are wanted.
 
         What is missing to the next step size is a sequence of dummies in the scratch block; missing rows repeat one.
         """
-        size = next_size(self.sizes, sum(max(LONE_TOKEN_SIZE, len(piece.tokens)) for piece in pieces))
-        wanted = sum(piece.logit_rows for piece in pieces)
-        return lay_out(pieces, size, next_size(self.row_counts, wanted)), wanted
+        size = next_size(self.sizes, sum(max(LONE_TOKEN_SIZE, len(chunk.tokens)) for chunk in chunks))
+        wanted = sum(chunk.rows for chunk in chunks)
+        return lay_out(chunks, size, next_size(self.row_counts, wanted)), wanted
 
 
-def lay_out(pieces: Sequence[Piece], size: int, row_count: int) -> StepInputs:
-    """A step of exactly `size` tokens and `row_count` rows of logits; the pieces must fit."""
-    lengths = [max(LONE_TOKEN_SIZE, len(piece.tokens)) for piece in pieces]
-    pasts = [piece.past for piece in pieces]
+def run(runner: Runner, inputs: StepInputs) -> FloatArray:
+    """Run a step; float32 logits [logit rows, vocab_size], valid until the next."""
+    runner.start(inputs)
+    return runner.finish()
+
+
+def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int) -> StepInputs:
+    """A step of exactly `size` tokens and `row_count` rows of logits; the chunks must fit."""
+    lengths = [max(LONE_TOKEN_SIZE, len(chunk.tokens)) for chunk in chunks]
+    pasts = [chunk.past for chunk in chunks]
     input_ids = np.zeros(size, np.int64)
     position_ids = np.zeros(size, np.int64)
     wanted: list[int] = []
     tables: list[IntArray] = []
     begin = 0
-    for piece, length in zip(pieces, lengths, strict=True):
-        real = len(piece.tokens)
-        input_ids[begin : begin + real] = piece.tokens
-        position_ids[begin : begin + length] = np.arange(piece.past, piece.past + length)
-        wanted.extend(range(begin + real - piece.logit_rows, begin + real))
-        tables.append(piece.block_table[: -(-(piece.past + length) // BLOCK_SIZE)])
+    for chunk, length in zip(chunks, lengths, strict=True):
+        real = len(chunk.tokens)
+        input_ids[begin : begin + real] = chunk.tokens
+        position_ids[begin : begin + length] = np.arange(chunk.past, chunk.past + length)
+        wanted.extend(range(begin + real - chunk.rows, begin + real))
+        tables.append(chunk.block_table[: -(-(chunk.past + length) // BLOCK_SIZE)])
         begin += length
     if padding := size - begin:
         position_ids[begin:] = np.arange(padding)
@@ -136,14 +168,14 @@ def next_size(sizes: Sequence[int], count: int) -> int:
     return sizes[bisect.bisect_left(sizes, count)]
 
 
-def _cut(piece: Piece, count: int) -> tuple[Piece, Piece | None]:
-    """The first `count` tokens of a piece, and the rest if there is any."""
-    if count == len(piece.tokens):
-        return piece, None
-    rest = min(piece.logit_rows, len(piece.tokens) - count)
+def _cut(chunk: PagedChunk, count: int) -> tuple[PagedChunk, PagedChunk | None]:
+    """The first `count` tokens of a chunk, and the rest if there is any."""
+    if count == len(chunk.tokens):
+        return chunk, None
+    rest = min(chunk.rows, len(chunk.tokens) - count)
     return (
-        replace(piece, tokens=piece.tokens[:count], logit_rows=piece.logit_rows - rest),
-        replace(piece, tokens=piece.tokens[count:], past=piece.past + count, logit_rows=rest),
+        replace(chunk, tokens=chunk.tokens[:count], rows=chunk.rows - rest),
+        replace(chunk, tokens=chunk.tokens[count:], past=chunk.past + count, rows=rest),
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.backend.base import IntArray
 from slipstream.chat.answers import Dialect
 from slipstream.chat.ledger import Ledger, LedgerEntry
 from slipstream.chat.messages import Digest, Message, digest, digests
@@ -22,6 +21,7 @@ from slipstream.chat.template import ChatTemplate
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content, origin
+from slipstream.types import IntArray
 
 _PROBES = ('{"a": 1}', "Yes", "12", "\n", "- x")
 """Texts of which no two begin alike."""

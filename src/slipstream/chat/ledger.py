@@ -5,8 +5,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from slipstream.backend.base import IntArray
 from slipstream.chat.messages import Digest
+from slipstream.types import IntArray
 
 
 @dataclass(slots=True)

@@ -77,9 +77,9 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
     model, config, backend = load_backend(name, kv_memory, threads, console)
     processor = this_processor()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    seconds = dict(backend.measurements.seconds)
+    seconds = dict(backend.cost.measured.seconds)
     large = max((size for size in backend.step_sizes if size <= _LARGE_STEP), default=backend.step_sizes[0])
-    kv_tokens = backend.num_blocks * backend.block_size
+    store = backend.store
     return Report(
         slipstream=version("slipstream"),
         openvino=version("openvino"),
@@ -92,9 +92,9 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
         model_bytes=model.size,
         context_length=model.manifest.context_length,
         precision=backend.precision,
-        kv_bytes_per_token=backend.block_bytes // backend.block_size,
+        kv_bytes_per_token=store.bytes_per_token,
         kv_memory=config.kv_memory,
-        kv_tokens=kv_tokens,
+        kv_tokens=store.capacity,
         exact=backend.exact,
         step_sizes=backend.step_sizes,
         decode_ms=round(seconds[backend.step_sizes[0]] * 1e3, 1),
@@ -104,10 +104,8 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
                 processor,
                 exact=backend.exact,
                 threads=backend.threads,
-                short_of=model.manifest.context_length - kv_tokens,
-                needed=(model.manifest.context_length + 2 * backend.block_size)
-                * backend.block_bytes
-                // backend.block_size,
+                short_of=model.manifest.context_length - store.capacity,
+                needed=(model.manifest.context_length + 2 * store.block_size) * store.bytes_per_token,
                 overcommitted=config.kv_memory + model.size > memory,
             )
         ),

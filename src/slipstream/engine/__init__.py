@@ -1,9 +1,10 @@
 """The engine: one thread that owns the model, and what decides what it does next."""
 
-from slipstream.engine.core import EngineCore, EngineStats
-from slipstream.engine.generation import FinishReason, Generation, GenerationRequest, Output, TurnCounters
-from slipstream.engine.params import SamplingParams
-from slipstream.engine.sampling import TokenLogprob
+from slipstream.engine.core import EngineCore
+from slipstream.engine.generation import Generation
+from slipstream.engine.loop import EngineStats
+from slipstream.engine.request import FinishReason, GenerationRequest, Output, TurnCounters, as_prompt
+from slipstream.sampling import SamplingParams, TokenLogprob
 
 __all__ = [
     "EngineCore",
@@ -15,4 +16,5 @@ __all__ = [
     "SamplingParams",
     "TokenLogprob",
     "TurnCounters",
+    "as_prompt",
 ]

@@ -5,10 +5,10 @@ overhead, is shared by the free tokens that it brings: those that are sampled, a
 that the grammar forces need no step of their own, with or without a draft.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from slipstream.engine.step_cost import Load, StepCost
+from slipstream.backend import Load, StepCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,16 @@ class Offer:
     """Tokens that it brings to the step in any case."""
 
 
-def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost, prepared: Collection[int]) -> list[int]:
+def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost) -> list[int]:
     """Draft lengths that are worth what they add to a step.
 
     `load` is the step without drafts. What a free token is worth is what the best step that only decodes pays for
     one: so a prompt that is computed in the same step, however long it takes, makes no draft look cheap.
     """
     lone = [replace(offer, count=1) for offer in offers]
-    decoding = Load.of((offer.count, offer.past) for offer in lone)
-    worth = min(option.overhead / option.free for option in _options(lone, decoding, cost, prepared))
-    best = max(_options(offers, load, cost, prepared), key=lambda option: worth * option.free - option.overhead)
+    decoding = cost.load((offer.count, offer.past) for offer in lone)
+    worth = min(option.overhead / option.free for option in _options(lone, decoding, cost))
+    best = max(_options(offers, load, cost), key=lambda option: worth * option.free - option.overhead)
     return best.lengths
 
 
@@ -47,11 +47,11 @@ class _Option:
     """Tokens, expected, that would otherwise want steps of their own."""
 
 
-def _options(offers: Sequence[Offer], load: Load, cost: StepCost, prepared: Collection[int]) -> Iterator[_Option]:
+def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_Option]:
     """For each step size that was measured, the likeliest tokens that fill it."""
     lengths = [0] * len(offers)
     free, useful = float(len(offers)), 0.0
-    yield _Option(list(lengths), cost.seconds(load, prepared), free)
+    yield _Option(list(lengths), cost.seconds(load), free)
     ranked = sorted(
         (
             (chance, -position, owner)
@@ -62,12 +62,11 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost, prepared: Coll
     )
     for rank, (chance, position, owner) in enumerate(ranked):
         offer = offers[owner]
-        fills_padding = offer.count == 1 and lengths[owner] == 0  # the second token of a lone one
-        load = load.with_tokens(0 if fills_padding else 1, offer.past)
+        load = cost.longer(load, offer.count + lengths[owner], offer.past)
         if load.tokens > cost.largest:
             return  # a step that nobody has prepared
         lengths[owner] += 1
         free += chance * offer.guessed[-position]
         useful += chance * cost.token(offer.past)
         if rank + 1 == len(ranked) or cost.rounded(load.tokens + 1) > cost.rounded(load.tokens):
-            yield _Option(list(lengths), cost.seconds(load, prepared) - useful, free)
+            yield _Option(list(lengths), cost.seconds(load) - useful, free)

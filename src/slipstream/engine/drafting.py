@@ -17,9 +17,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from slipstream.backend.base import IntArray
 from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarFailedError
 from slipstream.kv import Sequence
+from slipstream.types import IntArray
 
 MAX_DRAFT = 32
 NGRAM_SIZES = (1, 2, 3, 5, 8)

@@ -1,94 +1,20 @@
-"""A request to the engine, and its life there."""
+"""A request's life in the engine."""
 
 import secrets
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from slipstream.backend.base import FloatArray, IntArray
 from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
-from slipstream.engine.grammar import Grammar
-from slipstream.engine.params import SamplingParams
-from slipstream.engine.sampling import Sampler, TokenLogprob
+from slipstream.engine.request import FinishReason, GenerationRequest, Output, TurnCounters
 from slipstream.engine.text import TextStream
 from slipstream.kv import Sequence
+from slipstream.sampling import Choice, Row, Sampler, TokenLogprob
 from slipstream.tokenizer import IncrementalDecoder, Tokenizer
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-CacheUse = Literal["hit", "miss", "off"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
-    """Token ids in, tokens out. `prompt` is int32 [n], n >= 1; `tenant` bounds who shares KV with whom.
-
-    The four switches change what an answer costs, never its tokens.
-    """
-
-    prompt: IntArray
-    params: SamplingParams = field(default_factory=SamplingParams)
-    grammar: Grammar | None = None
-    """What the answer must fit; it ends where nothing more can follow."""
-    shown_tokens: Container[int] = frozenset()
-    """Special tokens that are part of the text: those that mark calls and reasoning."""
-    tenant: str = ""
-    reuse: bool = True
-    """Whether anything that is already in memory may be used; without it, all is computed afresh."""
-    jump_forward: bool = True
-    """Whether tokens that the grammar forces are taken without a forward pass of their own."""
-    speculation: bool = True
-    """Whether drafts may be verified along."""
-    response_cache: bool = True
-    """Whether the answer may come from memory, if the request is deterministic and was answered before."""
-
-
-@dataclass(slots=True)
-class TurnCounters:
-    """What a turn cost. Token counts, forward passes, and milliseconds of wall time."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    completion_tokens: int = 0
-    forced_tokens: int = 0
-    """Of the completion: taken without being sampled, since the grammar left no choice."""
-    drafted_tokens: int = 0
-    """Guesses that were verified along."""
-    accepted_tokens: int = 0
-    """Guesses that were right."""
-    forward_passes: int = 0
-    queue_ms: float = 0.0
-    prefill_ms: float = 0.0
-    decode_ms: float = 0.0
-    response_cache: CacheUse = "off"
-    """Off for a request that has more than one answer, too."""
-
-    @property
-    def delta_tokens(self) -> int:
-        """Prompt tokens whose KV had to be computed."""
-        return self.prompt_tokens - self.reused_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """A piece of a generation: new tokens and the text that they make certain.
-
-    The last piece has `finish_reason` and `counters`; with reason "error" also `error`, and where a stop string ended
-    the answer, `stop_string`. The stop token is not among the tokens; text of tokens may come with a later piece, when
-    it's certain not to begin a stop string.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    stop_string: str | None = None
-    counters: TurnCounters | None = None
-    error: Exception | None = None
+from slipstream.types import IntArray
 
 
 class Phase(Enum):
@@ -131,6 +57,8 @@ class Generation:
         self._closer = Closer(limit)
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
         self._sampler = Sampler(params, seed, request.prompt, vocab_size)
+        self.jumps_forward = self.constraint is not None and request.jump_forward and params.logprobs is None
+        """Whether forced tokens are taken as they come; not if somebody wants to know how likely they were."""
         decoder = IncrementalDecoder(tokenizer, shown=request.shown_tokens)
         self._text = TextStream(decoder, params.stop)
         own_stops = frozenset(params.stop_token_ids)
@@ -144,12 +72,7 @@ class Generation:
     def pending(self) -> int:
         """Tokens that wait for their KV."""
         assert self.sequence is not None
-        return len(self.sequence) - self.sequence.computed
-
-    @property
-    def jumps_forward(self) -> bool:
-        """Whether forced tokens are taken as they come; not if somebody wants to know how likely they were."""
-        return self.constraint is not None and self.request.jump_forward and self.request.params.logprobs is None
+        return self.sequence.pending
 
     @property
     def answer(self) -> IntArray:
@@ -173,9 +96,10 @@ class Generation:
         """What is certain before anything is computed: the tokens that the grammar forces at the start."""
         if self.counters.completion_tokens:
             return None
-        harvest = _Harvest()
-        self._push_forced(harvest)
-        return self._output(harvest) if harvest.tokens else None
+        found = _Found()
+        if self.jumps_forward:
+            self._push_forced(found)
+        return self._output(found) if found.tokens else None
 
     def suspend(self) -> Sequence:
         """Give the sequence up, to start again later with the same tokens."""
@@ -185,31 +109,48 @@ class Generation:
         self.phase = Phase.WAITING
         return sequence
 
-    def accept(self, logits: FloatArray, draft: Draft) -> "Accepted":
-        """Choose the next tokens and add them to the sequence, up to where the answer ends.
+    def early_rows(self, draft: Draft, first: int) -> list[Row]:
+        """The rows whose choice needs nothing but the draft to be right up to there.
 
-        `logits` float32 [len(draft) + 1, vocab] follow the sequence's last token and each token of the draft. Tokens
-        are chosen one by one as if there were no draft, for as long as the draft foresaw the ones before: only then
-        is there a row that says what follows.
+        `first` is the step's row that follows the sequence's last token. Under a grammar, greedy rows come without a
+        mask: the likeliest of all tokens mostly fits, and to ask takes a tenth of the time of a mask. Rows that do need
+        a mask, or penalties for the tokens before, are chosen one by one, but for the first.
+        """
+        assert self.sequence is not None
+        constraint, params = self.constraint, self.request.params
+        position = len(self.sequence)
+        if constraint is not None and not params.greedy:
+            forced = not self.jumps_forward and constraint.forced()
+            return [] if forced else [Row(first, self._sampler, position, constraint.mask())]
+        if params.penalised or not draft.tokens:
+            return [Row(first, self._sampler, position)]
+        chosen = [place for place, guessed in enumerate(draft.guessed) if guessed]  # the grammar decides the others
+        return [Row(first + place, self._sampler, position + place) for place in (*chosen, len(draft))]
+
+    def accept(self, draft: Draft, first: int, early: Mapping[int, Choice]) -> Generator[Row, Choice, "StepOutput"]:
+        """Take the next tokens into the sequence, up to where the answer ends; asks for the rows it needs besides.
+
+        The step's rows from `first` on follow the sequence's last token and each token of the draft. Tokens are chosen
+        one by one as if there were no draft, as long as the draft foresaw the ones before: only then is there a row
+        that says what follows. `early` has the choices from `early_rows`, by row.
         """
         self._first_token = self._first_token or time.perf_counter()
         self.phase = Phase.DECODE
         assert self.sequence is not None
-        harvest = _Harvest()
-        confirmed = 0
+        found = _Found()
+        drafted, confirmed = draft.tokens, 0
         chosen = []
-        while harvest.reason is None and confirmed == len(harvest.tokens):
+        while found.reason is None and confirmed == len(found.tokens):
             chosen.append(len(self.sequence))
-            self._sample(logits[confirmed], harvest)
-            self._push_forced(harvest)
-            while (
-                confirmed < min(len(draft), len(harvest.tokens))
-                and draft.tokens[confirmed] == harvest.tokens[confirmed]
-            ):
+            yield from self._choose(first + confirmed, early.get(first + confirmed), found)
+            if self.jumps_forward:
+                self._push_forced(found)
+            while confirmed < min(len(drafted), len(found.tokens)) and drafted[confirmed] == found.tokens[confirmed]:
                 confirmed += 1
-        self.counters.drafted_tokens += sum(draft.guessed)
-        self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
-        return Accepted(self._output(harvest), confirmed, chosen)
+        if drafted:
+            self.counters.drafted_tokens += sum(draft.guessed)
+            self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
+        return StepOutput(self._output(found), confirmed, chosen)
 
     def conclude(self) -> None:
         """Note that the last output is out: what is left to do is the KV of its last tokens, if anything."""
@@ -219,69 +160,69 @@ class Generation:
     def abort(self, reason: FinishReason, error: Exception | None = None) -> Output:
         """End without another token."""
         self.phase = Phase.DONE
-        return self._output(_Harvest(reason=reason), error)
+        return self._output(_Found(reason=reason), error)
 
-    def _sample(self, logits: FloatArray, harvest: "_Harvest") -> None:
-        """Choose the token that follows the sequence."""
+    def _choose(self, index: int, early: Choice | None, found: "_Found") -> Generator[Row, Choice, None]:
+        """Choose the token that follows the sequence, from the step's row of that index."""
         assert self.sequence is not None
+        constraint, params = self.constraint, self.request.params
         position = len(self.sequence)
-        token = self._sample_allowed(logits, position)
+        if constraint is None:
+            choice = early or (yield Row(index, self._sampler, position))
+        elif not self.jumps_forward and (forced := constraint.forced()):
+            choice = Choice(forced[0])
+        else:
+            mask = None if params.greedy else constraint.mask
+            choice = early or (yield Row(index, self._sampler, position, mask and mask()))
+            if params.greedy and not constraint.valid_prefix((choice.token,)):
+                choice = yield Row(index, self._sampler, position, constraint.mask())
+        token = choice.token
         if token in self._stop_token_ids:
-            harvest.reason = "stop"
+            found.reason = "stop"
             return
-        if self.constraint is not None and (self.jumps_forward or not self.constraint.forced()):
-            in_time = self._closer.choose(self.constraint, token, position)
+        if constraint is not None and (self.jumps_forward or not constraint.forced()):
+            in_time = self._closer.choose(constraint, token, position)
             if in_time is None:
-                harvest.reason = "length"
+                found.reason = "length"
                 return
             token = in_time
-        if self.request.params.logprobs is not None:
-            harvest.logprobs.append(self._sampler.logprob(logits, token))
-        self._push(token, harvest)
+        if params.logprobs is not None:
+            if choice.logprob is None or choice.token != token:
+                choice = yield Row(index, self._sampler, position, token=token)
+            assert choice.logprob is not None
+            found.logprobs.append(choice.logprob)
+        self._push(token, found)
 
-    def _sample_allowed(self, logits: FloatArray, position: int) -> int:
-        """Sample among what the grammar allows."""
-        if self.constraint is None:
-            return self._sampler.sample(logits, position)
-        if not self.jumps_forward and (forced := self.constraint.forced()):
-            return forced[0]
-        if self.request.params.greedy:  # the likeliest of all mostly fits: asking takes a tenth of the time of a mask
-            likeliest = self._sampler.sample(logits, position)
-            if self.constraint.valid_prefix((likeliest,)):
-                return likeliest
-        return self._sampler.sample(self.constraint.mask(logits), position)
-
-    def _push_forced(self, harvest: "_Harvest") -> None:
+    def _push_forced(self, found: "_Found") -> None:
         """Add the tokens that the grammar forces."""
-        if self.constraint is None or not self.jumps_forward or harvest.reason is not None:
-            return
-        while forced := self.constraint.forced():
+        assert self.constraint is not None
+        while found.reason is None and (forced := self.constraint.forced()):
             if forced[0] in self._stop_token_ids:
-                harvest.reason = "stop"
+                found.reason = "stop"
                 return
             self.counters.forced_tokens += 1
-            self._push(forced[0], harvest)
-            if harvest.reason is not None:
-                return
+            self._push(forced[0], found)
 
-    def _push(self, token: int, harvest: "_Harvest") -> None:
+    def _push(self, token: int, found: "_Found") -> None:
         """Add a token to the answer, and see whether it ends it."""
-        assert self.sequence is not None
-        self.sequence.extend((token,))
+        sequence, constraint = self.sequence, self.constraint
+        assert sequence is not None
+        sequence.append(token)
         self._sampler.accept(token)
         self.counters.completion_tokens += 1
-        harvest.tokens.append(token)
-        harvest.text += self._text.feed(token)
-        if self.constraint is not None:
-            self.constraint.accept((token,))
-        if self._text.stopped or (self.constraint is not None and self.constraint.finished):
-            harvest.reason = "stop"
-        elif len(self.sequence) >= self.limit:
-            harvest.reason = "length"
+        found.tokens.append(token)
+        text = self._text.feed(token)
+        found.text = found.text + text if found.text else text
+        if constraint is not None:
+            constraint.accept((token,))
+        if self._text.stop_string is not None or (constraint is not None and constraint.finished):
+            found.reason = "stop"
+        elif len(sequence) >= self.limit:
+            found.reason = "length"
 
-    def _output(self, harvest: "_Harvest", error: Exception | None = None) -> Output:
-        if harvest.reason is not None:
-            harvest.text += self._text.finish()
+    def _output(self, found: "_Found", error: Exception | None = None) -> Output:
+        if found.reason is not None:
+            found.text += self._text.finish()
             now = time.perf_counter()
             started = self._started or now
             first_token = self._first_token or now
@@ -289,17 +230,17 @@ class Generation:
             self.counters.prefill_ms = (first_token - started) * 1e3
             self.counters.decode_ms = (now - first_token) * 1e3
         return Output(
-            text=harvest.text,
-            token_ids=tuple(harvest.tokens),
-            logprobs=tuple(harvest.logprobs),
-            finish_reason=harvest.reason,
+            text=found.text,
+            token_ids=tuple(found.tokens),
+            logprobs=tuple(found.logprobs),
+            finish_reason=found.reason,
             stop_string=self._text.stop_string,
-            counters=self.counters if harvest.reason is not None else None,
+            counters=self.counters if found.reason is not None else None,
             error=error,
         )
 
 
-class Accepted(NamedTuple):
+class StepOutput(NamedTuple):
     """What a step brought a generation."""
 
     output: Output
@@ -310,15 +251,10 @@ class Accepted(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Harvest:
-    """What a step brings a generation."""
+class _Found:
+    """What a step has brought so far."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason | None = None
-
-
-def as_prompt(token_ids: object) -> IntArray:
-    """Token ids as the int32 array that a request holds."""
-    return np.asarray(token_ids, np.int32)

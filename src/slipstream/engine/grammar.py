@@ -13,10 +13,10 @@ from typing import TypeVar
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from slipstream.backend.base import FloatArray
 from slipstream.errors import InvalidRequestError, SlipstreamError
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced
+from slipstream.types import IntArray
 
 _Result = TypeVar("_Result")
 
@@ -200,12 +200,11 @@ class Constraint:
         self._forced = []
         return joined
 
-    def mask(self, logits: FloatArray) -> FloatArray:
-        """A copy of float32 logits [vocab_size] with minus infinity for every token that can't come next."""
+    def mask(self) -> IntArray:
+        """The bits of the tokens that can come next, int32, lowest first; valid until the next call."""
         address, size = self._bits.ctypes.data, self._bits.nbytes
         self._within_limits(lambda matcher: matcher.unsafe_compute_mask_ptr(address, size))
-        allowed = np.unpackbits(self._bits.view(np.uint8), count=self._grammar.vocab_size, bitorder="little")
-        return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
+        return self._bits
 
     def _within_limits(self, step: Callable[[LLMatcher], _Result]) -> _Result:
         """What a step of the matcher gives, on a lexer of its own if the shared one has met its limits."""

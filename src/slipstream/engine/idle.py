@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from slipstream.backend import Piece
-from slipstream.backend.base import IntArray
+from slipstream.backend import Chunk
 from slipstream.kv import KVMemory
+from slipstream.types import IntArray
 
 MAX_JOBS = 256
 """Older ones are given up: their conversations compute the tokens when they need them."""
@@ -23,14 +23,15 @@ class Ahead:
 class IdlePrefill:
     """KV that is wanted for `tokens`, int32 [n], of the conversation called `name`.
 
-    It's not worth anything if `at_least` so many of them have lost theirs. `on_done` is called on the engine's thread
-    once all have it, unless the job is replaced by another one for the conversation, or memory has no room for it.
+    It's not worth anything if `at_least` so many of them have lost theirs. `on_done` is called on the engine's thread,
+    and must not block, once all have it, unless the job is replaced by another one for the conversation, or memory has
+    no room for it.
     """
 
     name: str
     tenant: str
     tokens: IntArray
-    on_done: Callable[[KVMemory, Ahead], None]
+    on_done: Callable[[Ahead], None]
     at_least: int = 0
     start: int | None = None
     """How many tokens had their KV when the job began."""
@@ -57,7 +58,7 @@ class IdleQueue:
         while len(self._jobs) > MAX_JOBS:
             self._drop(next(iter(self._jobs.values())))
 
-    def step(self, largest: Callable[[int], int], compute: Callable[[Piece], None]) -> None:
+    def step(self, largest: Callable[[int], int], compute: Callable[[Chunk], None]) -> None:
         """Let the oldest job compute; what needs no work, or finds no memory, is done.
 
         `largest` says how many tokens at the most, from how many have their KV already.
@@ -69,23 +70,22 @@ class IdleQueue:
             self._drop(job)
             return
         if computed < len(job.tokens):
-            sequence = self._kv.open(job.tenant, job.tokens, room=len(job.tokens) + 1)
+            sequence = self._kv.open(job.tenant, job.tokens, room=len(job.tokens))
             if sequence is None:
                 self._drop(job)
                 return
             count = min(largest(sequence.computed), len(job.tokens) - sequence.computed)
             try:
-                compute(sequence.piece(count, 0))
-                self._kv.advance(sequence, count)
+                compute(sequence.chunk(count, 0))
             except Exception:
                 self._drop(job)
                 raise
             finally:
-                self._kv.retain(sequence)
-            computed = sequence.computed
+                computed = sequence.computed
+                self._kv.cache(sequence)
         if computed == len(job.tokens):
             self._drop(job)
-            job.on_done(self._kv, Ahead(job.start, computed))
+            job.on_done(Ahead(job.start, computed))
 
     def _drop(self, job: IdlePrefill) -> None:
         del self._jobs[job.tenant, job.name]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from slipstream.engine.generation import GenerationRequest
+from slipstream.engine.request import GenerationRequest
 from slipstream.errors import ContextLengthError, InvalidRequestError
 
 
@@ -14,12 +14,12 @@ class Limits:
     context_length: int
     """What the model was trained for, in tokens."""
     capacity: int
-    """What the KV memory holds, in tokens."""
+    """What the KV memory holds of one sequence, in tokens."""
 
     @property
     def max_sequence(self) -> int:
         """Tokens of prompt and answer together; the KV memory may hold less than the context."""
-        return min(self.context_length, self.capacity - 1)
+        return min(self.context_length, self.capacity)
 
     def check_token_ids(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` for ids that the model has no row for."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from slipstream.engine.generation import GenerationRequest, Output, TurnCounters
+from slipstream.engine.request import GenerationRequest, Output, TurnCounters
 
 Key = bytes
 

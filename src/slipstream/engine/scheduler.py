@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from slipstream.backend import Chunk, Load, StepCost
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.generation import Generation, Phase
-from slipstream.engine.step_cost import Load, StepCost
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.prefix_index import common_length
 
@@ -25,13 +25,15 @@ _WORTH_WAITING = 16
 class Work:
     """The next `count` tokens of a generation are computed, and a draft of what follows them is verified along.
 
-    With `logits`, the last of the tokens and each of the draft yield a row.
+    If it `chooses` the next tokens, the last of the tokens and each of the draft give a row.
     """
 
     generation: Generation
     count: int
-    logits: bool
+    chooses: bool
     draft: Draft = field(default_factory=Draft)
+    looked_up: bool = False
+    """Whether a draft was looked up for it, worth having or not."""
 
     @property
     def past(self) -> int:
@@ -40,9 +42,14 @@ class Work:
         return self.generation.sequence.computed
 
     @property
-    def logit_rows(self) -> int:
-        """How many rows of logits the step gives for it."""
-        return 1 + len(self.draft) if self.logits else 0
+    def rows(self) -> int:
+        """How many rows the step gives for it."""
+        return 1 + len(self.draft) if self.chooses else 0
+
+    def chunk(self) -> Chunk:
+        """It as work for the backend."""
+        assert self.generation.sequence is not None
+        return self.generation.sequence.chunk(self.count, self.rows, self.draft.tokens)
 
 
 class Scheduler:
@@ -62,18 +69,18 @@ class Scheduler:
         kv: KVMemory,
         cost: StepCost,
         *,
+        largest_draft: int | None,
         step_target: float,
         patience: float,
         max_running: int,
-        max_waiting: int,
     ) -> None:
         self._kv = kv
         self._cost = cost
+        self._largest_draft = largest_draft
         self._drafter = Drafter()
         self._step_target = step_target
         self._patience = patience
         self._max_running = max_running
-        self.max_waiting = max_waiting
         self.waiting: deque[Generation] = deque()
         self.running: list[Generation] = []  # oldest first
         self.preemptions = 0
@@ -113,17 +120,17 @@ class Scheduler:
         """When to compute what an answer left to do, if its conversation didn't go on until then."""
         return generation.answered_at + self._patience
 
-    def plan(self, prepared: Collection[int], now: float) -> list[Work]:
-        """The next step, with the sizes that the backend has `prepared`, at the `perf_counter` time `now`.
+    def plan(self, now: float) -> list[Work]:
+        """The next step, at the `perf_counter` time `now`.
 
         Empty only when nothing runs, or what runs has its answer and time to settle.
         """
         for generation in list(self.running):
             self._make_room(generation)
-        work = [Work(each, each.pending, logits=True) for each in self.running if each.phase is Phase.DECODE]
+        work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
         due = [each for each in self.running if each.phase is Phase.PREFILL or self._settles_by(each, now)]
-        work += _pieces(due, self._prefill_budget(_load(work).tokens))
-        self._add_drafts(work, prepared)
+        work += self._chunks(due, self._prefill_budget(self._load(work).tokens))
+        self._add_drafts(work)
         return work
 
     def plan_settling(self) -> list[Work]:
@@ -131,12 +138,14 @@ class Scheduler:
         for generation in list(self.running):
             if generation.phase is Phase.SETTLING:
                 self._make_room(generation)
-        return _pieces([each for each in self.running if each.phase is Phase.SETTLING], self._cost.largest)
+        return self._chunks([each for each in self.running if each.phase is Phase.SETTLING], self._cost.largest)
 
-    def accepted(self, generation: Generation, start: int, chosen: Collection[int]) -> None:
-        """Learn from the tokens of a generation from `start` on, those at positions `chosen` by the model."""
-        if generation.request.speculation and generation.sequence is not None:
-            self._drafter.learn(generation.sequence, generation.request.tenant, start, chosen)
+    def accepted(self, item: Work, chosen: Collection[int]) -> None:
+        """Learn from the tokens that a step brought, those at positions `chosen` by the model."""
+        generation = item.generation
+        if item.looked_up and generation.sequence is not None:
+            start = len(generation.request.prompt) + generation.counters.completion_tokens
+            self._drafter.learn(generation.sequence, generation.request.tenant, min(chosen, default=start), chosen)
 
     def retire(self, generation: Generation) -> None:
         """Let a running generation go, and keep its KV for whoever comes next."""
@@ -144,7 +153,7 @@ class Scheduler:
         if generation.sequence is not None:
             if generation.constraint is not None:
                 self._drafter.remember(generation.answer, generation.request.tenant)
-            self._kv.retain(generation.sequence)
+            self._kv.cache(generation.sequence)
             generation.sequence = None
 
     def _settles_by(self, generation: Generation, now: float) -> bool:
@@ -156,15 +165,15 @@ class Scheduler:
         past = max((each.sequence.computed for each in self.running if each.sequence is not None), default=0)
         return max(self._cost.largest_within(self._step_target, past) - decoding, self._cost.smallest)
 
-    def _add_drafts(self, work: list[Work], prepared: Collection[int]) -> None:
+    def _add_drafts(self, work: list[Work]) -> None:
         """Let generations bring drafts, as far as the step gains by it."""
-        able = [item for item in work if item.logits and item.generation.request.speculation]
+        able = [item for item in work if item.chooses and item.generation.request.speculation]
         if not able or len(able) > _MAX_DRAFTING:
             return
         for item in able:
-            item.draft = self._propose(item.generation)
+            item.draft, item.looked_up = self._propose(item.generation), True
         offers = [Offer(item.draft.chances, item.draft.guessed, item.past, item.count) for item in able]
-        lengths = admit_drafts(offers, load=_load(work), cost=self._cost, prepared=prepared)
+        lengths = admit_drafts(offers, load=self._load(work), cost=self._cost)
         for item, length in zip(able, lengths, strict=True):
             item.draft = item.draft.cut(length)
 
@@ -172,16 +181,15 @@ class Scheduler:
         sequence, request = generation.sequence, generation.request
         assert sequence is not None
         draft = self._drafter.propose(sequence, generation.constraint, request.tenant, forced=generation.jumps_forward)
-        # Nothing is evicted for a guess, and the last token that an answer may have needs none: nothing follows it.
-        room = min(generation.limit - 1, sequence.capacity + self._kv.free - 1) - len(sequence)
-        draft = draft.cut(max(0, room if self._cost.largest_draft is None else min(room, self._cost.largest_draft)))
-        self._kv.grow(sequence, len(sequence) + len(draft) + 1)
-        return draft
+        room = generation.limit - 1 - len(sequence)  # nothing follows the last token that an answer may have
+        draft = draft.cut(max(0, room if self._largest_draft is None else min(room, self._largest_draft)))
+        fits = self._kv.grow_freely(sequence, len(sequence) + len(draft))  # nothing is evicted for a guess
+        return draft if fits else Draft()
 
     def _open(self, generation: Generation) -> Sequence | None:
         """A sequence for a generation, at the cost of what others have yet to settle if there's no room without."""
         request = generation.request
-        room = min(len(generation.tokens) + HEADROOM, generation.limit) + 1
+        room = min(len(generation.tokens) + HEADROOM, generation.limit)
         while True:
             sequence = self._kv.open(request.tenant, generation.tokens, room=room, reuse=request.reuse)
             if sequence is not None or not self._give_up_settling():
@@ -228,7 +236,7 @@ class Scheduler:
 
     def _make_room(self, generation: Generation) -> None:
         """Make room for what the generation computes next, at the cost of younger ones, or it has to go itself."""
-        while generation.sequence is not None and not self._kv.grow(generation.sequence, len(generation.sequence) + 1):
+        while generation.sequence is not None and not self._kv.grow(generation.sequence, len(generation.sequence)):
             self._preempt(self.running[-1])
 
     def _preempt(self, generation: Generation) -> None:
@@ -238,22 +246,20 @@ class Scheduler:
             return
         self.preemptions += 1
         self.running.remove(generation)
-        self._kv.retain(generation.suspend())
+        self._kv.cache(generation.suspend())
         self.waiting.appendleft(generation)
 
+    def _chunks(self, generations: Iterable[Generation], budget: int) -> list[Work]:
+        """What they have yet to compute, up to so many tokens."""
+        work = []
+        for generation in generations:
+            if budget >= self._cost.chunk(1):
+                count = min(generation.pending, budget)
+                budget -= self._cost.chunk(count)
+                last = count == generation.pending and generation.phase is Phase.PREFILL
+                work.append(Work(generation, count, chooses=last))
+        return work
 
-def _pieces(generations: Iterable[Generation], budget: int) -> list[Work]:
-    """What they have yet to compute, up to so many tokens."""
-    work = []
-    for generation in generations:
-        if budget > 1:  # a lone token takes two
-            count = min(generation.pending, budget)
-            budget -= max(2, count)
-            last = count == generation.pending and generation.phase is Phase.PREFILL
-            work.append(Work(generation, count, logits=last))
-    return work
-
-
-def _load(work: list[Work]) -> Load:
-    """What a step has to compute, without drafts."""
-    return Load.of((item.count, item.past) for item in work)
+    def _load(self, work: list[Work]) -> Load:
+        """What a step has to compute, without drafts."""
+        return self._cost.load((item.count, item.past) for item in work)

@@ -1,86 +1,86 @@
-"""All KV memory of a server: who holds it, who may share it, and who has to make room."""
+"""All memory of a server for the states of sequences: who holds it, who may share it, and who has to make room."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from slipstream.backend.base import Backend, BlockContents, IntArray
-from slipstream.kv.block_pool import BlockPool
+from slipstream.backend import Blob, Store
+from slipstream.kv.guards import Guards
 from slipstream.kv.prefix_index import PrefixIndex
 from slipstream.kv.sequence import Sequence
+from slipstream.types import IntArray
 
 
 @dataclass(frozen=True, slots=True)
 class KVUsage:
     """A snapshot of the KV memory; all sizes in tokens."""
 
-    capacity: int
-    free: int
-    running_sequences: int
-    retained_sequences: int
-    pinned_sequences: int
-    evictions: int
-    """Retained sequences given up for others since the start."""
+    capacity: int = 0
+    """Of which one sequence may take a little less, see `KVMemory.capacity`."""
+    free: int = 0
+    running_sequences: int = 0
+    cached_sequences: int = 0
+    pinned_sequences: int = 0
+    evictions: int = 0
+    """Cached sequences given up for others since the start."""
 
 
 class KVMemory:
-    """Running and retained sequences over one block pool, with a prefix index for each tenant.
+    """Running, cached and pinned sequences over one store, with a prefix index for each tenant.
 
     A *running* sequence belongs to a request; its computed tokens are in the index, so others can fork it at once.
-    A *retained* one belongs to nobody and waits for reuse; retained sequences are evicted least recently used first.
+    A *cached* one belongs to nobody and waits for reuse; cached sequences are evicted least recently used first.
     A *pinned* one stays until it is unpinned; all of them together leave room for `reserved` tokens.
     """
 
-    def __init__(self, backend: Backend, *, reserved: int = 0) -> None:
-        self._backend = backend
-        self._pool = BlockPool(backend.num_blocks, backend.block_size, backend.copy_block)
-        self._pinnable = max(0, backend.num_blocks - self._pool.blocks_for(reserved))
+    def __init__(self, store: Store[Any], *, reserved: int = 0) -> None:
+        self._store = store
+        self._size = store.free
+        self._pinnable = max(0, self._size - (store.open_cost(reserved) if reserved else 0))
         self._indexes: dict[str, PrefixIndex[Sequence]] = {}
         self._tenants: dict[Sequence, str] = {}
-        self._retained: dict[Sequence, None] = {}  # least recently used first
+        self._running: dict[Sequence, None] = {}
+        self._cached: dict[Sequence, None] = {}  # least recently used first
         self._pinned: dict[str, Sequence] = {}
         self.evictions = 0
-        """How often retained KV was given up."""
-        self.before_eviction: Callable[[str, IntArray], None] = lambda *_: None
-        """Called with what is about to be given up, while its KV is still there."""
+        """How often cached sequences were given up."""
+        self.guards = Guards()
+        """Of what somebody wants a copy before it is given up."""
 
     @property
     def capacity(self) -> int:
         """How many tokens one sequence can have at most."""
-        return self._pool.num_blocks * self._pool.block_size
+        return self._store.capacity
 
     @property
-    def free(self) -> int:
-        """Room for how many tokens there is without evicting anything."""
-        return self._pool.free_count * self._pool.block_size
+    def bytes_per_token(self) -> int:
+        """How much memory the state of a token takes."""
+        return self._store.bytes_per_token
 
     def usage(self) -> KVUsage:
         """What the memory holds now."""
         return KVUsage(
-            capacity=self.capacity,
-            free=self.free,
-            running_sequences=len(self._tenants) - len(self._retained) - len(self._pinned),
-            retained_sequences=len(self._retained),
+            capacity=self._size,
+            free=self._store.free,
+            running_sequences=len(self._running),
+            cached_sequences=len(self._cached),
             pinned_sequences=len(self._pinned),
             evictions=self.evictions,
         )
 
     def open(self, tenant: str, tokens: IntArray, *, room: int, reuse: bool = True) -> Sequence | None:
-        """A running sequence of `tokens`, as much of it computed as memory has, with space for `room` tokens.
+        """A running sequence of `tokens`, as much of it computed as memory has, with room for `room` tokens.
 
-        The last token is never computed, so that there is something to get logits from. Returns None, and changes
-        nothing, when room can't be made now.
+        The last token is never computed, so that there is a row to choose the next one from. Returns None, and changes
+        nothing, if room can't be made now.
         """
-        index = self._index(tenant)
-        length, source = index.longest_prefix(tokens[:-1]) if reuse else (0, None)
+        length, source = self._find(tenant, tokens[:-1]) if reuse else (0, None)
         sequence = self._reuse(source, length, room) if source is not None else None
         if sequence is None and (sequence := self._start(room)) is None:
             return None
-        sequence.extend(tokens[len(sequence) :])
-        if sequence not in index:
-            index.insert(sequence.tokens[: sequence.computed], sequence)
-            self._tenants[sequence] = tenant
+        self._run(tenant, sequence, tokens)
         return sequence
 
     def available(self, tenant: str, tokens: IntArray) -> int:
@@ -88,207 +88,245 @@ class KVMemory:
         return self.computed(tenant, tokens[:-1])
 
     def computed(self, tenant: str, tokens: IntArray) -> int:
-        """How many of the `tokens` have their KV in memory."""
+        """How many of the `tokens` have their state in memory."""
         return self._find(tenant, tokens)[0]
 
-    def grow(self, sequence: Sequence, slots: int) -> bool:
-        """Make room for `slots` tokens in a running sequence, evicting retained ones; False if that's not enough."""
-        missing = sequence.missing_blocks(slots)
-        while self._pool.free_count < missing and self._evict():
-            pass
-        if self._pool.free_count < missing:
+    def grow(self, sequence: Sequence, room: int) -> bool:
+        """Make room for `room` tokens in a running sequence, evicting cached ones; False if that's not enough."""
+        if room <= sequence.state.room:
+            return True
+        if not self._make_free(self._store.reserve_cost(sequence.state, room)):
             return False
-        sequence.reserve(slots)
+        self._store.reserve(sequence.state, room)
         return True
 
-    def advance(self, sequence: Sequence, count: int) -> None:
-        """Note that the KV of the next `count` tokens of a running sequence is computed."""
-        start = sequence.computed
-        sequence.computed += count
-        self._index_of(sequence).extend(sequence, sequence.tokens[start : sequence.computed])
+    def grow_freely(self, sequence: Sequence, room: int) -> bool:
+        """Make room for `room` tokens in a running sequence if nothing has to be evicted for it."""
+        if room <= sequence.state.room:
+            return True
+        return self._store.reserve_cost(sequence.state, room) <= self._store.free and self.grow(sequence, room)
 
-    def retain(self, sequence: Sequence) -> None:
-        """Keep what a running sequence has computed; retained sequences that it extends are given up for it."""
+    def rewind(self, sequence: Sequence, length: int) -> None:
+        """Forget what a step computed after the first `length` tokens; the store may have to forget more."""
+        self._store.rewind(sequence.state, length)
+
+    def cache(self, sequence: Sequence) -> None:
+        """Keep what a running sequence has computed; cached sequences that it extends are given up for it."""
         if sequence.computed == 0:
             self.release(sequence)
             return
-        sequence.truncate(sequence.computed)
-        for other in list(self._index_of(sequence).prefixes_of(sequence)):
-            if other in self._retained:
+        del self._running[sequence]
+        index = self._index_of(sequence)
+        self._sync(sequence, index)
+        sequence.cut()
+        self._store.trim(sequence.state)
+        for other in list(index.prefixes_of(sequence)):
+            if other in self._cached:
                 self.release(other)
-        self._retained[sequence] = None
+        self._cached[sequence] = None
+        self._store.set_evictable(sequence.state, evictable=True)
 
     def release(self, sequence: Sequence) -> None:
-        """Free a sequence, running or retained."""
-        self._retained.pop(sequence, None)
+        """Free a sequence, running or cached."""
+        self._cached.pop(sequence, None)
+        self._running.pop(sequence, None)
         self._index_of(sequence).remove(sequence)
         del self._tenants[sequence]
-        sequence.release()
+        self._store.release(sequence.state)
 
     def pin(self, name: str, tenant: str, tokens: IntArray) -> bool:
         """Hold on to as much of `tokens` as is computed, under a name, in place of what the name held before.
 
-        Returns False, and leaves everything as it was, if pinned sequences would take too much of the memory.
+        Returns False, and what the name held stays, if pinned sequences would take too much of the memory.
         """
         length, source = self._find(tenant, tokens)
-        if not self._make_free(1, spare=source):  # for a copy of the last block
-            length -= length % self._pool.block_size
+        if source is not None and not self._make_free(self._store.fork_cost(source.state, length, 0), source):
+            length = self._store.aligned(length)
         if source is None or length == 0:
             return True
-        others = [sequence.block_table for held, sequence in self._pinned.items() if held != name]
-        together = np.unique(np.concatenate([*others, source.block_table[: self._pool.blocks_for(length)]]))
-        if len(together) + len(others) + 1 > self._pinnable:
+        pinned = Sequence(self._store.fork(source.state, length, 0), tokens[:length])
+        pinned.cut()
+        others = [sequence.state for held, sequence in self._pinned.items() if held != name]
+        if self._store.held([*others, pinned.state]) > self._pinnable:
+            self._store.release(pinned.state)
             return False
-        pinned = source.fork(length)
-        self._index(tenant).insert(pinned.tokens, pinned)
-        self._tenants[pinned] = tenant
         self.unpin(name)
+        self._enter(tenant, pinned)
         self._pinned[name] = pinned
         return True
 
     def unpin(self, name: str) -> None:
-        """Let go what is held under a name, if anything is; it is retained unless another sequence has it too."""
+        """Let go of what is held under a name, if anything is; it is cached unless another sequence has it too."""
         if (pinned := self._pinned.pop(name, None)) is not None:
-            extended = self._index_of(pinned).is_extended(pinned)
-            (self.release if extended else self.retain)(pinned)
+            self._sync_running()
+            if self._index_of(pinned).is_extended(pinned):
+                self.release(pinned)
+            else:
+                self._running[pinned] = None
+                self.cache(pinned)
 
-    def export(self, tenant: str, tokens: IntArray, start: int) -> BlockContents | None:
-        """A copy of the KV of `tokens` from token `start` on; None unless all of it is in memory.
+    def export(self, tenant: str, tokens: IntArray, start: int) -> Iterator[Blob | None]:
+        """A copy of the state of `tokens` from token `start` on, in parts, between which other work may be done.
 
-        It comes in whole blocks, so a few tokens before `start` and some rubbish after the end may be in it.
+        A part is None, and the last, if not all of it is in memory any more.
         """
-        length, source = self._find(tenant, tokens)
-        if source is None or length < len(tokens):
-            return None
-        first, end = start // self._pool.block_size, self._pool.blocks_for(length)
-        return self._backend.read_blocks(source.block_table[first:end])
+        for span in self._store.spans(start, len(tokens)):
+            length, source = self._find(tenant, tokens[: span.end])
+            if source is None or length < span.end:
+                yield None
+                return
+            yield self._store.export(source.state, span.start, span.end)
 
-    def install(self, tenant: str, tokens: IntArray, contents: BlockContents) -> bool:
-        """Take in what `export` gave, as the last blocks of `tokens`, and retain all of them.
+    def install(self, tenant: str, tokens: IntArray, start: int, blob: Blob) -> Iterator[bool]:
+        """Take in what was exported from `tokens` from token `start` on, and cache it, in parts as `export` gives them.
 
-        Returns False if there's no room for it, or if the tokens before are not in memory.
+        A part is False, and the last, if there is no room for it, or if the tokens before are not in memory.
         """
-        first = self._pool.blocks_for(len(tokens)) - len(contents)
-        start = first * self._pool.block_size
-        length, source = self._find(tenant, tokens)
-        if length == len(tokens):
-            return True
-        if length < start:
-            return False
-        sequence = self._reuse(source, start, len(tokens)) if source and start else self._start(len(tokens))
-        if sequence is None:
-            return False
-        sequence.extend(tokens[start:])
-        index = self._index(tenant)
-        if sequence not in index:
-            index.insert(sequence.tokens[:start], sequence)
-            self._tenants[sequence] = tenant
-        self._backend.write_blocks(sequence.block_table[first : first + len(contents)], contents)
-        self.advance(sequence, len(tokens) - start)
-        self.retain(sequence)
-        return True
+        taken = 0
+        for span in self._store.spans(start, len(tokens)):
+            part, taken = blob[taken : taken + span.rows], taken + span.rows
+            installed = self._install(tenant, tokens[: span.end], self._store.aligned(span.start), part)
+            yield installed
+            if not installed:
+                return
 
     def discard(self, tenant: str, tokens: IntArray) -> None:
-        """Free a retained sequence of just these tokens, or fewer, if there is one."""
+        """Free a cached sequence of just these tokens, or fewer, if there is one."""
         length, source = self._find(tenant, tokens)
-        if source in self._retained and length == len(source):
+        if source in self._cached and length == len(source):
             self.evictions += 1
             self.release(source)
 
     def clear(self) -> None:
-        """Free all retained sequences."""
+        """Free all cached sequences."""
         while self._evict():
             pass
 
     def check(self) -> None:
-        """Assert that reference counts equal what the block tables say (for tests)."""
-        self._pool.check()
-        counted = np.zeros_like(self._pool.references)
+        """Assert that nothing is lost and nothing is held twice (for tests)."""
+        self._store.check([sequence.state for sequence in self._tenants])
+        assert len(self._tenants) == len(self._running) + len(self._cached) + len(self._pinned)
         for sequence, tenant in self._tenants.items():
-            counted[sequence.block_table] += 1
             assert sequence in self._indexes[tenant]
-            assert sequence.computed <= min(len(sequence), sequence.capacity)
-            assert sequence not in self._retained or len(sequence) == sequence.computed
-        assert np.array_equal(counted, self._pool.references), "reference counts differ from the block tables"
-
-    def _index(self, tenant: str) -> PrefixIndex[Sequence]:
-        return self._indexes.setdefault(tenant, PrefixIndex())
+            assert sequence in self._running or len(sequence) == sequence.computed == sequence.indexed
 
     def _find(self, tenant: str, tokens: IntArray) -> tuple[int, Sequence | None]:
         """How many of the tokens are in memory, and a sequence that has them."""
+        self._sync_running()
         index = self._indexes.get(tenant)
         return index.longest_prefix(tokens) if index else (0, None)
 
     def _index_of(self, sequence: Sequence) -> PrefixIndex[Sequence]:
         return self._indexes[self._tenants[sequence]]
 
+    def _sync_running(self) -> None:
+        """Let the indexes know what running sequences have computed since somebody last asked."""
+        for sequence in self._running:
+            if sequence.indexed != sequence.computed:
+                self._sync(sequence, self._index_of(sequence))
+
+    @staticmethod
+    def _sync(sequence: Sequence, index: PrefixIndex[Sequence]) -> None:
+        computed = sequence.computed
+        if computed < sequence.indexed:
+            index.remove(sequence)
+            index.insert(sequence.tokens[:computed], sequence)
+        else:
+            index.extend(sequence, sequence.tokens[sequence.indexed : computed])
+        sequence.indexed = computed
+
+    def _enter(self, tenant: str, sequence: Sequence) -> None:
+        """Let the index know a new sequence."""
+        self._tenants[sequence] = tenant
+        sequence.indexed = sequence.computed
+        self._indexes.setdefault(tenant, PrefixIndex()).insert(sequence.tokens[: sequence.computed], sequence)
+
+    def _run(self, tenant: str, sequence: Sequence, tokens: IntArray) -> None:
+        """Let a sequence, new or taken out of the cache, be a running one of these tokens."""
+        sequence.extend(tokens[len(sequence) :])
+        if sequence not in self._tenants:
+            self._enter(tenant, sequence)
+        self._running[sequence] = None
+
     def _start(self, room: int) -> Sequence | None:
-        if not self._make_free(self._pool.blocks_for(room)):
+        if not self._make_free(self._store.open_cost(room)):
             return None
-        sequence = Sequence(self._pool)
-        sequence.reserve(room)
-        return sequence
+        return Sequence(self._store.open(room))
 
     def _reuse(self, source: Sequence, length: int, room: int) -> Sequence | None:
-        """The first `length` tokens of `source`: itself where nobody loses by it, else a fork."""
-        if source in self._retained and length == len(source):
-            if not self._make_free(source.missing_blocks(room), spare=source):
-                return None
-            del self._retained[source]
-            source.reserve(room)
-            return source
-        if source in self._retained:  # used now, so it is evicted last
-            self._retained[source] = self._retained.pop(source)
-        full = length // self._pool.block_size
-        if self._make_free(self._pool.blocks_for(room) - full, spare=source):
-            child = source.fork(length)
-            child.reserve(room)
-            return child
-        return self._cut_down(source, length, room) if source in self._retained else None
-
-    def _cut_down(self, source: Sequence, length: int, room: int) -> Sequence | None:
-        """Where memory can't hold a retained sequence beside its fork, the sequence itself loses its tail."""
-        blocks = self._pool.blocks_for(length)
-        missing = self._pool.blocks_for(room) - blocks + source.ends_in_shared_block(length)
-        tail = source.block_table[blocks:]
-        freed = int((self._pool.references[tail] == 1).sum())
-        if not self._make_free(missing - freed, spare=source):
+        """The first `length` tokens of `source`: itself if nobody loses by it, else a fork."""
+        store, state = self._store, source.state
+        if source in self._cached:
+            if length == len(source):
+                cost = store.reserve_cost(state, room)
+                return self._take_back(source, room) if self._make_free(cost, source) else None
+            self._cached[source] = self._cached.pop(source)  # used now, so it is evicted last
+        if self._make_free(store.fork_cost(state, length, room), source):
+            return Sequence(forked := store.fork(state, length, room), source.tokens[: forked.length])
+        if source not in self._cached or not self._make_free(store.cut_cost(state, length, room), source):
             return None
-        self._announce(source)
-        index = self._index_of(source)
-        index.remove(source)
-        source.truncate(length)
-        index.insert(source.tokens, source)
-        del self._retained[source]
-        source.reserve(room)
+        # Memory can't hold a cached sequence beside its fork: the sequence itself loses its tail.
+        self._give_up(source)
+        store.rewind(state, length)
+        store.trim(state)
+        source.cut()
+        self._sync(source, self._index_of(source))
+        return self._take_back(source, room)
+
+    def _take_back(self, source: Sequence, room: int) -> Sequence:
+        """A sequence out of the cache."""
+        del self._cached[source]
+        self._store.set_evictable(source.state, evictable=False)
+        self._store.reserve(source.state, room)
         return source
 
-    def _make_free(self, count: int, *, spare: Sequence | None = None) -> bool:
-        """Evict until `count` blocks are free, but never `spare`; where that can't be done, evict nothing."""
-        if count <= self._pool.free_count:
+    def _install(self, tenant: str, tokens: IntArray, start: int, part: Blob) -> bool:
+        length, source = self._find(tenant, tokens)
+        if length == len(tokens):
             return True
-        held = np.zeros_like(self._pool.references)
-        for sequence in self._retained:
-            held[sequence.block_table] += 1
-        reclaimable = (held > 0) & (held == self._pool.references)
-        if spare is not None:
-            reclaimable[spare.block_table] = False
-        if count > self._pool.free_count + int(reclaimable.sum()):
+        if length < start:
             return False
-        while self._pool.free_count < count:
+        room = len(tokens)
+        sequence = self._reuse(source, start, room) if source is not None and start else self._start(room)
+        if sequence is None:
+            return False
+        self._run(tenant, sequence, tokens)
+        if fits := sequence.computed == start:
+            self._store.install(sequence.state, room, part)
+        self.cache(sequence)
+        return fits
+
+    def _make_free(self, cost: int, spare: Sequence | None = None) -> bool:
+        """Evict until the store has that much free memory, but never `spare`; evict nothing if that can't be done."""
+        store = self._store
+        if cost <= store.free:
+            return True
+        spared = spare is not None and spare in self._cached
+        if spared:
+            store.set_evictable(spare.state, evictable=False)  # type: ignore[union-attr]
+        possible = cost <= store.free + store.evictable
+        while possible and cost > store.free:
             self._evict(spare)
-        return True
+        if spared:
+            store.set_evictable(spare.state, evictable=True)  # type: ignore[union-attr]
+        return possible
 
     def _evict(self, spare: Sequence | None = None) -> bool:
-        """Free the least recently used retained sequence other than `spare`; False if there is none."""
-        victim = next((sequence for sequence in self._retained if sequence is not spare), None)
+        """Free the least recently used cached sequence other than `spare`; False if there is none."""
+        victim = next((sequence for sequence in self._cached if sequence is not spare), None)
         if victim is None:
             return False
-        self._announce(victim)
+        self._give_up(victim)
         self.release(victim)
         return True
 
-    def _announce(self, victim: Sequence) -> None:
+    def _exported(self, tenant: str, tokens: IntArray, start: int) -> Blob | None:
+        """The state of `tokens` from token `start` on, in one go."""
+        parts = list(self.export(tenant, tokens, start))
+        whole = [part for part in parts if part is not None]
+        return np.concatenate(whole) if len(whole) == len(parts) else None
+
+    def _give_up(self, victim: Sequence) -> None:
         """Count an eviction that is about to happen."""
         self.evictions += 1
-        self.before_eviction(self._tenants[victim], victim.tokens)
+        self.guards.rescue(self._tenants[victim], victim.tokens, self._exported)

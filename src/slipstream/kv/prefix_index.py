@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from slipstream.backend.base import IntArray
+from slipstream.types import IntArray
 
 T = TypeVar("T")
 
@@ -13,13 +13,26 @@ T = TypeVar("T")
 class _Node(Generic[T]):
     """The end of an edge; `edge` holds the tokens on the way from the parent. Holds no KV."""
 
-    __slots__ = ("children", "edge", "entries", "parent")
+    __slots__ = ("_buffer", "children", "edge", "entries", "parent")
 
     def __init__(self, edge: IntArray, parent: "_Node[T] | None") -> None:
-        self.edge = edge
+        self.edge = self._buffer = edge
         self.parent = parent
         self.children: dict[int, _Node[T]] = {}
         self.entries: list[T] = []
+
+    def lengthen(self, tokens: IntArray) -> None:
+        """Add tokens at the end of the edge; costs O(tokens added), amortised."""
+        size = len(self.edge)
+        end = size + len(tokens)
+        if end > len(self._buffer):
+            self._buffer = np.concatenate((self.edge, np.empty(end + 16, np.int32)))
+        self._buffer[size:end] = tokens
+        self.edge = self._buffer[:end]
+
+    def shorten(self, length: int) -> None:
+        """Drop the first `length` tokens of the edge."""
+        self.edge, self._buffer = self.edge[length:], self._buffer[length:]
 
 
 class PrefixIndex(Generic[T]):
@@ -94,7 +107,7 @@ class PrefixIndex(Generic[T]):
             child = node.children.get(int(tokens[position]))
             if child is None:
                 if not node.children and not node.entries and node.parent is not None:
-                    node.edge = np.concatenate((node.edge, tokens[position:]))
+                    node.lengthen(tokens[position:])
                     break
                 leaf = _Node(tokens[position:].copy(), node)
                 node.children[int(tokens[position])] = leaf
@@ -111,7 +124,7 @@ class PrefixIndex(Generic[T]):
         assert node.parent is not None
         middle = _Node(node.edge[:length], node.parent)
         node.parent.children[int(node.edge[0])] = middle
-        node.edge = node.edge[length:]
+        node.shorten(length)
         node.parent = middle
         middle.children[int(node.edge[0])] = node
         return middle
@@ -123,7 +136,7 @@ class PrefixIndex(Generic[T]):
             node = node.parent
         if node.parent is not None and not node.entries and len(node.children) == 1:
             (child,) = node.children.values()
-            child.edge = np.concatenate((node.edge, child.edge))
+            child.edge = child._buffer = np.concatenate((node.edge, child.edge))
             child.parent = node.parent
             node.parent.children[int(child.edge[0])] = child
 

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.engine.generation import CacheUse
+from slipstream.engine.request import CacheUse
 from slipstream.errors import InvalidRequestError
 from slipstream.server.turn import Turn, TurnRequest
 

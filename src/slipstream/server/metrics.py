@@ -69,7 +69,8 @@ class _EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        stats, kv = self._engine.core.stats(), self._engine.core.kv_usage()
+        stats = self._engine.core.stats()
+        kv = stats.kv
         yield _gauge(
             "exact", "1 if the same request gives the same tokens here, whatever happens around it.", self._engine.exact
         )
@@ -84,7 +85,7 @@ class _EngineCollector(Collector):
         yield _gauge("kv_free_tokens", "KV memory that nothing holds.", kv.free)
         sequences = GaugeMetricFamily("slipstream_kv_sequences", "Sequences in KV memory.", labels=["state"])
         sequences.add_metric(["running"], kv.running_sequences)
-        sequences.add_metric(["retained"], kv.retained_sequences)
+        sequences.add_metric(["retained"], kv.cached_sequences)
         sequences.add_metric(["pinned"], kv.pinned_sequences)
         yield sequences
         yield _counter("kv_evictions", "Retained sequences given up for others.", kv.evictions)

@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from slipstream.backend.base import IntArray
 from slipstream.chat import NO_SETTING, AnswerDelta, AnswerReader, Message, Prompt, Schema, Setting
 from slipstream.config import ServerConfig
 from slipstream.embedded import Completion, Engine, collect
 from slipstream.engine import Generation, GenerationRequest, Output, SamplingParams, TurnCounters
-from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar
+from slipstream.engine.request import as_prompt
 from slipstream.errors import EngineStoppedError, InvalidRequestError
 from slipstream.server.metrics import Metrics
 from slipstream.sessions import SessionTurn
+from slipstream.types import IntArray
 
 MAX_CHOICES = 128
 """Answers that one HTTP request may ask for, prompts times choices."""

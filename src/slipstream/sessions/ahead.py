@@ -5,12 +5,13 @@ import threading
 
 import numpy as np
 
-from slipstream.backend.base import IntArray
 from slipstream.chat import Conversations, Setting
 from slipstream.engine import EngineCore, TurnCounters
+from slipstream.engine.commands import Pin, Unpin
 from slipstream.engine.idle import Ahead, IdlePrefill
-from slipstream.kv import KVMemory
+from slipstream.sessions.later import Later
 from slipstream.sessions.state import SessionState
+from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,9 @@ logger = logging.getLogger(__name__)
 class AheadOfTime:
     """Gives the engine its idle work, pins what came of it for pinned sessions, and counts what turns found of it."""
 
-    def __init__(self, core: EngineCore, conversations: Conversations) -> None:
+    def __init__(self, core: EngineCore, conversations: Conversations, later: Later) -> None:
         self._core = core
+        self._later = later
         self._conversations = conversations
         self.used_tokens = 0
         """Prompt tokens that turns found computed ahead."""
@@ -41,15 +43,24 @@ class AheadOfTime:
     def compute(self, state: SessionState, tokens: IntArray, *, at_least: int = 0) -> None:
         """Have the tokens of a session computed, if `at_least` so many of them still are."""
 
-        def done(kv: KVMemory, ahead: Ahead) -> None:
+        def done(ahead: Ahead) -> None:
             if state.forgotten:
                 return
             start = ahead.start if state.ahead is None else min(ahead.start, state.ahead.start)
             state.ahead = Ahead(start, ahead.end)
-            if state.pinned and not kv.pin(state.pin_name, state.tenant, tokens):
-                logger.warning("session %s outgrew the memory for pinned sessions: its end is not pinned", state.id)
+            if state.pinned:
+                self._later.run(lambda: self._pin(state, tokens))
 
         self._core.prefill(IdlePrefill(state.id, state.tenant, tokens, done, at_least))
+
+    def _pin(self, state: SessionState, tokens: IntArray) -> None:
+        """Pin what was computed of a session, unless it was unpinned meanwhile."""
+        if not state.pinned or state.forgotten:
+            return
+        if not self._core.call(Pin(state.pin_name, state.tenant, tokens)):
+            logger.warning("session %s outgrew the memory for pinned sessions: its end is not pinned", state.id)
+        if not state.pinned or state.forgotten:
+            self._core.call(Unpin(state.pin_name))
 
     def compute_after_answer(self, state: SessionState, tokens: IntArray, setting: Setting) -> None:
         """Have computed what follows the answer that ends with `tokens`, if the session still ends with it."""

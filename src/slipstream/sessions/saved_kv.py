@@ -14,8 +14,9 @@ import safetensors.numpy
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from slipstream.backend.base import BlockContents, IntArray
+from slipstream.backend import Blob
 from slipstream.chat.messages import Digest
+from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class SavedKV:
         """Bytes of the file for a part, 0 if there is none."""
         return self._sizes.get(self._path(key), 0)
 
-    def save(self, key: Digest, tokens: IntArray, contents: BlockContents) -> int:
+    def save(self, key: Digest, tokens: IntArray, contents: Blob) -> int:
         """Write the part that ends the conversation `tokens`; returns the bytes written.
 
         A part that is larger than all of the budget is not written. Raises `OSError`.
@@ -69,7 +70,7 @@ class SavedKV:
         self._note(path, len(data))
         return len(data)
 
-    def load(self, key: Digest, tokens: IntArray) -> BlockContents | None:
+    def load(self, key: Digest, tokens: IntArray) -> Blob | None:
         """Read the part that ends the conversation `tokens`; None, with a warning, if it's missing or no good."""
         path = self._path(key)
         if (size := self._sizes.get(path)) is None:
@@ -77,7 +78,7 @@ class SavedKV:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                contents: BlockContents = file.get_tensor("kv")
+                contents: Blob = file.get_tensor("kv")
             self._check(metadata, tokens, contents)
         except (OSError, SafetensorError, ValueError, TypeError) as error:  # the last for a type numpy has not
             logger.warning("saved KV is no good and removed, to be computed again: %s: %s", path.name, error)
@@ -100,7 +101,7 @@ class SavedKV:
             if size := self._sizes.get(path, 0):
                 self._note(path, size)
 
-    def _check(self, metadata: Mapping[str, str], tokens: IntArray, contents: BlockContents) -> None:
+    def _check(self, metadata: Mapping[str, str], tokens: IntArray, contents: Blob) -> None:
         """Raise `ValueError` if a file is not what it should be."""
         if metadata.get("format") != FORMAT:
             raise ValueError(f"it has format {metadata.get('format')!r}, not {FORMAT!r}")
@@ -159,7 +160,7 @@ def _digest(tokens: IntArray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(tokens).tobytes(), digest_size=16).hexdigest()
 
 
-def _checksum(contents: BlockContents) -> str:
+def _checksum(contents: Blob) -> str:
     hasher = xxhash.xxh3_128(f"{contents.dtype} {contents.shape}".encode())
     hasher.update(np.ascontiguousarray(contents).data)
     return hasher.hexdigest()

@@ -6,15 +6,15 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from slipstream.backend.base import BlockContents, IntArray
+from slipstream.backend import Blob
 from slipstream.chat import Conversations, Part
 from slipstream.chat.messages import Digest
 from slipstream.engine import EngineCore
-from slipstream.engine.transfer import export_kv, import_kv
+from slipstream.engine.commands import CountComputed, Export, Guard, Install, Unguard
 from slipstream.errors import EngineStoppedError
-from slipstream.kv import KVMemory
 from slipstream.sessions.later import Later
 from slipstream.sessions.saved_kv import SavedKV
+from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class _Unsaved:
     tokens: IntArray
     start: int
     attempts: int = 0
-    contents: BlockContents | None = None
+    contents: Blob | None = None
     """Taken out of memory already, since it was about to be evicted."""
 
 
@@ -58,7 +58,7 @@ class Saver:
         self._later = Later("slipstream-saver")
         self.saved_tokens = 0
         self.restored_tokens = 0
-        core.call(self._watch)
+        core.on_rescue = self.keep
 
     @property
     def saved_bytes(self) -> int:
@@ -82,6 +82,7 @@ class Saver:
                     missing.append(key)
                 start = end
         for key in missing:
+            self._core.send(Guard(key, tenant, self._unsaved[key].tokens, self._unsaved[key].start))
             self._later.run(lambda key=key: self._save_in_time(key), after=_DELAY)  # type: ignore[misc]
 
     def save_now(self, key: Digest) -> None:
@@ -104,19 +105,17 @@ class Saver:
         path = self._conversations.path(key)
         if not path:
             return
-        there = self._core.call(lambda kv: kv.computed(tenant, tokens))
+        (there,) = self._core.call(CountComputed([(tenant, tokens)]))
         if path[-1][1] - there >= _WORTH_LOADING:
             self._load(tenant, path, tokens, there)
         with self._lock:
             self._note_resident(key)
 
     def close(self) -> None:
-        """Stop writing; what is not on disk by now will be computed again."""
+        """Write what waits, as far as its KV is in memory, and stop; the engine still takes commands."""
         self._later.close()
-
-    def _watch(self, kv: KVMemory) -> None:
-        kv.before_eviction = lambda tenant, tokens: self._rescue(kv, tenant, tokens)
-        self._core.before_end = self._save_all
+        for key in list(self._unsaved):
+            self._save(key)
 
     def _load(self, tenant: str, path: list[tuple[Digest, int]], tokens: IntArray, there: int) -> None:
         start = 0
@@ -127,7 +126,7 @@ class Saver:
                     logger.warning("%d tokens of a saved conversation are computed again", path[-1][1] - start)
                     self._later.run(partial(self._weed_out, path[index + 1 :], tokens))
                     return
-                if not import_kv(self._core, tenant, tokens[:end], start, contents):
+                if not self._core.call(Install(tenant, tokens[:end], start, contents)):
                     return  # memory is full of what runs
                 self.restored_tokens += end - max(start, there)
             start = end
@@ -152,7 +151,7 @@ class Saver:
         contents = unsaved.contents
         if contents is None:
             try:
-                contents = export_kv(self._core, unsaved.tenant, unsaved.tokens, unsaved.start)
+                contents = self._core.call(Export(unsaved.tenant, unsaved.tokens, unsaved.start))
             except EngineStoppedError:
                 return True
         unsaved.attempts += 1
@@ -161,7 +160,7 @@ class Saver:
         self._write(unsaved, contents)
         return True
 
-    def _write(self, unsaved: _Unsaved, contents: BlockContents | None) -> None:
+    def _write(self, unsaved: _Unsaved, contents: Blob | None) -> None:
         """Write a part, or give it up if it has no contents."""
         contents = unsaved.contents if unsaved.contents is not None else contents
         try:
@@ -176,22 +175,15 @@ class Saver:
             with self._lock:
                 if self._unsaved.pop(unsaved.key, None) is not None and unsaved.contents is not None:
                     self._rescued_bytes -= unsaved.contents.nbytes
+            self._core.send(Unguard(unsaved.key))
 
-    def _rescue(self, kv: KVMemory, tenant: str, tokens: IntArray) -> None:
-        """Take what is not on disk yet out of a sequence that is about to be evicted. On the engine's thread."""
+    def keep(self, key: Digest, contents: Blob) -> None:
+        """Take what was guarded and is evicted now; on the engine's thread."""
         with self._lock:
-            for unsaved in self._unsaved.values():
-                covered = unsaved.tenant == tenant and unsaved.contents is None and len(unsaved.tokens) <= len(tokens)
-                if not covered or self._rescued_bytes > _RESCUED_BYTES:
-                    continue
-                if (contents := kv.export(tenant, unsaved.tokens, unsaved.start)) is not None:
-                    unsaved.contents = contents
-                    self._rescued_bytes += contents.nbytes
-
-    def _save_all(self, kv: KVMemory) -> None:
-        """Write everything that waits, at the engine's end. On the engine's thread."""
-        for unsaved in list(self._unsaved.values()):
-            self._write(unsaved, kv.export(unsaved.tenant, unsaved.tokens, unsaved.start))
+            unsaved = self._unsaved.get(key)
+            if unsaved is not None and unsaved.contents is None and self._rescued_bytes <= _RESCUED_BYTES:
+                unsaved.contents = contents
+                self._rescued_bytes += contents.nbytes
 
     def _note_resident(self, key: Digest) -> None:
         """Remember that a conversation's KV is in memory; until something is evicted, that stays so."""
@@ -199,7 +191,7 @@ class Saver:
         self._resident.add(key)
 
     def _is_resident(self, key: Digest) -> bool:
-        evictions = self._core.evictions
+        evictions = self._core.stats().kv.evictions
         if evictions != self._evictions:
             self._resident.clear()
             self._evictions = evictions

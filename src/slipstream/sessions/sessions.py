@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from slipstream.backend.base import IntArray
 from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting
 from slipstream.engine import EngineCore, TurnCounters
+from slipstream.engine.commands import CountComputed, Discard, Pin, Unpin
 from slipstream.errors import (
     ContextLengthError,
     EngineStoppedError,
@@ -22,12 +22,12 @@ from slipstream.errors import (
     SessionNotFoundError,
     SlipstreamError,
 )
-from slipstream.kv import KVMemory
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.later import Later
 from slipstream.sessions.saver import Saver
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
+from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Sessions:
         self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
         self._lock = threading.RLock()
         self._later = Later("slipstream-sessions")
-        self.ahead = AheadOfTime(core, conversations)
+        self.ahead = AheadOfTime(core, conversations, self._later)
         if database is not None:
             self._restore(database)
         self._later.run(self._tidy, after=_EXPIRY_INTERVAL)
@@ -207,14 +207,11 @@ class Sessions:
     def infos(self, states: Sequence[SessionState]) -> list[SessionInfo]:
         """What sessions take at the moment."""
         tokens = [self._tokens_of(state) for state in states]
-
-        def measure(kv: KVMemory) -> list[int]:
-            return [kv.computed(state.tenant, ids) for state, ids in zip(states, tokens, strict=True)]
-
+        computed = self._core.call(CountComputed([(s.tenant, ids) for s, ids in zip(states, tokens, strict=True)]))
         per_token = self._core.kv_bytes_per_token
         return [
-            SessionInfo(state, computed, computed * per_token, self._saved_bytes(state))
-            for state, computed in zip(states, self._core.call(measure), strict=True)
+            SessionInfo(state, count, count * per_token, self._saved_bytes(state))
+            for state, count in zip(states, computed, strict=True)
         ]
 
     def append(self, tenant: str, name: str, messages: Sequence[Message]) -> SessionState:
@@ -242,7 +239,7 @@ class Sessions:
         Raises `InvalidRequestError` if pinned sessions would take more memory than requests can spare.
         """
         state = self.get(tenant, name)
-        if not self._core.call(lambda kv: kv.pin(state.pin_name, tenant, self._tokens_of(state))):
+        if not self._core.call(Pin(state.pin_name, tenant, self._tokens_of(state))):
             raise InvalidRequestError(
                 "there is no room for another pinned session: unpin one, or give the server more --kv-memory",
                 param="pinned",
@@ -258,7 +255,7 @@ class Sessions:
             state = self.get(tenant, name)
             state.pinned = False
             self._note_use(state)
-        self._core.call(lambda kv: kv.unpin(state.pin_name))
+        self._core.call(Unpin(state.pin_name))
         self._store(state)
         return state
 
@@ -463,12 +460,8 @@ class Sessions:
             tokens = self._tokens_of(state)
             if len(tokens) and state.messages[-1].role == "assistant":
                 tokens = self.ahead.with_certain_tail(state, tokens, state.setting)
-
-            def free(kv: KVMemory, state: SessionState = state, tokens: IntArray = tokens) -> None:
-                kv.unpin(state.pin_name)
-                kv.discard(state.tenant, tokens)
-
             with suppress(EngineStoppedError):  # which frees all there is
-                self._core.call(free)
+                self._core.call(Unpin(state.pin_name))
+                self._core.call(Discard(state.tenant, tokens))
             if self._database is not None:
                 self._database.delete(state)

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slipstream.backend.base import IntArray
 from slipstream.chat import Message, Setting, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
+from slipstream.types import IntArray
 
 
 @dataclass(slots=True)

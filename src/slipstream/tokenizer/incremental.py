@@ -24,13 +24,17 @@ class IncrementalDecoder:
 
     def feed(self, ids: Iterable[int]) -> Traced:
         """The text that `ids` complete: empty while a character is unfinished."""
-        text = content("")
+        text, plain = None, ""
+        tokenizer = self._tokenizer
         for id in ids:
-            if self._skip_special and self._tokenizer.is_special(id) and id not in self._shown:
+            if self._skip_special and tokenizer.is_special(id) and id not in self._shown:
                 continue
-            decoded = self._utf8.decode(self._tokenizer.token_bytes(id))
-            text += content(decoded) if not self._tokenizer.is_control(id) else self._whole(decoded, id)
-        return text
+            decoded = self._utf8.decode(tokenizer.token_bytes(id))
+            if tokenizer.is_control(id):
+                text, plain = (text or "") + content(plain) + self._whole(decoded, id), ""
+            else:
+                plain += decoded
+        return content(plain) if text is None else text + content(plain)
 
     def flush(self) -> Traced:
         """What is held back, as U+FFFD, or nothing; the decoder starts afresh."""

@@ -25,6 +25,7 @@ from slipstream.chat.answers import Dialect
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.processor import this_processor
+from slipstream.sampling.sampler import masked
 from slipstream.tokenizer import Tokenizer
 from slipstream_bench.coding import TOOLS
 
@@ -107,9 +108,9 @@ def _masks(grammar: Grammar, width: int, stop: int, rng: np.random.Generator, mo
             continue
         logits = rng.normal(size=width).astype(np.float32)
         started = time.process_time()
-        masked = constraint.mask(logits)
+        mask = constraint.mask()
         seconds.append(time.process_time() - started)
-        token = int(masked.argmax())
+        token = int(masked(logits, mask).argmax())
         if token == stop:
             break
         constraint.accept([token])

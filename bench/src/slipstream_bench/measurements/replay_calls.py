@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from slipstream.backend import SequenceState
 from slipstream.chat import ChatTemplate, Message, ToolCall, ToolUse
 from slipstream.chat.answers import Dialect
 from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.grammar import Constraint, GrammarCompiler
-from slipstream.kv import BlockPool, Sequence
+from slipstream.kv import Sequence
 from slipstream.models import DEFAULT_MODEL, ModelStore
+from slipstream.sampling.sampler import masked
 from slipstream.tokenizer import Tokenizer
 from slipstream_bench import bfcl
 
@@ -60,13 +62,20 @@ class PerfectModel:
     def choose(self, constraint: Constraint, rest: str) -> int:
         """The token: the tokenizer's own first choice for the rest of the text, else the longest one allowed."""
         first = self._tokenizer.encode(rest)[0]
-        allowed = constraint.mask(self._logits) == 0
+        allowed = masked(self._logits, constraint.mask()) == 0
         if allowed[first]:
             return first
         fitting = [
             id for id in np.flatnonzero(allowed).tolist() if rest.encode().startswith(self._tokenizer.token_bytes(id))
         ]
         return max(fitting, key=lambda id: len(self._tokenizer.token_bytes(id)))
+
+
+class _Uncomputed(SequenceState):
+    """Of a sequence of which nothing is ever computed."""
+
+    def __init__(self) -> None:
+        self.length = 0
 
 
 class Player:
@@ -81,7 +90,6 @@ class Player:
         self._compiler = compiler
         self._model = model
         self._drafter = Drafter()
-        self._pool = BlockPool(1, 32, lambda *_: None)
 
     def play(self, conversation: bfcl.Conversation, template: ChatTemplate) -> None:
         """All calls of a conversation, each after what came before it."""
@@ -98,7 +106,7 @@ class Player:
                 spelled = f"<tool_call>\n{call}\n</tool_call>"
                 ids = self._tokenizer.encode(spelled)
                 if grammar.begin().valid_prefix(ids) == len(ids):
-                    self._call(Sequence(self._pool, self._tokenizer.encode(text)), grammar.begin(), spelled)
+                    self._call(Sequence(_Uncomputed(), self._tokenizer.encode(text)), grammar.begin(), spelled)
                 else:
                     self.unfit.append(f"{conversation.id}: {call}")
                 messages.append(Message("assistant", tool_calls=(ToolCall("", name, json.dumps(arguments)),)))
@@ -111,7 +119,7 @@ class Player:
         def push(tokens: Iterable[int]) -> None:
             nonlocal rest
             for token in tokens:
-                sequence.extend((token,))
+                sequence.append(token)
                 constraint.accept((token,))
                 spelled = self._tokenizer.token_bytes(token).decode()
                 assert rest.startswith(spelled), (rest, spelled)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from slipstream import Engine, EngineConfig, SamplingParams
+from slipstream.engine.commands import Clear
 from slipstream.models import DEFAULT_MODEL
 from slipstream_bench.measurements.turn_costs import words
 from slipstream_bench.peers.slipstream import serving
@@ -111,7 +112,7 @@ def restored(rounds: int, console: Console) -> None:
 
 
 def _load(engine: Engine) -> float:
-    engine.core.call(lambda kv: kv.clear())
+    engine.core.call(Clear())
     session = engine.session(id="long")
     started = time.perf_counter()
     session.load()
@@ -122,7 +123,7 @@ def _load(engine: Engine) -> float:
 
 
 def _compute(engine: Engine) -> float:
-    engine.core.call(lambda kv: kv.clear())
+    engine.core.call(Clear())
     tokens = engine.sessions.get("", "long").token_ids
     assert tokens is not None
     started = time.perf_counter()

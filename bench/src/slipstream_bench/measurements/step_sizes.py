@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from slipstream.backend import Piece
-from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend import Chunk
+from slipstream.backend.openvino import OpenVINOBackend, OpenVINOTicket
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import ROW_COUNTS, SIZES
 from slipstream.backend.steps import StepClass
@@ -34,17 +34,22 @@ def main() -> None:
     model = PagedModel(ModelStore().ensure(options.model).ir_path)
     backend = OpenVINOBackend(model, kv_memory=512 * 2**20)
     tokens = np.random.default_rng(0).integers(0, backend.vocab_size, options.tokens + _DECODED).astype(np.int32)
-    table = np.arange(1, len(tokens) // backend.block_size + 3, dtype=np.int32)
+    state = backend.store.open(len(tokens))
     candidates = {"all sizes": StepClass(SIZES, ROW_COUNTS), "one class": backend.step_class}
     prompts: dict[str, list[float]] = {name: [] for name in candidates}
     decoded: dict[str, list[float]] = {name: [] for name in candidates}
     differing: dict[str, int] = {}
 
+    def compute(count: int) -> OpenVINOTicket:
+        ticket = backend.launch([Chunk(state, tokens[state.length : state.length + count], 1)])
+        ticket.wait()
+        return ticket
+
     def prompt(chunk: int) -> bytes:
-        for start in range(0, options.tokens, chunk):
-            end = min(start + chunk, options.tokens)
-            logits = backend.forward([Piece(tokens[start:end], start, table, 1)])
-        return bytes(logits[-1].tobytes())
+        backend.store.rewind(state, 0)
+        while (left := options.tokens - state.length) > 0:
+            ticket = compute(min(chunk, left))
+        return bytes(ticket.logits[-1].tobytes())
 
     for round_number in range(options.rounds + 1):  # the first prepares the sizes
         for name, step_class in candidates.items():
@@ -52,8 +57,8 @@ def main() -> None:
             started = time.perf_counter()
             prompt(step_class.sizes[-1])
             after = time.perf_counter()
-            for position in range(options.tokens, options.tokens + _DECODED):
-                backend.forward([Piece(tokens[position : position + 1], position, table, 1)])
+            for _ in range(_DECODED):
+                compute(1)
             if round_number:
                 prompts[name].append(options.tokens / (after - started))
                 decoded[name].append((time.perf_counter() - after) / _DECODED)

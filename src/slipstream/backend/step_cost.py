@@ -1,10 +1,8 @@
 """What a step costs, by its tokens and the contexts they look back on: measured at start-up, refined while running."""
 
 import bisect
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-
-from slipstream.backend import StepMeasurements
 
 _SMOOTHING = 0.1
 _CHEAPEST = 1 / 16
@@ -12,56 +10,78 @@ _CHEAPEST = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
+class StepMeasurements:
+    """What steps cost on a machine: a base by size, and what contexts add to it."""
+
+    seconds: tuple[tuple[int, float], ...]
+    """Step sizes in tokens, rising, and the duration of a step without context; other counts are padded to the next."""
+    change: float = 0.0
+    """Seconds that a step takes longer if its size isn't prepared."""
+    per_context: float = 0.0
+    """Seconds for each token of context that a step's sequences have together."""
+    per_pair: float = 0.0
+    """Seconds for each pair of a token in the step and a token of its context."""
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """What a step has to compute. A lone token counts for two: that is how it is computed (see `Backend`)."""
+    """What a step has to compute, padding of short chunks included; `StepCost.load` makes it."""
 
     tokens: int = 0
     context: int = 0
-    """Tokens computed earlier whose KV the step reads: the sum over its sequences."""
+    """Tokens computed earlier that the step reads: the sum over its sequences."""
     pairs: int = 0
     """Pairs of a token of the step and one computed earlier that it looks back on."""
-
-    @classmethod
-    def of(cls, pieces: Iterable[tuple[int, int]]) -> "Load":
-        """The load of a step of these pieces: how many tokens each has, and how many before them have their KV."""
-        load = cls()
-        for count, past in pieces:
-            load = load.with_piece(count, past)
-        return load
-
-    def with_piece(self, count: int, past: int) -> "Load":
-        """And `count` tokens of a sequence of which `past` have their KV already."""
-        return Load(self.tokens, self.context + past, self.pairs).with_tokens(max(2, count), past)
-
-    def with_tokens(self, count: int, past: int) -> "Load":
-        """And `count` more tokens of a sequence that takes part already."""
-        return Load(self.tokens + count, self.context, self.pairs + count * past)
 
 
 class StepCost:
     """A curve through measured sizes, and what contexts add to it.
 
     Each observed step moves what made up its predicted cost, in proportion to its share: so other load on the machine
-    and slower clocks find their way in.
+    and slower clocks find their way in. A chunk of fewer than `smallest_chunk` tokens is computed as one of so many.
+    Steps of the sizes that are `prepared` take less time.
     """
 
-    def __init__(self, measured: StepMeasurements) -> None:
+    def __init__(
+        self,
+        measured: StepMeasurements,
+        *,
+        smallest_chunk: int = 1,
+        prepared: Callable[[], Collection[int]] = tuple,
+    ) -> None:
         self._sizes = [size for size, _ in measured.seconds]
         self._seconds = [seconds for _, seconds in measured.seconds]
         self._per_context = measured.per_context
         self._per_pair = measured.per_pair
-        self._measured = measured
-        self.largest_draft = measured.largest_draft
-        """Tokens of a draft that one step can verify; None if there's no limit."""
+        self.measured = measured
+        self._smallest_chunk = smallest_chunk
+        self._prepared = prepared
+
+    def chunk(self, count: int) -> int:
+        """The tokens of a step that a chunk of `count` takes."""
+        return max(self._smallest_chunk, count)
+
+    def load(self, chunks: Iterable[tuple[int, int]]) -> Load:
+        """The load of a step of these chunks: how many tokens each has, and how many come before them."""
+        tokens = context = pairs = 0
+        for count, past in chunks:
+            size = self.chunk(count)
+            tokens, context, pairs = tokens + size, context + past, pairs + size * past
+        return Load(tokens, context, pairs)
+
+    def longer(self, load: Load, count: int, past: int) -> Load:
+        """The load if a chunk of `count` tokens gets one more."""
+        added = self.chunk(count + 1) - self.chunk(count)
+        return Load(load.tokens + added, load.context, load.pairs + added * past)
 
     def rounded(self, tokens: int) -> int:
         """The measured size that a step of that many tokens is padded to, or `tokens` beyond the largest."""
         index = bisect.bisect_left(self._sizes, tokens)
         return self._sizes[index] if index < len(self._sizes) else tokens
 
-    def seconds(self, load: Load, prepared: Collection[int] = ()) -> float:
-        """Predicted duration of a step, its padding included; one of a size that isn't `prepared` takes longer."""
-        return sum(self._parts(load)) + self._change(load, prepared)
+    def seconds(self, load: Load) -> float:
+        """Predicted duration of a step, its padding included."""
+        return sum(self._parts(load)) + self._change(load, self._prepared())
 
     def token(self, past: int) -> float:
         """What one more token adds to a large step, if it looks back on `past` computed ones."""
@@ -75,13 +95,13 @@ class StepCost:
         excess = _SMOOTHING * (min(seconds / expected, 2.0) - 1)
         by_size, by_context, by_pair = (1 + excess * part / expected for part in parts)
         index = min(self._index(load.tokens), len(self._sizes) - 1)
-        self._seconds[index] = max(self._seconds[index] * by_size, self._measured.seconds[index][1] * _CHEAPEST)
-        self._per_context = max(self._per_context * by_context, self._measured.per_context * _CHEAPEST)
-        self._per_pair = max(self._per_pair * by_pair, self._measured.per_pair * _CHEAPEST)
+        self._seconds[index] = max(self._seconds[index] * by_size, self.measured.seconds[index][1] * _CHEAPEST)
+        self._per_context = max(self._per_context * by_context, self.measured.per_context * _CHEAPEST)
+        self._per_pair = max(self._per_pair * by_pair, self.measured.per_pair * _CHEAPEST)
 
     def largest_within(self, seconds: float, past: int) -> int:
         """The largest measured size predicted to take no longer in a context of `past`, at least the smallest."""
-        fitting = [size for size in self._sizes if self.seconds(Load().with_piece(size, past)) <= seconds]
+        fitting = [size for size in self._sizes if self.seconds(self.load([(size, past)])) <= seconds]
         return max(fitting, default=self.smallest)
 
     @property
@@ -102,7 +122,7 @@ class StepCost:
         return by_size, self._per_context * load.context, self._per_pair * load.pairs
 
     def _change(self, load: Load, prepared: Collection[int]) -> float:
-        return 0.0 if not prepared or self.rounded(load.tokens) in prepared else self._measured.change
+        return 0.0 if not prepared or self.rounded(load.tokens) in prepared else self.measured.change
 
     def _index(self, tokens: int) -> int:
         return bisect.bisect_left(self._sizes, tokens)

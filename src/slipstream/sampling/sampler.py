@@ -1,12 +1,13 @@
 """Choosing the next token from a row of logits, as a pure function of (logits, seed, position, tokens before)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from slipstream.backend.base import FloatArray, IntArray
-from slipstream.engine.params import SamplingParams
+from slipstream.sampling.params import SamplingParams
+from slipstream.types import FloatArray, IntArray
 
 _NUCLEUS_FIRST_LOOK = 256
 """Candidates sorted before the whole vocabulary is: nearly always enough for top_p, and twenty times faster."""
@@ -21,15 +22,22 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
+class Choice(NamedTuple):
+    """A chosen token, with its log-probability if the request asked for it."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
 class Sampler:
-    """Samples the tokens of one generation.
+    """Chooses the tokens of one request. `choose` defines the choice; other choosers must agree with it.
 
     The choice at a position uses one uniform number from a counter-based generator (Philox, SC 2011) keyed by the seed
     with the position as its counter. So it does not matter in which step, or after which rejected draft, it is made.
     """
 
     def __init__(self, params: SamplingParams, seed: int, prompt: IntArray, vocab_size: int) -> None:
-        self._params = params
+        self.params = params
         self._key = seed % 2**64
         self._bias: tuple[npt.NDArray[np.intp], FloatArray] | None = None
         if params.logit_bias:
@@ -40,16 +48,25 @@ class Sampler:
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[prompt] = True
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed, by penalties or a bias, before a token is chosen."""
+        return self.params.penalised or self._bias is not None
+
     def sample(self, logits: FloatArray, position: int) -> int:
         """The token for `position` (index in its sequence), from float32 logits [vocab_size], which it leaves alone."""
-        adjusted = self._adjust(logits)
-        if self._params.greedy:
+        adjusted = self.adjust(logits)
+        if self.params.greedy:
             return int(adjusted.argmax())
-        return self._draw(adjusted, position)
+        return self.draw(adjusted, position)
+
+    def uniform(self, position: int) -> float:
+        """The random number in [0, 1) that decides at a position."""
+        return float(np.random.Generator(np.random.Philox(key=self._key, counter=position)).random())
 
     def accept(self, token: int) -> None:
         """Note that `token` was generated, for the penalties of those after it."""
-        if self._params.penalised:
+        if self.params.penalised:
             self._generated[token] += 1
             self._seen[token] = True
 
@@ -57,16 +74,16 @@ class Sampler:
         """The log-probability of `token`, with as many alternatives as the request asked for."""
         peak = logits.max()
         normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
-        count = self._params.logprobs or 0
+        count = self.params.logprobs or 0
         top = np.argpartition(logits, -count)[-count:] if count else np.empty(0, np.intp)
         top = top[np.lexsort((top, -logits[top]))]
         alternatives = tuple((int(i), float(logits[i]) - normaliser) for i in top)
         return TokenLogprob(token, float(logits[token]) - normaliser, alternatives)
 
-    def _adjust(self, logits: FloatArray) -> FloatArray:
-        """Penalties and bias, on a copy where there are any."""
-        params = self._params
-        if not params.penalised and self._bias is None:
+    def adjust(self, logits: FloatArray) -> FloatArray:
+        """Apply penalties and bias, on a copy if there are any."""
+        params = self.params
+        if not self.adjusts:
             return logits
         adjusted = logits.copy()
         if params.repetition_penalty != 1.0:
@@ -83,8 +100,9 @@ class Sampler:
             adjusted[ids] += values
         return adjusted
 
-    def _draw(self, logits: FloatArray, position: int) -> int:
-        params = self._params
+    def draw(self, logits: FloatArray, position: int) -> int:
+        """The token for `position` by chance, from logits that are adjusted already."""
+        params = self.params
         candidates: npt.NDArray[np.intp] | None = None  # None stands for the whole vocabulary
         if 0 < params.top_k < len(logits):
             candidates = _largest(logits, params.top_k)
@@ -96,10 +114,39 @@ class Sampler:
         if params.top_p < 1.0:
             weights = _nucleus(weights, params.top_p)
         cumulative = weights.cumsum(dtype=np.float64)
-        uniform = np.random.Generator(np.random.Philox(key=self._key, counter=position)).random()
-        index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+        index = int(np.searchsorted(cumulative, self.uniform(position) * cumulative[-1], side="right"))
         index = min(index, int(np.flatnonzero(weights)[-1]))  # rounding must not step past the last candidate
         return index if candidates is None else int(candidates[index])
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a step's logits, and how the token that follows it is chosen."""
+
+    index: int
+    """Of the row in its step."""
+    sampler: Sampler
+    """Of the request, after all tokens before `position`."""
+    position: int
+    """Of the token in its sequence."""
+    mask: IntArray | None = None
+    """Bits of the tokens that are allowed, int32 [vocab_size / 32, rounded up], lowest first; None for all."""
+    token: int | None = None
+    """The token, if it is chosen already and only its log-probability is wanted."""
+
+    def choose(self, logits: FloatArray) -> Choice:
+        """The choice from float32 logits [vocab_size]."""
+        token = self.token
+        if token is None:
+            token = self.sampler.sample(logits if self.mask is None else masked(logits, self.mask), self.position)
+        wanted = self.sampler.params.logprobs is not None
+        return Choice(token, self.sampler.logprob(logits, token) if wanted else None)
+
+
+def masked(logits: FloatArray, mask: IntArray) -> FloatArray:
+    """A copy of float32 logits [vocab_size] with minus infinity for every token whose bit is not set."""
+    allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little")
+    return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
 
 
 def _largest(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:

@@ -1,0 +1,256 @@
+"""A store of keys and values in blocks that sequences share."""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from slipstream.backend.store import Blob, OutOfMemoryError, SequenceState, Span
+from slipstream.types import IntArray
+
+_SPAN_BLOCKS = 16
+"""Blocks that are copied between two steps: a few milliseconds' worth."""
+
+
+class Blocks(Protocol):
+    """Keys and values, in all layers, by block."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the content of one block to another."""
+        ...
+
+    def read_blocks(self, blocks: IntArray) -> Blob:
+        """A copy of what blocks hold, [blocks, ...]."""
+        ...
+
+    def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
+        """Fill blocks with what `read_blocks` gave."""
+        ...
+
+
+class PagedState(SequenceState):
+    """A block table; blocks beyond those of `length` are reserved."""
+
+    __slots__ = ("_size", "_table", "evictable")
+
+    def __init__(self) -> None:
+        self.length = self.room = 0
+        self.evictable = False
+        self._table = np.empty(4, np.int32)
+        self._size = 0
+
+    @property
+    def block_table(self) -> IntArray:
+        """The blocks in order, int32; a view, valid until the state changes."""
+        return self._table[: self._size]
+
+    def append(self, blocks: IntArray) -> None:
+        """Add blocks at the end."""
+        end = self._size + len(blocks)
+        if end > len(self._table):
+            self._table = np.concatenate((self._table, np.empty(max(end, len(self._table)), np.int32)))
+        self._table[self._size : end] = blocks
+        self._size = end
+
+    def cut(self, count: int) -> IntArray:
+        """Take off all but the first `count` blocks; returns them."""
+        taken = self._table[count : self._size].copy()
+        self._size = min(self._size, count)
+        return taken
+
+
+class PagedStore:
+    """A `Store` in blocks numbered 1 to `num_blocks`, each with a count of the states that have it.
+
+    Forking shares full blocks and copies a partial one, so a slot that holds a token is never written again while
+    another state can see it. `spare` slots after a state's last token are the backend's own, for whatever it writes
+    there. All operations cost O(blocks named).
+    """
+
+    def __init__(self, blocks: Blocks, *, num_blocks: int, block_size: int, block_bytes: int, spare: int = 0) -> None:
+        self.block_size = block_size
+        self.capacity = num_blocks * block_size - spare
+        self.bytes_per_token = block_bytes // block_size
+        self._blocks = blocks
+        self._num_blocks = num_blocks
+        self._spare = spare
+        self._references = np.zeros(num_blocks + 1, np.int32)
+        self._evictable = np.zeros(num_blocks + 1, np.int32)
+        self._evictable_blocks = 0
+        self._free = np.arange(num_blocks, 0, -1, dtype=np.int32)  # a stack: a lightly used store touches few pages
+        self._free_count = num_blocks
+
+    @property
+    def free(self) -> int:
+        """Memory that nothing holds, in tokens."""
+        return self._free_count * self.block_size
+
+    @property
+    def evictable(self) -> int:
+        """Memory that evictable states alone hold, in tokens."""
+        return self._evictable_blocks * self.block_size
+
+    def open(self, room: int) -> PagedState:
+        """A state of no tokens, with blocks for `room` tokens."""
+        state = PagedState()
+        self._take(state, self.open_cost(room))
+        return state
+
+    def fork(self, state: PagedState, length: int, room: int) -> PagedState:
+        """A state of the first `length` tokens of another: full blocks are shared, a partial one is copied."""
+        full, partial = divmod(length, self.block_size)
+        child = PagedState()
+        child.append(state.block_table[:full])
+        self._require(cost := self.fork_cost(state, length, room))
+        self._count(child.block_table, references=1)
+        self._take(child, cost)
+        if partial:
+            self._blocks.copy_block(int(state.block_table[full]), int(child.block_table[full]))
+        child.length = length
+        self._note_room(child)
+        return child
+
+    def reserve(self, state: PagedState, room: int) -> None:
+        """Add blocks up to `room` tokens in all."""
+        self._take(state, self.reserve_cost(state, room))
+
+    def rewind(self, state: PagedState, length: int) -> int:
+        """Forget all tokens after the first `length`.
+
+        If the new end falls into a block that another state has too, that block is copied; if memory has no block left
+        for it, the rewind goes on to where it begins.
+        """
+        if self._ends_in_shared_block(state, length):
+            at = length // self.block_size
+            shared, *reserved = state.cut(at)
+            if self._free_count:
+                self._take(state, self.block_size)
+                self._blocks.copy_block(int(shared), int(state.block_table[at]))
+            else:
+                length = at * self.block_size
+            self._release(np.array([shared], np.int32), state.evictable)
+            state.append(np.array(reserved, np.int32))
+            self._note_room(state)
+        state.length = length
+        return length
+
+    def trim(self, state: PagedState) -> None:
+        """Give back the blocks beyond those of the state's tokens."""
+        self._release(state.cut(-(-state.length // self.block_size)), state.evictable)
+        self._note_room(state)
+
+    def release(self, state: PagedState) -> None:
+        """Give back all blocks; the state must not be used again."""
+        assert state.length >= 0, "a state was released twice"
+        self._release(state.cut(0), state.evictable)
+        state.length = -1
+
+    def set_evictable(self, state: PagedState, evictable: bool) -> None:
+        """Declare whether a state belongs to nobody."""
+        if state.evictable != evictable:
+            self._count(state.block_table, evictable=1 if evictable else -1)
+            state.evictable = evictable
+
+    def open_cost(self, room: int) -> int:
+        """The tokens of the blocks that `room` tokens take."""
+        return -(-(room + self._spare) // self.block_size) * self.block_size
+
+    def fork_cost(self, state: PagedState, length: int, room: int) -> int:  # noqa: ARG002 - costs the same from any
+        """The same, less the full blocks that are shared; a fork without more room needs no spare slots."""
+        needed = self.open_cost(room) if room > length else -(-length // self.block_size) * self.block_size
+        return needed - length // self.block_size * self.block_size
+
+    def reserve_cost(self, state: PagedState, room: int) -> int:
+        """The same, less the blocks that the state has."""
+        return max(0, self.open_cost(room) - len(state.block_table) * self.block_size)
+
+    def cut_cost(self, state: PagedState, length: int, room: int) -> int:
+        """What a state has to take to lose its tail and have `room` tokens reserved, less what the tail alone held."""
+        kept = -(-length // self.block_size)
+        freed = int((self._references[state.block_table[kept:]] == 1).sum())
+        copied = self._ends_in_shared_block(state, length)
+        return max(0, self.open_cost(room) - kept * self.block_size) + (copied - freed) * self.block_size
+
+    def held(self, states: Iterable[PagedState]) -> int:
+        """The tokens of the blocks that states have, each block counted once."""
+        tables = [state.block_table for state in states]
+        return len(np.unique(np.concatenate(tables))) * self.block_size if tables else 0
+
+    def spans(self, start: int, end: int) -> Iterator[Span]:
+        """The tokens from `start` to `end` in spans that all but the last end with a block."""
+        size = _SPAN_BLOCKS * self.block_size
+        for first, last in pairwise([start, *range((start // size + 1) * size, end, size), end]):
+            yield Span(first, last, -(-last // self.block_size) - first // self.block_size)
+
+    def aligned(self, start: int) -> int:
+        """Where the block of a token begins."""
+        return start - start % self.block_size
+
+    def export(self, state: PagedState, start: int, end: int) -> Blob:
+        """A copy of the blocks of the tokens from `start` to `end`, whole, so that some rubbish may be at its end."""
+        return self._blocks.read_blocks(self._span(state, start, end))
+
+    def install(self, state: PagedState, end: int, blob: Blob) -> None:
+        """Extend a state that ends with a block by what was exported up to `end`."""
+        self._blocks.write_blocks(self._span(state, state.length, end), blob)
+        state.length = end
+
+    def check(self, states: Iterable[PagedState]) -> None:
+        """Assert that each block is either free, once, or had by as many of these states as it counts (for tests)."""
+        counted, evictable = np.zeros_like(self._references), np.zeros_like(self._references)
+        for state in states:
+            counted[state.block_table] += 1
+            evictable[state.block_table] += state.evictable
+            assert 0 <= state.length <= len(state.block_table) * self.block_size
+        assert np.array_equal(counted, self._references), "reference counts differ from the block tables"
+        assert np.array_equal(evictable, self._evictable), "evictable counts differ from the block tables"
+        assert self._evictable_blocks == int(((counted > 0) & (counted == evictable)).sum())
+        free = self._free[: self._free_count]
+        assert len(np.unique(free)) == self._free_count, "a block is free twice"
+        assert not counted[free].any(), "a free block is in a block table"
+        assert (counted[1:] > 0).sum() == self._num_blocks - self._free_count, "a block is lost"
+
+    def _span(self, state: PagedState, start: int, end: int) -> IntArray:
+        return state.block_table[start // self.block_size : -(-end // self.block_size)]
+
+    def _ends_in_shared_block(self, state: PagedState, length: int) -> bool:
+        """Whether slot `length` lies behind a token, in a block that another state has too."""
+        block, used = divmod(length, self.block_size)
+        table = state.block_table
+        return used > 0 and block < len(table) and bool(self._references[table[block]] > 1)
+
+    def _require(self, size: int) -> None:
+        if size > self.free:
+            raise OutOfMemoryError(f"KV memory for {size} tokens was asked for, {self.free} are free")
+
+    def _take(self, state: PagedState, size: int) -> None:
+        """Give a state free blocks for `size` tokens."""
+        self._require(size)
+        rest = self._free_count - size // self.block_size
+        blocks = self._free[rest : self._free_count][::-1].copy()
+        self._free_count = rest
+        self._count(blocks, references=1, evictable=int(state.evictable))
+        state.append(blocks)
+        self._note_room(state)
+
+    def _note_room(self, state: PagedState) -> None:
+        state.room = len(state.block_table) * self.block_size - self._spare
+
+    def _release(self, blocks: IntArray, evictable: bool) -> None:
+        self._count(blocks, references=-1, evictable=-int(evictable))
+        freed = blocks[self._references[blocks] == 0]
+        self._free[self._free_count : self._free_count + len(freed)] = freed[::-1]
+        self._free_count += len(freed)
+
+    def _count(self, blocks: IntArray, *, references: int = 0, evictable: int = 0) -> None:
+        """Change the counts of (distinct) blocks."""
+        if len(blocks):
+            self._evictable_blocks -= self._evictable_among(blocks)
+            self._references[blocks] += references
+            self._evictable[blocks] += evictable
+            self._evictable_blocks += self._evictable_among(blocks)
+
+    def _evictable_among(self, blocks: IntArray) -> int:
+        held = self._references[blocks]
+        return int(((held > 0) & (held == self._evictable[blocks])).sum())

@@ -1,0 +1,132 @@
+"""Verbs to the engine about its memory, as data."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from slipstream.backend import Blob
+from slipstream.kv import KVMemory
+from slipstream.types import IntArray
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Command(Generic[T_co]):
+    """What the engine carries out between steps."""
+
+    def run(self, kv: KVMemory) -> Iterator[T_co | None]:
+        """Do it, on the engine's thread. The last value is the result; steps may be run after each value before."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Pin(Command[bool]):
+    """Hold on to what is computed of `tokens`; False if there's no room for it, see `KVMemory.pin`."""
+
+    name: str
+    tenant: str
+    tokens: IntArray
+
+    def run(self, kv: KVMemory) -> Iterator[bool]:
+        yield kv.pin(self.name, self.tenant, self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin(Command[None]):
+    """Let go of what is held under a name."""
+
+    name: str
+
+    def run(self, kv: KVMemory) -> Iterator[None]:
+        kv.unpin(self.name)
+        yield None
+
+
+@dataclass(frozen=True, slots=True)
+class Discard(Command[None]):
+    """Free the cached sequence of just these tokens, or fewer, if there is one."""
+
+    tenant: str
+    tokens: IntArray
+
+    def run(self, kv: KVMemory) -> Iterator[None]:
+        kv.discard(self.tenant, self.tokens)
+        yield None
+
+
+@dataclass(frozen=True, slots=True)
+class Clear(Command[None]):
+    """Free all cached sequences."""
+
+    def run(self, kv: KVMemory) -> Iterator[None]:
+        kv.clear()
+        yield None
+
+
+@dataclass(frozen=True, slots=True)
+class CountComputed(Command[list[int]]):
+    """How many tokens of each conversation, of a tenant and its tokens, are in memory."""
+
+    conversations: Sequence[tuple[str, IntArray]]
+
+    def run(self, kv: KVMemory) -> Iterator[list[int]]:
+        yield [kv.computed(tenant, tokens) for tenant, tokens in self.conversations]
+
+
+@dataclass(frozen=True, slots=True)
+class Export(Command[Blob]):
+    """A copy of the state of `tokens` from token `start` on; None unless all of it is in memory."""
+
+    tenant: str
+    tokens: IntArray
+    start: int = 0
+
+    def run(self, kv: KVMemory) -> Iterator[Blob | None]:
+        parts = []
+        for part in kv.export(self.tenant, self.tokens, self.start):
+            if part is None:
+                yield None
+                return
+            parts.append(part)
+            yield None
+        yield np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Install(Command[bool]):
+    """Take in what `Export` gave for the same tokens; False if memory has no room for it, or not the tokens before."""
+
+    tenant: str
+    tokens: IntArray
+    start: int
+    blob: Blob
+
+    def run(self, kv: KVMemory) -> Iterator[bool]:
+        yield from kv.install(self.tenant, self.tokens, self.start, self.blob)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard(Command[None]):
+    """Have a copy made of the state of `tokens` from token `start` on, under a key, before it is evicted."""
+
+    key: bytes
+    tenant: str
+    tokens: IntArray
+    start: int
+
+    def run(self, kv: KVMemory) -> Iterator[None]:
+        kv.guards.add(self.key, self.tenant, self.tokens, self.start)
+        yield None
+
+
+@dataclass(frozen=True, slots=True)
+class Unguard(Command[None]):
+    """Have no copy made any more."""
+
+    key: bytes
+
+    def run(self, kv: KVMemory) -> Iterator[None]:
+        kv.guards.remove(self.key)
+        yield None

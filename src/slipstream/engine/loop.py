@@ -1,0 +1,411 @@
+"""The engine's thread: the one place where the model runs."""
+
+import contextlib
+import logging
+import math
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from slipstream.backend import Backend, Chunk, Ticket
+from slipstream.engine.commands import Command
+from slipstream.engine.generation import Generation, Phase, StepOutput
+from slipstream.engine.idle import IdlePrefill, IdleQueue
+from slipstream.engine.request import Output
+from slipstream.engine.scheduler import Scheduler, Work
+from slipstream.errors import EngineStoppedError
+from slipstream.kv import KVMemory, KVUsage
+from slipstream.sampling import Choice, Row
+
+logger = logging.getLogger(__name__)
+
+_IDLE_STEP_TARGET = 0.1
+"""Seconds that a request may have to wait for what is computed ahead of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request to queue."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command to carry out, and where its result goes."""
+
+    command: Command[Any]
+    result: "Future[Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no more requests; end those that run at a `monotonic` time, and report when there are none."""
+
+    deadline: float
+    done: "Future[None]"
+
+
+class Wake:
+    """Something has changed; look."""
+
+
+class Stop:
+    """End the thread."""
+
+
+Message = Submit | Call | Drain | IdlePrefill | Wake | Stop
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Totals since the start, and what there is now."""
+
+    steps: int = 0
+    tokens_forwarded: int = 0
+    """Real tokens, without padding."""
+    infer_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    """Time of the engine thread with something to do, `infer_seconds` included."""
+    idle_tokens: int = 0
+    """Of `tokens_forwarded`: computed ahead of time, while nobody waited."""
+    idle_seconds: float = 0.0
+    preemptions: int = 0
+    running: int = 0
+    waiting: int = 0
+    idle_jobs: int = 0
+    """Work that waits for a time when nobody waits."""
+    idle_jobs_taken: int = 0
+    requests_taken: int = 0
+    """Out of the inbox, since the start; so are idle jobs."""
+    kv: KVUsage = field(default_factory=KVUsage)
+
+
+class EngineLoop:
+    """Takes messages and runs steps until it is stopped. `stats` is replaced, never changed, so any thread may read."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        kv: KVMemory,
+        scheduler: Scheduler,
+        inbox: "queue.SimpleQueue[Message]",
+        *,
+        step_target: float,
+    ) -> None:
+        self._backend = backend
+        self._kv = kv
+        self._scheduler = scheduler
+        self._inbox = inbox
+        self._idle_step_target = min(step_target, _IDLE_STEP_TARGET)
+        self._idle = IdleQueue(kv)
+        self._calls: deque[_Task] = deque()
+        self._drains: list[Drain] = []
+        self._stopped = False
+        self.failure: EngineStoppedError | None = None
+        """Why nothing is computed any more, if so."""
+        self._patient_until = 0.0
+        """When to begin with idle work, for a turn may come in that would have to wait for it."""
+        self._totals = EngineStats(kv=kv.usage())
+        self.stats = replace(self._totals)
+
+    def run(self) -> None:
+        """Serve until `Stop`; after a fault, commands alone."""
+        while not self._stopped:
+            try:
+                self._serve()
+            except Exception as fault:
+                logger.critical("the engine failed and takes no more requests", exc_info=True)
+                self.failure = EngineStoppedError(f"the engine failed: {fault}")
+                self._end_all(self.failure)
+        for task in self._calls:
+            task.give_up(EngineStoppedError("the engine is shutting down"))
+
+    def _serve(self) -> None:
+        while not self._stopped:
+            self._receive(wait=self._seconds_to_work())
+            started = time.perf_counter()
+            self._drop_cancelled()
+            self._end_drains()
+            if self.failure is None:
+                self._compute(started)
+            self._carry_on()
+            self._totals.busy_seconds += time.perf_counter() - started
+            self._publish()
+
+    def _compute(self, started: float) -> None:
+        """Run a step, if there is something to compute."""
+        self._admit()
+        self._publish()
+        if work := self._scheduler.plan(math.inf if self._drains else started):
+            self._step(work)
+        elif self._idle and self._scheduler.idle and started >= self._patient_until:
+            self._step_ahead()
+
+    def _publish(self) -> None:
+        """Let other threads see how things stand."""
+        totals = self._totals
+        totals.preemptions = self._scheduler.preemptions
+        totals.running = len(self._scheduler.running)
+        totals.waiting = len(self._scheduler.waiting)
+        totals.idle_jobs = len(self._idle)
+        totals.kv = self._kv.usage()
+        self.stats = replace(totals)
+
+    def _seconds_to_work(self) -> float | None:
+        """How long there's nothing to compute unless something comes in; None for ever."""
+        if self._calls or self._drains:
+            due = 0.0
+        elif not self._scheduler.idle:
+            due = self._scheduler.due
+        elif self._idle and self.failure is None:
+            due = self._patient_until
+        else:
+            return None
+        return max(0.0, due - time.perf_counter())
+
+    # Messages
+
+    def _receive(self, *, wait: float | None) -> None:
+        """Take in what came; waits so many seconds for something, None for ever."""
+        if wait != 0.0:
+            with contextlib.suppress(queue.Empty):
+                self._take(self._inbox.get(timeout=wait))
+        while not self._inbox.empty():
+            self._take(self._inbox.get())
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Submit(generation) if self.failure is not None or self._drains:
+                self._emit(generation, generation.abort("error", self.failure or _shut_down()))
+            case Submit(generation):
+                self._scheduler.waiting.append(generation)
+                self._totals.requests_taken += 1
+            case Call(command, result):
+                self._calls.append(_Task(command.run(self._kv), result))
+            case IdlePrefill():
+                self._idle.add(message)
+                self._totals.idle_jobs_taken += 1
+            case Drain():
+                self._drains.append(message)
+            case Stop():
+                self._stopped = True
+
+    def _carry_on(self) -> None:
+        """Carry on with the oldest command, once memory has all that was said by then."""
+        if not self._calls:
+            return
+        while self.failure is None and (work := self._scheduler.plan_settling()):
+            self._step(work)
+        if not self._calls[0].carry_on():
+            self._calls.popleft()
+
+    def _end_drains(self) -> None:
+        """Report that nothing runs any more, or end what runs when its time is up."""
+        if not self._drains:
+            return
+        if not self._scheduler.idle:
+            if time.monotonic() < min(drain.deadline for drain in self._drains):
+                return
+            self._end_all(_shut_down())
+        for drain in self._drains:
+            drain.done.set_result(None)
+        self._drains.clear()
+
+    # Requests
+
+    def _drop_cancelled(self) -> None:
+        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
+            if generation.cancelled and generation.phase is not Phase.SETTLING:
+                self._end(generation)
+
+    def _end_all(self, error: Exception) -> None:
+        """End what has no answer yet; what has one gets the state of its last tokens, if the model still runs."""
+        while self.failure is None and (work := self._scheduler.plan_settling()):
+            self._step(work)
+        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._end(generation, error)
+
+    def _end(self, generation: Generation, error: Exception | None = None) -> None:
+        """End a generation that has no answer yet or only part of one."""
+        answered = generation.phase is Phase.SETTLING
+        output = None if answered else generation.abort("error" if error else "cancelled", error)
+        if generation in self._scheduler.running:
+            self._scheduler.retire(generation)
+        else:
+            self._scheduler.waiting.remove(generation)
+        if output is not None:
+            self._emit(generation, output)
+
+    def _admit(self) -> None:
+        for generation in list(self._scheduler.admit()):
+            try:
+                output = generation.opening()
+            except Exception as error:
+                self._end(generation, error)
+                continue
+            if output is not None:
+                if output.finish_reason is not None:
+                    generation.conclude()
+                self._emit(generation, output)
+
+    @staticmethod
+    def _emit(generation: Generation, output: Output) -> None:
+        try:
+            generation.sink(output)
+        except Exception:
+            logger.exception("a request's sink failed; the request is cancelled")
+            generation.cancelled = True
+
+    # Steps
+
+    def _step(self, work: list[Work]) -> None:
+        """Run a step and let each generation have its part of it."""
+        parts, first = [], 0
+        for item in work:
+            parts.append(_Part(item, first))
+            first += item.rows
+            item.generation.counters.forward_passes += item.generation.phase is not Phase.SETTLING
+        try:
+            rows: list[Row] = []
+            ticket = self._run([item.chunk() for item in work], meanwhile=lambda: _look_ahead(parts, rows))
+            early = {row.index: choice for row, choice in zip(rows, ticket.choose(rows), strict=True)}
+            for part in parts:
+                self._settle(part.item.generation)
+            self._accept(ticket, [(part, part.accepting(early)) for part in parts if part.item.chooses])
+        except Exception as error:
+            logger.exception("a step failed; its requests are answered with the error")
+            for item in work:
+                if item.generation in self._scheduler.running:
+                    self._end(item.generation, error)
+
+    def _run(self, chunks: list[Chunk], meanwhile: Callable[[], object] = lambda: None) -> Ticket:
+        """Have the backend run a step, and count it."""
+        started = time.perf_counter()
+        ticket = self._backend.launch(chunks)
+        meanwhile()
+        ticket.wait()
+        self._totals.infer_seconds += time.perf_counter() - started
+        self._totals.steps += 1
+        self._totals.tokens_forwarded += sum(len(chunk.tokens) for chunk in chunks)
+        return ticket
+
+    def _settle(self, generation: Generation) -> None:
+        """Let a generation go if it has its answer, and now the state of its last tokens, too."""
+        if generation.phase is Phase.SETTLING and not generation.pending:
+            generation.phase = Phase.DONE
+            self._scheduler.retire(generation)
+
+    def _accept(self, ticket: Ticket, choosing: list[tuple["_Part", "_Accepting"]]) -> None:
+        """Let generations take their tokens; what they still ask for is chosen for all of them at once."""
+        answers: list[Choice | None] = [None] * len(choosing)
+        while choosing:
+            asking, rows = [], []
+            for (part, accepting), answer in zip(choosing, answers, strict=True):
+                try:
+                    rows.append(accepting.send(answer))  # type: ignore[arg-type]  # None starts it
+                    asking.append((part, accepting))
+                except StopIteration as end:
+                    self._deliver(part, end.value)
+                except Exception as error:
+                    logger.warning("a request failed, others go on", exc_info=True)
+                    self._kv.rewind(part.sequence, part.computed)
+                    self._end(part.item.generation, error)
+            choosing = asking
+            answers = [*ticket.choose(rows)] if rows else []
+
+    def _deliver(self, part: "_Part", output: StepOutput) -> None:
+        """Give a generation's sink what came of a step."""
+        generation, sequence = part.item.generation, part.sequence
+        if output.confirmed < len(part.item.draft):
+            self._kv.rewind(sequence, part.computed + output.confirmed)
+        if output.output.finish_reason is not None:
+            generation.conclude()
+            self._patient_until = self._scheduler.settles_at(generation)
+        self._scheduler.accepted(part.item, output.chosen)
+        if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
+            self._scheduler.retire(generation)
+            self._publish()
+        self._emit(generation, output.output)
+
+    def _step_ahead(self) -> None:
+        """Compute ahead of time, in a step short enough for a request to wait for."""
+        started = time.perf_counter()
+
+        def compute(chunk: Chunk) -> None:
+            self._run([chunk])
+            self._totals.idle_tokens += len(chunk.tokens)
+
+        try:
+            self._idle.step(lambda past: self._backend.cost.largest_within(self._idle_step_target, past), compute)
+        except Exception:
+            logger.exception("computing ahead of time failed; it will be done when it's needed")
+        self._totals.idle_seconds += time.perf_counter() - started
+
+
+_Accepting = Generator[Row, Choice, StepOutput]
+
+
+class _Part:
+    """A generation's part of a step, whose rows begin with the step's row `first`."""
+
+    __slots__ = ("computed", "error", "first", "item", "sequence")
+
+    def __init__(self, item: Work, first: int) -> None:
+        assert item.generation.sequence is not None
+        self.item = item
+        self.sequence = item.generation.sequence
+        self.computed = self.sequence.computed + item.count
+        """How many tokens are computed after the step, without the draft."""
+        self.first = first
+        self.error: Exception | None = None
+        """What went wrong while rows were asked for, such as a grammar that met a limit."""
+
+    def accepting(self, early: Mapping[int, Choice]) -> _Accepting:
+        """The generation taking its tokens."""
+        if self.error is not None:
+            raise self.error
+        return (yield from self.item.generation.accept(self.item.draft, self.first, early))
+
+
+def _look_ahead(parts: list[_Part], rows: list[Row]) -> None:
+    """Collect the rows of a step whose choice can be made at once, and make their masks."""
+    for part in parts:
+        if part.item.chooses:
+            try:
+                rows += part.item.generation.early_rows(part.item.draft, part.first)
+            except Exception as error:
+                part.error = error
+
+
+class _Task:
+    """A command being carried out."""
+
+    def __init__(self, progress: Iterator[Any], result: "Future[Any]") -> None:
+        self._progress = progress
+        self._result = result
+        self._last: Any = None
+
+    def carry_on(self) -> bool:
+        """Do the next part of it; False if there was none left."""
+        try:
+            self._last = next(self._progress)
+        except StopIteration:
+            self._result.set_result(self._last)
+            return False
+        except Exception as error:
+            self._result.set_exception(error)
+            return False
+        return True
+
+    def give_up(self, error: Exception) -> None:
+        """End it without a result."""
+        self._result.set_exception(error)
+
+
+def _shut_down() -> EngineStoppedError:
+    return EngineStoppedError("the server shut down before the answer was finished")
