@@ -17,7 +17,7 @@ ALLOWED = {
     "models": {"tokenizer"},
     "kv": {"backend"},
     "engine": {"kv", "tokenizer", "backend"},
-    "chat": {"tokenizer", "backend"},
+    "chat": {"tokenizer"},
     "config": {"models"},
     "sessions": {"chat", "engine", "kv", "backend"},
     "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
