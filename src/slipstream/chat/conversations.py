@@ -201,7 +201,9 @@ class Conversations:
             opened = self._dialect.reasoning.opened_by(text)
             return Prompt(Tokens(self._tokenizer.encode(text)), _new_id(), history, opens_reasoning=opened)
         number, part = known
-        tail = self._renderer.tail(messages, number, self._written(part.token_ids), setting)
+        plain = messages[number].text and not messages[number].tool_calls  # which ends with its text
+        generated = "" if plain else self._written(part.token_ids)
+        tail = self._renderer.tail(messages, number, generated, setting)
         if tail is None:
             self.renders["full"] += 1
             text = self._renderer.whole(messages, setting)
