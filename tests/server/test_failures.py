@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
-import numpy as np
 import pytest
 
 from slipstream.chat import NO_TOOLS, Message, Prompt
 from slipstream.chat.answers import Dialect
+from slipstream.chat.messages import History
 from slipstream.config import ServerConfig
 from slipstream.embedded import Engine
 from slipstream.engine import GenerationRequest, Output, TurnCounters
@@ -22,13 +22,14 @@ from slipstream.errors import SlipstreamError
 from slipstream.server import run
 from slipstream.server.app import create_app
 from slipstream.sessions import SessionTurn
+from slipstream.tokens import Tokens
 
 Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
 
 
 def post(submit: Submit, *, stream: bool) -> httpx.Response:
     """The answer of an app over an engine whose `submit` is this."""
-    prompt = Prompt(np.ones(3, np.int32), "conv_1", b"", None, 0)
+    prompt = Prompt(Tokens([1, 1, 1]), "conv_1", History(b"", []))
     turn = SessionTurn("", None, (Message("user", "Hello"),), NO_TOOLS)
     sessions = SimpleNamespace(
         begin=lambda *asked, **how: turn,

@@ -28,7 +28,7 @@ from slipstream.chat import (
 from slipstream.chat.answers import Dialect
 from slipstream.chat.formats.base import NativeTools
 from slipstream.chat.ledger import LedgerEntry
-from slipstream.chat.messages import digest, digests
+from slipstream.chat.messages import History, digest
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
@@ -278,12 +278,12 @@ class TestSameMessage:
         assert message.canonical() != assistant("", self.CALL).canonical()
 
     def test_lone_surrogates_can_be_digested(self) -> None:
-        assert digest(b"", "\ud800") != digest(b"", "\ud801")
+        assert user("\ud800").digest != user("\ud801").digest
 
     @settings(deadline=None)
     @given(st.lists(st.text(max_size=3), max_size=6), st.lists(st.text(max_size=3), max_size=6))
     def test_digests_are_equal_as_far_as_messages_are(self, first: list[str], second: list[str]) -> None:
-        one, other = (digests(b"", map(user, texts)) for texts in (first, second))
+        one, other = (History(digest(""), [user(text) for text in texts]).keys() for texts in (first, second))
         for count, (left, right) in enumerate(zip(one, other, strict=False), start=1):
             assert (left == right) == (first[:count] == second[:count])
 
@@ -297,6 +297,15 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger = Ledger(self.BOUND)
         self.everything: dict[bytes, tuple[bytes | None, list[int]]] = {}
+        self.kept: list[bytes] = []
+        """What a ledger keeps, least recently used first; to use one is to use those that it goes on from."""
+
+    def note_use(self, key: bytes) -> None:
+        at: bytes | None = key
+        while at is not None:
+            self.kept.remove(at)
+            self.kept.append(at)
+            at = self.everything[at][0]
 
     def whole(self, key: bytes | None) -> list[int]:
         if key is None:
@@ -316,15 +325,23 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.add(key, LedgerEntry(parent, np.array(tokens, np.int32), "conversation"))
         if was_known is not None:
             assert self.ledger.get(key) is was_known
-        if parent is not None and was_known is None and self.ledger.get(parent) is None:
-            assert self.ledger.get(key) is None
+        if key not in self.kept and (parent is None or parent in self.kept):
+            self.kept.append(key)
+            self.note_use(key)
+        while sum(len(self.everything[each][1]) for each in self.kept) > self.BOUND and len(self.kept) > 1:
+            del self.kept[0]
 
     @rule(data=st.data())
     def use(self, data: st.DataObject) -> None:
         known = [key for key in self.everything if self.ledger.get(key) is not None]
         if known:
             key = data.draw(st.sampled_from(known))
-            assert self.ledger.tokens(key).tolist() == self.whole(key)
+            assert self.ledger.tokens(key).ids.tolist() == self.whole(key)
+            self.note_use(key)
+
+    @invariant()
+    def what_was_used_last_is_kept(self) -> None:
+        assert {key for key in self.everything if key in self.ledger} == {*self.kept}
 
     @invariant()
     def nobody_is_an_orphan(self) -> None:
@@ -367,7 +384,7 @@ class TestLedger:
     def test_a_branch_goes_before_its_trunk(self) -> None:
         ledger = self.filled(30, (b"a", None, 10), (b"b", b"a", 10), (b"c", b"a", 10), (b"d", b"c", 10))
         assert [key for key in (b"a", b"b", b"c", b"d") if ledger.get(key)] == [b"a", b"c", b"d"]
-        assert ledger.tokens(b"d").tolist() == [*b"a" * 10, *b"c" * 10, *b"d" * 10]
+        assert ledger.tokens(b"d").ids.tolist() == [*b"a" * 10, *b"c" * 10, *b"d" * 10]
 
     def test_the_first_of_two_equal_conversations_stays(self) -> None:
         ledger = self.filled(30, (b"a", None, 10), (b"a", None, 5))
@@ -523,7 +540,7 @@ class TestConversations:
         branches = [chat.ask(user("Hi"), assistant("Hello"), user(text)) for text in ("One", "Two")]
         for branch in branches:
             assert branch.token_ids[: len(seen)].tolist() == seen
-        assert len({branch.key for branch in branches}) == 2
+        assert len({branch.history.key for branch in branches}) == 2
         assert len({branch.conversation_id for branch in branches}) == 1
 
     def test_of_two_answers_to_the_same_prompt_each_has_its_own_tokens(self, tokenizer: Tokenizer) -> None:

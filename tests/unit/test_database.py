@@ -19,6 +19,7 @@ from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import ToolCall
 from slipstream.errors import StateError
 from slipstream.sessions import Database, SessionState
+from slipstream.tokens import Tokens
 
 MODEL = "fingerprint"
 WEATHER = Tool("weather", "Tells it: 天気 ☂", {"type": "object", "properties": {"city": {"type": "string"}}})
@@ -51,7 +52,7 @@ def state(name: str = "agent", *, node: bytes | None = None, tenant: str = "", u
 
 def part(key: bytes, parent: bytes | None, tokens: list[int]) -> Part:
     ids = np.asarray(tokens, np.int32)
-    return Part(key, LedgerEntry(parent, ids, "conv_1", 1), ids)
+    return Part(key, LedgerEntry(parent, ids, "conv_1", 1), Tokens(ids))
 
 
 def ledger(database: Database) -> dict[bytes, tuple[bytes | None, list[int], str]]:

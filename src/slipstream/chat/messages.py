@@ -1,14 +1,17 @@
 """Messages, whatever protocol they came by, and when two of them are the same."""
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 
 from slipstream.tokenizer.provenance import Traced, as_content, content, origin_of
 
 Digest = bytes
-"""Identifies a list of messages with all that precedes it, 16 bytes."""
+"""Identifies a message, or a list of messages with all that precedes it, 16 bytes."""
+
+_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class ToolCall:
             return self.arguments
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: it keeps its digests
 class Message:
     """One message of a conversation; `role` is system, user, assistant or tool.
 
@@ -54,19 +57,64 @@ class Message:
         calls = [[call.id, call.name, call.parsed_arguments()] for call in self.tool_calls]
         return json.dumps([self.role, self.text, calls, self.tool_call_id, self.name], sort_keys=True)
 
+    @cached_property
+    def digest(self) -> Digest:
+        """Equal for messages that mean the same."""
+        return digest(self.canonical())
 
-def digests(start: Digest, messages: Iterable[Message]) -> list[Digest]:
-    """The digest after each message, where `start` is the digest of all that precedes the first."""
-    chain = []
-    for message in messages:
-        start = digest(start, message.canonical())
-        chain.append(start)
-    return chain
+    @cached_property
+    def thought(self) -> Digest:
+        """Equal for messages of the same reasoning."""
+        return digest(self.reasoning)
 
 
-def digest(before: Digest, text: str) -> Digest:
+class History:
+    """A conversation in its setting, as the digests of its messages; each beginning of it has a key.
+
+    `setting` is the digest of all that precedes the first message.
+    """
+
+    def __init__(self, setting: Digest, messages: Sequence[Message]) -> None:
+        self._digests = setting + b"".join([message.digest for message in messages])
+
+    def __len__(self) -> int:
+        return len(self._digests) // _SIZE - 1
+
+    @property
+    def key(self) -> Digest:
+        """The key of the whole."""
+        return blake2b(self._digests, digest_size=_SIZE).digest()
+
+    def key_after(self, message: Message) -> Digest:
+        """The key of the conversation once the message was added to it."""
+        return blake2b(self._digests + message.digest, digest_size=_SIZE).digest()
+
+    def keys(self, start: int = 0) -> Iterator[Digest]:
+        """The keys of the beginnings that end with the message number `start`, and with each later one."""
+        hasher = blake2b(self._digests[: _SIZE * (start + 1)], digest_size=_SIZE)
+        for at in range(_SIZE * (start + 1), len(self._digests), _SIZE):
+            hasher.update(self._digests[at : at + _SIZE])
+            yield hasher.copy().digest()
+
+    def last_in(self, known: Container[Digest]) -> tuple[int, Digest] | None:
+        """The last message that ends a known beginning, and that beginning's key.
+
+        Looks at the last messages first, and each time at twice as many: what goes on is known near its end.
+        """
+        end, width = len(self), 4
+        while end:
+            start = max(0, end - width)
+            keys = list(zip(range(start, end), self.keys(start), strict=False))
+            found = next((each for each in reversed(keys) if each[1] in known), None)
+            if found is not None:
+                return found
+            end, width = start, 2 * width
+        return None
+
+
+def digest(text: str, before: Digest = b"") -> Digest:
     """The digest of `text` coming after what `before` stands for."""
-    return hashlib.blake2b(before + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return blake2b(before + text.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
 
 
 def _number(text: str) -> float | int:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import NamedTuple
 
 from slipstream.chat.messages import Message
@@ -31,9 +31,14 @@ class Placing:
     def __init__(self, text: Traced, messages: int) -> None:
         self.text = text
         self._runs = list(_runs(text))
-        rising = all(before.message <= after.message for before, after in pairwise(self._runs))
-        self.in_order = rising and all(0 <= run.message < messages for run in self._runs)
-        """Whether no content stands behind that of a later message."""
+        self._messages = messages
+
+    def divides(self, place: int, number: int) -> bool:
+        """Whether messages up to this one stand before a place in the text, and later ones behind it."""
+        return all(
+            0 <= run.message <= number if run.start < place else number < run.message < self._messages
+            for run in self._runs
+        )
 
     def end_of(self, number: int, answer: Message, generated: str) -> int | None:
         """Where an answer ends that a model wrote as the end of `generated`, None if that can't be told.
@@ -47,10 +52,10 @@ class Placing:
             said = "".join(self.text[run.start : run.end] for run in own)
             told = (answer.text, answer.reasoning + answer.text)
             return own[-1].end if own and _squeezed(said) in map(_squeezed, told) else None
-        if not own and not self.in_order:
-            return None
         before = (run.end for run in self._runs if run.message < number)
         start = own[-1].end if own else max(before, default=0)
+        if not own and any(run.message > number and run.start < start for run in self._runs):
+            return None
         others = (run.start for run in self._runs if run.start >= start and run.message != number)
         return _best_match(self.text, generated, start, next(others, len(self.text)))
 

@@ -121,9 +121,9 @@ class Tokenizer:
 
         Bytes that aren't UTF-8 become U+FFFD, ids of no token become nothing.
         """
-        skipped = self._special if skip_special else frozenset[int]()
-        kept = (id for id in ids if id not in skipped or id in shown)
-        return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
+        if skip_special:
+            ids = [id for id in ids if id not in self._special or id in shown]
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of a token, perhaps part of a character; b"" for an id of no token."""
