@@ -20,7 +20,7 @@ from slipstream.chat.answers import Dialect
 from slipstream.engine import Output, SamplingParams
 from slipstream.server.responses_output import EventWriter, output_items
 from slipstream.server.responses_store import ResponseStore, StoredResponse
-from slipstream.server.turn import Choice, TurnRequest
+from slipstream.turns import Choice, TurnRequest
 from tests.server.process import MODEL, Server
 from tests.server.test_agents import SYSTEM, Report, Station, every_turn_reuses_the_last
 

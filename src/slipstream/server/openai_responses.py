@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from slipstream.chat import Message
-from slipstream.embedded import Engine
 from slipstream.errors import InvalidRequestError
+from slipstream.runtime import Runtime
 from slipstream.server.extension import SESSION_HEADER, TurnReport, in_session
 from slipstream.server.openai_common import unsupported
 from slipstream.server.responses_items import (
@@ -27,26 +27,26 @@ from slipstream.server.responses_output import EventWriter, cut_short, output_it
 from slipstream.server.responses_request import ResponseRequest, own_field_names
 from slipstream.server.responses_store import ResponseStore, StoredResponse
 from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import TENANT, Turn, TurnRunner
+from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
 
 
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
-    engine = runner.engine
-    store = ResponseStore(engine.database)
+    runtime = runner.runtime
+    store = ResponseStore(runtime.database)
 
     @routes.post("/v1/responses")
     async def create_response(http: Request, body: ResponseRequest) -> Response:
         with own_field_names():
             exchange = _Exchange.of(body, store, in_session=SESSION_HEADER in http.headers)
-            request = in_session(body.turn(engine, exchange.messages), http)
+            request = in_session(body.turn(runtime, exchange.messages), http)
             turn = await runner.start([request])
         params = {"temperature": request.params.temperature, "top_p": request.params.top_p}
-        response = _in_progress(engine, exchange.id) | params | body.echo()
+        response = _in_progress(runtime, exchange.id) | params | body.echo()
 
         def completed() -> dict[str, Any]:
-            whole = response | _outcome(engine, turn, exchange.id)
+            whole = response | _outcome(runtime, turn, exchange.id)
             if body.store is not False:
                 store.put(TENANT, exchange.record(whole, turn))
             return whole
@@ -111,7 +111,7 @@ class _Exchange:
             messages=(*earlier, *item_messages(items, calls)),
         )
 
-    def record(self, response: dict[str, Any], turn: Turn) -> StoredResponse:
+    def record(self, response: dict[str, Any], turn: LiveTurn) -> StoredResponse:
         """What is kept of it and its response."""
         (choice,) = turn.choices
         assert choice.session_turn is not None
@@ -124,7 +124,7 @@ class _Exchange:
         )
 
 
-def _in_progress(engine: Engine, response_id: str) -> dict[str, Any]:
+def _in_progress(runtime: Runtime, response_id: str) -> dict[str, Any]:
     """The fields of a response object that the request does not decide, as long as there is no answer."""
     return {
         "id": response_id,
@@ -135,7 +135,7 @@ def _in_progress(engine: Engine, response_id: str) -> dict[str, Any]:
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "model": engine.model.name,
+        "model": runtime.model.name,
         "output": [],
         "service_tier": "default",
         "truncation": "disabled",
@@ -143,7 +143,7 @@ def _in_progress(engine: Engine, response_id: str) -> dict[str, Any]:
     }
 
 
-def _outcome(engine: Engine, turn: Turn, response_id: str) -> dict[str, Any]:
+def _outcome(runtime: Runtime, turn: LiveTurn, response_id: str) -> dict[str, Any]:
     """The fields that a finished turn decides."""
     (choice,) = turn.choices
     report = TurnReport.of(turn)
@@ -160,14 +160,14 @@ def _outcome(engine: Engine, turn: Turn, response_id: str) -> dict[str, Any]:
                 "cache_write_tokens": report.delta_tokens,
             },
             "output_tokens": report.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": len(engine.tokenizer.encode(choice.reader.reasoning))},
+            "output_tokens_details": {"reasoning_tokens": len(runtime.tokenizer.encode(choice.reader.reasoning))},
             "total_tokens": report.prompt_tokens + report.completion_tokens,
         },
         "slipstream": report.model_dump(),
     }
 
 
-async def _stream(turn: Turn, writer: EventWriter, completed: Callable[[], dict[str, Any]]) -> AsyncIterator[bytes]:
+async def _stream(turn: LiveTurn, writer: EventWriter, completed: Callable[[], dict[str, Any]]) -> AsyncIterator[bytes]:
     yield writer.begin()
     async for batch in turn.batches():
         if events := [writer.piece(delta) for arrival in batch for delta in arrival.deltas]:

@@ -5,5 +5,6 @@ from slipstream.sessions.saved_kv import SavedKV
 from slipstream.sessions.saver import Saver
 from slipstream.sessions.sessions import Sessions
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
+from slipstream.sessions.turns import SessionTurns
 
-__all__ = ["Database", "SavedKV", "Saver", "SessionInfo", "SessionState", "SessionTurn", "Sessions"]
+__all__ = ["Database", "SavedKV", "Saver", "SessionInfo", "SessionState", "SessionTurn", "SessionTurns", "Sessions"]

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from slipstream.backend.base import IntArray
-from slipstream.chat import Message, Setting, Tool, ToolUse
+from slipstream.chat import Conversations, Message, Setting, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
@@ -133,3 +135,11 @@ class SessionTurn:
     """Whether the session can have no other turn meanwhile."""
     first: bool = False
     """Whether the session begins with it."""
+
+
+def tokens_of(state: SessionState, conversations: Conversations) -> IntArray:
+    """The token ids of a session, as far as they were ever made, int32 [n]."""
+    if state.token_ids is None:
+        known = conversations.known(state.messages, state.setting, tenant=state.tenant)
+        state.token_ids = known.token_ids if known is not None else np.empty(0, np.int32)
+    return state.token_ids
