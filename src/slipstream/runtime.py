@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +21,7 @@ from slipstream.errors import StateError
 from slipstream.models import Model
 from slipstream.sessions import Database, SavedKV, Saver, Sessions
 from slipstream.tokenizer import Tokenizer
-from slipstream.turns import Preparation, Turns
+from slipstream.turns import Turns
 
 _GIL_SWITCH_SECONDS = 0.0005
 """The engine thread wants the interpreter back right after each forward pass; Python's default lets it wait 5 ms."""
@@ -67,7 +68,7 @@ class Runtime:
             ends=self.dialect.ends,
         )
         self.database = _open_database(model, config)
-        """Where what outlives the process is kept, if anything is."""
+        """Where responses are kept; and with a state folder, all that outlives the process."""
         self.backend = compiled.result()(on_warm_up or (lambda _: None))
         sys.setswitchinterval(min(sys.getswitchinterval(), _GIL_SWITCH_SECONDS))
         self.core = EngineCore(
@@ -86,12 +87,10 @@ class Runtime:
             self.core,
             self.conversations,
             ttl=config.session_ttl,
-            database=self.database,
-            saver=self._open_saver(config, self.database) if self.database is not None else None,
+            database=self.database if config.state_dir is not None else None,
+            saver=self._open_saver(config.state_dir, config) if config.state_dir is not None else None,
         )
-        session_turns = self.sessions.turns
-        preparation = Preparation(session_turns, self.conversations, self.dialect, grammars, self.encode)
-        self.turns = Turns(self.core, session_turns, self.conversations, preparation)
+        self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, grammars, self.encode)
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +109,7 @@ class Runtime:
         """Let running requests finish for so long, abort the rest, and end the engine."""
         self.core.shutdown(drain_seconds=drain_seconds)
         self.sessions.close()
+        self.database.close()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the beginning-of-text token if the model wants one."""
@@ -117,18 +117,15 @@ class Runtime:
         bos = self.model.manifest.bos_token_id
         return [bos, *ids] if self.model.manifest.add_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _open_saver(self, config: EngineConfig, database: Database) -> Saver:
-        assert config.state_dir is not None
-        saved = SavedKV(
-            config.state_dir / "kv", f"{self.model.fingerprint}; {self.backend.fingerprint}", config.state_disk
-        )
-        saved.keep(database.prune())
+    def _open_saver(self, state_dir: Path, config: EngineConfig) -> Saver:
+        fingerprint = f"{self.model.fingerprint}; {self.backend.fingerprint}"
+        saved = SavedKV(state_dir / "kv", fingerprint, config.state_disk, anew=self.database.is_new)
         return Saver(self.core, self.conversations, saved, config.state_bandwidth)
 
 
-def _open_database(model: Model, config: EngineConfig) -> Database | None:
+def _open_database(model: Model, config: EngineConfig) -> Database:
     if config.state_dir is None:
-        return None
+        return Database(None, model.fingerprint)
     try:
         config.state_dir.mkdir(parents=True, exist_ok=True)
         return Database(config.state_dir / "state.db", model.fingerprint)

@@ -22,7 +22,7 @@ from slipstream.runtime import Runtime
 from slipstream.server import run
 from slipstream.server.app import create_app
 from slipstream.sessions import SessionTurn
-from slipstream.turns import Preparation, Turns
+from slipstream.turns import Turns
 
 Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
 
@@ -33,7 +33,7 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
     turn = SessionTurn("", None, (Message("user", "Hello"),), NO_SETTING)
     session_turns = SimpleNamespace(
         begin=lambda *asked, **how: turn,
-        fetch=lambda tenant, prompt: None,
+        prepare=lambda turn, prompt, reuse: None,
         answered=lambda *answer: None,
         release=lambda turn: None,
     )
@@ -46,7 +46,7 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
         model=SimpleNamespace(name="m", fingerprint="0" * 64),
         exact=True,
         core=core,
-        turns=Turns(core, *parts, Preparation(*parts, Dialect(""), cast(Any, None), lambda text: [])),
+        turns=Turns(core, *parts, Dialect(""), cast(Any, None), lambda text: []),
         tokenizer=None,
     )
     transport = httpx.ASGITransport(create_app(cast(Runtime, runtime), ServerConfig()), raise_app_exceptions=False)

@@ -237,7 +237,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @invariant()
     def sessions_are_as_expected(self) -> None:
-        states = self.sessions.all("")
+        states = self.sessions.existing("", self.sessions.ids(""))
         begun = [name for name, session in self.expected.items() if session.begun]
         assert [state.id for state in states] == begun[::-1]
         for state in states:
@@ -245,11 +245,11 @@ class SessionsMachine(RuleBasedStateMachine):
             assert list(state.messages) == session.messages
             assert (state.pinned, state.turn, state.parent) == (session.pinned, session.turn, session.parent)
         assert len(self.sessions) == len(self.expected)
-        assert self.sessions.all(secrets.token_hex(2)) == []
+        assert self.sessions.ids(secrets.token_hex(2)) == []
 
     @invariant()
     def sizes_are_possible(self) -> None:
-        for info in self.sessions.infos(self.sessions.all("")):
+        for info in self.sessions.infos(self.sessions.existing("", self.sessions.ids(""))):
             assert 0 <= info.kv_tokens <= info.state.tokens
 
     @invariant()

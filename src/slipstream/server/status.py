@@ -1,5 +1,6 @@
 """What is served and how it fares: `/v1/models`, `/health`, `/metrics`."""
 
+import asyncio
 import time
 from typing import Literal
 
@@ -55,6 +56,7 @@ def router(runtime: Runtime, metrics: Metrics) -> APIRouter:
     @routes.get("/metrics")
     async def all_metrics(http: Request) -> Response:
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        return Response(encode(metrics.registry), headers={"Content-Type": content_type})
+        text = await asyncio.to_thread(encode, metrics.registry)
+        return Response(text, headers={"Content-Type": content_type})
 
     return routes

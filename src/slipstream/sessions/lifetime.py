@@ -1,7 +1,7 @@
 """How long sessions live: which are forgotten, what goes with them, and which are made ready after a restart."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from slipstream.backend.base import IntArray
@@ -10,7 +10,7 @@ from slipstream.engine import EngineCore
 from slipstream.errors import EngineStoppedError
 from slipstream.kv import KVMemory
 from slipstream.sessions.ahead import AheadOfTime
-from slipstream.sessions.directory import Directory
+from slipstream.sessions.directory import Directory, Entry
 from slipstream.sessions.later import Later
 from slipstream.sessions.state import SessionState, tokens_of
 
@@ -33,10 +33,12 @@ class Lifetime:
         self._later = later
         later.run(self._tidy, after=_EXPIRY_INTERVAL)
 
-    def forget(self, states: Iterable[SessionState]) -> None:
-        """Forget sessions now."""
-        self._directory.remove(states)
-        self._free(states)
+    def forget(self, state: SessionState) -> None:
+        """Forget a session now; raises `SessionConflictError` while a turn is under way."""
+        with self._directory.lock:
+            state.require_idle()
+            gone = self._directory.remove([(state.tenant, state.id)])
+        self._free(gone)
 
     def forget_surplus(self, newest: SessionState) -> None:
         """Forget the least recently used sessions if there are too many, but never the newest."""
@@ -44,21 +46,24 @@ class Lifetime:
             surplus = len(self._directory) - MAX_SESSIONS
             if surplus <= 0:
                 return
-            others = (state for state in self._directory if state is not newest)
-            idle = (state for state in others if not state.pinned and state.turn is None)
-            gone = [state for state, _ in zip(idle, range(surplus), strict=False)]
-            self._directory.remove(gone)
+            idle = self._idle(lambda entry: entry.expires is not None and entry.state is not newest)
+            gone = self._directory.remove(idle[:surplus])
         self._later.run(lambda: self._free(gone))
 
     def _tidy(self) -> None:
         """Forget what has expired, from time to time."""
         self._later.run(self._tidy, after=_EXPIRY_INTERVAL)
+        now = time.time()
         with self._directory.lock:
-            now = time.time()
-            gone = [s for s in self._directory if s.expires is not None and s.expires < now and s.turn is None]
-            self._directory.remove(gone)
+            expired = self._idle(lambda entry: entry.expires is not None and entry.expires < now)
+            gone = self._directory.remove(expired)
         self._free(gone)
         self._directory.checkpoint()
+
+    def _idle(self, chosen: Callable[[Entry], bool]) -> list[tuple[str, str]]:
+        """Chosen sessions that have no turn under way."""
+        entries = self._directory.entries()
+        return [(entry.tenant, entry.id) for entry in entries if not entry.busy and chosen(entry)]
 
     def _free(self, states: Iterable[SessionState]) -> None:
         """Free the memory of sessions that are no more."""

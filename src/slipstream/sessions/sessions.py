@@ -20,6 +20,7 @@ from slipstream.kv import KVMemory
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.directory import Directory
+from slipstream.sessions.history import History
 from slipstream.sessions.later import Later
 from slipstream.sessions.lifetime import Lifetime
 from slipstream.sessions.saver import Saver
@@ -47,16 +48,13 @@ class Sessions:
         self._core = core
         self._conversations = conversations
         self._later = Later("slipstream-sessions")
-        self._directory = Directory(ttl, database)
+        self._directory = Directory(ttl, conversations, database, saver)
         self.saver = saver
         self.ahead = AheadOfTime(core, conversations)
         self._lifetime = Lifetime(core, conversations, self._directory, self.ahead, self._later)
         self.turns = SessionTurns(self._directory, conversations, self._lifetime, self.ahead, saver, self._later)
-        for key, entry in database.parts() if database is not None else ():
-            conversations.restore(key, entry)
-        for state in self._directory:
-            if state.pinned:
-                self._later.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
+        for state in self._directory.pinned():
+            self._later.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._directory)
@@ -70,23 +68,13 @@ class Sessions:
         *,
         ttl: float | None = None,
         pinned: bool = False,
-        parent: str | None = None,
     ) -> SessionState:
         """A new session; its messages are computed when there is nothing else to do.
 
         Raises `SessionConflictError` if the name is taken, `InvalidRequestError` for messages that can't be rendered.
         """
-        name = name or f"sess_{secrets.token_hex(12)}"
-        state = self._directory.new(tenant, name, messages, setting, ttl=ttl)
-        state.named, state.pinned, state.parent = True, pinned, parent
-        prompt = self._prompt(state)
-        with self._directory.lock:
-            if self._directory.find(tenant, name) is not None:
-                raise SessionConflictError(f"there is a session {name!r} already: choose another id, or delete it")
-            self._directory.add(state)
-        self._lifetime.forget_surplus(state)
-        self._changed(state, prompt)
-        return state
+        history = History().then(*messages)
+        return self._add(self._new(tenant, name, history, setting, ttl), pinned=pinned)
 
     def get(self, tenant: str, name: str) -> SessionState:
         """The session of that name; raises `SessionNotFoundError`."""
@@ -95,10 +83,16 @@ class Sessions:
             raise SessionNotFoundError(name)
         return state
 
-    def all(self, tenant: str) -> list[SessionState]:
-        """All sessions of a tenant, most recently used first."""
-        states = reversed(list(self._directory))
-        return [state for state in states if state.tenant == tenant and not state.is_beginning]
+    def ids(self, tenant: str) -> list[str]:
+        """The names of all sessions of a tenant, most recently used first."""
+        entries = reversed(self._directory.entries())
+        begun = (entry for entry in entries if entry.state is None or not entry.state.is_beginning)
+        return [entry.id for entry in begun if entry.tenant == tenant]
+
+    def existing(self, tenant: str, names: Sequence[str]) -> list[SessionState]:
+        """The sessions of those names, but for those that are gone."""
+        found = (self._directory.find(tenant, name) for name in names)
+        return [state for state in found if state is not None and not state.is_beginning]
 
     def infos(self, states: Sequence[SessionState]) -> list[SessionInfo]:
         """What sessions take at the moment."""
@@ -119,18 +113,19 @@ class Sessions:
         Raises `SessionConflictError` while a turn is under way, `InvalidRequestError` for messages that can't be
         rendered; then nothing is appended.
         """
-        return self._change_messages(tenant, name, lambda state: (*state.messages, *messages))
+        return self._change(tenant, name, lambda state: state.history.then(*messages))
 
     def fork(self, tenant: str, name: str, *, keep: int | None = None, new_name: str | None = None) -> SessionState:
         """A new session of the first `keep` messages of another, by default all; they share the memory of those."""
         with self._directory.lock:
             state = self.get(tenant, name)
-            kept = state.first(keep)
-        return self.create(tenant, new_name, kept, state.setting, ttl=state.ttl, parent=name)
+            fork = self._new(tenant, new_name, state.first(keep), state.setting, state.ttl)
+        fork.parent = name
+        return self._add(fork)
 
     def rollback(self, tenant: str, name: str, *, keep: int) -> SessionState:
         """Go back to the first `keep` messages; raises `SessionConflictError` while a turn is under way."""
-        return self._change_messages(tenant, name, lambda state: state.first(keep))
+        return self._change(tenant, name, lambda state: state.first(keep))
 
     def pin(self, tenant: str, name: str) -> SessionState:
         """Keep a session, and its KV in memory, until it is unpinned.
@@ -138,7 +133,8 @@ class Sessions:
         Raises `InvalidRequestError` if pinned sessions would take more memory than requests can spare.
         """
         state = self.get(tenant, name)
-        if not self._core.call(lambda kv: kv.pin(state.pin_name, tenant, tokens_of(state, self._conversations))):
+        tokens = tokens_of(state, self._conversations)
+        if not self._core.call(lambda kv: kv.pin(state.pin_name, tenant, tokens)):
             raise InvalidRequestError(
                 "there is no room for another pinned session: unpin one, or give the server more --kv-memory",
                 param="pinned",
@@ -169,10 +165,7 @@ class Sessions:
 
     def delete(self, tenant: str, name: str) -> None:
         """Forget a session and free what it alone holds; raises `SessionConflictError` while a turn is under way."""
-        with self._directory.lock:
-            state = self.get(tenant, name)
-            state.require_idle()
-            self._lifetime.forget([state])
+        self._lifetime.forget(self.get(tenant, name))
 
     def save(self, tenant: str, name: str) -> SessionState:
         """Write a session's KV to disk before returning, as far as it's in memory."""
@@ -195,21 +188,37 @@ class Sessions:
         self._later.close()
         if self.saver is not None:
             self.saver.close()
-        self._directory.close()
 
-    def _change_messages(
-        self, tenant: str, name: str, change: Callable[[SessionState], tuple[Message, ...]]
+    def _new(
+        self, tenant: str, name: str | None, history: History, setting: Setting, ttl: float | None
     ) -> SessionState:
+        state = self._directory.new(tenant, name or f"sess_{secrets.token_hex(12)}", history, setting, ttl=ttl)
+        state.named = True
+        return state
+
+    def _add(self, state: SessionState, *, pinned: bool = False) -> SessionState:
+        """Have a new session found, unless its name is taken or it can't be rendered."""
+        state.pinned = pinned
+        prompt = self._prompt(state)
+        with self._directory.lock:
+            if self._directory.find(state.tenant, state.id) is not None:
+                raise SessionConflictError(f"there is a session {state.id!r} already: choose another id, or delete it")
+            self._directory.add(state)
+        self._lifetime.forget_surplus(state)
+        self._changed(state, prompt)
+        return state
+
+    def _change(self, tenant: str, name: str, change: Callable[[SessionState], History]) -> SessionState:
         """Give a session other messages, unless they can't be rendered; it's busy meanwhile."""
         with self._directory.lock:
             state = self.get(tenant, name)
             state.require_idle()
-            changed = replace(state, messages=change(state), token_ids=None)
+            changed = replace(state, history=change(state), token_ids=None)
             state.turn = SessionTurn(tenant, name, changed.messages, state.setting, alone=True)
         try:
             prompt = self._prompt(changed)
             with self._directory.lock:
-                state.messages = changed.messages
+                state.history = changed.history
                 self._directory.note_use(state)
         finally:
             state.turn = None
@@ -232,9 +241,8 @@ class Sessions:
 
     def _changed(self, state: SessionState, prompt: Prompt | None) -> None:
         """Save a session, and have its prompt computed."""
-        known = self._conversations.known(state.messages, state.setting, tenant=state.tenant)
         with self._directory.lock:
-            state.node = known.key if known is not None else None
+            state.node = prompt.parent if prompt is not None else None
             state.token_ids = prompt.token_ids if prompt is not None else np.empty(0, np.int32)
             state.tokens = len(state.token_ids)
         self._directory.save(state)

@@ -7,6 +7,7 @@ from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Se
 from slipstream.engine import TurnCounters
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.directory import Directory
+from slipstream.sessions.history import History
 from slipstream.sessions.later import Later
 from slipstream.sessions.lifetime import Lifetime
 from slipstream.sessions.saver import Saver
@@ -80,10 +81,20 @@ class SessionTurns:
             if state is not None and state.turn is turn:
                 state.turn = None
                 if turn.first:  # it never came to be
-                    self._directory.remove([state])
+                    self._directory.remove([(turn.tenant, turn.name)])
+
+    def prepare(self, turn: SessionTurn, prompt: Prompt, *, reuse: bool) -> None:
+        """Have ready what the answer will take, and in memory what disk has of the prompt; takes as long as reading it.
+
+        What is done here makes nobody wait at the turn's end.
+        """
+        state = self._directory.find(turn.tenant, turn.name or prompt.conversation_id)
+        turn.history = History.of(turn.messages, state.history if state is not None else History())
+        if reuse:
+            self.fetch(turn.tenant, prompt)
 
     def fetch(self, tenant: str, prompt: Prompt) -> None:
-        """Bring into memory what disk has of a prompt; takes as long as reading it."""
+        """Bring into memory what disk has of a prompt."""
         if self._saver is not None and prompt.parent is not None:
             self._saver.restore(tenant, prompt.parent, prompt.token_ids)
 
@@ -107,7 +118,8 @@ class SessionTurns:
             if turn.alone and state.turn is not turn:
                 return state.id
             self._ahead.count(state, counters)
-            state.messages = (*turn.messages, answer)
+            asked = turn.history or History.of(turn.messages, state.history)
+            turn.history = state.history = asked.then(answer)
             state.tools = turn.setting.tools.tools
             state.template_kwargs = turn.setting.template_kwargs
             state.named = state.named or turn.alone
@@ -116,7 +128,7 @@ class SessionTurns:
             state.tokens = len(state.token_ids)
             state.turn = None if state.turn is turn else state.turn
             self._directory.note_use(state)
-        self._directory.save(state, part)
+        self._directory.save(state)
         self._lifetime.forget_surplus(state)
         if part is not None:
             if self._saver is not None:

@@ -1,7 +1,7 @@
 """Turns: from a request, whoever makes it, to the pieces of its answers. No protocol, no event loop."""
 
-from slipstream.turns.preparation import Preparation
 from slipstream.turns.request import TurnRequest
-from slipstream.turns.turn import Choice, Completion, Piece, Turn, Turns
+from slipstream.turns.turn import Choice, Completion, Piece, Turn
+from slipstream.turns.turns import Turns
 
-__all__ = ["Choice", "Completion", "Piece", "Preparation", "Turn", "TurnRequest", "Turns"]
+__all__ = ["Choice", "Completion", "Piece", "Turn", "TurnRequest", "Turns"]

@@ -36,11 +36,6 @@ class TurnRequest:
     response_cache: bool = True
 
     @property
-    def session_name(self) -> str | None:
-        """What the session is to be called."""
-        return self.session_id or self.session_hint
-
-    @property
     def input_field(self) -> str:
         """Where clients put what `prompt` holds."""
         return "messages" if isinstance(self.prompt, tuple) else "prompt"

@@ -1,15 +1,21 @@
-"""A turn: requests are submitted, their answers read piece by piece, and remembered when they are finished."""
+"""Answers under way: read piece by piece, and remembered when they are finished."""
 
-import queue
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from slipstream.chat import AnswerDelta, AnswerReader, Conversations, Message, Prompt
-from slipstream.engine import EngineCore, FinishReason, Generation, Output, TokenLogprob, TurnCounters
+from slipstream.engine import (
+    EngineCore,
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    Output,
+    TokenLogprob,
+    TurnCounters,
+)
 from slipstream.errors import EngineStoppedError
 from slipstream.sessions import SessionTurn, SessionTurns
-from slipstream.turns.preparation import Preparation, Prepared
 from slipstream.turns.request import TurnRequest
 
 
@@ -49,6 +55,7 @@ class Choice:
     """What the answer will extend; None after a plain prompt."""
     reader: AnswerReader
     session_turn: SessionTurn | None = None
+    """Whose end the answer is, if it comes after a conversation."""
     session_id: str | None = None
     """The session that the answer belongs to, once it's finished."""
     outputs: list[Output] = field(default_factory=list)
@@ -107,27 +114,24 @@ class Turn:
         self._core = core
         self._session_turns = session_turns
         self._conversations = conversations
-        self._claimed: list[SessionTurn] = []
+        self._begun: list[SessionTurn] = []
 
-    def claim(self, session_turn: SessionTurn | None) -> SessionTurn | None:
-        """Answer for a session's turn, which ends with this one."""
-        if session_turn is not None:
-            self._claimed.append(session_turn)
+    def begin(self, session_turn: SessionTurn) -> SessionTurn:
+        """Let go of a session's turn when this one is over."""
+        self._begun.append(session_turn)
         return session_turn
 
-    def submit(self, prepared: Prepared, reader: AnswerReader, offset: int, notify: Notify) -> None:
-        """Hand one choice of a request to the engine; raises what `EngineCore.submit` raises."""
-        choice = Choice(
-            len(self.choices), prepared.request, prepared.conversation, reader, session_turn=prepared.session_turn
-        )
+    def submit(self, choice: Choice, request: GenerationRequest, notify: Notify) -> None:
+        """Have the engine generate a choice; raises what `EngineCore.submit` raises."""
 
         def sink(output: Output) -> None:  # on the engine's thread
             choice.outputs.append(output)
             notify(choice, output)
 
+        choice.index = len(self.choices)
         self.choices.append(choice)
         self.unread += 1
-        choice.generation = self._core.submit(prepared.choice(offset), sink)
+        choice.generation = self._core.submit(request, sink)
 
     def read(self, choice: Choice, output: Output) -> Piece:
         """Take a piece apart; by the time that the last one is, the next turn will find the conversation, on disk too.
@@ -154,48 +158,8 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop what is unfinished before the engine's next step; harmless when nothing is."""
-        for session_turn in self._claimed:
+        for session_turn in self._begun:
             self._session_turns.release(session_turn)
         for choice in self.choices:
             if choice.generation is not None and not choice.finished:
                 self._core.cancel(choice.generation)
-
-
-class Turns:
-    """Starts turns. Thread-safe."""
-
-    def __init__(
-        self, core: EngineCore, session_turns: SessionTurns, conversations: Conversations, preparation: Preparation
-    ) -> None:
-        self._core = core
-        self._session_turns = session_turns
-        self._conversations = conversations
-        self._preparation = preparation
-
-    def start(self, requests: Sequence[TurnRequest], notify: Notify) -> Turn:
-        """Make the prompts and grammars and submit them all, or none; takes as long as that.
-
-        `notify` is called with each piece of an answer, for `Turn.read`. It is on the engine's thread, and must not
-        block. Raises `InvalidRequestError`, `SessionConflictError`, `OverloadedError` and `EngineStoppedError`.
-        """
-        turn = Turn(self._core, self._session_turns, self._conversations)
-        try:
-            claimed = [turn.claim(self._preparation.begin(request)) for request in requests]
-            ready = [self._preparation.prepare(*each) for each in zip(requests, claimed, strict=True)]
-            for prepared in ready:
-                for offset in range(prepared.request.choices):
-                    turn.submit(prepared, self._preparation.reader(prepared), offset, notify)
-        except BaseException:
-            turn.cancel()
-            raise
-        return turn
-
-    def stream(self, request: TurnRequest) -> Generator[Piece, None, None]:
-        """The pieces of the answers to a request as they come; closing the iterator cancels the rest."""
-        arrived: queue.SimpleQueue[tuple[Choice, Output]] = queue.SimpleQueue()
-        turn = self.start([request], lambda *piece: arrived.put(piece))
-        try:
-            while turn.unread:
-                yield turn.read(*arrived.get())
-        finally:
-            turn.cancel()
