@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from slipstream.config import ServerConfig
@@ -25,11 +26,12 @@ _SWITCHES = ("reuse", "jump_forward", "speculation", "response_cache")
 class LiveTurn:
     """Answers under way. Belongs to the event loop that it was made on; `cancel` it when nobody waits for them."""
 
-    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
+    def __init__(self, runtime: Runtime, metrics: Metrics, endings: ThreadPoolExecutor) -> None:
         self.exact = runtime.exact
         """Whether the same request gives the same tokens, whatever happens around it."""
         self._runtime = runtime
         self._metrics = metrics
+        self._endings = endings
         self._loop = asyncio.get_running_loop()
         self._started = time.perf_counter()
         self._arrived: list[tuple[Choice, Output]] = []
@@ -58,7 +60,7 @@ class LiveTurn:
                 self._wake.clear()
                 arrived, self._arrived = self._arrived, []
                 if any(output.finish_reason is not None for _, output in arrived):
-                    yield await asyncio.to_thread(self._read, arrived)
+                    yield await self._loop.run_in_executor(self._endings, self._read, arrived)
                 else:
                     yield self._read(arrived)
             self._over = True
@@ -74,7 +76,7 @@ class LiveTurn:
         """Stop what is unfinished, soon; harmless when nothing is."""
         if not self._over:
             self._over = True
-            self._loop.run_in_executor(None, self._turn.cancel)  # whose session may just be written
+            self._loop.run_in_executor(self._endings, self._turn.cancel)  # whose session may just be written
 
     def _read(self, arrived: Sequence[tuple[Choice, Output]]) -> list[Piece]:
         return [self._turn.read(*each) for each in arrived]
@@ -99,6 +101,7 @@ class TurnRunner:
         self.runtime = runtime
         self._metrics = metrics
         self._config = config
+        self._endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
 
     async def start(self, requests: Sequence[TurnRequest]) -> LiveTurn:
         """Start a turn of all requests, or of none.
@@ -112,7 +115,7 @@ class TurnRunner:
                 param="n",
                 code="invalid_value",
             )
-        turn = LiveTurn(self.runtime, self._metrics)
+        turn = LiveTurn(self.runtime, self._metrics, self._endings)
         try:
             await turn.start([self._allowed(request) for request in requests])
         except InvalidRequestError as error:
