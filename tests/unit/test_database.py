@@ -72,7 +72,8 @@ def part(key: bytes, parent: bytes | None, tokens: list[int]) -> tuple[bytes, Le
 
 def sessions(database: Database) -> list[SessionState]:
     """All sessions, as they are read, least recently used first."""
-    found = [database.session(tenant, id) for tenant, id, *_ in database.listed()]
+    listed = sorted(database.listed(), key=lambda session: session[2])
+    found = [database.session(tenant, id) for tenant, id, *_ in listed]
     return [session for session in found if session is not None]
 
 

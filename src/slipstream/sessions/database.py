@@ -56,16 +56,6 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _NOT_THE_FILES_FAULT = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 
 
-class Listed(NamedTuple):
-    """What can be said of a session without reading it."""
-
-    tenant: str
-    id: str
-    used: float
-    expires: float | None
-    """None for a pinned one."""
-
-
 class StoredResponse(NamedTuple):
     """A response that is kept, so that it can be read again and gone on from."""
 
@@ -157,12 +147,12 @@ class Database:
 
         return self._read("sessions", (tenant, id), read)
 
-    def listed(self, *, pinned: bool = False) -> list[Listed]:
-        """All sessions, or all that are pinned, least recently used first."""
-        query = f"SELECT tenant, id, used, ttl, pinned FROM sessions {'WHERE pinned' if pinned else ''} ORDER BY used"
+    def listed(self, *, pinned: bool = False) -> list[tuple[str, str, float, float | None]]:
+        """Of all sessions, or all that are pinned: tenant, id, when it was used, when it expires (None for pinned)."""
+        query = f"SELECT tenant, id, used, ttl, pinned FROM sessions {'WHERE pinned' if pinned else ''}"
         found = self._transaction(lambda _: self._connection.execute(query).fetchall())
         return [
-            Listed(tenant, id, used, None if pinned else used + ttl)
+            (tenant, id, used, None if pinned else used + ttl)
             for tenant, id, used, ttl, pinned in found
             if isinstance(used, float) and isinstance(ttl, float)
         ]
