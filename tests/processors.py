@@ -72,7 +72,7 @@ class Emulated:
 
 def main() -> None:
     """The command line, on an emulated processor."""
-    from slipstream import cli, embedded
+    from slipstream import cli, runtime
 
     sizes, rows = (() if bounds == "-" else tuple(map(int, bounds.split(","))) for bounds in sys.argv[1:3])
     del sys.argv[1:3]
@@ -80,7 +80,7 @@ def main() -> None:
     def emulated(ir_path: Path, *, threads: int | None = None) -> Emulated:
         return Emulated(PagedModel(ir_path, threads=threads), sizes=sizes, rows=rows, places=sizes == NO_CLASS)
 
-    embedded.PagedModel = emulated  # type: ignore[assignment, misc]
+    runtime.PagedModel = emulated  # type: ignore[assignment, misc]
     cli.main()
 
 

@@ -11,7 +11,7 @@ This is the embedded API, the engine in your own process:
 
 from slipstream.chat import Message, Tool, ToolCall, ToolUse
 from slipstream.config import EngineConfig
-from slipstream.embedded import Completion, Engine, Session
+from slipstream.embedded import Engine, Session
 from slipstream.engine import Output, SamplingParams, TokenLogprob, TurnCounters
 from slipstream.errors import (
     ContextLengthError,
@@ -25,6 +25,7 @@ from slipstream.errors import (
     StateError,
     UnsupportedModelError,
 )
+from slipstream.turns import Completion, TurnRequest
 
 __all__ = [
     "Completion",
@@ -48,5 +49,6 @@ __all__ = [
     "ToolCall",
     "ToolUse",
     "TurnCounters",
+    "TurnRequest",
     "UnsupportedModelError",
 ]

@@ -1,6 +1,7 @@
 """The one configuration: typed, validated, immutable. Flags and environment variables of the CLI map onto it."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, TypeAdapter
 
@@ -12,6 +13,8 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    backend: Literal["openvino"] = "openvino"
+    """What computes the model."""
     kv_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("1GiB"), gt=0)
     """Bytes for keys and values of all conversations together."""
     response_cache_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("64MiB"), ge=0)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from slipstream import (
     SamplingParams,
     Tool,
     ToolUse,
+    TurnRequest,
 )
 from slipstream.models import Model
 from tests.short_model import room_for
@@ -65,6 +67,21 @@ def test_forks_share_and_go_their_own_ways(engine: Engine) -> None:
     assert fork.messages[3].text == "An animal."
     prompt = engine.conversations.prompt(fork.messages[:-1])
     assert engine.generate(prompt.token_ids.tolist(), GREEDY, reuse=False).token_ids == other.token_ids
+
+
+def test_a_turn_may_ask_for_all_that_a_client_may(engine: Engine) -> None:
+    params = SamplingParams(temperature=0.9, seed=7, max_tokens=8)
+    conversation = (Message("user", "Name a colour."),)
+    request = TurnRequest(prompt=conversation, params=params, choices=3, session_id="three", response_cache=False)
+    answers = engine.answer(request)
+    prompt = engine.conversations.prompt(conversation).token_ids.tolist()
+    alone = [engine.generate(prompt, replace(params, seed=7 + number), reuse=False) for number in range(3)]
+    assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
+    session = engine.session(id="three")
+    assert [message.text for message in session.messages] == ["Name a colour.", answers[0].text]
+    schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+    said = session.send("Is it on?", params=SamplingParams(temperature=0, max_tokens=40), response_schema=schema)
+    assert isinstance(json.loads(said.text)["on"], bool)
 
 
 def test_a_session_calls_tools_and_takes_their_results(engine: Engine) -> None:

@@ -12,17 +12,18 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from slipstream.chat import NO_TOOLS, Message, Prompt
+from slipstream.chat import NO_SETTING, Message, Prompt
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import History
 from slipstream.config import ServerConfig
-from slipstream.embedded import Engine
 from slipstream.engine import GenerationRequest, Output, TurnCounters
 from slipstream.errors import SlipstreamError
+from slipstream.runtime import Runtime
 from slipstream.server import run
 from slipstream.server.app import create_app
 from slipstream.sessions import SessionTurn
 from slipstream.tokens import Tokens
+from slipstream.turns import Turns
 
 Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
 
@@ -30,24 +31,26 @@ Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
 def post(submit: Submit, *, stream: bool) -> httpx.Response:
     """The answer of an app over an engine whose `submit` is this."""
     prompt = Prompt(Tokens([1, 1, 1]), "conv_1", History(b"", []))
-    turn = SessionTurn("", None, (Message("user", "Hello"),), NO_TOOLS)
-    sessions = SimpleNamespace(
+    turn = SessionTurn("", None, (Message("user", "Hello"),), NO_SETTING)
+    session_turns = SimpleNamespace(
         begin=lambda *asked, **how: turn,
-        fetch=lambda tenant, prompt: None,
+        prepare=lambda turn, prompt, reuse: None,
         answered=lambda *answer: None,
         release=lambda turn: None,
     )
-    engine = SimpleNamespace(
-        sessions=sessions,
+    core: Any = SimpleNamespace(limits=SimpleNamespace(max_sequence=64), submit=submit, cancel=lambda generation: None)
+    conversations: Any = SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, renders=None)
+    parts: Any = session_turns, conversations
+    runtime = SimpleNamespace(
+        sessions=None,
         database=None,
         model=SimpleNamespace(name="m", fingerprint="0" * 64),
-        core=SimpleNamespace(limits=SimpleNamespace(max_sequence=64), submit=submit, cancel=lambda generation: None),
-        conversations=SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, renders=None),
-        grammar=lambda prompt, tools, response_schema: None,
-        dialect=Dialect(""),
+        exact=True,
+        core=core,
+        turns=Turns(core, *parts, Dialect(""), cast(Any, None), lambda text: []),
         tokenizer=None,
     )
-    transport = httpx.ASGITransport(create_app(cast(Engine, engine), ServerConfig()), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(create_app(cast(Runtime, runtime), ServerConfig()), raise_app_exceptions=False)
     body = {"messages": [{"role": "user", "content": "Hello"}], "stream": stream}
 
     async def send() -> httpx.Response:
@@ -91,4 +94,4 @@ def test_taken_port_is_said_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = ServerConfig(port=taken.getsockname()[1])
         with pytest.raises(SlipstreamError, match="--port"):
-            run(lambda: cast(Engine, nullcontext()), config)
+            run(lambda: cast(Runtime, nullcontext()), config)

@@ -266,8 +266,8 @@ def test_damaged_database_is_set_aside_and_the_server_starts(ended: Ended, tmp_p
     data[4096:8192] = b"\xa5" * 4096
     database.write_bytes(data)
     with place.served() as server, server.http() as http:
-        assert "is damaged" in place.log
         assert sessions(http) == {}
+        assert "is damaged" in place.log
         chat(http, [SYSTEM, user("Hello?")], "new")
         go_on(http, "new", named=True)
 
@@ -308,6 +308,22 @@ def test_killed_server_loses_nothing_that_was_saved(model: Model, tmp_path: Path
     with place.served() as server, server.http() as http:
         for kind in names:
             assert_only_new(go_on(http, names[kind], named=kind != "unnamed"))
+
+
+def test_half_a_surrogate_pair_outlives_the_server_too(model: Model, tmp_path: Path) -> None:
+    """No encoding of Unicode has it, but JSON can escape it."""
+    place, half = Place(tmp_path), "\ud83c"
+    thought = {"role": "assistant", "content": "Yes.", "reasoning_content": half}
+    messages = [{**user("Is it dark?"), "name": half}, thought, user("And now?")]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 4}
+    with place.served() as server, server.http() as http:
+        headers = {"X-Session-Id": "odd", "Content-Type": "application/json"}
+        response = http.post("/v1/chat/completions", content=json.dumps(body), headers=headers)
+        assert response.status_code == 200, response.text
+        before = session(http, "odd")["messages"]
+        assert before[0]["name"] == before[1]["reasoning_content"] == half
+    with place.served() as server, server.http() as http:
+        assert session(http, "odd")["messages"] == before
 
 
 @pytest.mark.long

@@ -15,12 +15,10 @@ from openai import OpenAI
 from openai.types.responses import Response, ResponseItemList, ResponseOutputItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from slipstream.chat import Message
 from slipstream.chat.answers import Dialect
 from slipstream.engine import Output, SamplingParams
 from slipstream.server.responses_output import EventWriter, output_items
-from slipstream.server.responses_store import ResponseStore, StoredResponse
-from slipstream.server.turn import Choice, TurnRequest
+from slipstream.turns import Choice, TurnRequest
 from tests.server.process import MODEL, Server
 from tests.server.test_agents import SYSTEM, Report, Station, every_turn_reuses_the_last
 
@@ -493,24 +491,6 @@ def test_items_by_reference(client: OpenAI) -> None:
     references = [{"type": "item_reference", "id": asked.id}, {"id": first.output[0].id}]
     second = create(client, [*references, *results(first)], tools=TOOLS)
     assert_extends(second, first)
-
-
-def test_store_keeps_what_was_used_last() -> None:
-    def record(name: str) -> StoredResponse:
-        return StoredResponse(id=name, response="{}", input_items="[]", messages=(Message("user", "x" * 96),))
-
-    store = ResponseStore(max_bytes=300)
-    for name in ("a", "b", "c"):
-        store.put("", record(name))
-    assert store.get("", "a") is not None
-    store.put("", record("d"))
-    assert [name for name in "abcd" if store.get("", name)] == ["a", "c", "d"]
-    assert store.get("somebody else", "a") is None
-    assert not store.delete("somebody else", "a")
-    assert store.delete("", "a")
-    assert not store.delete("", "a")
-    store.put("", record("e"))
-    assert [name for name in "abcde" if store.get("", name)] == ["c", "d", "e"]
 
 
 # What can't be had

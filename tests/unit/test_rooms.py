@@ -21,8 +21,10 @@ ALLOWED = {
     "chat": {"tokenizer"},
     "config": {"models"},
     "sessions": {"chat", "engine", "kv", "backend"},
-    "embedded": {"sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
-    "server": {"embedded", "sessions", "chat", "engine", "tokenizer", "backend", "config"},
+    "turns": {"sessions", "chat", "engine"},
+    "runtime": {"turns", "sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
+    "embedded": {"runtime", "turns", "sessions", "chat", "engine", "models", "config"},
+    "server": {"runtime", "turns", "sessions", "chat", "engine", "tokenizer", "config"},
     "cli": {"server", "embedded", "chat", "engine", "models", "config", "backend"},
 }
 
@@ -61,7 +63,7 @@ def test_nothing_imports_the_bench() -> None:
 
 def test_blocks_are_nobodys_business_above_kv() -> None:
     """So that another backend can keep its KV in other ways."""
-    for room in ("chat", "server", "cli", "embedded"):
+    for room in ("chat", "turns", "runtime", "embedded", "server", "cli"):
         for path in ROOT.rglob("*.py"):
             if room_of(path) == room:
                 assert "block_table" not in path.read_text(), path

@@ -18,8 +18,8 @@ CONTENTS = np.random.default_rng(0).integers(0, 2**16, (3, 4, 32), np.uint16)
 KEY = b"k" * 16
 
 
-def store(folder: Path, max_bytes: int = 2**30, fingerprint: str = "model; backend") -> SavedKV:
-    return SavedKV(folder, fingerprint, max_bytes)
+def store(folder: Path, max_bytes: int = 2**30, fingerprint: str = "model; backend", *, anew: bool = False) -> SavedKV:
+    return SavedKV(folder, fingerprint, max_bytes, anew=anew)
 
 
 def key(number: int) -> bytes:
@@ -226,15 +226,23 @@ def test_part_beyond_the_budget_is_not_written_and_costs_no_other(tmp_path: Path
     assert_consistent(saved, folder)
 
 
-def test_keep_removes_all_others(tmp_path: Path) -> None:
+def test_parts_that_nobody_has_any_more_are_removed(tmp_path: Path) -> None:
     saved = store(tmp_path)
     for number in range(4):
         saved.save(key(number), tokens(number), CONTENTS)
-    (tmp_path / "stranger.safetensors").write_bytes(b"?")
     again = store(tmp_path)
-    again.keep([key(1), key(2), key(9)])
+    again.remove([key(0), key(3), key(9)])
     assert [number for number in range(4) if again.size(key(number))] == [1, 2]
     assert len(list(tmp_path.iterdir())) == 2
+    assert_consistent(again, tmp_path)
+
+
+def test_what_is_there_is_removed_if_nobody_knows_what_it_belongs_to(tmp_path: Path) -> None:
+    store(tmp_path).save(key(0), tokens(0), CONTENTS)
+    (tmp_path / "stranger.safetensors").write_bytes(b"?")
+    again = store(tmp_path, anew=True)
+    assert list(tmp_path.iterdir()) == []
+    assert again.total_bytes == again.size(key(0)) == 0
     assert_consistent(again, tmp_path)
 
 

@@ -15,7 +15,7 @@ from slipstream.chat import NO_SETTING, ChatTemplate, Conversations, Message
 from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
-from slipstream.sessions import Sessions, SessionTurn, sessions
+from slipstream.sessions import Sessions, SessionTurn, lifetime
 from slipstream.tokenizer import Tokenizer
 from tests.looking import Look
 from tests.unit.toy_backend import STOP, VOCABULARY, ToyBackend, ToyTokenizer
@@ -67,14 +67,14 @@ class SessionsMachine(RuleBasedStateMachine):
             stop_token_ids=frozenset({STOP}),
         )
         self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
-        self.usual_limit, sessions.MAX_SESSIONS = sessions.MAX_SESSIONS, self.limit
+        self.usual_limit, lifetime.MAX_SESSIONS = lifetime.MAX_SESSIONS, self.limit
         self.sessions = Sessions(self.core, self.conversations, ttl=1000)
         self.expected: dict[str, Expected] = {}  # least recently used first
 
     def teardown(self) -> None:
         self.core.shutdown()
         self.sessions.close()
-        sessions.MAX_SESSIONS = self.usual_limit
+        lifetime.MAX_SESSIONS = self.usual_limit
         assert not self.backend.violations
 
     # What should happen
@@ -123,11 +123,11 @@ class SessionsMachine(RuleBasedStateMachine):
         session = self.expected.get(name)
         if session is not None and session.turn is not None:
             with pytest.raises(SessionConflictError):
-                self.sessions.begin("", name, messages, NO_SETTING)
+                self.sessions.turns.begin("", name, messages, NO_SETTING)
             return
         before = session.messages if session else []
         whole = bool(before) and before[0] == messages[0]
-        turn = self.sessions.begin("", name, messages, NO_SETTING)
+        turn = self.sessions.turns.begin("", name, messages, NO_SETTING)
         assert list(turn.messages) == (messages if whole else [*before, *messages])
         if session is None:
             session = self.expected[name] = Expected([], begun=False)
@@ -143,9 +143,9 @@ class SessionsMachine(RuleBasedStateMachine):
     def turn_with_a_hint(self, name: str, messages: list[Message], token_ids: list[int]) -> None:
         if name in self.expected:  # whose messages it would take the place of
             return
-        turn = self.sessions.begin("", name, messages, NO_SETTING, alone=False)
+        turn = self.sessions.turns.begin("", name, messages, NO_SETTING, alone=False)
         assert list(turn.messages) == messages
-        self.sessions.release(turn)
+        self.sessions.turns.release(turn)
         self.give_answer(turn, token_ids)
 
     def give_answer(self, turn: SessionTurn, token_ids: list[int]) -> None:
@@ -153,8 +153,8 @@ class SessionsMachine(RuleBasedStateMachine):
         prompt = self.conversations.prompt(turn.messages)
         text = ToyTokenizer().decode(token_ids)
         message = Message("assistant", text)
-        self.sessions.answered(turn, prompt, message, token_ids, text, TurnCounters())
-        self.sessions.release(turn)
+        self.sessions.turns.answered(turn, prompt, message, token_ids, text, TurnCounters())
+        self.sessions.turns.release(turn)
         session = self.expected.setdefault(name, Expected([]))
         session.messages, session.turn, session.begun = [*turn.messages, message], None, True
         self.used(name)
@@ -167,7 +167,7 @@ class SessionsMachine(RuleBasedStateMachine):
         if session is None or session.turn is None:
             return
         for _ in range(times):
-            self.sessions.release(session.turn)
+            self.sessions.turns.release(session.turn)
         session.turn = None
         if not session.begun:
             del self.expected[name]
@@ -238,7 +238,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     @invariant()
     def sessions_are_as_expected(self) -> None:
-        states = self.sessions.all("")
+        states = self.sessions.existing("", self.sessions.ids(""))
         begun = [name for name, session in self.expected.items() if session.begun]
         assert [state.id for state in states] == begun[::-1]
         for state in states:
@@ -246,11 +246,11 @@ class SessionsMachine(RuleBasedStateMachine):
             assert list(state.messages) == session.messages
             assert (state.pinned, state.turn, state.parent) == (session.pinned, session.turn, session.parent)
         assert len(self.sessions) == len(self.expected)
-        assert self.sessions.all(secrets.token_hex(2)) == []
+        assert self.sessions.ids(secrets.token_hex(2)) == []
 
     @invariant()
     def sizes_are_possible(self) -> None:
-        for info in self.sessions.infos(self.sessions.all("")):
+        for info in self.sessions.infos(self.sessions.existing("", self.sessions.ids(""))):
             assert 0 <= info.kv_tokens <= info.state.tokens
 
     @invariant()

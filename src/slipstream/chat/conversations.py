@@ -3,7 +3,7 @@
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import commonprefix  # of any texts, not of paths
@@ -95,6 +95,8 @@ class Conversations:
         self._lock = threading.Lock()
         self._recent: dict[tuple[Digest, tuple[tuple[int, Digest], ...], Digest | None], Prompt] = {}  # oldest first
         self._certain_tails: dict[Digest, IntArray] = {}  # oldest first
+        self.recall: Callable[[Digest], Iterable[tuple[Digest, LedgerEntry]]] = lambda _: ()
+        """Finds the parts of a conversation that the ledger has forgotten, parents before their children."""
         self.renders: Counter[str] = Counter()
         """Prompts by how they were made: `first` (nothing known), `spliced`, `full` (known, but the template moved
         something), `repeated` (just made before)."""
@@ -153,11 +155,6 @@ class Conversations:
             self._ledger.add(key, LedgerEntry(prompt.parent, added, prompt.conversation_id, len(kept)), tokens)
             return self._part(key)
 
-    def restore(self, key: Digest, entry: LedgerEntry) -> None:
-        """Put back what was recorded once; parents before their children."""
-        with self._lock:
-            self._ledger.add(key, entry)
-
     def known(self, messages: Sequence[Message], setting: Setting = NO_SETTING, *, tenant: str = "") -> Part | None:
         """As much of a conversation as ends with an answer in the ledger."""
         known = self._last_known(self._history(messages, self._known_to(setting), tenant))
@@ -166,7 +163,17 @@ class Conversations:
     def path(self, key: Digest) -> list[tuple[Digest, int]]:
         """The parts of a conversation in the ledger, from its start, and the tokens up to the end of each."""
         with self._lock:
-            return self._ledger.path(key) if key in self._ledger else []
+            return self._ledger.path(key) if self._entry(key) is not None else []
+
+    def lineage(self, key: Digest | None) -> Iterator[tuple[Digest, LedgerEntry]]:
+        """The parts of a conversation in the ledger, the last one first."""
+        while key is not None:
+            with self._lock:
+                entry = self._entry(key)
+            if entry is None:
+                return
+            yield key, entry
+            key = entry.parent
 
     def certain_tail(self, answer: Message, token_ids: IntArray, setting: Setting = NO_SETTING) -> IntArray:
         """The token ids that follow an answer like this one, whatever comes next, int32 [n].
@@ -224,17 +231,25 @@ class Conversations:
     def _last_known(self, history: History) -> tuple[int, Part] | None:
         """The last answer in the ledger: its message's number, and the conversation up to it."""
         with self._lock:
-            found = history.last_in(self._ledger)
+            found = history.last_known(lambda key: self._entry(key) is not None)
             part = self._part(found[1]) if found is not None else None
             return (found[0], part) if found is not None and part is not None else None
 
     def _part(self, key: Digest) -> Part | None:
-        entry = self._ledger.get(key)
+        entry = self._entry(key)
         return Part(key, entry, self._ledger.tokens(key)) if entry is not None else None
 
     def _common(self, texts: Sequence[Traced]) -> Tokens:
         """The tokens of what texts begin with alike."""
         return Tokens(self._tokenizer.encode(commonprefix(texts)))  # noqa: RUF071
+
+    def _entry(self, key: Digest) -> LedgerEntry | None:
+        """What the ledger has under a key, or had. The lock is held."""
+        if (entry := self._ledger.get(key)) is None:
+            for each in self.recall(key):
+                self._ledger.add(*each)
+            entry = self._ledger.get(key)
+        return entry
 
     def _known_to(self, setting: Setting) -> Setting:
         """As much of a setting as the template has names for."""

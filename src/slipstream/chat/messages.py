@@ -1,7 +1,7 @@
 """Messages, whatever protocol they came by, and when two of them are the same."""
 
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -96,8 +96,8 @@ class History:
             hasher.update(self._digests[at : at + _SIZE])
             yield hasher.copy().digest()
 
-    def last_in(self, known: Container[Digest]) -> tuple[int, Digest] | None:
-        """The last message that ends a known beginning, and that beginning's key.
+    def last_known(self, is_known: Callable[[Digest], bool]) -> tuple[int, Digest] | None:
+        """The last message that ends a beginning whose key is known, and that key.
 
         Looks at the last messages first, and each time at twice as many: what goes on is known near its end.
         """
@@ -105,7 +105,7 @@ class History:
         while end:
             start = max(0, end - width)
             keys = list(zip(range(start, end), self.keys(start), strict=False))
-            found = next((each for each in reversed(keys) if each[1] in known), None)
+            found = next((each for each in reversed(keys) if is_known(each[1])), None)
             if found is not None:
                 return found
             end, width = start, 2 * width

@@ -126,52 +126,56 @@ class _Text:
         self.follow(tokens)
 
 
-class _Kind(NamedTuple):
-    """How a guess is made: by an n-gram of that size; size 0 stands for going on where the last guess was right."""
-
-    size: int
-    recent: bool
-    """Whether in recent calls, and not in the conversation."""
-
-
 class _Guess(NamedTuple):
+    """A token that may come next, and where it was found; guesses are ordered by rate and kind."""
+
+    rate: float
+    """The share of such guesses that were right, each given that all before it were."""
+    kind: int
+    """How it was found: by an n-gram of the kind's size, or, if it's one of the first two, where the last was right."""
     token: int
-    text: _Text
     position: int
     """Of the token in the text."""
-    kind: _Kind
-    key: int
-    """Of the n-gram before it."""
+    text: _Text
+    name: int
+    """Of the n-gram before it and the kind."""
+
+
+_RUN, _RUN_RECENT = 0, 1
+_KINDS = {size: 2 * (at + 1) for at, size in enumerate(NGRAM_SIZES)}
+"""The kind of an n-gram in the conversation, by its size; in recent calls it is the next one."""
 
 
 class Experience:
     """How often guesses came true: those after an n-gram, and where that is new, those of the kind."""
 
-    _MAX_KEYS = 65_536
+    _MAX_NAMES = 65_536
     _SLOWEST = 0.15
     """An n-gram's rate follows at least so fast what happens."""
     _SLOWEST_KIND = 0.02
     _PRIOR = 0.7
 
     def __init__(self) -> None:
-        self._kinds: dict[_Kind, float] = {}
-        self._keys: dict[tuple[_Kind, int], tuple[float, int]] = {}
+        self._kinds = [self._PRIOR] * (2 * len(NGRAM_SIZES) + 2)
+        self._names: dict[int, tuple[float, int]] = {}
 
-    def rate(self, guess: _Guess) -> float:
-        """The share of such guesses that were right, each given that all before it were."""
-        known = self._keys.get((guess.kind, guess.key))
-        return known[0] if known is not None else self._kinds.get(guess.kind, self._PRIOR)
+    def guess(self, kind: int, key: int, text: _Text, position: int) -> _Guess:
+        """What stands at a place in a text, with how likely it is to be right after an n-gram of that key."""
+        name = key * 16 + kind
+        known = self._names.get(name)
+        rate = known[0] if known is not None else self._kinds[kind]
+        return _Guess(rate, kind, int(text.tokens[position]), position, text, name)
 
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
         right = guess.token == token
-        name = (guess.kind, guess.key)
-        rate, seen = self._keys.pop(name, (self.rate(guess), 0))
+        known = self._names.pop(guess.name, None)
+        rate, seen = known if known is not None else (self._kinds[guess.kind], 0)
         rate += (right - rate) * max(1 / (seen + 2), self._SLOWEST)
-        self._keys[name] = (rate, seen + 1)
-        if len(self._keys) > self._MAX_KEYS:
-            del self._keys[next(iter(self._keys))]
-        kind = self._kinds.get(guess.kind, self._PRIOR)
+        self._names[guess.name] = (rate, seen + 1)
+        if len(self._names) > self._MAX_NAMES:
+            del self._names[next(iter(self._names))]
+        kind = self._kinds[guess.kind]
         self._kinds[guess.kind] = kind + (right - kind) * self._SLOWEST_KIND
 
 
@@ -214,21 +218,21 @@ class _Lookup:
             self.cursor = _Cursor(tokens[max(0, length - _LONGEST) : length].tolist())
             self.length = length
 
-    def guesses(self, cursor: _Cursor) -> list[tuple[float, _Guess]]:
-        """What may come next, likeliest first, each with its rate."""
+    def guesses(self, cursor: _Cursor) -> list[_Guess]:
+        """What may come next, likeliest first."""
+        conversation, recent, guess = self.conversation, self.recent, self.experience.guess
         found = []
         if cursor.run is not None and cursor.run[1] < len(cursor.run[0].tokens):
             text, position = cursor.run
-            kind = _Kind(0, text is self.recent)
-            found.append(_Guess(int(text.tokens[position]), text, position, kind, cursor.context[-1]))
+            found.append(guess(_RUN_RECENT if text is recent else _RUN, cursor.context[-1], text, position))
         for size, key in _keys(cursor.context):
-            for text in (self.conversation, self.recent):
-                if (place := text.index.find(size, key)) is not None and place < len(text.tokens):
-                    kind = _Kind(size, text is self.recent)
-                    found.append(_Guess(int(text.tokens[place]), text, place, kind, key))
-        rated = [(self.experience.rate(guess), guess) for guess in found]
-        rated.sort(key=lambda item: (item[0], item[1].kind), reverse=True)
-        return rated
+            kind = _KINDS[size]
+            if (place := conversation.index.find(size, key)) is not None and place < len(conversation.tokens):
+                found.append(guess(kind, key, conversation, place))
+            if (place := recent.index.find(size, key)) is not None and place < len(recent.tokens):
+                found.append(guess(kind + 1, key, recent, place))
+        found.sort(reverse=True)
+        return found
 
 
 class Drafter:
@@ -259,7 +263,7 @@ class Drafter:
             token = int(tokens[position])
             right = None
             if position in chosen:
-                for _, guess in lookup.guesses(lookup.cursor):
+                for guess in lookup.guesses(lookup.cursor):
                     if right is None and guess.token == token:
                         right = guess
                     lookup.experience.learn(guess, token)
@@ -295,22 +299,21 @@ def _extend(draft: Draft, lookup: _Lookup, ahead: Constraint | None, *, forced: 
                 draft.append(token, 1.0, guessed=False)
                 cursor.push(token)
             continue
-        if (likeliest := _likeliest(lookup, cursor, ahead)) is None:
+        if (guess := _likeliest(lookup, cursor, ahead)) is None:
             return
-        rate, guess = likeliest
-        draft.append(guess.token, rate, guessed=True)
+        draft.append(guess.token, guess.rate, guessed=True)
         cursor.run = (guess.text, guess.position)
         cursor.push(guess.token)
         if ahead is not None:
             ahead.accept((guess.token,))
 
 
-def _likeliest(lookup: _Lookup, cursor: _Cursor, ahead: Constraint | None) -> tuple[float, _Guess] | None:
-    """The best guess that the grammar allows, and its rate."""
-    for rate, guess in lookup.guesses(cursor):
+def _likeliest(lookup: _Lookup, cursor: _Cursor, ahead: Constraint | None) -> _Guess | None:
+    """The best guess that the grammar allows."""
+    for guess in lookup.guesses(cursor):
         if ahead is None or ahead.valid_prefix((guess.token,)):
-            return rate, guess
-        if guess.kind.size == 0 and (end := ahead.value_end()) is not None:
+            return guess
+        if guess.kind <= _RUN_RECENT and (end := ahead.value_end()) is not None:
             # A value was copied up to here, and what follows it there has no place here: then it's whole.
-            return _WHOLE_VALUE, guess._replace(token=end)
+            return guess._replace(rate=_WHOLE_VALUE, token=end)
     return None

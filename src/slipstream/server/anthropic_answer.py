@@ -11,7 +11,8 @@ from slipstream.chat import AnswerDelta
 from slipstream.engine import TurnCounters
 from slipstream.server import anthropic_types as types
 from slipstream.server.extension import TurnReport
-from slipstream.server.turn import Choice, Turn
+from slipstream.server.turn import LiveTurn
+from slipstream.turns import Choice
 
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
@@ -35,7 +36,7 @@ def new_head(model: str) -> Head:
     return {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
 
 
-def whole_message(head: Head, turn: Turn) -> types.Message:
+def whole_message(head: Head, turn: LiveTurn) -> types.Message:
     """The response to a finished turn."""
     (choice,) = turn.choices
     return types.Message(
@@ -119,7 +120,7 @@ class EventWriter:
         opening = b"" if self._kind == "thinking" else self._open(thinking)
         return opening + self._delta(b"thinking_delta", b"thinking", piece.reasoning)
 
-    def end(self, turn: Turn) -> bytes:
+    def end(self, turn: LiveTurn) -> bytes:
         """The end of a finished turn: why, and what it cost."""
         (choice,) = turn.choices
         delta = types.Ending(stop_reason=_stop_reason(choice), stop_sequence=choice.outputs[-1].stop_string)

@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field
 
 from slipstream.chat import Message, Setting
 from slipstream.chat.setting import reasoning_kwargs
-from slipstream.embedded import Engine
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
+from slipstream.runtime import Runtime
 from slipstream.server.anthropic_answer import EventWriter, new_head, whole_message
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
 from slipstream.server.anthropic_tools import (
@@ -27,7 +27,8 @@ from slipstream.server.errors import anthropic_event
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.openai_common import AtLeastOne, check_model, unsupported
 from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import Turn, TurnRequest, TurnRunner
+from slipstream.server.turn import LiveTurn, TurnRunner
+from slipstream.turns import TurnRequest
 
 
 class Thinking(BaseModel):
@@ -41,11 +42,11 @@ class Thinking(BaseModel):
         """Whether the model is to reason."""
         return self.type != "disabled"
 
-    def asks_too_much(self, engine: Engine) -> bool:
+    def asks_too_much(self, runtime: Runtime) -> bool:
         """Whether the model would have to reason otherwise than it can."""
-        if not engine.dialect.reasons:
+        if not runtime.dialect.reasons:
             return False
-        stuck = not self.enabled and not engine.conversations.can_switch_reasoning
+        stuck = not self.enabled and not runtime.conversations.can_switch_reasoning
         return stuck or self.type == "between_tools" or self.display == "omitted"
 
 
@@ -61,9 +62,9 @@ class PromptFields(BaseModel):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def prompt(self, engine: Engine) -> tuple[tuple[Message, ...], Setting]:
+    def prompt(self, runtime: Runtime) -> tuple[tuple[Message, ...], Setting]:
         """The conversation and its setting, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-        check_model(engine, self.model)
+        check_model(runtime, self.model)
         effort = self.output_config.effort if self.output_config else None
         reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
         tools = tool_use(self.tools, self.tool_choice)
@@ -85,10 +86,10 @@ class MessagesRequest(PromptFields):
     thread: Any = None
     slipstream: SlipstreamOptions | None = None
 
-    def turn(self, engine: Engine) -> TurnRequest:
+    def turn(self, runtime: Runtime) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-        self._check_support(engine)
-        prompt, setting = self.prompt(engine)
+        self._check_support(runtime)
+        prompt, setting = self.prompt(runtime)
         system = prompt[0] if prompt and prompt[0].role == "system" else None
         return TurnRequest(
             prompt=prompt if system is None else prompt[1:],
@@ -103,7 +104,7 @@ class MessagesRequest(PromptFields):
         given = self.model_dump(include={"max_tokens", "temperature", "top_p", "top_k"}, exclude_none=True)
         return SamplingParams(**given, stop=self.stop_sequences or ())
 
-    def _check_support(self, engine: Engine) -> None:
+    def _check_support(self, runtime: Runtime) -> None:
         """Refuse what would make a difference and can't be had."""
         if self.thread is not None:
             # Its client knows this code, and goes on with whole conversations.
@@ -113,7 +114,7 @@ class MessagesRequest(PromptFields):
             raise unsupported("mcp_servers", "mcp_servers can't be called from here: send their tools as tools")
         if self.compaction is not None:
             raise unsupported("compaction", "compaction is not supported: ask for a summary in a message")
-        if self.thinking is not None and self.thinking.asks_too_much(engine):
+        if self.thinking is not None and self.thinking.asks_too_much(runtime):
             message = "thinking can't be changed so: this model reasons before each answer; leave the field out"
             raise unsupported("thinking", message)
 
@@ -121,12 +122,12 @@ class MessagesRequest(PromptFields):
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
-    engine = runner.engine
+    runtime = runner.runtime
 
     @routes.post("/v1/messages")
     async def messages(http: Request, body: MessagesRequest) -> Response:
-        turn = await runner.start([in_session(body.turn(engine), http)])
-        head = new_head(engine.model.name)
+        turn = await runner.start([in_session(body.turn(runtime), http)])
+        head = new_head(runtime.model.name)
         if body.stream:
             return EventStream(turn, _stream(turn, EventWriter(head)), anthropic_event)
         await finish(http, turn)
@@ -135,13 +136,13 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: PromptFields) -> TokenCount:
-        prompt = await asyncio.to_thread(engine.conversations.prompt, *body.prompt(engine))
+        prompt = await asyncio.to_thread(runtime.conversations.prompt, *body.prompt(runtime))
         return TokenCount(input_tokens=len(prompt.token_ids))
 
     return routes
 
 
-async def _stream(turn: Turn, writer: EventWriter) -> AsyncIterator[bytes]:
+async def _stream(turn: LiveTurn, writer: EventWriter) -> AsyncIterator[bytes]:
     """The message without content, its blocks piece by piece, and how it ended."""
     async for batch in turn.batches():
         events = []

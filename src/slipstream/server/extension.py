@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.engine.request import CacheUse
 from slipstream.errors import InvalidRequestError
-from slipstream.server.turn import Turn, TurnRequest
+from slipstream.server.turn import LiveTurn
+from slipstream.turns import TurnRequest
 
 SESSION_HEADER = "X-Session-Id"
 _SESSION_ID = r"[!-.0-~]{1,256}"
@@ -76,7 +77,7 @@ class TurnReport(BaseModel):
     """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
 
     @classmethod
-    def of(cls, turn: Turn) -> Self:
+    def of(cls, turn: LiveTurn) -> Self:
         """The report on a finished turn."""
         first, each = turn.choices[0], [choice.counters for choice in turn.choices]
         prompts = list({choice.request: choice.counters for choice in reversed(turn.choices)}.values())

@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from slipstream.embedded import Engine
 from slipstream.engine import FinishReason, TurnCounters
+from slipstream.runtime import Runtime
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -15,9 +15,9 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 
 class Metrics:
     """One app's metrics, in a registry of its own. Token counts are per choice, as the engine sees them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(engine))
+        self.registry.register(_EngineCollector(runtime))
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
         self._finished = self._counter("choices", "Answers ended, by the reason.", "finish_reason")
@@ -65,14 +65,16 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._engine.core.stats()
+        stats = self._runtime.core.stats()
         kv = stats.kv
         yield _gauge(
-            "exact", "1 if the same request gives the same tokens here, whatever happens around it.", self._engine.exact
+            "exact",
+            "1 if the same request gives the same tokens here, whatever happens around it.",
+            self._runtime.exact,
         )
         yield _counter("engine_steps", "Forward passes of the model.", stats.steps)
         yield _counter("engine_tokens", "Tokens computed, without padding.", stats.tokens_forwarded)
@@ -89,7 +91,7 @@ class _EngineCollector(Collector):
         sequences.add_metric(["pinned"], kv.pinned_sequences)
         yield sequences
         yield _counter("kv_evictions", "Retained sequences given up for others.", kv.evictions)
-        sessions = self._engine.sessions
+        sessions = self._runtime.sessions
         yield _gauge("sessions", "Sessions, named or not.", len(sessions))
         yield _gauge("idle_waiting", "Sessions with something to compute ahead of time.", sessions.ahead.waiting)
         yield _counter("idle_tokens", "Tokens computed ahead of time, while nobody waited.", stats.idle_tokens)
@@ -101,7 +103,7 @@ class _EngineCollector(Collector):
             yield _counter("state_restored_tokens", "Tokens whose KV was read from disk.", saver.restored_tokens)
             yield _gauge("state_bytes", "KV on disk.", saver.saved_bytes)
             yield _gauge("state_unsaved_parts", "Parts of conversations that wait to be written.", saver.unsaved_parts)
-        if (cache := self._engine.core.response_cache) is not None:
+        if (cache := self._runtime.core.response_cache) is not None:
             yield _counter("response_cache_hits", "Requests answered from memory.", cache.hits)
             yield _counter("response_cache_misses", "Requests that could have been, but were new.", cache.misses)
             yield _gauge("response_cache_bytes", "Memory of known answers.", cache.total_bytes)
@@ -109,7 +111,7 @@ class _EngineCollector(Collector):
             "slipstream_prompt_renders", "Conversations made into prompts, by how.", labels=["kind"]
         )
         for kind in ("first", "spliced", "full", "repeated"):
-            renders.add_metric([kind], self._engine.conversations.renders[kind])
+            renders.add_metric([kind], self._runtime.conversations.renders[kind])
         yield renders
 
 

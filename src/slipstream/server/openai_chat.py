@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request, Response
 
 from slipstream.chat import AnswerDelta, Setting
 from slipstream.chat.setting import reasoning_kwargs
-from slipstream.embedded import Engine
 from slipstream.engine import Output, TokenLogprob
+from slipstream.runtime import Runtime
 from slipstream.server.errors import openai_event
 from slipstream.server.extension import TurnReport, in_session, session_hint
 from slipstream.server.openai_common import (
@@ -38,8 +38,9 @@ from slipstream.server.openai_types import (
     TopLogprob,
 )
 from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import Choice, Turn, TurnRequest, TurnRunner
+from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.tokenizer import Tokenizer
+from slipstream.turns import Choice, TurnRequest
 
 
 class ChatRequest(SamplingFields):
@@ -60,9 +61,9 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     prompt_cache_key: str | None = None
 
-    def turn(self, engine: Engine) -> TurnRequest:
+    def turn(self, runtime: Runtime) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-        check_model(engine, self.model)
+        check_model(runtime, self.model)
         if self.functions or self.function_call not in (None, "none", "auto"):
             param = "functions" if self.functions else "function_call"
             raise unsupported(param, f"{param} is deprecated: send tools and tool_choice instead")
@@ -85,23 +86,23 @@ class ChatRequest(SamplingFields):
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
-    engine = runner.engine
+    runtime = runner.runtime
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
-        turn = await runner.start([in_session(body.turn(engine), http)])
-        head = new_head(engine, "chatcmpl")
+        turn = await runner.start([in_session(body.turn(runtime), http)])
+        head = new_head(runtime, "chatcmpl")
         if body.stream:
-            writer = _ChunkWriter(head, engine.tokenizer, include_usage=body.include_usage)
+            writer = _ChunkWriter(head, runtime.tokenizer, include_usage=body.include_usage)
             return EventStream(turn, _stream(turn, writer), openai_event)
         await finish(http, turn)
-        whole = _whole(turn, head, engine.tokenizer)
+        whole = _whole(turn, head, runtime.tokenizer)
         return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
 
     return routes
 
 
-def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
+def _whole(turn: LiveTurn, head: Head, tokenizer: Tokenizer) -> ChatCompletion:
     choices = []
     for choice in turn.choices:
         answer = choice.answer
@@ -135,7 +136,7 @@ def _message(choice: Choice) -> ChatAnswer:
     return result
 
 
-async def _stream(turn: Turn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
+async def _stream(turn: LiveTurn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
     """For each choice its role, its text piece by piece, and its finish reason; at the end the usage, if wanted."""
     unfinished = len(turn.choices)
     async for batch in turn.batches():

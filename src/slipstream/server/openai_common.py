@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from slipstream.embedded import Engine
 from slipstream.engine import FinishReason, SamplingParams
 from slipstream.errors import InvalidRequestError
+from slipstream.runtime import Runtime
 from slipstream.server.extension import SlipstreamOptions, TurnReport
 from slipstream.server.openai_types import PromptTokensDetails, Usage
 from slipstream.server.turn import MAX_CHOICES
@@ -81,21 +81,21 @@ class Head(TypedDict):
     system_fingerprint: str
 
 
-def new_head(engine: Engine, prefix: str) -> Head:
+def new_head(runtime: Runtime, prefix: str) -> Head:
     """The head of a new response; its id begins with the prefix."""
     return {
         "id": f"{prefix}-{secrets.token_hex(12)}",
         "created": int(time.time()),
-        "model": engine.model.name,
-        "system_fingerprint": f"fp_{engine.model.fingerprint[:12]}",
+        "model": runtime.model.name,
+        "system_fingerprint": f"fp_{runtime.model.fingerprint[:12]}",
     }
 
 
-def check_model(engine: Engine, asked: str | None) -> None:
+def check_model(runtime: Runtime, asked: str | None) -> None:
     """Raise `InvalidRequestError` if a request asks for a model that isn't served; None takes what there is."""
-    if asked is not None and asked != engine.model.name:
+    if asked is not None and asked != runtime.model.name:
         raise InvalidRequestError(
-            f"the model {asked!r} is not served here; served: {engine.model.name!r}",
+            f"the model {asked!r} is not served here; served: {runtime.model.name!r}",
             param="model",
             code="model_not_found",
         )

@@ -7,8 +7,8 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator
 
-from slipstream.embedded import Engine
 from slipstream.engine import Output, TokenLogprob
+from slipstream.runtime import Runtime
 from slipstream.server.errors import openai_event
 from slipstream.server.extension import TurnReport
 from slipstream.server.openai_common import (
@@ -27,8 +27,9 @@ from slipstream.server.openai_common import (
 )
 from slipstream.server.openai_types import TextChoice, TextCompletion, TextLogprobs
 from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import Choice, Turn, TurnRequest, TurnRunner
+from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.tokenizer import Tokenizer
+from slipstream.turns import Choice, TurnRequest
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -57,9 +58,9 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = None
     best_of: int | None = None
 
-    def turns(self, engine: Engine) -> list[TurnRequest]:
+    def turns(self, runtime: Runtime) -> list[TurnRequest]:
         """What it asks for, prompt by prompt, in no protocol's terms; raises `InvalidRequestError`."""
-        check_model(engine, self.model)
+        check_model(runtime, self.model)
         self._refuse_unsupported()
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         params = self.sampling_params(max_tokens=limit, logprobs=self.logprobs)
@@ -85,23 +86,23 @@ class CompletionRequest(SamplingFields):
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
-    engine = runner.engine
+    runtime = runner.runtime
 
     @routes.post("/v1/completions")
     async def completions(http: Request, body: CompletionRequest) -> Response:
-        turn = await runner.start(body.turns(engine))
-        head = new_head(engine, "cmpl")
+        turn = await runner.start(body.turns(runtime))
+        head = new_head(runtime, "cmpl")
         if body.stream:
-            writer = _ChunkWriter(head, engine.tokenizer, turn.choices, include_usage=body.include_usage)
+            writer = _ChunkWriter(head, runtime.tokenizer, turn.choices, include_usage=body.include_usage)
             return EventStream(turn, _stream(turn, writer), openai_event)
         await finish(http, turn)
-        whole = _whole(turn, head, engine.tokenizer)
+        whole = _whole(turn, head, runtime.tokenizer)
         return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
 
     return routes
 
 
-def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> TextCompletion:
+def _whole(turn: LiveTurn, head: Head, tokenizer: Tokenizer) -> TextCompletion:
     report = TurnReport.of(turn)
     choices: list[TextChoice] = []
     for choice in turn.choices:
@@ -117,7 +118,7 @@ def _whole(turn: Turn, head: Head, tokenizer: Tokenizer) -> TextCompletion:
     return TextCompletion(**head, object="text_completion", choices=choices, usage=usage_of(report), slipstream=report)
 
 
-async def _stream(turn: Turn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
+async def _stream(turn: LiveTurn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
     """Each choice's text piece by piece, the last piece with its finish reason; at the end the usage, if wanted."""
     unfinished = len(turn.choices)
     async for batch in turn.batches():

@@ -34,7 +34,7 @@ def router(sessions: Sessions) -> APIRouter:
 
     @routes.get("/{id}")
     async def retrieve(id: str) -> Conversation:
-        return _conversation(sessions.get(TENANT, id))
+        return _conversation(await asyncio.to_thread(sessions.get, TENANT, id))
 
     @routes.delete("/{id}")
     async def delete(id: str) -> DeletedConversation:

@@ -1,17 +1,20 @@
 """OpenAI's Responses API: `/v1/responses`."""
 
+import asyncio
 import json
+import logging
 import secrets
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from slipstream.chat import Message
-from slipstream.embedded import Engine
 from slipstream.errors import InvalidRequestError
+from slipstream.runtime import Runtime
 from slipstream.server.extension import SESSION_HEADER, TurnReport, in_session
 from slipstream.server.openai_common import unsupported
 from slipstream.server.responses_items import (
@@ -25,47 +28,53 @@ from slipstream.server.responses_items import (
 )
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import ResponseRequest, own_field_names
-from slipstream.server.responses_store import ResponseStore, StoredResponse
 from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import TENANT, Turn, TurnRunner
+from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
+from slipstream.sessions import Database, StoredResponse
+
+logger = logging.getLogger(__name__)
+
+STORE_BYTES = 128 * 2**20
+"""What responses take that are kept, besides messages: some ten thousand."""
 
 
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
-    engine = runner.engine
-    store = ResponseStore(engine.database)
+    runtime = runner.runtime
+    store = runtime.database
 
     @routes.post("/v1/responses")
     async def create_response(http: Request, body: ResponseRequest) -> Response:
         with own_field_names():
-            exchange = _Exchange.of(body, store, in_session=SESSION_HEADER in http.headers)
-            request = in_session(body.turn(engine, exchange.messages), http)
+            named = SESSION_HEADER in http.headers
+            exchange = await asyncio.to_thread(_Exchange.of, body, store, in_session=named)
+            request = in_session(body.turn(runtime, exchange.messages), http)
             turn = await runner.start([request])
         params = {"temperature": request.params.temperature, "top_p": request.params.top_p}
-        response = _in_progress(engine, exchange.id) | params | body.echo()
+        response = _in_progress(runtime, exchange.id) | params | body.echo()
 
-        def completed() -> dict[str, Any]:
-            whole = response | _outcome(engine, turn, exchange.id)
+        async def completed() -> dict[str, Any]:
+            whole = response | _outcome(runtime, turn, exchange.id)
             if body.store is not False:
-                store.put(TENANT, exchange.record(whole, turn))
+                await asyncio.to_thread(exchange.save, store, whole, turn)
             return whole
 
         if body.stream:
             writer = EventWriter(response, turn.choices[0])
             return EventStream(turn, _stream(turn, writer, completed), writer.failed)
         await finish(http, turn)
-        return _json(completed())
+        return _json(await completed())
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
         if stream:
             raise unsupported("stream", "the events of a stored response are not kept: leave stream out")
-        return _json_text(_stored(store, response_id).response)
+        return _json_text((await _stored(store, response_id)).response)
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str) -> Response:
-        if not store.delete(TENANT, response_id):
+        if not await asyncio.to_thread(store.delete_response, TENANT, response_id):
             raise _not_found(response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
@@ -76,7 +85,7 @@ def router(runner: TurnRunner) -> APIRouter:
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
-        items: list[Item] = json.loads(_stored(store, response_id).input_items)
+        items: list[Item] = json.loads((await _stored(store, response_id)).input_items)
         if order == "desc":
             items.reverse()
         return _json(_page(items, after, limit))
@@ -95,7 +104,7 @@ class _Exchange:
     """The conversation without instructions, or where a session holds what came before, what is new."""
 
     @classmethod
-    def of(cls, body: ResponseRequest, store: ResponseStore, *, in_session: bool) -> "_Exchange":
+    def of(cls, body: ResponseRequest, store: Database, *, in_session: bool) -> "_Exchange":
         """What `body` brings, for a session that the body or something else names.
 
         Raises `InvalidRequestError` naming the field.
@@ -111,20 +120,21 @@ class _Exchange:
             messages=(*earlier, *item_messages(items, calls)),
         )
 
-    def record(self, response: dict[str, Any], turn: Turn) -> StoredResponse:
-        """What is kept of it and its response."""
+    def save(self, store: Database, response: dict[str, Any], turn: LiveTurn) -> None:
+        """Keep its response."""
         (choice,) = turn.choices
         assert choice.session_turn is not None
-        asked = choice.session_turn.messages[choice.request.system is not None :]
-        return StoredResponse(
-            id=self.id,
-            response=json.dumps(response),
-            input_items=json.dumps(listed(self.items, self.id)),
-            messages=(*asked, choice.message),
-        )
+        assert choice.session_turn.history is not None
+        items = json.dumps(listed(self.items, self.id))
+        unsaid = int(choice.request.system is not None)
+        stored = StoredResponse(json.dumps(response), items, choice.session_turn.history, unsaid)
+        try:
+            store.save_response(TENANT, self.id, stored, max_bytes=STORE_BYTES)
+        except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
+            logger.warning("response %s can't be kept: %s", self.id, error)
 
 
-def _in_progress(engine: Engine, response_id: str) -> dict[str, Any]:
+def _in_progress(runtime: Runtime, response_id: str) -> dict[str, Any]:
     """The fields of a response object that the request does not decide, as long as there is no answer."""
     return {
         "id": response_id,
@@ -135,7 +145,7 @@ def _in_progress(engine: Engine, response_id: str) -> dict[str, Any]:
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "model": engine.model.name,
+        "model": runtime.model.name,
         "output": [],
         "service_tier": "default",
         "truncation": "disabled",
@@ -143,7 +153,7 @@ def _in_progress(engine: Engine, response_id: str) -> dict[str, Any]:
     }
 
 
-def _outcome(engine: Engine, turn: Turn, response_id: str) -> dict[str, Any]:
+def _outcome(runtime: Runtime, turn: LiveTurn, response_id: str) -> dict[str, Any]:
     """The fields that a finished turn decides."""
     (choice,) = turn.choices
     report = TurnReport.of(turn)
@@ -160,26 +170,28 @@ def _outcome(engine: Engine, turn: Turn, response_id: str) -> dict[str, Any]:
                 "cache_write_tokens": report.delta_tokens,
             },
             "output_tokens": report.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": len(engine.tokenizer.encode(choice.reader.reasoning))},
+            "output_tokens_details": {"reasoning_tokens": len(runtime.tokenizer.encode(choice.reader.reasoning))},
             "total_tokens": report.prompt_tokens + report.completion_tokens,
         },
         "slipstream": report.model_dump(),
     }
 
 
-async def _stream(turn: Turn, writer: EventWriter, completed: Callable[[], dict[str, Any]]) -> AsyncIterator[bytes]:
+async def _stream(
+    turn: LiveTurn, writer: EventWriter, completed: Callable[[], Awaitable[dict[str, Any]]]
+) -> AsyncIterator[bytes]:
     yield writer.begin()
     async for batch in turn.batches():
         if events := [writer.piece(delta) for arrival in batch for delta in arrival.deltas]:
             yield b"".join(events)
-    yield writer.end(completed())
+    yield writer.end(await completed())
 
 
-def _earlier(store: ResponseStore, response_id: str | None) -> tuple[Message, ...]:
+def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
     """The conversation up to the response that a request goes on from."""
     if response_id is None:
         return ()
-    record = store.get(TENANT, response_id)
+    record = store.response(TENANT, response_id)
     if record is None:
         raise InvalidRequestError(
             f"previous_response_id is {response_id!r}, but no such response is stored (any more): "
@@ -190,16 +202,16 @@ def _earlier(store: ResponseStore, response_id: str | None) -> tuple[Message, ..
     return record.messages
 
 
-def _stored(store: ResponseStore, response_id: str) -> StoredResponse:
-    record = store.get(TENANT, response_id)
+async def _stored(store: Database, response_id: str) -> StoredResponse:
+    record = await asyncio.to_thread(store.response, TENANT, response_id)
     if record is None:
         raise _not_found(response_id)
     return record
 
 
-def _stored_item(store: ResponseStore, item_id: str) -> Item | None:
+def _stored_item(store: Database, item_id: str) -> Item | None:
     response_id = response_of(item_id)
-    record = store.get(TENANT, response_id) if response_id else None
+    record = store.response(TENANT, response_id) if response_id else None
     return stored_item(record.response, record.input_items, item_id) if record else None
 
 

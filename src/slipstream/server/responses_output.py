@@ -8,7 +8,7 @@ from slipstream.chat import AnswerDelta
 from slipstream.errors import InvalidRequestError
 from slipstream.server.errors import failure_of_stream
 from slipstream.server.responses_items import Item, item_id
-from slipstream.server.turn import Choice
+from slipstream.turns import Choice
 
 
 def output_items(choice: Choice, response_id: str) -> list[Item]:

@@ -8,13 +8,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from slipstream.chat import Message, Setting
 from slipstream.chat.setting import reasoning_kwargs
-from slipstream.embedded import Engine
 from slipstream.errors import InvalidRequestError
+from slipstream.runtime import Runtime
 from slipstream.server import openai_tools as chat
 from slipstream.server.extension import SessionId, session_hint
 from slipstream.server.openai_common import AtLeastOne, SamplingFields, check_model, unsupported
 from slipstream.server.responses_items import InputItem
-from slipstream.server.turn import TurnRequest
+from slipstream.turns import TurnRequest
 
 _REFUSED = {
     "background": "responses are made while the client waits: leave it out",
@@ -147,12 +147,12 @@ class ResponseRequest(SamplingFields):
             message = "previous_response_id and conversation both say what came before: send one"
             raise unsupported("previous_response_id", message)
 
-    def turn(self, engine: Engine, messages: tuple[Message, ...]) -> TurnRequest:
+    def turn(self, runtime: Runtime, messages: tuple[Message, ...]) -> TurnRequest:
         """What it asks for, in no protocol's terms, where `messages` are the conversation without instructions.
 
         They are all of it, but with a `conversation`, which is a session, its next ones.
         """
-        check_model(engine, self.model)
+        check_model(runtime, self.model)
         text = self.text_format
         switches = self.switches()
         if self.conversation is not None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from slipstream.config import ServerConfig
-from slipstream.embedded import Engine
 from slipstream.errors import SlipstreamError
+from slipstream.runtime import Runtime
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep idle connections, so that none is closed while a request is on its way."""
 
-_SWITCH_SECONDS = 0.0005
-"""How long other threads may keep the engine's from running after a step; by default it's longer than its own work."""
-
 _LAST_WORDS_SECONDS = 2.0
 """For clients to read that their answer won't be finished, when the engine has been closed."""
 
 
-def run(load: Callable[[], Engine], config: ServerConfig) -> None:
+def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
     """Load an engine, serve it until SIGINT or SIGTERM, and close it; returns after a clean end.
 
     Once the socket listens, `Slipstream serves MODEL on URL`, and whether it is exact there, is printed to standard
@@ -40,20 +37,19 @@ def run(load: Callable[[], Engine], config: ServerConfig) -> None:
 
     Raises `SlipstreamError` if the address is taken, before it loads anything, and what `load` raises.
     """
-    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     with contextlib.closing(_bind(config.host, config.port)) as listener, ThreadPoolExecutor(1) as pool:
         loading = pool.submit(load)
         from slipstream.server.app import create_app  # half a second, in which the engine loads
 
-        with loading.result() as engine:
-            _Server(create_app(engine, config), engine, config, listener).run(sockets=[listener])
+        with loading.result() as runtime:
+            _Server(create_app(runtime, config), runtime, config, listener).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn, but its own signals, and an end that leaves no client without an answer."""
 
-    def __init__(self, app: "FastAPI", engine: Engine, config: ServerConfig, listener: socket.socket) -> None:
+    def __init__(self, app: "FastAPI", runtime: Runtime, config: ServerConfig, listener: socket.socket) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -68,7 +64,7 @@ class _Server(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             )
         )
-        self._engine = engine
+        self._runtime = runtime
         self._settings = config
         self._listener = listener
 
@@ -77,16 +73,16 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         host, port = self._listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        exact = "exact" if self._engine.exact else "not exact on this processor: see `slipstream doctor`"
-        print(f"Slipstream serves {self._engine.model.name} on http://{address} ({exact})", flush=True)
+        exact = "exact" if self._runtime.exact else "not exact on this processor: see `slipstream doctor`"
+        print(f"Slipstream serves {self._runtime.model.name} on http://{address} ({exact})", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let running requests finish; those that take too long are told so."""
-        closing = asyncio.create_task(self._close_engine())
+        closing = asyncio.create_task(self._close_runtime())
         self.config.timeout_graceful_shutdown = int(self._settings.drain_seconds + _LAST_WORDS_SECONDS)
         await super().shutdown(sockets)
         closing.cancel()
-        await asyncio.to_thread(self._engine.close)
+        await asyncio.to_thread(self._runtime.close)
         if self.server_state.tasks:  # only after a second signal
             await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_SECONDS)
 
@@ -106,9 +102,9 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
-    async def _close_engine(self) -> None:
+    async def _close_runtime(self) -> None:
         await asyncio.sleep(self._settings.drain_seconds)
-        await asyncio.to_thread(self._engine.close)
+        await asyncio.to_thread(self._runtime.close)
 
 
 def _bind(host: str, port: int) -> socket.socket:

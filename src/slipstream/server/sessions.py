@@ -1,10 +1,11 @@
 """Sessions over HTTP: `/v1/sessions`. Messages and tools have the form that chat completions give them."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.chat import Message, Setting, ToolUse
@@ -146,29 +147,29 @@ def router(sessions: Sessions) -> APIRouter:
     @routes.get("")
     async def every(limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None) -> SessionList:
         def look() -> SessionList:
-            states = sessions.all(TENANT)
-            names = [state.id for state in states]
+            names = sessions.ids(TENANT)
             if after is not None and after not in names:
                 raise SessionNotFoundError(after)
             start = names.index(after) + 1 if after is not None else 0
-            shown = sessions.infos(states[start : start + limit])
+            shown = sessions.infos(sessions.existing(TENANT, names[start : start + limit]))
             data = [SessionObject(**SessionObject.fields_of(info)) for info in shown]
-            return SessionList(data=data, has_more=start + limit < len(states))
+            return SessionList(data=data, has_more=start + limit < len(names))
 
         return await asyncio.to_thread(look)
 
-    @routes.get("/{id}")
-    async def one(id: str) -> WholeSession:
-        def look() -> WholeSession:
+    @routes.get("/{id}", response_model=WholeSession)
+    async def one(id: str) -> Response:
+        def look() -> str:
             state = sessions.get(TENANT, id)
             (info,) = sessions.infos([state])
             messages = [_message(message) for message in state.messages]
             tools = [tool.as_dict() for tool in state.tools]
             kwargs = dict(state.template_kwargs)
             fields = SessionObject.fields_of(info)
-            return WholeSession(**fields, messages=messages, tools=tools, chat_template_kwargs=kwargs)
+            whole = WholeSession(**fields, messages=messages, tools=tools, chat_template_kwargs=kwargs)
+            return json.dumps(whole.model_dump())  # ASCII, for a client may have sent half of a surrogate pair
 
-        return await asyncio.to_thread(look)
+        return Response(await asyncio.to_thread(look), media_type="application/json")
 
     @routes.patch("/{id}")
     async def change(id: str, body: ChangeSession) -> SessionObject:

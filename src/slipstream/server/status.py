@@ -1,5 +1,6 @@
 """What is served and how it fares: `/v1/models`, `/health`, `/metrics`."""
 
+import asyncio
 import time
 from typing import Literal
 
@@ -7,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
-from slipstream.embedded import Engine
+from slipstream.runtime import Runtime
 from slipstream.server.metrics import Metrics
 from slipstream.server.openai_common import check_model
 from slipstream.server.openai_types import Model
@@ -28,20 +29,20 @@ class Health(BaseModel):
     """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
 
 
-def router(engine: Engine, metrics: Metrics) -> APIRouter:
+def router(runtime: Runtime, metrics: Metrics) -> APIRouter:
     """The routes."""
     routes = APIRouter()
     model = Model(
-        id=engine.model.name,
+        id=runtime.model.name,
         created=int(time.time()),
         owned_by="slipstream",
-        max_model_len=engine.core.limits.max_sequence,
+        max_model_len=runtime.core.limits.max_sequence,
     )
 
     @routes.get("/health")
     async def health(response: Response) -> Health:
-        response.status_code = 200 if engine.core.alive else 503
-        return Health(status="ok" if engine.core.alive else "stopped", exact=engine.exact)
+        response.status_code = 200 if runtime.core.alive else 503
+        return Health(status="ok" if runtime.core.alive else "stopped", exact=runtime.exact)
 
     @routes.get("/v1/models")
     async def models() -> ModelList:
@@ -49,12 +50,13 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
 
     @routes.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Model:
-        check_model(engine, name)
+        check_model(runtime, name)
         return model
 
     @routes.get("/metrics")
     async def all_metrics(http: Request) -> Response:
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        return Response(encode(metrics.registry), headers={"Content-Type": content_type})
+        text = await asyncio.to_thread(encode, metrics.registry)
+        return Response(text, headers={"Content-Type": content_type})
 
     return routes

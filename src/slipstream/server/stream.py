@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from slipstream.server.turn import Turn
+from slipstream.server.turn import LiveTurn
 
 
 class EventStream(StreamingResponse):
@@ -20,7 +20,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, turn: Turn, events: AsyncIterator[bytes], error_event: Callable[[Exception], bytes]) -> None:
+    def __init__(self, turn: LiveTurn, events: AsyncIterator[bytes], error_event: Callable[[Exception], bytes]) -> None:
         # A proxy that buffers would undo the streaming.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers)
@@ -46,7 +46,7 @@ class EventStream(StreamingResponse):
             self._turn.cancel()
 
 
-async def finish(http: Request, turn: Turn) -> None:
+async def finish(http: Request, turn: LiveTurn) -> None:
     """Wait until the turn is finished; raises `ClientDisconnect`, and cancels it, if the client goes away before."""
     finished = asyncio.ensure_future(turn.finish())
     gone = asyncio.ensure_future(_disconnect(http))

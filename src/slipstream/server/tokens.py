@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from slipstream.chat import Setting
-from slipstream.embedded import Engine
 from slipstream.errors import InvalidRequestError
+from slipstream.runtime import Runtime
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, tool_use
 
@@ -50,24 +50,24 @@ class Text(BaseModel):
     prompt: str
 
 
-def router(engine: Engine) -> APIRouter:
+def router(runtime: Runtime) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Tokens:
-        tokens = await asyncio.to_thread(_tokens, engine, body)
-        return Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.core.limits.max_sequence)
+        tokens = await asyncio.to_thread(_tokens, runtime, body)
+        return Tokens(tokens=tokens, count=len(tokens), max_model_len=runtime.core.limits.max_sequence)
 
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Text:
-        text = engine.tokenizer.decode(body.tokens, skip_special=False)
+        text = runtime.tokenizer.decode(body.tokens, skip_special=False)
         return Text(content=text, prompt=text)
 
     return routes
 
 
-def _tokens(engine: Engine, body: TokenizeRequest) -> list[int]:
+def _tokens(runtime: Runtime, body: TokenizeRequest) -> list[int]:
     given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
@@ -78,8 +78,8 @@ def _tokens(engine: Engine, body: TokenizeRequest) -> list[int]:
         )
     if body.messages is not None:
         setting = Setting(tool_use(body.tools, None, parallel=True), body.chat_template_kwargs or {})
-        return list(map(int, engine.conversations.prompt(chat_messages(body.messages), setting).token_ids))
+        return list(map(int, runtime.conversations.prompt(chat_messages(body.messages), setting).token_ids))
     text = body.content if body.content is not None else body.prompt
     assert text is not None
     special = body.add_special and body.add_special_tokens
-    return engine.encode(text) if special else engine.tokenizer.encode(text)
+    return runtime.encode(text) if special else runtime.tokenizer.encode(text)

@@ -1,9 +1,22 @@
 """Sessions: conversations by name, what may be done with them, and how they outlive the process."""
 
-from slipstream.sessions.database import Database
+from slipstream.sessions.database import Database, StoredResponse
+from slipstream.sessions.history import History
 from slipstream.sessions.saved_kv import SavedKV
 from slipstream.sessions.saver import Saver
 from slipstream.sessions.sessions import Sessions
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
+from slipstream.sessions.turns import SessionTurns
 
-__all__ = ["Database", "SavedKV", "Saver", "SessionInfo", "SessionState", "SessionTurn", "Sessions"]
+__all__ = [
+    "Database",
+    "History",
+    "SavedKV",
+    "Saver",
+    "SessionInfo",
+    "SessionState",
+    "SessionTurn",
+    "SessionTurns",
+    "Sessions",
+    "StoredResponse",
+]

@@ -1,163 +1,218 @@
 """What a server remembers across restarts besides KV: sessions, the ledger, stored responses. In one SQLite file."""
 
+import hashlib
+import json
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import xxhash
-from pydantic import TypeAdapter
 
-from slipstream.chat import Message, Part, Tool
+from slipstream.chat import Message, Tool
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import Digest
 from slipstream.errors import StateError
+from slipstream.sessions import tree
+from slipstream.sessions.history import History
 from slipstream.sessions.state import SessionState
+from slipstream.sessions.tree import DamagedError, Row, Tree, is_intact, sealed
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_VERSION = 2
-_SCHEMA = """
+_VERSION = 3
+_SCHEMA = (
+    """
 CREATE TABLE sessions (
-    tenant TEXT, id TEXT, messages BLOB, tools BLOB, template_kwargs BLOB, created REAL, used REAL, ttl REAL,
-    named INTEGER, shared INTEGER, pinned INTEGER, parent TEXT, node BLOB, tokens INTEGER, checksum BLOB,
+    tenant TEXT, id TEXT, head BLOB, setting BLOB, created REAL, used REAL, ttl REAL, named INTEGER, shared INTEGER,
+    pinned INTEGER, parent TEXT, tokens INTEGER, checksum BLOB, PRIMARY KEY (tenant, id)
+);
+CREATE INDEX pinned ON sessions (tenant, id) WHERE pinned;
+CREATE TABLE nodes (tenant TEXT, id TEXT, model BLOB, key BLOB, checksum BLOB, PRIMARY KEY (tenant, id, model));
+CREATE TABLE responses (
+    tenant TEXT, id TEXT, head BLOB, unsaid INTEGER, value BLOB, checksum BLOB, size INTEGER, used REAL,
     PRIMARY KEY (tenant, id)
 );
-CREATE TABLE ledger (
-    key BLOB, parent BLOB, tokens BLOB, conversation_id TEXT, generated INTEGER, model TEXT, checksum BLOB,
-    PRIMARY KEY (model, key)
-);
-CREATE TABLE records (
-    kind TEXT, tenant TEXT, id TEXT, used REAL, value BLOB, checksum BLOB, PRIMARY KEY (kind, tenant, id)
-);
+CREATE INDEX responses_by_use ON responses (used, size);
 """
-_REACHABLE = """
-WITH RECURSIVE reachable(key) AS (
-    SELECT node FROM sessions WHERE node IS NOT NULL
-    UNION SELECT parent FROM ledger JOIN reachable USING (key) WHERE parent IS NOT NULL
-) SELECT key FROM reachable
-"""
+    + tree.SCHEMA
+)
+_COLUMNS = {
+    "sessions": "tenant, id, head, setting, created, used, ttl, named, shared, pinned, parent, tokens",
+    "nodes": "tenant, id, model, key",
+    "responses": "tenant, id, head, unsaid, value",
+}
+_POINTERS = {"sessions": "head, setting", "nodes": "key", "responses": "head"}
+"""The columns that point into the tree."""
 
-_ORPHANS = """
-SELECT rowid FROM ledger AS child
-WHERE parent IS NOT NULL AND NOT EXISTS (SELECT * FROM ledger WHERE key = child.parent AND model = child.model)
-"""
+_HISTORIES = 64
 
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _NOT_THE_FILES_FAULT = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 
-_MESSAGES = TypeAdapter(tuple[Message, ...])
-_TOOLS = TypeAdapter(tuple[Tool, ...])
-_KWARGS = TypeAdapter(dict[str, Any])
+
+class StoredResponse(NamedTuple):
+    """A response that is kept, so that it can be read again and gone on from."""
+
+    response: str
+    """The response object, as JSON text."""
+    input_items: str
+    """The items that its request brought, as a JSON list, each with an id."""
+    history: History
+    """The conversation up to and including the answer."""
+    unsaid: int
+    """How many messages at its start are instructions, with which going on from it does not begin."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation without instructions."""
+        return self.history.messages[self.unsaid :]
 
 
 class Database:
-    """The file, opened for this process alone. Thread-safe.
+    """The file, opened for this process alone; without a path, a database in memory. Thread-safe.
+
+    Messages, settings and the ledger are rows of a tree. A turn writes what it adds, however long the conversation is,
+    and what nothing leads to any more is deleted with what led to it last.
 
     A commit reaches the operating system before the call returns, so it outlives the process, however that ends; only
-    `checkpoint` waits for the disk. A file that is damaged is set aside, a row that is damaged dropped, with a warning.
+    `checkpoint` waits for the disk. Rows are checked when they are read. A file that is damaged is set aside; a row
+    that is damaged is dropped with all that rests on it. Both give a warning.
     Raises `StateError` if another server has it open, or a later version wrote it; `sqlite3.Error` if it can't be had.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
-        self._model = model
-        self._lock = threading.Lock()
+    def __init__(self, path: Path | None, model: str) -> None:
+        self._path = path or Path(":memory:")
+        self._model = hashlib.blake2b(model.encode(), digest_size=8).digest()
+        self._lock = threading.RLock()
+        self._histories: dict[bytes | None, History] = {}  # some that were read or written, oldest first
+        self.is_new = not self._path.exists()
+        """Whether nothing was remembered."""
         try:
-            self._connection = _open(path)
+            self._connection = _open(self._path)
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
-                raise StateError(f"{path.parent} is in use by another server: choose another --state-dir") from error
+                folder = self._path.parent
+                raise StateError(f"{folder} is in use by another server: choose another --state-dir") from error
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILES_FAULT:
                 raise
-            aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-            logger.warning("%s is damaged (%s): it is kept as %s, and sessions begin anew", path, error, aside.name)
-            path.replace(aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            self._connection = _open(path)
+            self._begin_anew(error)
 
-    def save(self, state: SessionState, part: Part | None = None) -> None:
-        """Save a session as it is now, and what its last turn added to the ledger."""
-        row = _sealed(
-            *(state.tenant, state.id, _MESSAGES.dump_json(state.messages), _TOOLS.dump_json(state.tools)),
-            _KWARGS.dump_json(dict(state.template_kwargs)),
-            *(state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)),
-            *(state.parent, state.node, state.tokens),
-        )
-        with self._lock, self._connection:
-            self._connection.execute(f"INSERT OR REPLACE INTO sessions VALUES ({_marks(row)})", row)
-            if part is not None:
-                entry = part.entry
-                told = entry.parent, entry.tokens.tobytes(), entry.conversation_id, entry.generated
-                values = _sealed(part.key, *told, self._model)
-                self._connection.execute(f"INSERT OR IGNORE INTO ledger VALUES ({_marks(values)})", values)
+    def save(self, state: SessionState, parts: Iterable[tuple[Digest, LedgerEntry]] = ()) -> list[Digest]:
+        """Save a session as it is now, and the last `parts` of its conversation that the ledger lacks, last one first.
 
-    def delete(self, state: SessionState) -> None:
-        """Forget a session; its part of the ledger goes with the next `prune`."""
-        with self._lock, self._connection:
-            self._connection.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", (state.tenant, state.id))
+        Returns the keys of parts that no session leads to any more.
+        """
 
-    def sessions(self) -> Iterator[SessionState]:
-        """All sessions, least recently used first."""
-        with self._lock:
-            rows = self._connection.execute("SELECT * FROM sessions ORDER BY used").fetchall()
-        for tenant, id, messages, tools, kwargs, created, used, ttl, *flags, parent, node, tokens, _ in rows:
-            named, shared, pinned = map(bool, flags)
-            yield SessionState(
-                id=id,
-                tenant=tenant,
-                messages=_MESSAGES.validate_json(messages),
-                tools=_TOOLS.validate_json(tools),
-                template_kwargs=_KWARGS.validate_json(kwargs),
-                created=created,
-                used=used,
-                ttl=ttl,
-                named=named,
-                shared=shared,
-                pinned=pinned,
-                parent=parent,
-                node=node,
-                tokens=tokens,
-            )
+        def work(rows: Tree) -> list[Digest]:
+            rows.grow(state.history.rows_backwards())
+            setting = _setting_row(state)
+            rows.grow([setting])
+            rows.grow(self._part_row(*part) for part in parts)
+            pointers = state.history.head, setting.key
+            kept = state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)
+            row = state.tenant, state.id, *pointers, *kept, state.parent, state.tokens
+            gone = self._replace(rows, "sessions", row[:2], sealed(*row), pointers)
+            place = state.tenant, state.id, self._model
+            node = self._model + state.node if state.node is not None else None
+            if node not in rows:
+                return gone + self._replace(rows, "nodes", place)
+            return gone + self._replace(rows, "nodes", place, sealed(*place, node), (node,))
 
-    def parts(self) -> Iterator[tuple[Digest, LedgerEntry]]:
-        """The ledger of this model, parents before their children."""
-        with self._lock:
-            query = "SELECT key, parent, tokens, conversation_id, generated FROM ledger WHERE model = ? ORDER BY rowid"
-            rows = self._connection.execute(query, (self._model,)).fetchall()
-        for key, parent, tokens, conversation_id, generated in rows:
-            yield key, LedgerEntry(parent, np.frombuffer(tokens, np.int32), conversation_id, generated)
+        return self._change(work)
 
-    def prune(self) -> set[Digest]:
-        """Forget the ledger of conversations that no session leads to; returns the keys of what is left."""
-        with self._lock, self._connection:
-            kept = {key for (key,) in self._connection.execute(_REACHABLE)}
-            gone = [(key,) for (key,) in self._connection.execute("SELECT key FROM ledger") if key not in kept]
-            self._connection.executemany("DELETE FROM ledger WHERE key = ?", gone)
-            return kept
+    def delete(self, tenant: str, id: str) -> list[Digest]:
+        """Forget a session and all that it alone leads to; returns the keys of those parts of the ledger."""
 
-    def put_record(self, kind: str, tenant: str, id: str, value: bytes) -> None:
-        """Save a value under a name of its kind."""
-        with self._lock, self._connection:
-            row = _sealed(kind, tenant, id, time.time(), value)
-            self._connection.execute(f"INSERT OR REPLACE INTO records VALUES ({_marks(row)})", row)
+        def work(rows: Tree) -> list[Digest]:
+            gone = self._replace(rows, "sessions", (tenant, id))
+            query = "SELECT model FROM nodes WHERE tenant = ? AND id = ?"
+            for (model,) in self._connection.execute(query, (tenant, id)).fetchall():
+                gone += self._replace(rows, "nodes", (tenant, id, model))
+            return gone
 
-    def delete_record(self, kind: str, tenant: str, id: str) -> None:
-        """Forget a value."""
-        with self._lock, self._connection:
-            query = "DELETE FROM records WHERE kind = ? AND tenant = ? AND id = ?"
-            self._connection.execute(query, (kind, tenant, id))
+        return self._change(work)
 
-    def records(self, kind: str) -> Iterator[tuple[str, str, bytes]]:
-        """All values of a kind, oldest first: tenant, name, value."""
-        with self._lock:
-            query = "SELECT tenant, id, value FROM records WHERE kind = ? ORDER BY used"
-            rows = self._connection.execute(query, (kind,)).fetchall()
-        yield from rows  # the reader may write meanwhile
+    def session(self, tenant: str, id: str) -> SessionState | None:
+        """The session of that name, if it was saved."""
+
+        def read(rows: Tree, row: tuple[Any, ...]) -> SessionState:
+            node = self._row("nodes", (tenant, id, self._model))
+            return _state(rows, row, node[3][len(self._model) :] if node is not None and is_intact(node) else None)
+
+        return self._read("sessions", (tenant, id), read)
+
+    def listed(self, *, pinned: bool = False) -> list[tuple[str, str, float, float | None]]:
+        """Of all sessions, or all that are pinned: tenant, id, when it was used, when it expires (None for pinned)."""
+        query = f"SELECT tenant, id, used, ttl, pinned FROM sessions {'WHERE pinned' if pinned else ''}"
+        found = self._transaction(lambda _: self._connection.execute(query).fetchall())
+        return [
+            (tenant, id, used, None if pinned else used + ttl)
+            for tenant, id, used, ttl, pinned in found
+            if isinstance(used, float) and isinstance(ttl, float)
+        ]
+
+    def session_count(self) -> int:
+        """How many sessions are saved."""
+        return int(self._transaction(lambda _: self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]))
+
+    def knows(self, key: Digest) -> bool:
+        """Whether this model's ledger has a part."""
+        return self._transaction(lambda rows: self._model + key in rows)
+
+    def recorded(self, key: Digest) -> list[tuple[Digest, LedgerEntry]]:
+        """The parts of a conversation in this model's ledger, parents before their children; none if it's unknown."""
+        own = self._model + key
+        try:
+            path = self._transaction(lambda rows: rows.path(own) if own in rows else [])
+        except DamagedError as damage:
+            logger.warning("a part of the saved ledger is damaged, and dropped; its conversation is read anew")
+            self._drop(damage.keys)
+            return []
+        return [_part(row, len(self._model)) for row in path]
+
+    def save_response(self, tenant: str, id: str, response: StoredResponse, *, max_bytes: int) -> None:
+        """Save a response. Of all responses those stay that were used last, and take `max_bytes` without messages."""
+        value = json.dumps([response.response, response.input_items]).encode()
+
+        def work(rows: Tree) -> list[Digest]:
+            rows.grow(response.history.rows_backwards())
+            row = *sealed(tenant, id, response.history.head, response.unsaid, value), len(value), time.time()
+            gone = self._replace(rows, "responses", (tenant, id), row, (response.history.head,))
+            while self._connection.execute("SELECT total(size) FROM responses").fetchone()[0] > max_bytes:
+                query = "SELECT tenant, id FROM responses ORDER BY used LIMIT 1"
+                gone += self._replace(rows, "responses", self._connection.execute(query).fetchone())
+            return gone
+
+        self._change(work)
+        self._keep_at_hand(response.history)
+
+    def response(self, tenant: str, id: str) -> StoredResponse | None:
+        """The response of that id, if it's still there; counts as a use."""
+
+        def read(rows: Tree, row: tuple[Any, ...]) -> StoredResponse:
+            *_, head, unsaid, value = row
+            history = self._histories.get(head) or History.read(rows.path(head))
+            self._keep_at_hand(history)
+            said, items = json.loads(value)
+            return StoredResponse(said, items, history, unsaid)
+
+        found = self._read("responses", (tenant, id), read)
+        query = "UPDATE responses SET used = ? WHERE tenant = ? AND id = ?"
+        with suppress(sqlite3.Error):  # such as a full disk
+            self._transaction(lambda _: self._connection.execute(query, (time.time(), tenant, id)))
+        return found
+
+    def delete_response(self, tenant: str, id: str) -> bool:
+        """Forget a response, and the messages that it alone leads to; says whether it was there."""
+        there = self._transaction(lambda _: self._row("responses", (tenant, id))) is not None
+        self._change(lambda rows: self._replace(rows, "responses", (tenant, id)))
+        return there
 
     def checkpoint(self) -> None:
         """Bring what was committed to disk, and keep the log of it short."""
@@ -169,15 +224,110 @@ class Database:
         with self._lock:
             self._connection.close()
 
+    def _part_row(self, key: Digest, entry: LedgerEntry) -> Row:
+        value = b"%b %d\n%b" % (entry.conversation_id.encode(), entry.generated, entry.tokens.tobytes())
+        return Row(self._model + key, self._model + entry.parent if entry.parent is not None else None, value)
+
+    def _keep_at_hand(self, history: History) -> None:
+        """Have a history found without reading it, for a while: a client may go on from it soon."""
+        with self._lock:
+            self._histories[history.head] = history
+            if len(self._histories) > _HISTORIES:
+                del self._histories[next(iter(self._histories))]
+
+    def _row(self, table: str, place: tuple[object, ...]) -> tuple[Any, ...] | None:
+        """The row at a place, with its checksum last."""
+        query = f"SELECT {_COLUMNS[table]}, checksum FROM {table} WHERE {_where(place)}"
+        row: tuple[Any, ...] | None = self._connection.execute(query, place).fetchone()
+        return row
+
+    def _replace(
+        self,
+        rows: Tree,
+        table: str,
+        place: tuple[object, ...],
+        row: tuple[object, ...] | None = None,
+        new: Iterable[bytes | None] = (),
+    ) -> list[bytes]:
+        """Put a row in the place of another, or nothing; `new` is what it points to. Returns what is gone for it."""
+        query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
+        old = self._connection.execute(query, place).fetchone() or ()
+        if row is None:
+            self._connection.execute(f"DELETE FROM {table} WHERE {_where(place)}", place)
+        else:
+            self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        return rows.move(old, new)
+
+    def _change(self, work: Callable[[Tree], list[bytes]]) -> list[Digest]:
+        gone = self._transaction(work)
+        return [key[len(self._model) :] for key in gone if key.startswith(self._model)]
+
+    def _read(self, table: str, place: tuple[str, str], read: Callable[[Tree, tuple[Any, ...]], T]) -> T | None:
+        """What a row stands for, if it's there. One that is damaged, or whose messages are, is dropped."""
+
+        def work(rows: Tree) -> T | None:
+            if (row := self._row(table, place)) is None:
+                return None
+            if not is_intact(row):
+                raise DamagedError([])
+            return read(rows, row[:-1])
+
+        try:
+            return self._transaction(work)
+        except DamagedError as damage:
+            logger.warning("%r of the saved %s is damaged, or a message in it, and dropped", place[1], table)
+            self._change(lambda rows: self._replace(rows, table, place))
+            self._drop(damage.keys)
+            return None
+
+    def _drop(self, keys: Sequence[bytes]) -> None:
+        """Drop a damaged row of the tree, the last of these, and those that rest on it."""
+
+        def work(rows: Tree) -> None:
+            rows.cut(keys)
+            self._connection.executemany("DELETE FROM nodes WHERE key = ?", [(key,) for key in keys])
+
+        self._transaction(work)
+
+    def _transaction(self, work: Callable[[Tree], T]) -> T:
+        """Do something whole or not at all; in a new file if this one turns out to be damaged."""
+        with self._lock:
+            try:
+                with self._connection:
+                    return work(Tree(self._connection))
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+                    raise
+                self._connection.close()
+                self._begin_anew(error)
+            with self._connection:
+                return work(Tree(self._connection))
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Set the file aside."""
+        aside = self._path.with_name(f"{self._path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+        logger.warning("%s is damaged (%s): it is kept as %s, and sessions begin anew", self._path, error, aside.name)
+        self._path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._connection = _open(self._path)
+        self.is_new = True
+
+
+def _where(place: tuple[object, ...]) -> str:
+    return " AND ".join(f"{name} = ?" for name in ("tenant", "id", "model")[: len(place)])
+
 
 def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, timeout=0.2)
+    connection.text_factory = lambda text: text.decode(errors="surrogateescape")  # bad text is bad, and no error here
     try:
         for pragma in (
             "locking_mode = EXCLUSIVE",
             "journal_mode = WAL",
             "synchronous = NORMAL",
             "wal_autocheckpoint = 0",
+            "cell_size_check = ON",
         ):
             connection.execute(f"PRAGMA {pragma}")
         _prepare(connection, path)
@@ -188,7 +338,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Check a file that exists, make the tables of a new one."""
+    """Make the tables of a new file; make sure that those of another are what they should be."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > _VERSION:
         raise StateError(f"{path} was written by a later version of Slipstream: choose another --state-dir")
@@ -198,38 +348,46 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         new.executescript(_SCHEMA)
         if _tables(connection) != _tables(new):
             raise sqlite3.DatabaseError("its tables are not those of this version")
-    (check,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if check != "ok":
-        raise sqlite3.DatabaseError(check)
-    with connection:
-        _drop_damaged(connection)
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     return connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
 
 
-def _drop_damaged(connection: sqlite3.Connection) -> None:
-    """Drop rows that are not as they were written, and of the ledger what followed them."""
-    connection.text_factory = lambda text: text.decode(errors="surrogateescape")  # bad text is bad, and no error here
-    for table in ("sessions", "ledger", "records"):
-        rows = connection.execute(f"SELECT rowid, * FROM {table}")
-        damaged = [(rowid,) for rowid, *row, checksum in rows if checksum != _checksum(row)]
-        if damaged:
-            logger.warning("%d damaged rows of the saved %s are dropped", len(damaged), table)
-            connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", damaged)
-    while orphans := connection.execute(_ORPHANS).fetchall():
-        connection.executemany("DELETE FROM ledger WHERE rowid = ?", orphans)
+def _setting_row(state: SessionState) -> Row:
+    """What messages stand in, as a row of its own: sessions share it, and turns don't write it again."""
+    tools = [[tool.name, tool.description, tool.parameters] for tool in state.tools]
+    value = json.dumps([tools, state.template_kwargs]).encode()
+    return Row(hashlib.blake2b(b"setting" + value, digest_size=16).digest(), None, value)
 
 
-def _sealed(*row: object) -> tuple[object, ...]:
-    """A row with its checksum: SQLite finds out damage to its pages' structure, but not to what they hold."""
-    return (*row, _checksum(row))
+def _state(rows: Tree, row: tuple[Any, ...], node: Digest | None) -> SessionState:
+    """The session of a row."""
+    tenant, id, head, setting, created, used, ttl, *flags, parent, tokens = row
+    named, shared, pinned = map(bool, flags)
+    (row_of_setting,) = rows.path(setting)
+    tools, kwargs = json.loads(row_of_setting.value)
+    return SessionState(
+        id=id,
+        tenant=tenant,
+        history=History.read(rows.path(head)),
+        tools=tuple(Tool(*tool) for tool in tools),
+        template_kwargs=kwargs,
+        created=created,
+        used=used,
+        ttl=ttl,
+        named=named,
+        shared=shared,
+        pinned=pinned,
+        parent=parent,
+        node=node,
+        tokens=tokens,
+    )
 
 
-def _checksum(row: Iterable[object]) -> bytes:
-    return xxhash.xxh3_64_digest(ascii(tuple(row)).encode())
-
-
-def _marks(row: tuple[object, ...]) -> str:
-    return ", ".join("?" * len(row))
+def _part(row: Row, prefix: int) -> tuple[Digest, LedgerEntry]:
+    """The part of a row whose keys begin with so many bytes for the model."""
+    told, _, tokens = row.value.partition(b"\n")
+    conversation_id, generated = told.decode().rsplit(" ", 1)
+    parent = row.parent[prefix:] if row.parent is not None else None
+    return row.key[prefix:], LedgerEntry(parent, np.frombuffer(tokens, np.int32), conversation_id, int(generated))

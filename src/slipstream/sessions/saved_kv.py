@@ -30,16 +30,17 @@ class SavedKV:
     A file is a tensor `kv` uint16 [blocks, ...], with metadata: the format's version, the `fingerprint` of model and
     backend, a digest of all tokens from the conversation's start, and a checksum. It is written beside its place,
     synced and renamed, so it is whole or absent; what is damaged all the same is found out, removed and reported.
+    With `anew` the files that are there are removed, since nobody knows what they belong to.
     Thread-safe; nobody waits for another's reading or writing.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, max_bytes: int) -> None:
+    def __init__(self, folder: Path, fingerprint: str, max_bytes: int, *, anew: bool = False) -> None:
         self._folder = folder
         self._fingerprint = fingerprint
         self._max_bytes = max_bytes
         self._lock = threading.Lock()  # for the sizes, not for the files
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob("*.tmp"):
+        for left_over in [*folder.glob("*.tmp"), *(folder.glob(f"*{_SUFFIX}") if anew else ())]:
             left_over.unlink(missing_ok=True)
         found = sorted((path.stat().st_mtime, path) for path in folder.glob(f"*{_SUFFIX}"))
         self._sizes: OrderedDict[Path, int] = OrderedDict((path, path.stat().st_size) for _, path in found)
@@ -87,12 +88,9 @@ class SavedKV:
         self._note(path, size)
         return contents
 
-    def keep(self, keys: Iterable[Digest]) -> None:
-        """Remove every file but those of the given parts."""
-        kept = {self._path(key) for key in keys}
-        with self._lock:
-            gone = [path for path in self._sizes if path not in kept]
-        for path in gone:
+    def remove(self, keys: Iterable[Digest]) -> None:
+        """Remove the files of some parts."""
+        for path in map(self._path, keys):
             self._remove(path)
 
     def touch(self, keys: Iterable[Digest]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,6 +85,14 @@ class Saver:
         for key in missing:
             self._core.send(Guard(key, tenant, self._unsaved[key].tokens, self._unsaved[key].start))
             self._later.run(lambda key=key: self._save_in_time(key), after=_DELAY)  # type: ignore[misc]
+
+    def forget(self, keys: Collection[Digest]) -> None:
+        """Remove parts that no conversation has any more."""
+        with self._lock:
+            for key in keys:
+                self._drop(key)
+        if keys:
+            self._later.run(lambda: self._saved.remove(keys))
 
     def save_now(self, key: Digest) -> None:
         """Save all parts of a conversation before returning, as far as their KV is in memory."""
@@ -173,9 +182,14 @@ class Saver:
             logger.warning("the KV of a conversation can't be saved: %s", error)
         finally:
             with self._lock:
-                if self._unsaved.pop(unsaved.key, None) is not None and unsaved.contents is not None:
-                    self._rescued_bytes -= unsaved.contents.nbytes
-            self._core.send(Unguard(unsaved.key))
+                self._drop(unsaved.key)
+
+    def _drop(self, key: Digest) -> None:
+        """Let a part wait no more. The lock is held."""
+        unsaved = self._unsaved.pop(key, None)
+        if unsaved is not None and unsaved.contents is not None:
+            self._rescued_bytes -= unsaved.contents.nbytes
+        self._core.send(Unguard(key))
 
     def keep(self, key: Digest, contents: Blob) -> None:
         """Take what was guarded and is evicted now; on the engine's thread."""

@@ -1,22 +1,17 @@
-"""Sessions: conversations by name, extended, forked and rolled back; the one place where turns begin and end."""
+"""What clients do with sessions: create, read, extend, fork, roll back, pin, save and delete them."""
 
 import logging
 import secrets
-import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting
-from slipstream.engine import EngineCore, TurnCounters
-from slipstream.engine.commands import CountComputed, Discard, Pin, Unpin
+from slipstream.chat import NO_SETTING, Conversations, Message, Prompt, Setting
+from slipstream.engine import EngineCore
+from slipstream.engine.commands import CountComputed, Pin, Unpin
 from slipstream.errors import (
     ContextLengthError,
-    EngineStoppedError,
     InvalidRequestError,
     SessionConflictError,
     SessionNotFoundError,
@@ -24,26 +19,20 @@ from slipstream.errors import (
 )
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
+from slipstream.sessions.directory import Directory
+from slipstream.sessions.history import History
 from slipstream.sessions.later import Later
+from slipstream.sessions.lifetime import Lifetime
 from slipstream.sessions.saver import Saver
-from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
-from slipstream.types import IntArray
+from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn, tokens_of
+from slipstream.sessions.turns import SessionTurns
 
 logger = logging.getLogger(__name__)
 
-MAX_SESSIONS = 2048
-"""When there are more, the least recently used are forgotten, but none that is pinned."""
-
-_AHEAD_DELAY = 0.03
-"""Seconds after an answer until work for the next turn begins: who comes back at once finds nothing in the way."""
-
-_EXPIRY_INTERVAL = 10.0
-
 
 class Sessions:
-    """All sessions of an engine. Every turn of a conversation goes through `begin` and `answered`.
+    """All sessions of an engine. Thread-safe.
 
-    A conversation that nobody named is a session too, by the id that its answers carry. Thread-safe.
     `ttl` is how many seconds a session stays without being used, unless it says otherwise.
     """
 
@@ -58,110 +47,17 @@ class Sessions:
     ) -> None:
         self._core = core
         self._conversations = conversations
-        self._ttl = ttl
-        self._database = database
-        self.saver = saver
-        self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
-        self._lock = threading.RLock()
         self._later = Later("slipstream-sessions")
+        self._directory = Directory(ttl, conversations, database, saver)
+        self.saver = saver
         self.ahead = AheadOfTime(core, conversations, self._later)
-        if database is not None:
-            self._restore(database)
-        self._later.run(self._tidy, after=_EXPIRY_INTERVAL)
+        self._lifetime = Lifetime(core, conversations, self._directory, self.ahead, self._later)
+        self.turns = SessionTurns(self._directory, conversations, self._lifetime, self.ahead, saver, self._later)
+        for state in self._directory.pinned():
+            self._later.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
 
     def __len__(self) -> int:
-        return len(self._states)
-
-    # Turns
-
-    def begin(
-        self,
-        tenant: str,
-        name: str | None,
-        messages: Sequence[Message],
-        setting: Setting,
-        *,
-        system: Message | None = None,
-        alone: bool = True,
-        continues: bool | None = None,
-    ) -> SessionTurn:
-        """Start a turn of the session called `name`, if there is a name; `release` it when it's over.
-
-        With `alone`, the session has no other turn meanwhile, and `messages` may be its next ones only, see
-        `SessionState.joined`. Without, the name is a hint, which strangers may share: the messages are a whole
-        conversation, and nothing of the session gets into it.
-
-        Raises `SessionConflictError` if a turn is under way.
-        """
-        if name is None or not alone:
-            whole = (*([system] if system else []), *messages)
-            return SessionTurn(tenant, name, whole, setting.in_session(NO_SETTING))
-        with self._lock:
-            state = self._states.get((tenant, name))
-            first = state is None
-            if state is None:
-                state = self._new(tenant, name)
-            state.require_idle()
-            asked = state.joined(messages, system, continues=continues)
-            turn = SessionTurn(tenant, name, asked, setting.in_session(state.setting), alone, first)
-            state.turn = turn
-            self._states[tenant, name] = state
-            return turn
-
-    def release(self, turn: SessionTurn) -> None:
-        """Let the session have other turns; harmless when it's done already."""
-        if turn.name is None:
-            return
-        with self._lock:
-            state = self._states.get((turn.tenant, turn.name))
-            if state is not None and state.turn is turn:
-                state.turn = None
-                if turn.first:  # it never came to be
-                    del self._states[turn.tenant, turn.name]
-
-    def fetch(self, tenant: str, prompt: Prompt) -> None:
-        """Bring into memory what disk has of a prompt; takes as long as reading it."""
-        if self.saver is not None and prompt.parent is not None:
-            self.saver.restore(tenant, prompt.parent, prompt.token_ids)
-
-    def answered(
-        self,
-        turn: SessionTurn,
-        prompt: Prompt,
-        answer: Message,
-        token_ids: Sequence[int],
-        text: str,
-        counters: TurnCounters,
-    ) -> str:
-        """End a turn: its messages and the answer are the session now, on disk too, and its KV will be kept.
-
-        `token_ids` and `text` are what was generated, see `Conversations.record`. Returns the session's id.
-        """
-        part = self._conversations.record(prompt, answer, token_ids, text)
-        with self._lock:
-            state = self._successor(turn, prompt, part)
-            self.ahead.count(state, counters)
-            state.messages = (*turn.messages, answer)
-            state.tools = turn.setting.tools.tools
-            state.template_kwargs = turn.setting.template_kwargs
-            state.named = state.named or turn.alone
-            state.token_ids = part.token_ids if part is not None else prompt.token_ids
-            state.node = part.key if part is not None else prompt.parent
-            state.tokens = len(state.token_ids)
-            state.turn = None if state.turn is turn else state.turn
-            self._note_use(state)
-        self._forget_surplus(state)
-        self._store(state, part)
-        if part is not None:
-            if self.saver is not None:
-                self.saver.add(turn.tenant, part)
-            self.ahead.expect()
-            self._later.run(
-                lambda: self.ahead.compute_after_answer(state, part.token_ids, turn.setting), after=_AHEAD_DELAY
-            )
-        return state.id
-
-    # What else may be done with a session
+        return len(self._directory)
 
     def create(
         self,
@@ -172,41 +68,35 @@ class Sessions:
         *,
         ttl: float | None = None,
         pinned: bool = False,
-        parent: str | None = None,
     ) -> SessionState:
         """A new session; its messages are computed when there is nothing else to do.
 
         Raises `SessionConflictError` if the name is taken, `InvalidRequestError` for messages that can't be rendered.
         """
-        name = name or f"sess_{secrets.token_hex(12)}"
-        state = self._new(tenant, name, tuple(messages), setting, ttl=ttl)
-        state.named, state.pinned, state.parent = True, pinned, parent
-        prompt = self._prompt(state)
-        with self._lock:
-            if (tenant, name) in self._states:
-                raise SessionConflictError(f"there is a session {name!r} already: choose another id, or delete it")
-            self._states[tenant, name] = state
-        self._forget_surplus(state)
-        self._changed(state, prompt)
-        return state
+        history = History().then(*messages)
+        return self._add(self._new(tenant, name, history, setting, ttl), pinned=pinned)
 
     def get(self, tenant: str, name: str) -> SessionState:
         """The session of that name; raises `SessionNotFoundError`."""
-        with self._lock:
-            state = self._states.get((tenant, name))
-            if state is None or state.is_beginning:
-                raise SessionNotFoundError(name)
-            return state
+        state = self._directory.find(tenant, name)
+        if state is None or state.is_beginning:
+            raise SessionNotFoundError(name)
+        return state
 
-    def all(self, tenant: str) -> list[SessionState]:
-        """All sessions of a tenant, most recently used first."""
-        with self._lock:
-            states = reversed(self._states.values())
-            return [state for state in states if state.tenant == tenant and not state.is_beginning]
+    def ids(self, tenant: str) -> list[str]:
+        """The names of all sessions of a tenant, most recently used first."""
+        entries = reversed(self._directory.entries())
+        begun = (entry for entry in entries if entry.state is None or not entry.state.is_beginning)
+        return [entry.id for entry in begun if entry.tenant == tenant]
+
+    def existing(self, tenant: str, names: Sequence[str]) -> list[SessionState]:
+        """The sessions of those names, but for those that are gone."""
+        found = (self._directory.find(tenant, name) for name in names)
+        return [state for state in found if state is not None and not state.is_beginning]
 
     def infos(self, states: Sequence[SessionState]) -> list[SessionInfo]:
         """What sessions take at the moment."""
-        tokens = [self._tokens_of(state) for state in states]
+        tokens = [tokens_of(state, self._conversations) for state in states]
         computed = self._core.call(CountComputed([(s.tenant, ids) for s, ids in zip(states, tokens, strict=True)]))
         per_token = self._core.kv_bytes_per_token
         return [
@@ -220,18 +110,19 @@ class Sessions:
         Raises `SessionConflictError` while a turn is under way, `InvalidRequestError` for messages that can't be
         rendered; then nothing is appended.
         """
-        return self._change_messages(tenant, name, lambda state: (*state.messages, *messages))
+        return self._change(tenant, name, lambda state: state.history.then(*messages))
 
     def fork(self, tenant: str, name: str, *, keep: int | None = None, new_name: str | None = None) -> SessionState:
         """A new session of the first `keep` messages of another, by default all; they share the memory of those."""
-        with self._lock:
+        with self._directory.lock:
             state = self.get(tenant, name)
-            kept = state.first(keep)
-        return self.create(tenant, new_name, kept, state.setting, ttl=state.ttl, parent=name)
+            fork = self._new(tenant, new_name, state.first(keep), state.setting, state.ttl)
+        fork.parent = name
+        return self._add(fork)
 
     def rollback(self, tenant: str, name: str, *, keep: int) -> SessionState:
         """Go back to the first `keep` messages; raises `SessionConflictError` while a turn is under way."""
-        return self._change_messages(tenant, name, lambda state: state.first(keep))
+        return self._change(tenant, name, lambda state: state.first(keep))
 
     def pin(self, tenant: str, name: str) -> SessionState:
         """Keep a session, and its KV in memory, until it is unpinned.
@@ -239,7 +130,8 @@ class Sessions:
         Raises `InvalidRequestError` if pinned sessions would take more memory than requests can spare.
         """
         state = self.get(tenant, name)
-        if not self._core.call(Pin(state.pin_name, tenant, self._tokens_of(state))):
+        tokens = tokens_of(state, self._conversations)
+        if not self._core.call(Pin(state.pin_name, tenant, tokens)):
             raise InvalidRequestError(
                 "there is no room for another pinned session: unpin one, or give the server more --kv-memory",
                 param="pinned",
@@ -251,30 +143,26 @@ class Sessions:
 
     def unpin(self, tenant: str, name: str) -> SessionState:
         """Let a session age like others, and its KV be evicted."""
-        with self._lock:
+        with self._directory.lock:
             state = self.get(tenant, name)
             state.pinned = False
-            self._note_use(state)
+            self._directory.note_use(state)
         self._core.call(Unpin(state.pin_name))
-        self._store(state)
+        self._directory.save(state)
         return state
 
     def keep_for(self, tenant: str, name: str, ttl: float) -> SessionState:
         """Let a session stay for so many seconds without being used."""
-        with self._lock:
+        with self._directory.lock:
             state = self.get(tenant, name)
             state.ttl = ttl
-            self._note_use(state)
-        self._store(state)
+            self._directory.note_use(state)
+        self._directory.save(state)
         return state
 
     def delete(self, tenant: str, name: str) -> None:
         """Forget a session and free what it alone holds; raises `SessionConflictError` while a turn is under way."""
-        with self._lock:
-            state = self.get(tenant, name)
-            state.require_idle()
-            del self._states[tenant, name]
-        self._let_go([state])
+        self._lifetime.forget(self.get(tenant, name))
 
     def save(self, tenant: str, name: str) -> SessionState:
         """Write a session's KV to disk before returning, as far as it's in memory."""
@@ -289,7 +177,7 @@ class Sessions:
         state = self.get(tenant, name)
         saver = self._require_saver()
         if state.node is not None:
-            saver.restore(tenant, state.node, self._tokens_of(state))
+            saver.restore(tenant, state.node, tokens_of(state, self._conversations))
         return state
 
     def close(self) -> None:
@@ -297,60 +185,42 @@ class Sessions:
         self._later.close()
         if self.saver is not None:
             self.saver.close()
-        if self._database is not None:
-            self._database.close()
 
-    # How it works
-
-    def _successor(self, turn: SessionTurn, prompt: Prompt, part: Part | None) -> SessionState:
-        """The session that a turn moves on.
-
-        One that a client named moves with the client's own turns only; a conversation that nobody named, or that took
-        another way than the session of its name, has one of its own.
-        """
-        conversation_id = part.entry.conversation_id if part is not None else prompt.conversation_id
-        for name in (turn.name or conversation_id, conversation_id):
-            state = self._states.get((turn.tenant, name))
-            if state is None:
-                return self._new(turn.tenant, name)
-            if turn.alone:
-                return state
-            goes_on = state.turn is None and prompt.parent is not None and prompt.parent == state.node
-            if not state.named or (goes_on and turn.name is not None):
-                state.shared = state.shared or not goes_on
-                return state
-        return self._new(turn.tenant, f"conv_{secrets.token_hex(12)}")
-
-    def _change_messages(
-        self, tenant: str, name: str, change: Callable[[SessionState], tuple[Message, ...]]
+    def _new(
+        self, tenant: str, name: str | None, history: History, setting: Setting, ttl: float | None
     ) -> SessionState:
+        state = self._directory.new(tenant, name or f"sess_{secrets.token_hex(12)}", history, setting, ttl=ttl)
+        state.named = True
+        return state
+
+    def _add(self, state: SessionState, *, pinned: bool = False) -> SessionState:
+        """Have a new session found, unless its name is taken or it can't be rendered."""
+        state.pinned = pinned
+        prompt = self._prompt(state)
+        with self._directory.lock:
+            if self._directory.find(state.tenant, state.id) is not None:
+                raise SessionConflictError(f"there is a session {state.id!r} already: choose another id, or delete it")
+            self._directory.add(state)
+        self._lifetime.forget_surplus(state)
+        self._changed(state, prompt)
+        return state
+
+    def _change(self, tenant: str, name: str, change: Callable[[SessionState], History]) -> SessionState:
         """Give a session other messages, unless they can't be rendered; it's busy meanwhile."""
-        with self._lock:
+        with self._directory.lock:
             state = self.get(tenant, name)
             state.require_idle()
-            changed = replace(state, messages=change(state), token_ids=None)
+            changed = replace(state, history=change(state), token_ids=None)
             state.turn = SessionTurn(tenant, name, changed.messages, state.setting, alone=True)
         try:
             prompt = self._prompt(changed)
-            with self._lock:
-                state.messages = changed.messages
-                self._note_use(state)
+            with self._directory.lock:
+                state.history = changed.history
+                self._directory.note_use(state)
         finally:
             state.turn = None
         self._changed(state, prompt)
         return state
-
-    def _new(
-        self,
-        tenant: str,
-        name: str,
-        messages: tuple[Message, ...] = (),
-        setting: Setting = NO_SETTING,
-        *,
-        ttl: float | None = None,
-    ) -> SessionState:
-        now, kept_for = time.time(), self._ttl if ttl is None else ttl
-        return SessionState(name, tenant, messages, setting.tools.tools, setting.template_kwargs, now, now, kept_for)
 
     def _prompt(self, state: SessionState) -> Prompt | None:
         """The prompt that a session's next answer would have, as far as it's certain; None if it has no messages."""
@@ -368,42 +238,14 @@ class Sessions:
 
     def _changed(self, state: SessionState, prompt: Prompt | None) -> None:
         """Save a session, and have its prompt computed."""
-        with self._lock:
-            known = self._known(state)
-            state.node = known.key if known is not None else None
+        with self._directory.lock:
+            state.node = prompt.parent if prompt is not None else None
             state.token_ids = prompt.token_ids if prompt is not None else np.empty(0, np.int32)
             state.tokens = len(state.token_ids)
-        self._store(state)
+        self._directory.save(state)
         if prompt is not None:
-            self.fetch(state.tenant, prompt)
+            self.turns.fetch(state.tenant, prompt)
             self.ahead.compute(state, prompt.token_ids)
-
-    def _note_use(self, state: SessionState) -> None:
-        """Count a session as used now. The lock is held."""
-        state.used = time.time()
-        self._states.pop((state.tenant, state.id), None)
-        self._states[state.tenant, state.id] = state
-
-    def _store(self, state: SessionState, part: Part | None = None) -> None:
-        if self._database is None:
-            return
-        try:
-            with self._lock:
-                if self._states.get((state.tenant, state.id)) is state:  # not forgotten meanwhile
-                    self._database.save(state, part)
-        except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
-            logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
-
-    def _known(self, state: SessionState) -> Part | None:
-        """As much of a session as is in the ledger."""
-        return self._conversations.known(state.messages, state.setting, tenant=state.tenant)
-
-    def _tokens_of(self, state: SessionState) -> IntArray:
-        """The token ids of a session, as far as they were ever made."""
-        if state.token_ids is None:
-            known = self._known(state)
-            state.token_ids = known.token_ids if known is not None else np.empty(0, np.int32)
-        return state.token_ids
 
     def _saved_bytes(self, state: SessionState) -> int:
         return self.saver.size(state.node) if self.saver is not None and state.node is not None else 0
@@ -415,53 +257,8 @@ class Sessions:
             )
         return self.saver
 
-    def _restore(self, database: Database) -> None:
-        for key, entry in database.parts():
-            self._conversations.restore(key, entry)
-        for state in database.sessions():
-            self._states[state.tenant, state.id] = state
-        for state in list(self._states.values()):
-            if state.pinned:
-                self._later.run(lambda state=state: self._restore_pinned(state))  # type: ignore[misc]
-
-    def _restore_pinned(self, state: SessionState) -> None:
+    def _make_ready(self, state: SessionState) -> None:
         try:
             self._changed(state, self._prompt(state))
         except SlipstreamError as error:  # another model's context may be shorter
             logger.warning("session %s can't be made ready: %s", state.id, error)
-
-    def _tidy(self) -> None:
-        """Forget what has expired, from time to time."""
-        now = time.time()
-        with self._lock:
-            gone = [s for s in self._states.values() if s.expires is not None and s.expires < now and s.turn is None]
-            for state in gone:
-                del self._states[state.tenant, state.id]
-        self._later.run(self._tidy, after=_EXPIRY_INTERVAL)
-        self._let_go(gone)
-        if self._database is not None:
-            self._database.checkpoint()
-
-    def _forget_surplus(self, newest: SessionState) -> None:
-        with self._lock:
-            surplus = len(self._states) - MAX_SESSIONS
-            others = (state for state in self._states.values() if state is not newest)
-            idle = (state for state in others if not state.pinned and state.turn is None)
-            gone = [state for state, _ in zip(idle, range(surplus), strict=False)]
-            for state in gone:
-                del self._states[state.tenant, state.id]
-        if gone:
-            self._later.run(lambda: self._let_go(gone))
-
-    def _let_go(self, states: Iterable[SessionState]) -> None:
-        """Free what sessions held that are no more."""
-        for state in states:
-            state.forgotten = True
-            tokens = self._tokens_of(state)
-            if len(tokens) and state.messages[-1].role == "assistant":
-                tokens = self.ahead.with_certain_tail(state, tokens, state.setting)
-            with suppress(EngineStoppedError):  # which frees all there is
-                self._core.call(Unpin(state.pin_name))
-                self._core.call(Discard(state.tenant, tokens))
-            if self._database is not None:
-                self._database.delete(state)

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slipstream.chat import Message, Setting, Tool, ToolUse
+import numpy as np
+
+from slipstream.chat import Conversations, Message, Setting, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
+from slipstream.sessions.history import History
 from slipstream.types import IntArray
 
 
@@ -17,7 +20,7 @@ class SessionState:
 
     id: str
     tenant: str
-    messages: tuple[Message, ...]
+    history: History
     tools: tuple[Tool, ...]
     template_kwargs: Mapping[str, Any]
     """What else the chat template is told."""
@@ -48,6 +51,11 @@ class SessionState:
     """Whether it is no session any more."""
 
     @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said."""
+        return self.history.messages
+
+    @property
     def setting(self) -> Setting:
         """What its messages stand in."""
         return Setting(ToolUse(self.tools), self.template_kwargs)
@@ -74,12 +82,12 @@ class SessionState:
                 f"session {self.id!r} is answering another request: wait for that, or fork the session", retry_after=1
             )
 
-    def first(self, keep: int | None) -> tuple[Message, ...]:
+    def first(self, keep: int | None) -> History:
         """The first `keep` messages, by default all; raises `InvalidRequestError` if there are fewer."""
         count = len(self.messages)
         if keep is not None and not 0 <= keep <= count:
             raise InvalidRequestError(f"keep must be 0 to {count}: so many messages there are", param="keep")
-        return self.messages[:keep]
+        return self.history.first(keep)
 
     def joined(
         self, messages: Sequence[Message], system: Message | None = None, *, continues: bool | None = None
@@ -121,7 +129,7 @@ class SessionInfo:
     """KV on disk."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class SessionTurn:
     """A turn of a conversation, from its messages to its answer. `name` is the session that it will be, if known."""
 
@@ -133,3 +141,13 @@ class SessionTurn:
     """Whether the session can have no other turn meanwhile."""
     first: bool = False
     """Whether the session begins with it."""
+    history: History | None = None
+    """The messages as storage knows them, once that's known; then with the answer."""
+
+
+def tokens_of(state: SessionState, conversations: Conversations) -> IntArray:
+    """The token ids of a session, as far as they were ever made, int32 [n]."""
+    if state.token_ids is None:
+        known = conversations.known(state.messages, state.setting, tenant=state.tenant)
+        state.token_ids = known.token_ids if known is not None else np.empty(0, np.int32)
+    return state.token_ids

@@ -1,0 +1,142 @@
+"""Everything that serves a model, put together."""
+
+import sqlite3
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from slipstream.backend import Backend
+from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged_model import PagedModel
+from slipstream.chat import ChatTemplate, Conversations
+from slipstream.chat.answers import Dialect
+from slipstream.config import EngineConfig
+from slipstream.engine import EngineCore
+from slipstream.engine.grammar import GrammarCompiler
+from slipstream.engine.response_cache import ResponseCache
+from slipstream.errors import StateError
+from slipstream.models import Model
+from slipstream.sessions import Database, SavedKV, Saver, Sessions
+from slipstream.tokenizer import Tokenizer
+from slipstream.turns import Turns
+
+_GIL_SWITCH_SECONDS = 0.0005
+"""The engine thread wants the interpreter back right after each forward pass; Python's default lets it wait 5 ms."""
+
+Progress = Callable[[float], None]
+"""Is called with the fraction of the start-up work done."""
+Measure = Callable[[Progress], Backend]
+"""The second half of loading a backend, which measures steps and wants the processor for itself."""
+
+
+def _openvino(model: Model, config: EngineConfig) -> Measure:
+    paged = PagedModel(model.ir_path, threads=config.threads)
+    return lambda progress: OpenVINOBackend(paged, kv_memory=config.kv_memory, progress=progress)
+
+
+BACKENDS: dict[str, Callable[[Model, EngineConfig], Measure]] = {"openvino": _openvino}
+"""How each backend compiles a model."""
+
+
+class Runtime:
+    """A model, ready to generate; close it, or use it in a `with` statement.
+
+    `on_warm_up` is called with the fraction of the start-up work done.
+
+    Raises `ModelError` if the model can't be loaded, `StateError` if its state can't. All methods may be called from
+    any thread.
+    """
+
+    def __init__(self, model: Model, config: EngineConfig, *, on_warm_up: Progress | None = None) -> None:
+        self.model = model
+        manifest = model.manifest
+        pool = ThreadPoolExecutor(1)
+        compiled = pool.submit(BACKENDS[config.backend], model, config)  # while the rest loads
+        pool.shutdown(wait=False)
+        self.tokenizer = Tokenizer.from_file(model.tokenizer_path)
+        template = _chat_template(model, self.tokenizer)
+        self.dialect = Dialect(template.shown if template is not None else "", self.tokenizer, config.tool_format)
+        """How the model writes its answers."""
+        self.conversations = Conversations(template, self.tokenizer, self.dialect)
+        grammars = GrammarCompiler(
+            self.tokenizer,
+            vocab_size=manifest.vocab_size,
+            stop_token_ids=manifest.stop_token_ids,
+            ends=self.dialect.ends,
+        )
+        self.database = _open_database(model, config)
+        """Where responses are kept; and with a state folder, all that outlives the process."""
+        self.backend = compiled.result()(on_warm_up or (lambda _: None))
+        sys.setswitchinterval(min(sys.getswitchinterval(), _GIL_SWITCH_SECONDS))
+        self.core = EngineCore(
+            self.backend,
+            self.tokenizer,
+            context_length=manifest.context_length,
+            stop_token_ids=frozenset(manifest.stop_token_ids),
+            step_target=config.step_target_ms / 1e3,
+            max_running=config.max_running,
+            max_waiting=config.max_waiting,
+            response_cache=(
+                ResponseCache(config.response_cache_memory, model.fingerprint) if self.backend.exact else None
+            ),
+        )
+        self.sessions = Sessions(
+            self.core,
+            self.conversations,
+            ttl=config.session_ttl,
+            database=self.database if config.state_dir is not None else None,
+            saver=self._open_saver(config.state_dir, config) if config.state_dir is not None else None,
+        )
+        self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, grammars, self.encode)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the same request gives the same tokens here, whatever was cached, batched, drafted or evicted."""
+        return self.backend.exact
+
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Let running requests finish for so long, abort the rest, and end the engine."""
+        self.core.drain(drain_seconds)
+        self.sessions.close()
+        self.core.shutdown()
+        self.database.close()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, with the beginning-of-text token if the model wants one."""
+        ids = self.tokenizer.encode(text)
+        bos = self.model.manifest.bos_token_id
+        return [bos, *ids] if self.model.manifest.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def _open_saver(self, state_dir: Path, config: EngineConfig) -> Saver:
+        fingerprint = f"{self.model.fingerprint}; {self.backend.fingerprint}"
+        saved = SavedKV(state_dir / "kv", fingerprint, config.state_disk, anew=self.database.is_new)
+        return Saver(self.core, self.conversations, saved, config.state_bandwidth)
+
+
+def _open_database(model: Model, config: EngineConfig) -> Database:
+    if config.state_dir is None:
+        return Database(None, model.fingerprint)
+    try:
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        return Database(config.state_dir / "state.db", model.fingerprint)
+    except (OSError, sqlite3.Error) as error:
+        raise StateError(f"{config.state_dir} can't keep state: {error}; choose another --state-dir") from error
+
+
+def _chat_template(model: Model, tokenizer: Tokenizer) -> ChatTemplate | None:
+    if (source := model.chat_template) is None:
+        return None
+    tokens = {"bos_token": model.manifest.bos_token_id, "eos_token": model.manifest.eos_token_id}
+    texts = {name: tokenizer.token_bytes(id).decode() for name, id in tokens.items() if id is not None}
+    return ChatTemplate(source, texts)

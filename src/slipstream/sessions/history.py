@@ -1,0 +1,66 @@
+"""The messages of a conversation as storage has them: a row for each, found by what it and all before it say."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from slipstream.chat import Message, ToolCall
+from slipstream.chat.messages import Digest
+from slipstream.sessions.tree import Row
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Messages, each with a key that stands for it and all before it, to the letter.
+
+    The keys of the ledger are no good for this: they are equal for messages that mean the same.
+    """
+
+    messages: tuple[Message, ...] = ()
+    keys: tuple[Digest, ...] = ()
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], known: "History") -> "History":
+        """The history of these messages, with the keys of those that begin a known one."""
+        common = takewhile(lambda pair: pair[0] == pair[1], zip(messages, known.messages, strict=False))
+        start = known.first(sum(1 for _ in common))
+        return start.then(*messages[len(start.messages) :])
+
+    @classmethod
+    def read(cls, rows: Sequence[Row]) -> "History":
+        """The history that was written as these rows, in order."""
+        return cls(tuple(_message(row.value) for row in rows), tuple(row.key for row in rows))
+
+    @property
+    def head(self) -> Digest | None:
+        """The key of all of it; None if there are no messages."""
+        return self.keys[-1] if self.keys else None
+
+    def first(self, count: int | None) -> "History":
+        """The first messages alone, by default all."""
+        return History(self.messages[:count], self.keys[:count])
+
+    def then(self, *messages: Message) -> "History":
+        """The same with more messages."""
+        keys = [self.head or b""]
+        for message in messages:
+            keys.append(hashlib.blake2b(keys[-1] + _value(message), digest_size=16).digest())
+        return History((*self.messages, *messages), (*self.keys, *keys[1:]))
+
+    def rows_backwards(self) -> Iterator[Row]:
+        """A row for each message, the last one first."""
+        for at in reversed(range(len(self.keys))):
+            yield Row(self.keys[at], self.keys[at - 1] if at else None, _value(self.messages[at]))
+
+
+def _value(message: Message) -> bytes:
+    calls = [[call.id, call.name, call.arguments] for call in message.tool_calls]
+    row = [message.role, message.text, calls, message.tool_call_id, message.name, message.reasoning]
+    return json.dumps(row).encode()  # ASCII, for a client may send half of a surrogate pair
+
+
+def _message(value: bytes) -> Message:
+    role, text, calls, *rest = json.loads(value)
+    return Message(role, text, tuple(ToolCall(*call) for call in calls), *rest)
