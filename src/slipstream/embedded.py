@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from slipstream import fields
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.chat import NO_TOOLS, ChatTemplate, Conversations, Message, Prompt, Schema, Setting, ToolUse
@@ -137,12 +138,12 @@ class Engine:
 
         Raises `InvalidRequestError` for a schema that can't be enforced. May take a while; any thread will do.
         """
-        param = "response_format" if use.mode == "none" else "tools"
+        param = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
         try:
             source = self.dialect.grammar(use, response_schema, opens_reasoning=prompt.opens_reasoning)
         except RecursionError:
-            message = f"{param} has a schema that is nested too deeply: flatten it, or use $ref"
-            raise InvalidRequestError(message, param=param, code="schema_too_complex") from None
+            advice = " has a schema that is nested too deeply: flatten it, or use $ref"
+            raise InvalidRequestError(param, advice, code="schema_too_complex") from None
         if source is None:
             return None
         try:
@@ -158,10 +159,10 @@ class Engine:
         for index, tool in enumerate(use.tools):
             if tool in use.callable:
                 source = f"start: {json_rule(closed_parameters(tool.parameters))}"
-                self.grammars.compile(source, param=f"tools[{index}].function.parameters")
+                self.grammars.compile(source, param=fields.TOOL_PARAMETERS.at(index))
         if response_schema is not None:
             source = f"start: {json_rule(closed(response_schema))}"
-            self.grammars.compile(source, param="response_format.json_schema.schema")
+            self.grammars.compile(source, param=fields.RESPONSE_SCHEMA)
 
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True
@@ -204,7 +205,8 @@ class Engine:
             config.state_dir.mkdir(parents=True, exist_ok=True)
             return Database(config.state_dir / "state.db", self.model.fingerprint)
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"{config.state_dir} can't keep state: {error}; choose another --state-dir") from error
+            message = f"{config.state_dir} can't keep state: {error}; choose another "
+            raise StateError(message, fields.STATE_DIR) from error
 
     def _open_saver(self, config: EngineConfig, database: Database) -> Saver:
         assert config.state_dir is not None

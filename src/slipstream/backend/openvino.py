@@ -13,6 +13,7 @@ from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, Probe
 from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.errors import ModelError
+from slipstream.fields import KV_MEMORY
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class OpenVINOBackend:
         self.num_blocks = kv_memory // model.block_bytes - 1
         if self.num_blocks < 2:
             raise ModelError(
-                f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise --kv-memory"
+                f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise ", KV_MEMORY
             )
         self._calibration, self._probe = self._calibrated(progress)
         self.step_class = self._calibration.step_class

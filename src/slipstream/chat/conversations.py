@@ -20,6 +20,7 @@ from slipstream.chat.placing import Placing
 from slipstream.chat.setting import NO_SETTING, SWITCHES, Setting
 from slipstream.chat.template import ChatTemplate
 from slipstream.errors import InvalidRequestError
+from slipstream.fields import MESSAGES
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content, origin
 
@@ -99,7 +100,7 @@ class Conversations:
         """
         setting = self._known_to(setting)
         if not messages:
-            raise InvalidRequestError("messages is empty: send at least one", param="messages", code="invalid_value")
+            raise InvalidRequestError(MESSAGES, " is empty: send at least one")
         chain = self._chain(messages, setting, tenant)
         known = self._last_known(chain)
         node = known.key if known is not None else None
@@ -226,9 +227,8 @@ class Conversations:
     def _known_to(self, setting: Setting) -> Setting:
         """As much of a setting as the template has names for."""
         if self._template is None:
-            raise InvalidRequestError(
-                "this model has no chat template: use /v1/completions, or pull a model that is made for chat"
-            )
+            advice = "this model has no chat template: send a plain prompt, or take a model that is made for chat"
+            raise InvalidRequestError(advice, param=MESSAGES)
         return setting.known_to(self._template.variables)
 
     def _render(self, messages: Sequence[Message], setting: Setting) -> Traced:

@@ -14,6 +14,7 @@ from slipstream.engine import Generation, GenerationRequest, Output, SamplingPar
 from slipstream.engine.generation import as_prompt
 from slipstream.engine.grammar import Grammar
 from slipstream.errors import EngineStoppedError, InvalidRequestError
+from slipstream.fields import CHOICES
 from slipstream.server.metrics import Metrics
 from slipstream.sessions import SessionTurn
 
@@ -57,11 +58,6 @@ class TurnRequest:
     def session_name(self) -> str | None:
         """What the session is to be called."""
         return self.session_id or self.session_hint
-
-    @property
-    def input_field(self) -> str:
-        """Where clients put what `prompt` holds."""
-        return "messages" if isinstance(self.prompt, tuple) else "prompt"
 
 
 @dataclass(slots=True, eq=False)
@@ -260,9 +256,7 @@ class TurnRunner:
         asked = sum(request.choices for request in requests)
         if asked > MAX_CHOICES:
             raise InvalidRequestError(
-                f"{asked} answers are too many for one request: ask for at most {MAX_CHOICES}",
-                param="n",
-                code="invalid_value",
+                f"{asked} answers are too many for one request: ask for at most {MAX_CHOICES}", param=CHOICES
             )
         requests = [self._allowed(request) for request in requests]
         turn = Turn(self.engine, self._metrics)
@@ -271,10 +265,8 @@ class TurnRunner:
             prepared = await asyncio.to_thread(lambda: [self._prepare(*each) for each in begun])
             for request, preparation in zip(requests, prepared, strict=True):
                 turn.submit(request, preparation)
-        except BaseException as error:
+        except BaseException:
             turn.cancel()
-            if isinstance(error, InvalidRequestError) and error.param in (None, "messages", "prompt"):
-                error.param = requests[0].input_field  # those below don't know what the client calls it
             raise
         return turn
 

@@ -17,6 +17,7 @@ from slipstream.chat import Message, Part, Tool
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import Digest
 from slipstream.errors import StateError
+from slipstream.fields import STATE_DIR
 from slipstream.sessions.state import SessionState
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Database:
             self._connection = _open(path)
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
-                raise StateError(f"{path.parent} is in use by another server: choose another --state-dir") from error
+                raise StateError(f"{path.parent} is in use by another server: choose another ", STATE_DIR) from error
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILES_FAULT:
                 raise
             aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
@@ -191,7 +192,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Check a file that exists, make the tables of a new one."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > _VERSION:
-        raise StateError(f"{path} was written by a later version of Slipstream: choose another --state-dir")
+        raise StateError(f"{path} was written by a later version of Slipstream: choose another ", STATE_DIR)
     if version == 0:
         connection.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
     with closing(sqlite3.connect(":memory:")) as new:

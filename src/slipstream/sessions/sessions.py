@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from slipstream import fields
 from slipstream.backend.base import IntArray
 from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting
 from slipstream.engine import EngineCore, TurnCounters
@@ -243,11 +244,8 @@ class Sessions:
         """
         state = self.get(tenant, name)
         if not self._core.call(lambda kv: kv.pin(state.pin_name, tenant, self._tokens_of(state))):
-            raise InvalidRequestError(
-                "there is no room for another pinned session: unpin one, or give the server more --kv-memory",
-                param="pinned",
-                code="kv_memory_full",
-            )
+            advice = "there is no room for another pinned session: unpin one, or raise "
+            raise InvalidRequestError(advice, fields.KV_MEMORY, param=fields.PINNED, code="kv_memory_full")
         state.pinned = True
         self._changed(state, self._prompt(state))
         return state
@@ -413,9 +411,7 @@ class Sessions:
 
     def _require_saver(self) -> Saver:
         if self.saver is None:
-            raise InvalidRequestError(
-                "this server keeps nothing on disk: start it with --state-dir", code="no_state_dir"
-            )
+            raise InvalidRequestError("nothing is kept on disk: start with ", fields.STATE_DIR, code="no_state_dir")
         return self.saver
 
     def _restore(self, database: Database) -> None:
