@@ -1,4 +1,4 @@
-"""The one configuration: typed, validated, immutable. Flags and environment variables of the CLI map onto it."""
+"""The one configuration: typed, validated, immutable. Options and environment variables of the CLI map onto it."""
 
 from pathlib import Path
 from typing import Literal
@@ -60,3 +60,7 @@ class ServerConfig(BaseModel):
     drain_seconds: float = Field(default=10.0, ge=0)
     """How long running requests may go on after a signal to stop."""
     engine: EngineConfig = EngineConfig()
+
+
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*EngineConfig.model_fields, *ServerConfig.model_fields)}
+"""The options of `slipstream serve` that set these fields."""

@@ -1,32 +1,47 @@
 """Every error that Slipstream raises on purpose, as one small hierarchy."""
 
+from collections.abc import Mapping
+
+from slipstream.fields import PROMPT, SESSION_ID, Field
+
 
 class SlipstreamError(Exception):
-    """Base of all errors raised by Slipstream."""
+    """Base of all errors raised by Slipstream. A `Field` among the pieces of the message can be renamed.
+
+    `retry_after` is after how many seconds another try may succeed, None if waiting doesn't help.
+    """
+
+    def __init__(self, *message: str, retry_after: int | None = None) -> None:
+        super().__init__("".join(message))
+        self.retry_after = retry_after
+        self._message = message
+
+    def worded(self, names: Mapping[str, str]) -> str:
+        """The message with the names of a table in place of Python's."""
+        return "".join(piece.named(names) if isinstance(piece, Field) else piece for piece in self._message)
 
 
 class InvalidRequestError(SlipstreamError):
-    """The request can't be served as it stands; `param` names the field, the message says the way out."""
+    """The request can't be served as it stands; the message says the way out.
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+    `param` is the field at fault, by default the first in the message: a `Field`, or a protocol's own name for one.
+    """
+
+    def __init__(self, *message: str, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(*message)
+        self.param = param or next((piece for piece in message if type(piece) is Field), None)
         self.code = code
 
 
 class ContextLengthError(InvalidRequestError):
     """Prompt, or prompt and `max_tokens` together, exceed the model's context or the KV memory."""
 
-    def __init__(self, message: str, *, param: str = "messages") -> None:
-        super().__init__(message, param=param, code="context_length_exceeded")
+    def __init__(self, *message: str) -> None:
+        super().__init__(*message, param=PROMPT, code="context_length_exceeded")
 
 
 class OverloadedError(SlipstreamError):
-    """The waiting queue is full; try again after `retry_after` seconds."""
-
-    def __init__(self, message: str, *, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The waiting queue is full."""
 
 
 class EngineStoppedError(SlipstreamError):
@@ -46,15 +61,11 @@ class SessionNotFoundError(InvalidRequestError):
 
     def __init__(self, name: str) -> None:
         message = f"there is no session {name!r}: it was never begun, was deleted, or nobody used it for too long"
-        super().__init__(message, param="session_id", code="session_not_found")
+        super().__init__(message, param=SESSION_ID, code="session_not_found")
 
 
 class SessionConflictError(SlipstreamError):
-    """The session is in use by another request, or its name is taken; waiting helps if there is `retry_after`."""
-
-    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The session is in use by another request, or its name is taken."""
 
 
 class StateError(SlipstreamError):

@@ -18,6 +18,7 @@ from slipstream.engine import EngineCore
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import StateError
+from slipstream.fields import STATE_DIR
 from slipstream.models import Model
 from slipstream.sessions import Database, SavedKV, Saver, Sessions
 from slipstream.tokenizer import Tokenizer
@@ -131,7 +132,8 @@ def _open_database(model: Model, config: EngineConfig) -> Database:
         config.state_dir.mkdir(parents=True, exist_ok=True)
         return Database(config.state_dir / "state.db", model.fingerprint)
     except (OSError, sqlite3.Error) as error:
-        raise StateError(f"{config.state_dir} can't keep state: {error}; choose another --state-dir") from error
+        message = f"{config.state_dir} can't keep state: {error}; choose another "
+        raise StateError(message, STATE_DIR) from error
 
 
 def _chat_template(model: Model, tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -114,7 +114,7 @@ def test_many_threads_may_ask_at_once(engine: Engine) -> None:
 
 
 def test_what_cannot_be_served_is_refused_by_name(engine: Engine) -> None:
-    with pytest.raises(ContextLengthError, match="--kv-memory"):
+    with pytest.raises(ContextLengthError, match="kv_memory"):
         engine.generate([17] * 4000)
     with pytest.raises(ContextLengthError, match="max_tokens"):
         engine.generate([17] * 2000, SamplingParams(max_tokens=2000))

@@ -14,6 +14,7 @@ from anthropic import Anthropic, AsyncAnthropic
 from pydantic import BaseModel
 
 from tests.server.process import MODEL, Server, running_server
+from tests.server.test_errors import nested
 from tests.waiting import HANG
 
 MESSAGES = "/v1/messages"
@@ -475,6 +476,8 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens: input should be greater"),
         ({"max_tokens": 10**6}, "messages: a prompt of"),
+        (user({"type": "text", "text": "\ud800"}), "messages: the text has a lone surrogate"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs has 'messages'"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role"),
@@ -514,13 +517,19 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
             {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
             "output_config.format.schema has",
         ),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": nested(400)}}},
+            "output_config.format.schema has a schema that is nested too deeply",
+        ),
     ],
 )
 def test_bad_field(http: httpx.Client, body: dict[str, Any], says: str) -> None:
     given = {"messages": QUESTION, "max_tokens": 8, **body}
     request = {name: value for name, value in given.items() if value is not None}
     for stream in (False, True):
-        assert_error(http.post(MESSAGES, json={**request, "stream": stream}), 400, "invalid_request_error", says)
+        content = json.dumps({**request, "stream": stream})  # httpx's own way can't send a lone surrogate
+        response = http.post(MESSAGES, content=content, headers={"Content-Type": "application/json"})
+        assert_error(response, 400, "invalid_request_error", says)
 
 
 def test_bad_prompt_can_not_be_counted(http: httpx.Client) -> None:

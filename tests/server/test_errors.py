@@ -43,6 +43,14 @@ def with_parameter(schema: dict[str, Any]) -> dict[str, Any]:
     return {**user("x"), "max_tokens": 8, "tools": [function("fine"), function(parameters=parameters)]}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """A schema of objects in objects."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 def with_answer(schema: object) -> dict[str, Any]:
     """A request for an answer that fits this schema."""
     return {**user("x"), "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
@@ -191,11 +199,10 @@ def test_pattern_that_cannot_be_enforced_says_why(http: httpx.Client) -> None:
 
 
 def test_too_deep_a_schema(http: httpx.Client) -> None:
-    schema: dict[str, Any] = {"type": "string"}
-    for _ in range(400):
-        schema = {"type": "object", "properties": {"a": schema}}
-    for body in (with_parameter(schema), with_answer(schema)):
-        assert http.post(CHAT, json=body).status_code == 400
+    answer = "response_format.json_schema.schema"
+    for body, param in ((with_parameter(nested(400)), "tools"), (with_answer(nested(400)), answer)):
+        response = http.post(CHAT, json=body)
+        assert_error(response, 400, param, "schema_too_complex", f"{param} has a schema that is nested too deeply")
 
 
 def test_tools_that_are_not_called_need_no_grammar(http: httpx.Client) -> None:
@@ -220,6 +227,12 @@ def test_grammar_too_complex_to_follow(http: httpx.Client, pattern: str) -> None
     events = http.post(CHAT, json=body | {"stream": True}).text.split("\n\n")
     assert '"code": "schema_too_complex"' in events[-2]
     assert http.get("/health").status_code == 200
+
+
+def test_answer_too_complex_to_follow(http: httpx.Client) -> None:
+    endless = {"type": "string", "pattern": "^((a{50,60}){50,60}){50,60}$"}
+    response = http.post(CHAT, json={**with_answer(endless), "max_tokens": 200})
+    assert_error(response, 400, "response_format.json_schema.schema", "schema_too_complex", "simplify")
 
 
 def test_grammar_that_was_too_complex_for_one_answer_is_good_for_others(http: httpx.Client) -> None:

@@ -21,6 +21,7 @@ from slipstream.server.responses_output import EventWriter, output_items
 from slipstream.turns import Choice, TurnRequest
 from tests.server.process import MODEL, Server
 from tests.server.test_agents import SYSTEM, Report, Station, every_turn_reuses_the_last
+from tests.server.test_errors import nested
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 INSTRUCTIONS = "You are a terse assistant who answers in one short sentence. " * 4
@@ -528,7 +529,20 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "'grammar'"),
         ({"max_output_tokens": 0}, "max_output_tokens", "1"),
-        ({"max_output_tokens": 9000}, "input", "too long"),
+        ({"max_output_tokens": 9000}, "input", "max_output_tokens of 9,000 is too long"),
+        ({"input": "\ud800"}, "input", "valid Unicode"),
+        ({"input": [{"type": "reasoning"}]}, "input", "input is empty"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}},
+            "tool_choice",
+            "tool_choice names ring",
+        ),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "chat_template_kwargs has"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": nested(400)}}},
+            "text.format.schema",
+            "text.format.schema has a schema that is nested too deeply",
+        ),
         ({"temperature": -1}, "temperature", "between"),
         ({"background": True}, "background", "not supported"),
         ({"prompt": {"id": "p"}}, "prompt", "instructions"),
@@ -539,11 +553,24 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
     ],
 )
 def test_bad_field(http: httpx.Client, body: dict[str, Any], param: str, says: str) -> None:
-    response = http.post("/v1/responses", json={"input": "Hello.", "max_output_tokens": 4} | body)
+    content = json.dumps({"input": "Hello.", "max_output_tokens": 4} | body)  # httpx can't send a lone surrogate
+    response = http.post("/v1/responses", content=content, headers={"Content-Type": "application/json"})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert error["type"] == "invalid_request_error"
     assert says in error["message"]
+
+
+def test_bad_items_of_a_conversation(http: httpx.Client) -> None:
+    for item, param in (
+        ({"role": "user", "content": [IMAGE]}, "items[0].content[0]"),
+        ({"role": "robot"}, "items[0].role"),
+        ({"role": "user", "content": "word " * 9000}, "items"),
+    ):
+        response = http.post("/v1/conversations", json={"items": [item]})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    lost = http.get("/v1/conversations/conv_lost")
+    assert (lost.status_code, lost.json()["error"]["param"]) == (404, "conversation_id")
 
 
 def test_what_is_not_there(http: httpx.Client) -> None:

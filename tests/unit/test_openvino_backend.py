@@ -167,7 +167,7 @@ def test_what_does_not_fit_into_a_step_takes_several(model: ToyModel) -> None:
 
 
 def test_too_little_memory_is_an_error_that_names_the_option(model: ToyModel) -> None:
-    with pytest.raises(ModelError, match="--kv-memory"):
+    with pytest.raises(ModelError, match="raise kv_memory"):
         backend(model, kv_memory=2_000)
 
 

@@ -842,7 +842,7 @@ class TestRefusals:
     def test_a_prompt_longer_than_the_memory(self) -> None:
         with (
             toy_engine(num_blocks=10, context_length=100) as engine,
-            pytest.raises(ContextLengthError, match=r"holds 39 tokens \(--kv-memory\)"),
+            pytest.raises(ContextLengthError, match=r"holds 39 tokens \(kv_memory\)"),
         ):
             engine.submit(request(prompt(39)))
 

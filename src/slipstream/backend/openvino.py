@@ -15,6 +15,7 @@ from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, Probe
 from slipstream.backend.step_cost import StepCost
 from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, StepClass
 from slipstream.errors import ModelError
+from slipstream.fields import KV_MEMORY
 from slipstream.sampling import Choice, Row, choose_on_host
 from slipstream.types import FloatArray
 
@@ -47,7 +48,7 @@ class OpenVINOBackend:
         self._num_blocks = kv_memory // model.block_bytes - 1  # block 0 takes the KV of padding
         if self._num_blocks < 2:
             raise ModelError(
-                f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise --kv-memory"
+                f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise ", KV_MEMORY
             )
         self._calibration, self._probe = self._calibrated(progress)
         self.step_class = self._calibration.step_class

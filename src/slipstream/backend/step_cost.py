@@ -85,8 +85,10 @@ class StepCost:
 
     def token(self, past: int) -> float:
         """What one more token adds to a large step, if it looks back on `past` computed ones."""
-        slope = (self._seconds[-1] - self._seconds[0]) / (self._sizes[-1] - self._sizes[0])
-        return slope + self._per_pair * past
+        steps, seconds = self._sizes[-1] - self._sizes[0], self._seconds[-1] - self._seconds[0]
+        if not steps:
+            steps, seconds = self._sizes[0], self._seconds[0]
+        return seconds / steps + self._per_pair * past
 
     def observe(self, load: Load, prepared: Collection[int], seconds: float) -> None:
         """Learn from a step that was run when those sizes were prepared."""

@@ -17,6 +17,7 @@ from slipstream.chat.rendering import Renderer
 from slipstream.chat.setting import NO_SETTING, SWITCHES, Setting
 from slipstream.chat.template import ChatTemplate
 from slipstream.errors import InvalidRequestError
+from slipstream.fields import MESSAGES
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content
 from slipstream.tokens import Tokens
@@ -108,7 +109,7 @@ class Conversations:
         """
         setting = self._known_to(setting)
         if not messages:
-            raise InvalidRequestError("messages is empty: send at least one", param="messages", code="invalid_value")
+            raise InvalidRequestError(MESSAGES, " is empty: send at least one")
         history = self._history(messages, setting, tenant)
         known = self._last_known(history)
         # What was thought is no part of the history, since many clients don't send it back.
@@ -254,9 +255,8 @@ class Conversations:
     def _known_to(self, setting: Setting) -> Setting:
         """As much of a setting as the template has names for."""
         if self._template is None:
-            raise InvalidRequestError(
-                "this model has no chat template: use /v1/completions, or pull a model that is made for chat"
-            )
+            advice = "this model has no chat template: send a plain prompt, or take a model that is made for chat"
+            raise InvalidRequestError(advice, param=MESSAGES)
         return setting.known_to(self._template.variables)
 
     def _with_answers(self, text: Traced, messages: Sequence[Message], history: History) -> Tokens:

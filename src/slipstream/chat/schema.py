@@ -9,6 +9,7 @@ from typing import Any
 
 from slipstream.chat.tools import Schema
 from slipstream.errors import InvalidRequestError
+from slipstream.fields import TOOLS
 
 # No free whitespace: a third fewer tokens than what a model left to itself likes to write.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -57,12 +58,8 @@ def as_object(schema: Schema, whole: Schema, tool: str | None = None) -> dict[st
     decides. Raises `InvalidRequestError` for a `tool`'s parameters if they are alternatives.
     """
     if tool is not None and any(key in schema for key in ("anyOf", "oneOf")):
-        raise InvalidRequestError(
-            f"the parameters of {tool!r} are alternatives, which this model's way to call has no place for: "
-            "describe them as one object",
-            param="tools",
-            code="unsupported_schema",
-        )
+        complaint = f"the parameters of {tool!r} are alternatives, which this model's way to call has no place for: "
+        raise InvalidRequestError(complaint, "describe them as one object", param=TOOLS, code="unsupported_schema")
     parts = [schema.get("allOf", [])] if "allOf" in schema else []
     if isinstance(reference := schema.get("$ref"), str):
         parts.append([resolved(reference, whole)])

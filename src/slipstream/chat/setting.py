@@ -5,6 +5,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from slipstream import fields
 from slipstream.chat.tools import NO_TOOLS, ToolUse
 from slipstream.errors import InvalidRequestError
 
@@ -25,22 +26,15 @@ class Setting:
     def __post_init__(self) -> None:
         for name in _RESERVED:
             if name in self.template_kwargs:
-                raise InvalidRequestError(
-                    f"chat_template_kwargs has {name!r}, which the server itself tells the template: leave it out",
-                    param=f"chat_template_kwargs.{name}",
-                    code="invalid_value",
-                )
+                advice = f" has {name!r}, which the template gets from elsewhere: leave it out"
+                raise InvalidRequestError(fields.TEMPLATE_KWARGS, advice, param=fields.TEMPLATE_KWARG.at(name))
         try:
             json.dumps(self.template_kwargs, allow_nan=False, ensure_ascii=False).encode()
             shallow = not _is_deeper(self.template_kwargs, _DEEPEST)
         except (ValueError, RecursionError):
             shallow = False
         if not shallow:
-            raise InvalidRequestError(
-                f"chat_template_kwargs must be valid JSON, nested at most {_DEEPEST} deep",
-                param="chat_template_kwargs",
-                code="invalid_value",
-            )
+            raise InvalidRequestError(fields.TEMPLATE_KWARGS, f" must be valid JSON, nested at most {_DEEPEST} deep")
 
     def in_session(self, session: "Setting") -> "Setting":
         """The same with what a session has, unless it brings its own."""

@@ -17,6 +17,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 
 from slipstream.errors import InvalidRequestError, ModelError
+from slipstream.fields import MESSAGES
 from slipstream.tokenizer.provenance import Traced, as_content, joined, made_of, origin
 
 
@@ -73,7 +74,7 @@ class ChatTemplate:
             text = self._template.render(messages=given, add_generation_prompt=True, **variables)
         except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages", code="invalid_messages"
+                f"the model's chat template refuses these messages: {error}", param=MESSAGES, code="invalid_messages"
             ) from error
         return joined("", (text,))
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from slipstream import fields
 from slipstream.errors import InvalidRequestError
 
 Schema = Mapping[str, Any]
@@ -41,19 +42,16 @@ class ToolUse:
         names = [tool.name for tool in self.tools]
         for index, name in enumerate(names):
             if name in names[:index]:
-                param = f"tools[{index}].function.name"
-                raise InvalidRequestError(f"two tools are called {name!r}: rename one", param=param)
+                raise InvalidRequestError(f"two tools are named {name!r}: rename one", param=fields.TOOL_NAME.at(index))
         if not names:
             return  # a session may have them
         unknown = sorted((self.allowed or frozenset()) - set(names))
         if unknown:
             raise InvalidRequestError(
-                f"tool_choice names {', '.join(unknown)}, but tools has {', '.join(names) or 'none'}",
-                param="tool_choice",
-                code="invalid_value",
+                fields.ALLOWED_TOOLS, f" names {', '.join(unknown)}, but ", fields.TOOLS, f" has {', '.join(names)}"
             )
         if self.mode == "required" and not self.callable:
-            raise InvalidRequestError("tool_choice asks for a call, but there is no tool to call", param="tool_choice")
+            raise InvalidRequestError(fields.TOOL_MODE, " asks for a call, but there is no tool to call")
 
     def in_session(self, tools: tuple[Tool, ...]) -> "ToolUse":
         """The same with the tools of a session, unless it brings its own.
@@ -62,11 +60,8 @@ class ToolUse:
         """
         use = self if self.tools else replace(self, tools=tools)
         if not use.tools and (use.mode == "required" or use.allowed):
-            raise InvalidRequestError(
-                "tool_choice asks for a call, but there are no tools: send them as tools",
-                param="tool_choice",
-                code="unsupported_value",
-            )
+            advice = " asks for a call, but there are no tools: send them as "
+            raise InvalidRequestError(fields.TOOL_MODE, advice, fields.TOOLS, code="unsupported_value")
         return use
 
     @property

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from slipstream.cli.loading import load_engine
 from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
-from slipstream.config import EngineConfig
+from slipstream.config import FLAGS, EngineConfig
 from slipstream.embedded import Session
 from slipstream.engine import SamplingParams, TurnCounters
 from slipstream.errors import InvalidRequestError
@@ -79,7 +79,7 @@ def _turn(session: Session, text: str, params: SamplingParams, console: Console)
     except KeyboardInterrupt:
         console.print("\n(stopped; this turn is not part of the conversation)", style="dim")
     except InvalidRequestError as error:
-        console.print(f"Error: {error}", style="red", markup=False)
+        console.print(f"Error: {error.worded(FLAGS)}", style="red", markup=False)
 
 
 def _cost(counters: TurnCounters) -> str:

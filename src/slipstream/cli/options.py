@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
+from slipstream.config import FLAGS
 from slipstream.errors import SlipstreamError
 
 Model = Annotated[
@@ -42,11 +43,11 @@ def readable_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         for item in error.errors():
-            option = "--" + str(item["loc"][-1]).replace("_", "-")
-            _print_error(f"{option}: {item['msg']} (got {item['input']!r})")
+            name = str(item["loc"][-1])
+            _print_error(f"{FLAGS.get(name, name)}: {item['msg']} (got {item['input']!r})")
         sys.exit(2)
     except SlipstreamError as error:
-        _print_error(str(error))
+        _print_error(error.worded(FLAGS))
         sys.exit(1)
 
 

@@ -34,12 +34,9 @@ _LIMITS = LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=2_000_000)
 class GrammarFailedError(InvalidRequestError):
     """A grammar that compiled met a limit of the parser while it was followed."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "a schema is too complex to follow: simplify its patterns and bounds",
-            param="tools",
-            code="schema_too_complex",
-        )
+    def __init__(self, param: str) -> None:
+        message = "a schema is too complex to follow: simplify its patterns and bounds"
+        super().__init__(message, param=param, code="schema_too_complex")
 
 
 class GrammarBrokenError(SlipstreamError):
@@ -224,7 +221,7 @@ class Constraint:
     def _error(self) -> SlipstreamError:
         """Why the grammar failed: a token that it never allowed is nobody's fault but ours."""
         unfit = "doesn't satisfy the grammar" in self._matcher.get_error()
-        return GrammarBrokenError() if unfit and self._grammar.usable else GrammarFailedError()
+        return GrammarBrokenError() if unfit and self._grammar.usable else GrammarFailedError(self._grammar.param)
 
     @property
     def _failed(self) -> bool:
@@ -232,10 +229,11 @@ class Constraint:
 
 
 class Grammar:
-    """A compiled grammar, for any number of answers; `source` is what it was compiled from."""
+    """A compiled grammar, for any number of answers; `source` is its Lark text, `param` the field it enforces."""
 
-    def __init__(self, source: str, tokenizer: LLTokenizer, vocab_size: int, closers: _Closers) -> None:
+    def __init__(self, source: str, tokenizer: LLTokenizer, vocab_size: int, closers: _Closers, param: str) -> None:
         self.source = source
+        self.param = param
         self.vocab_size = vocab_size
         self.closers = closers
         self.matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
@@ -260,7 +258,7 @@ class Grammar:
 
     def compiled_anew(self) -> "Grammar":
         """The same grammar with a lexer of its own."""
-        return Grammar(self.source, self._tokenizer, self.vocab_size, self.closers)
+        return Grammar(self.source, self._tokenizer, self.vocab_size, self.closers, self.param)
 
 
 class GrammarCompiler:
@@ -292,26 +290,20 @@ class GrammarCompiler:
     def compile(self, source: str, *, param: str) -> Grammar:
         """The grammar of a Lark source.
 
-        Raises `InvalidRequestError`, naming `param`, for what is too large or what the compiler can't express.
+        Raises `InvalidRequestError`, naming the field `param`, for what is too large or can't be expressed.
         """
         with self._lock:
             if (known := self._cache.get(source)) is not None and known.usable:
                 self._cache.move_to_end(source)
                 return known
         if len(source) > MAX_SOURCE:
-            raise InvalidRequestError(
-                f"{param} makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it",
-                param=param,
-                code="schema_too_large",
-            )
+            complaint = f" makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it"
+            raise InvalidRequestError(param, complaint, code="schema_too_large")
         tokenizer, closers = self._load()
-        grammar = Grammar(source, tokenizer, self._vocab_size, closers)
+        grammar = Grammar(source, tokenizer, self._vocab_size, closers, param)
         if error := grammar.matcher.get_error():
-            raise InvalidRequestError(
-                f"{param} has a schema that can't be enforced: {_complaint(error)}",
-                param=param,
-                code=UNSUPPORTED,
-            )
+            complaint = f" has a schema that can't be enforced: {_complaint(error)}"
+            raise InvalidRequestError(param, complaint, code=UNSUPPORTED)
         with self._lock:
             self.compilations += 1
             self._cache[source] = grammar

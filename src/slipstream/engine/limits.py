@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from slipstream import fields
 from slipstream.engine.request import GenerationRequest
 from slipstream.errors import ContextLengthError, InvalidRequestError
 
@@ -23,17 +26,15 @@ class Limits:
 
     def check_token_ids(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` for ids that the model has no row for."""
-        named = {
-            "prompt": (int(request.prompt.min(initial=0)), int(request.prompt.max(initial=0))),
-            "logit_bias": (min(request.params.logit_bias, default=0), max(request.params.logit_bias, default=0)),
+        bias = request.params.logit_bias
+        known = {
+            fields.PROMPT: int(request.prompt.view(np.uint32).max(initial=0)) < self.vocab_size,  # negative: large
+            fields.LOGIT_BIAS: min(bias, default=0) >= 0 and max(bias, default=0) < self.vocab_size,
         }
-        for param, (lowest, highest) in named.items():
-            if lowest < 0 or highest >= self.vocab_size:
-                raise InvalidRequestError(
-                    f"{param} has token ids outside the vocabulary: they must be 0 to {self.vocab_size - 1}",
-                    param=param,
-                    code="invalid_value",
-                )
+        for field, are_known in known.items():
+            if not are_known:
+                complaint = f" has token ids outside the vocabulary: they must be 0 to {self.vocab_size - 1}"
+                raise InvalidRequestError(field, complaint)
 
     def sequence_limit(self, request: GenerationRequest) -> int:
         """How long prompt and answer may get together, in tokens.
@@ -42,16 +43,14 @@ class Limits:
         """
         prompt, wanted = len(request.prompt), request.params.max_tokens
         if prompt == 0:
-            raise InvalidRequestError("the prompt is empty: it needs at least one token", param="prompt")
+            raise InvalidRequestError("the prompt is empty: it needs at least one token", param=fields.PROMPT)
         if prompt >= self.max_sequence or prompt + (wanted or 0) > self.max_sequence:
-            asked = f" and max_tokens of {wanted:,}" if wanted else ""
+            asked = (" and ", fields.MAX_TOKENS, f" of {wanted:,}") if wanted else ()
             cause = (
-                f"the model's context is {self.context_length:,} tokens"
+                (f"the model's context is {self.context_length:,} tokens",)
                 if self.max_sequence == self.context_length
-                else f"the server's KV memory holds {self.max_sequence:,} tokens (--kv-memory)"
+                else (f"the KV memory holds {self.max_sequence:,} tokens (", fields.KV_MEMORY, ")")
             )
-            raise ContextLengthError(
-                f"a prompt of {prompt:,} tokens{asked} is too long: {cause}. "
-                "Send a shorter prompt, or ask for fewer tokens."
-            )
+            advice = ". Send a shorter prompt, or ask for fewer tokens."
+            raise ContextLengthError(f"a prompt of {prompt:,} tokens", *asked, " is too long: ", *cause, advice)
         return prompt + wanted if wanted else self.max_sequence

@@ -154,7 +154,7 @@ def _check_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, list[int]]) -
             "Pull an OpenVINO IR export of the model instead"
         )
     if metadata.get("split.count", 1) > 1:
-        raise UnsupportedModelError("the GGUF is split into several files; join them with llama-gguf-split --merge")
+        raise UnsupportedModelError("the GGUF is split into several files; merge them with llama-gguf-split")
     # GenAI's reader ignores both: the model would load, and go astray the more the longer the context.
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in tensors:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from slipstream.errors import InvalidRequestError
+from slipstream.fields import Field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +45,10 @@ class SamplingParams:
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "must be between -2 and 2")
         _require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "must be between -2 and 2")
         _require(0.01 <= self.repetition_penalty <= 10.0, "repetition_penalty", "must be between 0.01 and 10")
-        _require(
-            all(-100 <= v <= 100 for v in self.logit_bias.values()),
-            "logit_bias",
-            "values must be in -100..100",
-        )
+        _require(all(-100 <= v <= 100 for v in self.logit_bias.values()), "logit_bias", "values must be in -100..100")
         _require(len(self.stop) <= 16, "stop", "takes at most 16 strings")
         _require(all(self.stop), "stop", "must not hold an empty string")
-        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "top_logprobs", "must be between 0 and 20")
+        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "must be between 0 and 20")
 
     @property
     def greedy(self) -> bool:
@@ -66,4 +63,4 @@ class SamplingParams:
 
 def _require(condition: bool, param: str, requirement: str) -> None:
     if not condition:
-        raise InvalidRequestError(f"{param} {requirement}", param=param, code="invalid_value")
+        raise InvalidRequestError(Field(param), f" {requirement}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
 
 from slipstream.chat import Message, ToolCall
-from slipstream.server.openai_common import unsupported
+from slipstream.server.errors import unreadable, unsupported
 
 # Claude Code begins the system prompt with a line for Anthropic's accounts. It differs from request to request, so that
 # nothing after it would ever be found again.
@@ -123,9 +123,7 @@ def conversation(
         parts += _parts(message, f"messages[{index}]")
     if parts and parts[-1].role == "assistant":
         param = f"messages[{len(messages) - 1}]"
-        raise unsupported(
-            param, f"{param} is the assistant's, but answers can't be begun for it here: end with a user's message"
-        )
+        raise unsupported(param, "is the assistant's, but answers can't be begun for it: end with a user's message")
     joined: list[Message] = []
     for role, group in groupby(parts, lambda part: part.role):
         together = tuple(group)
@@ -159,7 +157,7 @@ def _part(role: str, block: Block, param: str) -> Message:
             result = _text(block.content or (), f"{param}.content")
             return Message("tool", f"Error: {result}" if block.is_error else result, tool_call_id=block.tool_use_id)
         case _, ToolUseBlock() | ToolResultBlock() | ThinkingBlock():
-            raise unsupported(param, f"{param} is of type {block.type!r}, which no {role}'s message can hold")
+            raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
     return Message(role, _block_text(block, param))
 
 
@@ -169,7 +167,5 @@ def _text(blocks: Sequence[Block], param: str) -> str:
 
 def _block_text(block: Block, param: str) -> str:
     if not isinstance(block, TextBlock):
-        raise unsupported(
-            param, f"{param} is of type {block.type!r}, but this server's models read text alone: send type 'text'"
-        )
+        raise unreadable(param, block.type)
     return block.text

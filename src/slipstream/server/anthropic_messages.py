@@ -23,9 +23,9 @@ from slipstream.server.anthropic_tools import (
     tool_use,
 )
 from slipstream.server.anthropic_types import TokenCount
-from slipstream.server.errors import anthropic_event
+from slipstream.server.errors import anthropic_event, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
-from slipstream.server.openai_common import AtLeastOne, check_model, unsupported
+from slipstream.server.openai_common import AtLeastOne, check_model
 from slipstream.server.stream import EventStream, finish
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import TurnRequest
@@ -111,12 +111,12 @@ class MessagesRequest(PromptFields):
             message = "thread is not supported: send the whole conversation as messages; what is known costs nothing"
             raise InvalidRequestError(message, param="thread", code="thread_unsupported_request")
         if self.mcp_servers:
-            raise unsupported("mcp_servers", "mcp_servers can't be called from here: send their tools as tools")
+            raise unsupported("mcp_servers", "can't be called from here: send their tools as tools")
         if self.compaction is not None:
-            raise unsupported("compaction", "compaction is not supported: ask for a summary in a message")
+            raise unsupported("compaction", "is not supported: ask for a summary in a message")
         if self.thinking is not None and self.thinking.asks_too_much(runtime):
-            message = "thinking can't be changed so: this model reasons before each answer; leave the field out"
-            raise unsupported("thinking", message)
+            advice = "can't be changed so: this model reasons before each answer; leave the field out"
+            raise unsupported("thinking", advice)
 
 
 def router(runner: TurnRunner) -> APIRouter:

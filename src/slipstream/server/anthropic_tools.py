@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from slipstream.chat import NO_TOOLS, Schema, Tool, ToolUse
-from slipstream.server.openai_common import missing
+from slipstream.server.errors import missing
 
 _MODES: dict[str, Literal["none", "auto", "required"]] = {
     "none": "none",

@@ -20,6 +20,8 @@ from slipstream.errors import (
     SessionConflictError,
     SlipstreamError,
 )
+from slipstream.fields import Field
+from slipstream.server.field_names import names_at
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +37,16 @@ _ANTHROPIC_TYPES = {
 }
 """By status; others are the client's fault or the server's."""
 
-_ANTHROPIC_NAMES = {
-    "function.parameters": "input_schema",
-    "function.name": "name",
-    "response_format.json_schema.schema": "output_config.format.schema",
-    "response_format": "output_config.format",
+
+_KINDS: Mapping[type[SlipstreamError], tuple[int, str, str]] = {
+    OverloadedError: (429, "rate_limit_error", "overloaded"),
+    SessionConflictError: (409, "invalid_request_error", "session_conflict"),
+    EngineStoppedError: (503, "server_error", "shutting_down"),
 }
-"""Fields that go by OpenAI's names where no protocol is known."""
+"""The status, type and code of errors that are not about a field."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """An error, before a protocol gives it its shape."""
 
@@ -56,36 +58,42 @@ class Failure:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def failure_of(error: Exception) -> Failure:
-    """What to tell a client; of an error that nobody foresaw, nothing but that it happened."""
-    failure: Failure
+def failure_of(error: Exception, path: str) -> Failure:
+    """The failure in the words of the protocol at `path`; what nobody foresaw goes to the log, not to the client."""
+    names = names_at(path)
+    if isinstance(error, RequestValidationError):
+        error = _invalid_body(error.errors())
     match error:
-        case RequestValidationError():
-            failure = _invalid_body(error.errors())
         case InvalidRequestError():
-            status = 404 if (error.code or "").endswith("_not_found") else 400
-            failure = Failure(status=status, message=str(error), param=error.param, code=error.code or "invalid_value")
-        case OverloadedError():
-            headers = {"Retry-After": str(error.retry_after)}
-            failure = Failure(
-                status=429, message=str(error), type="rate_limit_error", code="overloaded", headers=headers
-            )
-        case SessionConflictError():
+            status = 404 if error.code.endswith("_not_found") else 400
+            param = error.param.named(names) if isinstance(error.param, Field) else error.param
+            return Failure(status, error.worded(names), param=param, code=error.code)
+        case OverloadedError() | SessionConflictError() | EngineStoppedError():
+            status, kind, code = _KINDS[type(error)]
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-            failure = Failure(status=409, message=str(error), code="session_conflict", headers=headers)
-        case EngineStoppedError():
-            failure = Failure(status=503, message=str(error), type="server_error", code="shutting_down")
+            return Failure(status, error.worded(names), kind, code=code, headers=headers)
         case HTTPException():
-            failure = Failure(
-                status=error.status_code,
-                message=str(error.detail),
-                code=HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"),
-                headers=error.headers or {},
-            )
-        case _:
-            message = "the server failed to answer this request; its log says more"
-            failure = Failure(status=500, message=message, type="server_error", code="internal_error")
-    return failure
+            code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+            return Failure(error.status_code, str(error.detail), code=code, headers=error.headers or {})
+    logger.error("%s failed", path, exc_info=error)
+    message = "the server failed to answer this request; its log says more"
+    return Failure(500, message, "server_error", code="internal_error")
+
+
+def missing(param: str) -> InvalidRequestError:
+    """An error about a field that isn't there."""
+    return InvalidRequestError(param, " is required", param=param, code="missing_required_parameter")
+
+
+def unsupported(param: str, complaint: str) -> InvalidRequestError:
+    """An error about a field that asks for what can't be had."""
+    return InvalidRequestError(param, " ", complaint, param=param, code="unsupported_value")
+
+
+def unreadable(param: str, kind: str, wanted: str = "text") -> InvalidRequestError:
+    """An error about content of a kind that no model here reads."""
+    complaint = f"is of type {kind!r}, but this server's models read text alone: send type {wanted!r}"
+    return unsupported(param, complaint)
 
 
 def openai_body(failure: Failure) -> bytes:
@@ -101,10 +109,11 @@ def openai_body(failure: Failure) -> bytes:
 
 def anthropic_body(failure: Failure) -> bytes:
     """Anthropic's error object, which has no place for the field but the message."""
+    unnamed = failure.param is not None and failure.param not in failure.message
     kind = "api_error" if failure.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     error = {
         "type": _ANTHROPIC_TYPES.get(failure.status, kind),
-        "message": _naming_field(failure),
+        "message": f"{failure.param}: {failure.message}" if unnamed else failure.message,
         "details": {"error_code": failure.code},
     }
     return json.dumps({"type": "error", "error": error}).encode()
@@ -116,14 +125,14 @@ def error_response(failure: Failure, path: str) -> Response:
     return Response(body(failure), failure.status, headers=dict(failure.headers), media_type="application/json")
 
 
-def openai_event(error: Exception) -> bytes:
+def openai_event(failure: Failure) -> bytes:
     """The last event of a stream that breaks off, as OpenAI's clients expect it."""
-    return b"data: " + openai_body(failure_of_stream(error)) + b"\n\n"
+    return b"data: " + openai_body(failure) + b"\n\n"
 
 
-def anthropic_event(error: Exception) -> bytes:
+def anthropic_event(failure: Failure) -> bytes:
     """The same for Anthropic's."""
-    return b"event: error\ndata: " + anthropic_body(failure_of_stream(error)) + b"\n\n"
+    return b"event: error\ndata: " + anthropic_body(failure) + b"\n\n"
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -156,36 +165,14 @@ class _LastResort:
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            await error_response(failure_of(error), scope["path"])(scope, receive, send)
+            await error_response(failure_of(error, scope["path"]), scope["path"])(scope, receive, send)
 
 
 def _answer(request: Request, error: Exception) -> Response:
-    failure = failure_of(error)
-    if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s failed", request.url.path, exc_info=error)
+    failure = failure_of(error, request.url.path)
     if isinstance(error, HTTPException) and (message := _advice(request, error)) is not None:
         failure = replace(failure, message=message)
     return error_response(failure, request.url.path)
-
-
-def failure_of_stream(error: Exception) -> Failure:
-    """What to tell a client whose stream breaks off; what nobody foresaw goes to the log."""
-    failure = failure_of(error)
-    if failure.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("a stream broke off", exc_info=error)
-    return failure
-
-
-def _naming_field(failure: Failure) -> str:
-    """The message, with the field in it by the name that it has in Anthropic's protocol."""
-    if failure.param is None:
-        return failure.message
-    name = failure.param
-    for openai, anthropic in _ANTHROPIC_NAMES.items():
-        name = name.replace(openai, anthropic)
-    message = failure.message.replace(failure.param, name)
-    return message if name in message else f"{name}: {message}"
 
 
 def _advice(request: Request, error: HTTPException) -> str | None:
@@ -205,26 +192,24 @@ def _answer_nobody(_request: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
 
 
-def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> Failure:
+def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
     """The first thing that is wrong with a request's body."""
     first = errors[0]
     if first["type"] == "json_invalid":
         at, cause = first["loc"][-1], first["ctx"]["error"]
-        return Failure(
-            status=400, message=f"the body is not valid JSON: {cause} at character {at}", code="invalid_json"
-        )
+        return InvalidRequestError(f"the body is not valid JSON: {cause} at character {at}", code="invalid_json")
     param = field_path(first["loc"][1:])
     if not param:
         message = "the body must be a JSON object, sent with Content-Type: application/json"
-        return Failure(status=400, message=message, code="invalid_body")
+        return InvalidRequestError(message, code="invalid_body")
     if first["type"] == "missing":
-        return Failure(status=400, message=f"{param} is required", param=param, code="missing_required_parameter")
+        return missing(param)
     if first["type"] == "extra_forbidden":
         message = f"{param} is not a field that exists: leave it out"
-        return Failure(status=400, message=message, param=param, code="unknown_parameter")
+        return InvalidRequestError(message, param=param, code="unknown_parameter")
     complaint = str(first["msg"]).removeprefix("Value error, ")
     message = f"{param}: {complaint[:1].lower()}{complaint[1:]}, not {_quoted(first['input'])}"
-    return Failure(status=400, message=message, param=param, code="invalid_value")
+    return InvalidRequestError(message, param=param)
 
 
 def field_path(location: Sequence[str | int]) -> str:

@@ -39,11 +39,8 @@ def in_session(request: TurnRequest, http: Request) -> TurnRequest:
     if name is None or request.session_id is not None:
         return request
     if not re.fullmatch(_SESSION_ID, name):
-        raise InvalidRequestError(
-            f"the header {SESSION_HEADER} must be printable ASCII without spaces and slashes, at most 256 characters",
-            param=SESSION_HEADER,
-            code="invalid_value",
-        )
+        rule = "must be printable ASCII without spaces and slashes, at most 256 characters"
+        raise InvalidRequestError(f"the header {SESSION_HEADER} {rule}", param=SESSION_HEADER)
     return replace(request, session_id=name)
 
 

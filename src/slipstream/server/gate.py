@@ -38,7 +38,7 @@ class Gate:
         if scope["path"] not in _OPEN_PATHS and not self._admits(headers):
             await error_response(_NO_ENTRY, scope["path"])(scope, receive, send)
         elif declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-            await error_response(failure_of(_too_large()), scope["path"])(scope, receive, send)
+            await error_response(failure_of(_too_large(), scope["path"]), scope["path"])(scope, receive, send)
         else:
             await self._app(scope, _limited(receive), send)
 

@@ -9,7 +9,7 @@ from slipstream.chat import AnswerDelta, Setting
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import Output, TokenLogprob
 from slipstream.runtime import Runtime
-from slipstream.server.errors import openai_event
+from slipstream.server.errors import openai_event, unsupported
 from slipstream.server.extension import TurnReport, in_session, session_hint
 from slipstream.server.openai_common import (
     DONE,
@@ -22,7 +22,6 @@ from slipstream.server.openai_common import (
     check_model,
     event,
     new_head,
-    unsupported,
     usage_of,
 )
 from slipstream.server.openai_messages import ChatMessage, chat_messages
@@ -66,9 +65,9 @@ class ChatRequest(SamplingFields):
         check_model(runtime, self.model)
         if self.functions or self.function_call not in (None, "none", "auto"):
             param = "functions" if self.functions else "function_call"
-            raise unsupported(param, f"{param} is deprecated: send tools and tool_choice instead")
+            raise unsupported(param, "is deprecated: send tools and tool_choice instead")
         if self.top_logprobs and not self.logprobs:
-            raise unsupported("top_logprobs", "top_logprobs needs logprobs to be true")
+            raise unsupported("top_logprobs", "needs logprobs to be true")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         tools = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)

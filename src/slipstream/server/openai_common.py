@@ -94,11 +94,8 @@ def new_head(runtime: Runtime, prefix: str) -> Head:
 def check_model(runtime: Runtime, asked: str | None) -> None:
     """Raise `InvalidRequestError` if a request asks for a model that isn't served; None takes what there is."""
     if asked is not None and asked != runtime.model.name:
-        raise InvalidRequestError(
-            f"the model {asked!r} is not served here; served: {runtime.model.name!r}",
-            param="model",
-            code="model_not_found",
-        )
+        message = f"the model {asked!r} is not served here; served: {runtime.model.name!r}"
+        raise InvalidRequestError(message, param="model", code="model_not_found")
 
 
 def usage_of(report: TurnReport) -> Usage:
@@ -142,13 +139,3 @@ class TextEvents:
     def __call__(self, text: str) -> bytes:
         """The event with that text."""
         return b"%b%b%b" % (self._before, json.dumps(text).encode(), self._after)
-
-
-def unsupported(param: str, message: str) -> InvalidRequestError:
-    """An error about a field that asks for what can't be had."""
-    return InvalidRequestError(message, param=param, code="unsupported_value")
-
-
-def missing(param: str) -> InvalidRequestError:
-    """An error about a field that isn't there."""
-    return InvalidRequestError(f"{param} is required", param=param, code="missing_required_parameter")

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from slipstream.engine import Output, TokenLogprob
 from slipstream.runtime import Runtime
-from slipstream.server.errors import openai_event
+from slipstream.server.errors import openai_event, unsupported
 from slipstream.server.extension import TurnReport
 from slipstream.server.openai_common import (
     DONE,
@@ -22,7 +22,6 @@ from slipstream.server.openai_common import (
     event,
     finish_reason,
     new_head,
-    unsupported,
     usage_of,
 )
 from slipstream.server.openai_types import TextChoice, TextCompletion, TextLogprobs
@@ -76,11 +75,11 @@ class CompletionRequest(SamplingFields):
 
     def _refuse_unsupported(self) -> None:
         if self.echo:
-            raise unsupported("echo", "echo is not supported: leave it out and put the prompt before the answer")
+            raise unsupported("echo", "is not supported: leave it out and put the prompt before the answer")
         if self.suffix:
-            raise unsupported("suffix", "suffix is not supported: leave it out")
+            raise unsupported("suffix", "is not supported: leave it out")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise unsupported("best_of", "best_of is not supported: ask for as many with n and choose yourself")
+            raise unsupported("best_of", "is not supported: ask for as many with n and choose yourself")
 
 
 def router(runner: TurnRunner) -> APIRouter:

@@ -6,7 +6,7 @@ import secrets
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from slipstream.server.openai_common import unsupported
+from slipstream.server.errors import unsupported
 from slipstream.server.openai_types import Conversation, DeletedConversation
 from slipstream.server.responses_items import InputItem, item_messages
 from slipstream.server.turn import TENANT
@@ -27,8 +27,8 @@ def router(sessions: Sessions) -> APIRouter:
     @routes.post("")
     async def create(body: CreateConversation) -> Conversation:
         if body.metadata:
-            raise unsupported("metadata", "metadata is not kept: leave it out")
-        messages = item_messages(body.items or [], ())
+            raise unsupported("metadata", "is not kept: leave it out")
+        messages = item_messages(body.items or [], "items", ())
         name = f"conv_{secrets.token_hex(12)}"
         return _conversation(await asyncio.to_thread(sessions.create, TENANT, name, messages))
 

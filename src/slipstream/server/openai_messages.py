@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from slipstream.chat import Message, ToolCall
-from slipstream.server.openai_common import missing, unsupported
+from slipstream.server.errors import missing, unreadable
 
 
 def _as_parts(content: object) -> object:
@@ -81,9 +81,7 @@ def _message(message: ChatMessage, param: str) -> Message:
 
 def _text(part: ContentPart, param: str) -> str:
     if part.type not in ("text", "refusal"):
-        raise unsupported(
-            param, f"{param} is of type {part.type!r}, but this server's models read text alone: send type 'text'"
-        )
+        raise unreadable(param, part.type)
     text = part.text if part.type == "text" else part.refusal
     if text is None:
         raise missing(f"{param}.{part.type}")

@@ -15,8 +15,8 @@ from fastapi import APIRouter, Query, Request, Response
 from slipstream.chat import Message
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
+from slipstream.server.errors import unsupported
 from slipstream.server.extension import SESSION_HEADER, TurnReport, in_session
-from slipstream.server.openai_common import unsupported
 from slipstream.server.responses_items import (
     InputItem,
     Item,
@@ -27,7 +27,7 @@ from slipstream.server.responses_items import (
     stored_item,
 )
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
-from slipstream.server.responses_request import ResponseRequest, own_field_names
+from slipstream.server.responses_request import ResponseRequest
 from slipstream.server.stream import EventStream, finish
 from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
 from slipstream.sessions import Database, StoredResponse
@@ -46,11 +46,10 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/responses")
     async def create_response(http: Request, body: ResponseRequest) -> Response:
-        with own_field_names():
-            named = SESSION_HEADER in http.headers
-            exchange = await asyncio.to_thread(_Exchange.of, body, store, in_session=named)
-            request = in_session(body.turn(runtime, exchange.messages), http)
-            turn = await runner.start([request])
+        named = SESSION_HEADER in http.headers
+        exchange = await asyncio.to_thread(_Exchange.of, body, store, in_session=named)
+        request = in_session(body.turn(runtime, exchange.messages), http)
+        turn = await runner.start([request])
         params = {"temperature": request.params.temperature, "top_p": request.params.top_p}
         response = _in_progress(runtime, exchange.id) | params | body.echo()
 
@@ -69,7 +68,7 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
         if stream:
-            raise unsupported("stream", "the events of a stored response are not kept: leave stream out")
+            raise unsupported("stream", "is not supported: the events of a stored response are not kept; leave it out")
         return _json_text((await _stored(store, response_id)).response)
 
     @routes.delete("/v1/responses/{response_id}")
@@ -117,7 +116,7 @@ class _Exchange:
         return cls(
             id=f"resp_{secrets.token_hex(12)}",
             items=items,
-            messages=(*earlier, *item_messages(items, calls)),
+            messages=(*earlier, *item_messages(items, "input", calls)),
         )
 
     def save(self, store: Database, response: dict[str, Any], turn: LiveTurn) -> None:
@@ -193,12 +192,9 @@ def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
         return ()
     record = store.response(TENANT, response_id)
     if record is None:
-        raise InvalidRequestError(
-            f"previous_response_id is {response_id!r}, but no such response is stored (any more): "
-            "send the whole conversation as input",
-            param="previous_response_id",
-            code="previous_response_not_found",
-        )
+        message = f"previous_response_id is {response_id!r}, but no such response is stored (any more): "
+        advice, param = "send the whole conversation as input", "previous_response_id"
+        raise InvalidRequestError(message, advice, param=param, code="previous_response_not_found")
     return record.messages
 
 
@@ -216,11 +212,8 @@ def _stored_item(store: Database, item_id: str) -> Item | None:
 
 
 def _not_found(response_id: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"no response {response_id!r} is stored (any more): was it created with store, and not deleted?",
-        param="response_id",
-        code="response_not_found",
-    )
+    message = f"no response {response_id!r} is stored (any more): was it created with store, and not deleted?"
+    return InvalidRequestError(message, param="response_id", code="response_not_found")
 
 
 def _page(items: list[Item], after: str | None, limit: int) -> dict[str, Any]:

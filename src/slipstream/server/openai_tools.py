@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
 from slipstream.chat import Schema, Tool, ToolUse
-from slipstream.server.openai_common import missing
+from slipstream.fields import RESPONSE_SCHEMA
+from slipstream.server.errors import missing
 
 _NAME = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
 
@@ -118,5 +119,5 @@ def response_schema(wanted: ResponseFormat | None) -> Schema | None:
     if wanted.type == "json_object":
         return {"type": "object"}
     if wanted.json_schema is None or wanted.json_schema.schema_ is None:
-        raise missing("response_format.json_schema.schema")
+        raise missing(RESPONSE_SCHEMA)
     return wanted.json_schema.schema_

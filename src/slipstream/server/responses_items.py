@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
-from slipstream.server.openai_common import missing, unsupported
+from slipstream.server.errors import missing, unreadable
 from slipstream.server.openai_messages import ContentPart
 
 T = TypeVar("T")
@@ -78,8 +78,8 @@ def resolved(items: Sequence[InputItem], find: Callable[[str], Item | None]) -> 
     ]
 
 
-def item_messages(items: Sequence[InputItem], known_calls: Iterable[str] | None) -> tuple[Message, ...]:
-    """The items in no protocol's terms; raises `InvalidRequestError` naming the field.
+def item_messages(items: Sequence[InputItem], field: str, known_calls: Iterable[str] | None) -> tuple[Message, ...]:
+    """The items of a body's `field` in no protocol's terms; raises `InvalidRequestError` naming what is wrong in it.
 
     Calls, and reasoning and text before them, are one message, as the answer was that they came from. Results need a
     call before them, or one of the `known_calls` (None if those can't be told).
@@ -88,7 +88,7 @@ def item_messages(items: Sequence[InputItem], known_calls: Iterable[str] | None)
     calls = None if known_calls is None else set(known_calls)
     thought = ""
     for index, item in enumerate(items):
-        param = f"input[{index}]"
+        param = f"{field}[{index}]"
         match item.type:
             case "reasoning":
                 thought = "\n".join(part.text or "" for part in item.content or ())
@@ -107,12 +107,9 @@ def item_messages(items: Sequence[InputItem], known_calls: Iterable[str] | None)
             case "function_call_output":
                 result = _result(item, param)
                 if calls is not None and result.tool_call_id not in calls:
-                    raise InvalidRequestError(
-                        f"{param}.call_id is {result.tool_call_id!r}, but there is no such call before it: "
-                        "send its function_call item too, or the previous_response_id of the response that made it",
-                        param=f"{param}.call_id",
-                        code="invalid_value",
-                    )
+                    complaint = f"{param}.call_id is {result.tool_call_id!r}, but there is no such call before it: "
+                    advice = "send its function_call item too, or the previous_response_id of the response that made it"
+                    raise InvalidRequestError(complaint, advice, param=f"{param}.call_id")
                 messages.append(result)
     return tuple(messages)
 
@@ -138,11 +135,8 @@ def stored_item(response: str, input_items: str, wanted: str) -> Item | None:
 def _referred(reference: InputItem, param: str, find: Callable[[str], Item | None]) -> InputItem:
     item = find(_given(reference.id, param))
     if item is None:
-        raise InvalidRequestError(
-            f"{param} is {reference.id!r}, but no stored response has that item: send the item itself",
-            param=param,
-            code="item_not_found",
-        )
+        message = f"{param} is {reference.id!r}, but no stored response has that item: send the item itself"
+        raise InvalidRequestError(message, param=param, code="item_not_found")
     return InputItem.model_validate(item)
 
 
@@ -170,11 +164,7 @@ def _text(parts: Sequence[Part], param: str) -> str:
     texts = []
     for index, part in enumerate(parts):
         if part.type not in _TEXTS:
-            raise unsupported(
-                f"{param}[{index}]",
-                f"{param}[{index}] is of type {part.type!r}, but this server's models read text alone: "
-                "send type 'input_text'",
-            )
+            raise unreadable(f"{param}[{index}]", part.type, "input_text")
         field = "refusal" if part.type == "refusal" else "text"
         texts.append(_given(getattr(part, field), f"{param}[{index}].{field}"))
     return "\n".join(texts)

@@ -5,8 +5,7 @@ from itertools import count
 from typing import Any
 
 from slipstream.chat import AnswerDelta
-from slipstream.errors import InvalidRequestError
-from slipstream.server.errors import failure_of_stream
+from slipstream.server.errors import Failure
 from slipstream.server.responses_items import Item, item_id
 from slipstream.turns import Choice
 
@@ -82,10 +81,10 @@ class EventWriter:
             events += self._begin("message", AnswerDelta()) + self._close()
         return events + self._event(f"response.{response['status']}", response=response)
 
-    def failed(self, error: Exception) -> bytes:
+    def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off."""
-        code = "invalid_prompt" if isinstance(error, InvalidRequestError) else "server_error"
-        problem = {"code": code, "message": failure_of_stream(error).message}
+        code = "invalid_prompt" if failure.type == "invalid_request_error" else "server_error"
+        problem = {"code": code, "message": failure.message}
         return self._event("response.failed", response=self._response | {"status": "failed", "error": problem})
 
     def _begin(self, kind: str, delta: AnswerDelta) -> bytes:

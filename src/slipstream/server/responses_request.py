@@ -1,18 +1,16 @@
 """The body of a request to the Responses API, and what it asks for."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from slipstream.chat import Message, Setting
 from slipstream.chat.setting import reasoning_kwargs
-from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server import openai_tools as chat
+from slipstream.server.errors import unsupported
 from slipstream.server.extension import SessionId, session_hint
-from slipstream.server.openai_common import AtLeastOne, SamplingFields, check_model, unsupported
+from slipstream.server.openai_common import AtLeastOne, SamplingFields, check_model
 from slipstream.server.responses_items import InputItem
 from slipstream.turns import TurnRequest
 
@@ -23,12 +21,6 @@ _REFUSED = {
     "top_logprobs": "log-probabilities are part of /v1/chat/completions alone",
 }
 _LOGPROBS = "message.output_text.logprobs"
-_CHAT_FIELDS = (
-    ("messages", "input"),
-    (".function.", "."),
-    ("response_format.json_schema.", "text.format."),
-    ("response_format", "text.format"),
-)
 
 
 class FunctionTool(chat.FunctionDefinition):
@@ -140,12 +132,11 @@ class ResponseRequest(SamplingFields):
         """Raise `InvalidRequestError` for what can't be had, naming the field."""
         for name, advice in _REFUSED.items():
             if getattr(self, name):
-                raise unsupported(name, f"{name} is not supported: {advice}")
+                raise unsupported(name, f"is not supported: {advice}")
         if _LOGPROBS in (self.include or ()):
-            raise unsupported("include", f"include has {_LOGPROBS!r}, but {_REFUSED['top_logprobs']}")
+            raise unsupported("include", f"has {_LOGPROBS!r}, but {_REFUSED['top_logprobs']}")
         if self.previous_response_id is not None and self.conversation is not None:
-            message = "previous_response_id and conversation both say what came before: send one"
-            raise unsupported("previous_response_id", message)
+            raise unsupported("previous_response_id", "and conversation both say what came before: send one")
 
     def turn(self, runtime: Runtime, messages: tuple[Message, ...]) -> TurnRequest:
         """What it asks for, in no protocol's terms, where `messages` are the conversation without instructions.
@@ -195,19 +186,3 @@ class ResponseRequest(SamplingFields):
             "tools": [tool.model_dump() for tool in self.tools or ()],
             "user": self.user,
         }
-
-
-@contextmanager
-def own_field_names() -> Iterator[None]:
-    """Have errors from within that name a field of chat's requests name the one that is here in its place."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        if error.param is not None:
-            param = error.param
-            for theirs, ours in _CHAT_FIELDS:
-                param = param.replace(theirs, ours)
-            if str(error).startswith(error.param):
-                error.args = (param + str(error).removeprefix(error.param),)
-            error.param = param
-        raise

@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from slipstream.server.errors import Failure, failure_of
 from slipstream.server.turn import LiveTurn
 
 
@@ -20,7 +21,7 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, turn: LiveTurn, events: AsyncIterator[bytes], error_event: Callable[[Exception], bytes]) -> None:
+    def __init__(self, turn: LiveTurn, events: AsyncIterator[bytes], error_event: Callable[[Failure], bytes]) -> None:
         # A proxy that buffers would undo the streaming.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers)
@@ -35,11 +36,13 @@ class EventStream(StreamingResponse):
             async for event in self._events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         except Exception as error:
-            await send({"type": "http.response.body", "body": self._error_event(error), "more_body": True})
+            last = self._error_event(failure_of(error, self._path))
+            await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the stream."""
+        self._path = scope["path"]
         try:
             await super().__call__(scope, receive, send)
         finally:

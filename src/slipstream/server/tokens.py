@@ -71,11 +71,8 @@ def _tokens(runtime: Runtime, body: TokenizeRequest) -> list[int]:
     given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
-        raise InvalidRequestError(
-            f"send one of content, prompt and messages; this request has {found}",
-            param=given[1] if given else "content",
-            code="invalid_value",
-        )
+        message = f"send one of content, prompt and messages; this request has {found}"
+        raise InvalidRequestError(message, param=given[1] if given else "content")
     if body.messages is not None:
         setting = Setting(tool_use(body.tools, None, parallel=True), body.chat_template_kwargs or {})
         return list(map(int, runtime.conversations.prompt(chat_messages(body.messages), setting).token_ids))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from slipstream.config import ServerConfig
 from slipstream.engine import Output
 from slipstream.errors import InvalidRequestError
+from slipstream.fields import CHOICES
 from slipstream.runtime import Runtime
 from slipstream.server.metrics import Metrics
 from slipstream.turns import Choice, Piece, Turn, TurnRequest
@@ -111,17 +112,10 @@ class TurnRunner:
         asked = sum(request.choices for request in requests)
         if asked > MAX_CHOICES:
             raise InvalidRequestError(
-                f"{asked} answers are too many for one request: ask for at most {MAX_CHOICES}",
-                param="n",
-                code="invalid_value",
+                f"{asked} answers are too many for one request: ask for at most {MAX_CHOICES}", param=CHOICES
             )
         turn = LiveTurn(self.runtime, self._metrics, self._endings)
-        try:
-            await turn.start([self._allowed(request) for request in requests])
-        except InvalidRequestError as error:
-            if error.param in (None, "messages", "prompt"):
-                error.param = requests[0].input_field  # those below don't know what the client calls it
-            raise
+        await turn.start([self._allowed(request) for request in requests])
         return turn
 
     def _allowed(self, request: TurnRequest) -> TurnRequest:

@@ -17,6 +17,7 @@ from slipstream.chat import Message, Tool
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import Digest
 from slipstream.errors import StateError
+from slipstream.fields import STATE_DIR
 from slipstream.sessions import tree
 from slipstream.sessions.history import History
 from slipstream.sessions.state import SessionState
@@ -97,8 +98,8 @@ class Database:
             self._connection = _open(self._path)
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
-                folder = self._path.parent
-                raise StateError(f"{folder} is in use by another server: choose another --state-dir") from error
+                message = f"{self._path.parent} is in use by another server: choose another "
+                raise StateError(message, STATE_DIR) from error
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILES_FAULT:
                 raise
             self._begin_anew(error)
@@ -341,7 +342,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Make the tables of a new file; make sure that those of another are what they should be."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > _VERSION:
-        raise StateError(f"{path} was written by a later version of Slipstream: choose another --state-dir")
+        raise StateError(f"{path} was written by a later version of Slipstream: choose another ", STATE_DIR)
     if version == 0:
         connection.executescript(f"BEGIN EXCLUSIVE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
     with closing(sqlite3.connect(":memory:")) as new:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from slipstream import fields
 from slipstream.chat import NO_SETTING, Conversations, Message, Prompt, Setting
 from slipstream.engine import EngineCore
 from slipstream.engine.commands import CountComputed, Pin, Unpin
@@ -132,11 +133,8 @@ class Sessions:
         state = self.get(tenant, name)
         tokens = tokens_of(state, self._conversations)
         if not self._core.call(Pin(state.pin_name, tenant, tokens)):
-            raise InvalidRequestError(
-                "there is no room for another pinned session: unpin one, or give the server more --kv-memory",
-                param="pinned",
-                code="kv_memory_full",
-            )
+            advice = "there is no room for another pinned session: unpin one, or raise "
+            raise InvalidRequestError(advice, fields.KV_MEMORY, param=fields.PINNED, code="kv_memory_full")
         state.pinned = True
         self._changed(state, self._prompt(state))
         return state
@@ -252,9 +250,7 @@ class Sessions:
 
     def _require_saver(self) -> Saver:
         if self.saver is None:
-            raise InvalidRequestError(
-                "this server keeps nothing on disk: start it with --state-dir", code="no_state_dir"
-            )
+            raise InvalidRequestError("nothing is kept on disk: start with ", fields.STATE_DIR, code="no_state_dir")
         return self.saver
 
     def _make_ready(self, state: SessionState) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from slipstream import fields
 from slipstream.chat import Conversations, Message, Setting, Tool, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.engine.idle import Ahead
@@ -86,7 +87,7 @@ class SessionState:
         """The first `keep` messages, by default all; raises `InvalidRequestError` if there are fewer."""
         count = len(self.messages)
         if keep is not None and not 0 <= keep <= count:
-            raise InvalidRequestError(f"keep must be 0 to {count}: so many messages there are", param="keep")
+            raise InvalidRequestError(fields.KEEP, f" must be 0 to {count}: so many messages there are")
         return self.history.first(keep)
 
     def joined(
@@ -108,12 +109,9 @@ class SessionState:
         if not continues:
             return (*lead, *messages)
         if self.shared:
-            raise InvalidRequestError(
-                f"several conversations go by the id {self.id!r}, since nobody gave them names: send the whole "
-                "conversation, or name sessions yourself",
-                param="session_id",
-                code="session_shared",
-            )
+            complaint = f"several conversations go by the id {self.id!r}, since nobody gave them names: "
+            advice = "send the whole conversation, or name sessions yourself"
+            raise InvalidRequestError(complaint, advice, param=fields.SESSION_ID, code="session_shared")
         return (*lead, *said, *messages)
 
 

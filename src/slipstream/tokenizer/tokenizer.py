@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from slipstream.errors import InvalidRequestError, ModelError, UnsupportedModelError
+from slipstream.fields import PROMPT
 from slipstream.tokenizer.provenance import Traced
 
 _SPACE = "▁"
@@ -106,7 +107,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
                 f"the text has a lone surrogate, \\u{ord(text[error.start]):04x}, at position {error.start};"
-                " send valid Unicode"
+                " send valid Unicode",
+                param=PROMPT,
             ) from error
         ids: list[int] = []
         at = 0

@@ -34,8 +34,3 @@ class TurnRequest:
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
-
-    @property
-    def input_field(self) -> str:
-        """Where clients put what `prompt` holds."""
-        return "messages" if isinstance(self.prompt, tuple) else "prompt"

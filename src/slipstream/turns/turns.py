@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
+from slipstream import fields
 from slipstream.chat import Conversations, Prompt, Schema, ToolUse
 from slipstream.chat.answers import Dialect
 from slipstream.chat.schema import closed, closed_parameters, json_rule
@@ -109,16 +110,16 @@ class Turns:
 
     def _grammar(self, prompt: Prompt, use: ToolUse, response_schema: Schema | None) -> Grammar | None:
         """The grammar of the answer to a prompt: calls of tools, JSON of a schema, or None for free text."""
-        param = "response_format" if use.mode == "none" else "tools"
+        field = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
         try:
             source = self._dialect.grammar(use, response_schema, opens_reasoning=prompt.opens_reasoning)
         except RecursionError:
-            message = f"{param} has a schema that is nested too deeply: flatten it, or use $ref"
-            raise InvalidRequestError(message, param=param, code="schema_too_complex") from None
+            advice = " has a schema that is nested too deeply: flatten it, or use $ref"
+            raise InvalidRequestError(field, advice, code="schema_too_complex") from None
         if source is None:
             return None
         try:
-            return self._grammars.compile(source, param=param)
+            return self._grammars.compile(source, param=field)
         except InvalidRequestError as error:
             self._blame(use, response_schema)
             if error.code == UNSUPPORTED:  # but each of its schemas is supported
@@ -130,7 +131,7 @@ class Turns:
         for index, tool in enumerate(use.tools):
             if tool in use.callable:
                 source = f"start: {json_rule(closed_parameters(tool.parameters))}"
-                self._grammars.compile(source, param=f"tools[{index}].function.parameters")
+                self._grammars.compile(source, param=fields.TOOL_PARAMETERS.at(index))
         if response_schema is not None:
             source = f"start: {json_rule(closed(response_schema))}"
-            self._grammars.compile(source, param="response_format.json_schema.schema")
+            self._grammars.compile(source, param=fields.RESPONSE_SCHEMA)

@@ -36,12 +36,11 @@ class NoBlocks:
         """Copy nothing."""
 
     def read_blocks(self, blocks: IntArray) -> Blob:
-        """Nothing is exported here."""
-        raise NotImplementedError
+        """Zeros for each block."""
+        return np.zeros((len(blocks), 1), np.uint16)
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
-        """Nothing is installed here."""
-        raise NotImplementedError
+        """Write nothing."""
 
 
 class Stub:
@@ -51,11 +50,11 @@ class Stub:
     exact = True
     largest_draft: int | None = 31
 
-    def __init__(self, vocab_size: int, *, chooses: bool) -> None:
+    def __init__(self, vocab_size: int, *, chooses: bool, num_blocks: int = 8192) -> None:
         self.vocab_size = vocab_size
         self.chooses = chooses
         self.cost = StepCost(StepMeasurements(tuple((size, 0.01 + size * 1e-4) for size in SIZES)))
-        self.store = PagedStore(NoBlocks(), num_blocks=8192, block_size=32, block_bytes=32)
+        self.store = PagedStore(NoBlocks(), num_blocks=num_blocks, block_size=32, block_bytes=32)
         rng = np.random.default_rng(0)
         self.noise = (2 * rng.normal(size=(64, vocab_size))).astype(np.float32)
 
@@ -68,7 +67,7 @@ class StubTicket:
     """A step that is done at once."""
 
     def __init__(self, backend: Stub, chunks: Sequence[Chunk]) -> None:
-        self._backend = backend
+        self.backend = backend
         self._chunks = chunks
         self._next: list[int] = []
         self._logits: FloatArray
@@ -78,14 +77,14 @@ class StubTicket:
         for chunk in self._chunks:
             chunk.state.length += len(chunk.tokens)
             self._next += [(token + 1) % PERIOD + 1000 for token in chunk.tokens[len(chunk.tokens) - chunk.rows :]]
-        if not self._backend.chooses:
-            noise = self._backend.noise
+        if not self.backend.chooses:
+            noise = self.backend.noise
             self._logits = noise[np.arange(len(self._next)) % len(noise)]
             self._logits[np.arange(len(self._next)), self._next] = 16.0
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
         """Choose the likely tokens, or let the host choose."""
-        if self._backend.chooses:
+        if self.backend.chooses:
             return [Choice(self._next[row.index]) for row in rows]
         return choose_on_host(self._logits, rows)
 
