@@ -11,7 +11,7 @@ import numpy as np
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import Message
 from slipstream.chat.tools import Schema, ToolUse
-from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams, as_prompt
+from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import content
@@ -87,7 +87,7 @@ class Rambler:
     ) -> "Answer":
         """An answer, read as it comes and as a whole."""
         given: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        request = GenerationRequest(
+        request = EngineRequest(
             prompt=as_prompt(self._tokenizer.encode(f"{seed} {'weather ' * 3}")),
             params=SamplingParams(**({"temperature": 0.0, "max_tokens": 250} | params)),
             grammar=self.grammar(use, schema, opened=opened),

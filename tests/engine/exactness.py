@@ -23,7 +23,7 @@ from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.chat import Tool, ToolUse
 from slipstream.chat.answers import Dialect
-from slipstream.engine import EngineCore, Generation, GenerationRequest, Output, SamplingParams, as_prompt
+from slipstream.engine import ActiveRequest, EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.closing import Closer
 from slipstream.engine.commands import Export, Install, Pin
 from slipstream.engine.grammar import Grammar, GrammarCompiler
@@ -94,7 +94,7 @@ class NarrowBackend:
 class Scenario:
     """One request, and what came of it."""
 
-    request: GenerationRequest
+    request: EngineRequest
     cancel_after: int | None = None
     answer: list[int] = field(default_factory=list)
     done: Future[Output] = field(default_factory=Future)
@@ -120,7 +120,7 @@ class Oracle:
         logits = ticket.logits
         self._backend.store.release(state)
         sampler = Sampler(params, params.seed or 0, prompt, self._backend.vocab_size)
-        constraint = scenario.request.grammar.begin() if scenario.request.grammar is not None else None
+        constraint = scenario.request.grammar.constraint() if scenario.request.grammar is not None else None
 
         closer = Closer(len(prompt) + (params.max_tokens or 0))
 
@@ -214,7 +214,7 @@ def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[
             presence_penalty=rng.choice([0.0, 0.5]),
         )
     cancel_after = rng.randint(1, 8) if rng.random() < 0.1 else None
-    request = GenerationRequest(
+    request = EngineRequest(
         prompt=np.concatenate((history, new)),
         params=params,
         grammar=grammar,
@@ -247,13 +247,13 @@ def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray) -> None:
 
 
 def _submit(core: EngineCore, scenario: Scenario) -> None:
-    handles: list[Generation] = []
+    handles: list[ActiveRequest] = []
 
     def sink(output: Output) -> None:
         scenario.answer.extend(output.token_ids)
         if scenario.cancel_after is not None and len(scenario.answer) >= scenario.cancel_after:
-            for generation in handles:
-                core.cancel(generation)
+            for active in handles:
+                core.cancel(active)
         if output.finish_reason is not None:
             scenario.done.set_result(output)
 

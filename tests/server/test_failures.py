@@ -16,7 +16,7 @@ from slipstream.chat import NO_SETTING, Message, Prompt
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import History
 from slipstream.config import ServerConfig
-from slipstream.engine import GenerationRequest, Output, TurnCounters
+from slipstream.engine import EngineRequest, Output, TurnCounters
 from slipstream.errors import SlipstreamError
 from slipstream.runtime import Runtime
 from slipstream.server import run
@@ -25,7 +25,7 @@ from slipstream.sessions import SessionTurn
 from slipstream.tokens import Tokens
 from slipstream.turns import Turns
 
-Submit = Callable[[GenerationRequest, Callable[[Output], None]], Any]
+Submit = Callable[[EngineRequest, Callable[[Output], None]], Any]
 
 
 def post(submit: Submit, *, stream: bool) -> httpx.Response:
@@ -38,7 +38,7 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
         answered=lambda *answer: None,
         release=lambda turn: None,
     )
-    core: Any = SimpleNamespace(limits=SimpleNamespace(max_sequence=64), submit=submit, cancel=lambda generation: None)
+    core: Any = SimpleNamespace(limits=SimpleNamespace(max_sequence=64), submit=submit, cancel=lambda active: None)
     conversations: Any = SimpleNamespace(prompt=lambda messages, tools, tenant: prompt, renders=None)
     parts: Any = session_turns, conversations
     runtime = SimpleNamespace(
@@ -60,11 +60,11 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
     return asyncio.run(send())
 
 
-def fails_at_once(request: GenerationRequest, sink: Callable[[Output], None]) -> None:
+def fails_at_once(request: EngineRequest, sink: Callable[[Output], None]) -> None:
     raise RuntimeError("secret")
 
 
-def fails_later(request: GenerationRequest, sink: Callable[[Output], None]) -> object:
+def fails_later(request: EngineRequest, sink: Callable[[Output], None]) -> object:
     outputs = [
         Output(text="So", token_ids=(1,)),
         Output(finish_reason="error", error=RuntimeError("secret"), counters=TurnCounters()),

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from slipstream.engine import GenerationRequest, Output, SamplingParams
+from slipstream.engine import EngineRequest, Output, SamplingParams
 from slipstream.engine.response_cache import ResponseCache
 from tests.server.process import Server, running_server
 from tests.server.test_errors import function
@@ -269,12 +269,12 @@ def test_a_server_can_do_without() -> None:
 # The cache itself
 
 
-def request(*prompt: int, tenant: str = "", **params: Any) -> GenerationRequest:
+def request(*prompt: int, tenant: str = "", **params: Any) -> EngineRequest:
     params = {"temperature": 0.0} | params
-    return GenerationRequest(prompt=np.array(prompt, np.int32), params=SamplingParams(**params), tenant=tenant)
+    return EngineRequest(prompt=np.array(prompt, np.int32), params=SamplingParams(**params), tenant=tenant)
 
 
-def put(cache: ResponseCache, asked: GenerationRequest, *texts: str, reason: Any = "stop") -> list[Output]:
+def put(cache: ResponseCache, asked: EngineRequest, *texts: str, reason: Any = "stop") -> list[Output]:
     """Let a request be answered in pieces; returns what its client got."""
     key, seen = cache.key(asked), list[Output]()
     assert key is not None
@@ -285,7 +285,7 @@ def put(cache: ResponseCache, asked: GenerationRequest, *texts: str, reason: Any
     return seen
 
 
-def found(cache: ResponseCache, asked: GenerationRequest) -> str | None:
+def found(cache: ResponseCache, asked: EngineRequest) -> str | None:
     key = cache.key(asked)
     assert key is not None
     output = cache.get(key, len(asked.prompt))

@@ -245,7 +245,7 @@ def test_what_the_family_writes_is_allowed_and_read(model: Model, name: str, fla
             tokens = tokenizer(flag).encode(answer)
             grammar = model.grammar(ToolUse(TOOLS))
             assert grammar is not None
-            constraint = grammar.begin()
+            constraint = grammar.constraint()
             assert constraint.valid_prefix(tokens) == len(tokens), answer
             reader = model.read(tokens)
             assert [(call.name, json.loads(call.arguments)) for call in reader.message.tool_calls] == expected
@@ -294,7 +294,7 @@ def test_reasoning_before_calls(name: str, reasoning: str, flag: Flag) -> None:
         tokens = tokenizer(flag).encode(own(f"{begin}Hm.{end}\n\n") + call)
         grammar = model.grammar(use)
         assert grammar is not None
-        assert grammar.begin().valid_prefix(tokens) == len(tokens)
+        assert grammar.constraint().valid_prefix(tokens) == len(tokens)
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -307,7 +307,7 @@ def test_harmony_reasons_in_a_channel(flag: Flag) -> None:
         tokens = tokenizer(flag).encode(text)
         grammar = model.grammar(ToolUse(TOOLS, "required"))
         assert grammar is not None
-        assert grammar.begin().valid_prefix(tokens) == len(tokens)
+        assert grammar.constraint().valid_prefix(tokens) == len(tokens)
         reader = model.read(tokens)
         assert (reader.reasoning, [call.name for call in reader.message.tool_calls]) == ("Hm.", ["ping"])
 

@@ -80,7 +80,7 @@ class TestLookUp:
     @pytest.fixture(autouse=True)
     def _parts(self, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.constraint = compiler.compile(f"start: {json_rule(closed(SCHEMA))}", param="").begin()
+        self.constraint = compiler.compile(f"start: {json_rule(closed(SCHEMA))}", param="").constraint()
         self.drafter = Drafter()
 
     def sequence(self, text: str, answer: str = "") -> Sequence:

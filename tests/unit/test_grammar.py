@@ -36,10 +36,10 @@ def test_an_answer_goes_on_where_another_met_the_limits(
     compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer, where: str
 ) -> None:
     head, rest = tokenizer.encode('{"a": "'), tokenizer.encode('aaaa", "b": 3}')
-    expected = masks(compiler.compile(SOURCE, param="tools").begin(), head + rest)
+    expected = masks(compiler.compile(SOURCE, param="tools").constraint(), head + rest)
 
     grammar = compiler.compile(SOURCE, param="tools")
-    answer, greedy = grammar.begin(), grammar.begin()
+    answer, greedy = grammar.constraint(), grammar.constraint()
     begun = masks(answer, head) if where == "on the way" else []
     greedy.accept(head)
     exhaust(greedy, tokenizer)
@@ -51,7 +51,7 @@ def test_an_answer_goes_on_where_another_met_the_limits(
 def test_an_answer_goes_on_where_a_look_ahead_met_the_limits(
     compiler: GrammarCompiler, model: Model, tokenizer: Tokenizer
 ) -> None:
-    answer = compiler.compile(SOURCE, param="tools").begin()
+    answer = compiler.compile(SOURCE, param="tools").constraint()
     answer.accept(tokenizer.encode('{"a": "'))
     exhaust(answer.copy(), tokenizer)
     masks(answer, tokenizer.encode('a", "b": 3}'))
@@ -63,14 +63,14 @@ def test_a_grammar_that_was_spoilt_is_compiled_anew(
 ) -> None:
     grammar = compiler.compile(SOURCE, param="tools")
     assert compiler.compile(SOURCE, param="tools") is grammar
-    answer = grammar.begin()
+    answer = grammar.constraint()
     answer.accept(tokenizer.encode('{"a": "'))
     exhaust(answer, tokenizer)
     assert compiler.compile(SOURCE, param="tools").usable
 
 
 def test_what_is_not_allowed_fails(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    answer = compiler.compile(SOURCE, param="tools").begin()
+    answer = compiler.compile(SOURCE, param="tools").constraint()
     with pytest.raises(GrammarBrokenError, match="the server's fault"):
         answer.accept(tokenizer.encode("no"))
 
@@ -80,7 +80,7 @@ def test_a_token_is_valid_just_if_the_mask_allows_it(
 ) -> None:
     """A greedy choice is checked alone, and only masked if it doesn't fit: both have to say the same."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a"]}
-    answer = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").begin()
+    answer = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").constraint()
     vocab_size = model.manifest.vocab_size
     some = {*np.random.default_rng(0).choice(vocab_size, 400, replace=False).tolist(), *model.manifest.stop_token_ids}
     for token in tokenizer.encode('{"a": "a \u00e4 \\n", "b": -30}'):

@@ -20,7 +20,7 @@ ALLOWED = {
     "engine": {"kv", "tokenizer", "backend", "sampling"},
     "chat": {"tokenizer"},
     "config": {"models"},
-    "sessions": {"chat", "engine", "kv", "backend"},
+    "sessions": {"chat", "engine", "backend"},
     "turns": {"sessions", "chat", "engine"},
     "runtime": {"turns", "sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
     "embedded": {"runtime", "turns", "sessions", "chat", "engine", "models", "config"},
@@ -44,13 +44,18 @@ def imported_rooms(path: Path) -> set[str]:
     return rooms
 
 
+def files_of(*rooms: str) -> list[Path]:
+    return [path for path in ROOT.rglob("*.py") if room_of(path) in rooms]
+
+
 @pytest.mark.parametrize("room", ALLOWED)
-def test_a_room_imports_only_from_those_below_it(room: str) -> None:
-    files = [path for path in ROOT.rglob("*.py") if room_of(path) == room]
+def test_a_room_imports_from_those_below_it_and_from_no_other(room: str) -> None:
+    files = files_of(room)
     assert files, f"there is no room {room}"
     for path in files:
         strangers = imported_rooms(path) - ALLOWED[room] - {room} - COMMON
         assert not strangers, f"{path.relative_to(ROOT)} imports from {sorted(strangers)}"
+    assert ALLOWED[room] <= set().union(*map(imported_rooms, files)), "nothing is allowed that nobody needs"
 
 
 def test_every_room_is_listed() -> None:
@@ -61,9 +66,14 @@ def test_nothing_imports_the_bench() -> None:
     assert not [path for path in ROOT.rglob("*.py") if "slipstream_bench" in path.read_text()]
 
 
-def test_blocks_are_nobodys_business_above_kv() -> None:
-    """So that another backend can keep its KV in other ways."""
-    for room in ("chat", "turns", "runtime", "embedded", "server", "cli"):
-        for path in ROOT.rglob("*.py"):
-            if room_of(path) == room:
-                assert "block_table" not in path.read_text(), path
+def test_blocks_are_the_backend_s_business() -> None:
+    """So that another backend can keep its states in other ways."""
+    for path in files_of(*(set(ALLOWED) - {"backend"})):
+        assert "block_table" not in path.read_text(), path
+        assert "block_size" not in path.read_text() or room_of(path) == "cli", path
+
+
+def test_openvino_is_named_where_it_is_chosen_and_nowhere_else_above_the_backend() -> None:
+    for path in files_of("sampling", "kv", "engine", "chat", "sessions", "turns", "embedded", "server"):
+        assert "import openvino" not in path.read_text(), path
+        assert "backend.openvino" not in path.read_text(), path

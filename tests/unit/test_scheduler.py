@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.engine import (
+    ActiveRequest,
     EngineCore,
+    EngineRequest,
     FinishReason,
-    Generation,
-    GenerationRequest,
     Output,
     SamplingParams,
     TokenLogprob,
     TurnCounters,
+    active,
     as_prompt,
     core,
-    generation,
     loop,
     scheduler,
 )
@@ -58,10 +58,10 @@ FOR_EVER = 1e6
 class Call:
     """A request, and what came back."""
 
-    request: GenerationRequest
+    request: EngineRequest
     outputs: list[Output] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
-    generation: Generation | None = None
+    active: ActiveRequest | None = None
     on_output: Callable[[Output], None] = lambda output: None
 
     def sink(self, output: Output) -> None:
@@ -129,11 +129,11 @@ class ToyEngine:
     def alive(self) -> bool:
         return self.core._thread.is_alive()
 
-    def submit(self, request: GenerationRequest, on_output: Callable[[Output], None] | None = None) -> Call:
+    def submit(self, request: EngineRequest, on_output: Callable[[Output], None] | None = None) -> Call:
         call = Call(request)
         if on_output is not None:
             call.on_output = on_output
-        call.generation = self.core.submit(request, call.sink)
+        call.active = self.core.submit(request, call.sink)
         return call
 
     def wait(self, *calls: Call) -> None:
@@ -144,14 +144,14 @@ class ToyEngine:
                 assert call.done.is_set() or self.alive, "the engine died"
                 assert time.monotonic() < deadline, "no answer"
 
-    def answer(self, request: GenerationRequest) -> Call:
+    def answer(self, request: EngineRequest) -> Call:
         call = self.submit(request)
         self.wait(call)
         return call
 
     def cancel(self, call: Call) -> None:
-        assert call.generation is not None
-        self.core.cancel(call.generation)
+        assert call.active is not None
+        self.core.cancel(call.active)
 
     def settled(self) -> KVUsage:
         """What the memory holds when nothing runs any more."""
@@ -167,7 +167,7 @@ def toy_engine(**options: float) -> Iterator[ToyEngine]:
     """An engine that must have behaved, and must have given all memory back, when everything is done."""
     clock = Clock()
     with ExitStack() as patches:
-        for module in (core, generation, loop):
+        for module in (core, active, loop):
             patches.enter_context(mock.patch.object(module, "time", clock))
         engine = ToyEngine(clock, **options)  # type: ignore[arg-type]
         try:
@@ -189,10 +189,10 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 def request(
     tokens: list[int], *, tenant: str = "", reuse: bool = True, speculation: bool = False, **params: object
-) -> GenerationRequest:
+) -> EngineRequest:
     """A greedy request that doesn't stop by itself, unless told otherwise."""
     given = {"temperature": 0.0, "ignore_eos": True, **params}
-    return GenerationRequest(
+    return EngineRequest(
         prompt=as_prompt(tokens),
         params=SamplingParams(**given),  # type: ignore[arg-type]
         tenant=tenant,
@@ -211,7 +211,7 @@ class Answer:
     logprobs: list[TokenLogprob]
 
 
-def direct(request: GenerationRequest, max_sequence: int) -> Answer:
+def direct(request: EngineRequest, max_sequence: int) -> Answer:
     """One token after another, each from all tokens before it, without an engine."""
     params, tokens = request.params, request.prompt.tolist()
     sampler = Sampler(params, params.seed or 0, request.prompt, VOCABULARY)
@@ -261,16 +261,16 @@ class TestAnyWorkload:
 
     @dataclass
     class Arrival:
-        request: GenerationRequest
+        request: EngineRequest
         step: int
         cancel_after: int | None
         call: Call
 
     @staticmethod
     @st.composite
-    def requests(draw: st.DrawFn, max_sequence: int) -> list[GenerationRequest]:
+    def requests(draw: st.DrawFn, max_sequence: int) -> list[EngineRequest]:
         segments = [prompt(length, seed) for seed, length in enumerate((1, 3, 4, 9, 17, 40))]
-        requests: list[GenerationRequest] = []
+        requests: list[EngineRequest] = []
         for _ in range(draw(st.sampled_from([12, 6, 3, 2, 1]))):
             tokens: list[int] = []
             if requests and draw(st.booleans()):  # a conversation goes on, or branches off
@@ -292,7 +292,7 @@ class TestAnyWorkload:
                 logprobs=draw(st.sampled_from([None, None, 0, 2])),
             )
             requests.append(
-                GenerationRequest(
+                EngineRequest(
                     prompt=as_prompt(tokens),
                     params=params,
                     tenant=draw(st.sampled_from(["", "", "other"])),
@@ -342,7 +342,7 @@ class TestAnyWorkload:
             nonlocal active
             active += 1
             arrival.call.on_output = lambda output: after(arrival, output)
-            arrival.call.generation = engine.core.submit(arrival.request, arrival.call.sink)
+            arrival.call.active = engine.core.submit(arrival.request, arrival.call.sink)
             if arrival.cancel_after == 0:
                 engine.cancel(arrival.call)
 
@@ -469,7 +469,7 @@ class TestWhoRunsWhen:
             assert (stats.running, stats.waiting) == (0, 0)
 
 
-def decoding_meanwhile(engine: ToyEngine, *requests: GenerationRequest) -> tuple[Call, list[Call]]:
+def decoding_meanwhile(engine: ToyEngine, *requests: EngineRequest) -> tuple[Call, list[Call]]:
     """Requests that come in while another one decodes."""
     one, others = Call(request(prompt(4), max_tokens=60)), [Call(request) for request in requests]
 
@@ -484,7 +484,7 @@ def decoding_meanwhile(engine: ToyEngine, *requests: GenerationRequest) -> tuple
 
 
 @contextmanager
-def at_once(engine: ToyEngine) -> Iterator[Callable[[GenerationRequest], Call]]:
+def at_once(engine: ToyEngine) -> Iterator[Callable[[EngineRequest], Call]]:
     """Requests that all wait when the engine comes to look: it is kept busy with a step of another one until then."""
     entered, leave = threading.Event(), threading.Event()
 
@@ -497,7 +497,7 @@ def at_once(engine: ToyEngine) -> Iterator[Callable[[GenerationRequest], Call]]:
     assert entered.wait(HANG)
     engine.backend.before_step = lambda: None
 
-    def submit(request: GenerationRequest) -> Call:
+    def submit(request: EngineRequest) -> Call:
         calls.append(engine.submit(request))
         return calls[-1]
 
@@ -974,7 +974,7 @@ class TestCancelling:
         with toy_engine() as engine:
             call = Call(request(prompt(40), max_tokens=100))
             call.on_output = lambda _: engine.cancel(call) if len(call.tokens) == 3 else None
-            call.generation = engine.core.submit(call.request, call.sink)
+            call.active = engine.core.submit(call.request, call.sink)
             engine.wait(call)
             assert len(call.tokens) == 3
             assert call.reason == "cancelled"
@@ -1002,7 +1002,7 @@ class TestCancelling:
         with toy_engine() as engine:
             call = Call(request(prompt(5), logit_bias={VOCABULARY - 2: 100}, max_tokens=50))
             call.on_output = lambda _: engine.cancel(call) if call.tokens else None
-            call.generation = engine.core.submit(call.request, call.sink)
+            call.active = engine.core.submit(call.request, call.sink)
             engine.wait(call)
             assert call.text == TOKENIZER.decode(call.tokens)
             assert call.text.endswith("\ufffd")

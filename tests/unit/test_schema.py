@@ -27,7 +27,7 @@ def accepts(compiler: GrammarCompiler, tokenizer: Tokenizer) -> Accepts:
     """Whether a value can be generated along a schema."""
 
     def check(schema: dict[str, Any], value: object) -> bool:
-        constraint = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").begin()
+        constraint = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").constraint()
         tokens = tokenizer.encode(json.dumps(value, ensure_ascii=False))
         if constraint.valid_prefix(tokens) < len(tokens):
             return False

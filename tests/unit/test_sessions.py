@@ -123,11 +123,11 @@ class SessionsMachine(RuleBasedStateMachine):
         session = self.expected.get(name)
         if session is not None and session.turn is not None:
             with pytest.raises(SessionConflictError):
-                self.sessions.turns.begin("", name, messages, NO_SETTING)
+                self.sessions.turns.claim("", name, messages, NO_SETTING)
             return
         before = session.messages if session else []
         whole = bool(before) and before[0] == messages[0]
-        turn = self.sessions.turns.begin("", name, messages, NO_SETTING)
+        turn = self.sessions.turns.claim("", name, messages, NO_SETTING)
         assert list(turn.messages) == (messages if whole else [*before, *messages])
         if session is None:
             session = self.expected[name] = Expected([], begun=False)
@@ -143,7 +143,7 @@ class SessionsMachine(RuleBasedStateMachine):
     def turn_with_a_hint(self, name: str, messages: list[Message], token_ids: list[int]) -> None:
         if name in self.expected:  # whose messages it would take the place of
             return
-        turn = self.sessions.turns.begin("", name, messages, NO_SETTING, alone=False)
+        turn = self.sessions.turns.claim("", name, messages, NO_SETTING, alone=False)
         assert list(turn.messages) == messages
         self.sessions.turns.release(turn)
         self.give_answer(turn, token_ids)

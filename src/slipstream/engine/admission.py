@@ -1,4 +1,4 @@
-"""How many draft tokens each generation may bring to a step.
+"""How many draft tokens each request may bring to a step.
 
 A token that comes true has to be computed some time anyway, so it costs nothing here. What a step costs besides, its
 overhead, is shared by the free tokens that it brings: those that are sampled, and the guesses that come true. Tokens
@@ -13,14 +13,14 @@ from slipstream.backend import Load, StepCost
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A draft that a generation could bring to a step."""
+    """A draft that a request could bring to a step."""
 
     chances: Sequence[float]
     """Of each token to come true, falling."""
     guessed: Sequence[bool]
     """Whether a token was looked up, not forced by the grammar."""
     past: int
-    """Tokens of the generation that have their KV."""
+    """Tokens of the request that have their KV."""
     count: int
     """Tokens that it brings to the step in any case."""
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from slipstream.backend import Backend, Blob
+from slipstream.engine.active import ActiveRequest
 from slipstream.engine.commands import Command
-from slipstream.engine.generation import Generation
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
-from slipstream.engine.loop import Call, Drain, EngineLoop, EngineStats, Message, Stop, Submit, Wake
-from slipstream.engine.request import GenerationRequest, Output
+from slipstream.engine.loop import EngineLoop, EngineStats
+from slipstream.engine.messages import Call, Drain, Message, Stop, Submit, Wake
+from slipstream.engine.request import EngineRequest, Output
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler
 from slipstream.errors import EngineStoppedError, OverloadedError
@@ -71,7 +72,7 @@ class EngineCore:
         self._thread = threading.Thread(target=self._loop.run, name="slipstream-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, sink: Callable[[Output], None]) -> Generation | None:
+    def submit(self, request: EngineRequest, sink: Callable[[Output], None]) -> ActiveRequest | None:
         """Queue a request; its outputs go to `sink`, which must not block.
 
         Returns None if the answer was known: it went to the sink already, and there is nothing to cancel.
@@ -86,7 +87,7 @@ class EngineCore:
                 sink(answer)
                 return None
             sink = self.response_cache.recording(key, sink)
-        generation = Generation(
+        active = ActiveRequest(
             request,
             limit=limit,
             vocab_size=self._backend.vocab_size,
@@ -94,7 +95,7 @@ class EngineCore:
             stop_token_ids=self._stop_token_ids,
             sink=sink,
         )
-        generation.counters.response_cache = "miss" if key is not None else "off"
+        active.counters.response_cache = "miss" if key is not None else "off"
         with self._lock:
             self._require(self.alive)
             waiting = self.stats().waiting
@@ -104,12 +105,12 @@ class EngineCore:
                     retry_after=RETRY_AFTER_SECONDS,
                 )
             self._submitted += 1
-            self._inbox.put(Submit(generation))
-        return generation
+            self._inbox.put(Submit(active))
+        return active
 
-    def cancel(self, generation: Generation) -> None:
-        """Stop a generation before the next step; what it computed stays cached. Harmless when it's done."""
-        generation.cancelled = True
+    def cancel(self, active: ActiveRequest) -> None:
+        """Stop a request before the next step; what it computed stays cached. Harmless when it's done."""
+        active.cancelled = True
         self._inbox.put(Wake())
 
     def prefill(self, job: IdlePrefill) -> None:

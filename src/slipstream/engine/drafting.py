@@ -27,6 +27,9 @@ _LONGEST = NGRAM_SIZES[-1]
 _LEAST_CHANCE = 0.05
 """A draft ends where it is less likely than this to be right so far."""
 
+_SURE = 0.95
+"""A copy that is so likely to go on is followed without looking elsewhere."""
+
 _WHOLE_VALUE = 0.9
 """The chance that a value ends where its copy would go on with what the grammar forbids."""
 
@@ -212,19 +215,21 @@ class _Lookup:
         self.length = -1
         """Of the sequence up to the cursor."""
 
-    def begin(self, tokens: IntArray, length: int) -> None:
+    def move_to(self, tokens: IntArray, length: int) -> None:
         """Be at the first `length` of the sequence's tokens."""
         if length != self.length:
             self.cursor = _Cursor(tokens[max(0, length - _LONGEST) : length].tolist())
             self.length = length
 
-    def guesses(self, cursor: _Cursor) -> list[_Guess]:
-        """What may come next, likeliest first."""
+    def guesses(self, cursor: _Cursor) -> Iterator[_Guess]:
+        """What may come next: a copy that surely goes on, and then all guesses, likeliest first."""
         conversation, recent, guess = self.conversation, self.recent, self.experience.guess
         found = []
         if cursor.run is not None and cursor.run[1] < len(cursor.run[0].tokens):
             text, position = cursor.run
             found.append(guess(_RUN_RECENT if text is recent else _RUN, cursor.context[-1], text, position))
+            if found[0].rate > _SURE:
+                yield found[0]
         for size, key in _keys(cursor.context):
             kind = _KINDS[size]
             if (place := conversation.index.find(size, key)) is not None and place < len(conversation.tokens):
@@ -232,11 +237,11 @@ class _Lookup:
             if (place := recent.index.find(size, key)) is not None and place < len(recent.tokens):
                 found.append(guess(kind + 1, key, recent, place))
         found.sort(reverse=True)
-        return found
+        yield from found
 
 
 class Drafter:
-    """Proposes drafts for all generations of an engine, and learns from what came true. Tenants share nothing."""
+    """Proposes drafts for all requests of an engine, and learns from what came true. Tenants share nothing."""
 
     def __init__(self) -> None:
         self._lookups: WeakKeyDictionary[Sequence, _Lookup] = WeakKeyDictionary()
@@ -246,7 +251,7 @@ class Drafter:
         """A draft of what follows the sequence's tokens; `forced` lets the grammar's forced tokens take part."""
         lookup = self._lookup(sequence, tenant)
         lookup.conversation.follow(sequence.tokens)
-        lookup.begin(sequence.tokens, len(sequence))
+        lookup.move_to(sequence.tokens, len(sequence))
         draft = Draft()
         ahead = constraint.copy() if constraint is not None else None
         with contextlib.suppress(GrammarFailedError, GrammarBrokenError):  # a limit met ahead: the draft ends before it
@@ -257,7 +262,7 @@ class Drafter:
         """Take note of the sequence's tokens from `start` on; the model chose those at the positions `chosen`."""
         lookup = self._lookup(sequence, tenant)
         tokens = sequence.tokens
-        lookup.begin(tokens, start)
+        lookup.move_to(tokens, start)
         lookup.conversation.tokens = tokens
         for position in range(start, len(tokens)):
             token = int(tokens[position])
@@ -267,6 +272,8 @@ class Drafter:
                     if right is None and guess.token == token:
                         right = guess
                     lookup.experience.learn(guess, token)
+                    if right is not None and guess.rate > _SURE and guess.kind <= _RUN_RECENT:
+                        break
             if right is not None:
                 lookup.cursor.run = (right.text, right.position)
             lookup.cursor.push(token)

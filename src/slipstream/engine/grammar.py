@@ -247,7 +247,7 @@ class Grammar:
         """Whether no answer has met the limits of the lexer. Takes 2 us: a token is refused at once if one has."""
         return self.matcher.deep_copy().consume_tokens(self._first)
 
-    def begin(self) -> Constraint:
+    def constraint(self) -> Constraint:
         """A constraint at the start."""
         return Constraint(self, self.matcher.deep_copy())
 

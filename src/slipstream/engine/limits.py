@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slipstream import fields
-from slipstream.engine.request import GenerationRequest
+from slipstream.engine.request import EngineRequest
 from slipstream.errors import ContextLengthError, InvalidRequestError
 
 
@@ -24,7 +24,7 @@ class Limits:
         """Tokens of prompt and answer together; the KV memory may hold less than the context."""
         return min(self.context_length, self.capacity)
 
-    def check_token_ids(self, request: GenerationRequest) -> None:
+    def check_token_ids(self, request: EngineRequest) -> None:
         """Raise `InvalidRequestError` for ids that the model has no row for."""
         bias = request.params.logit_bias
         known = {
@@ -36,7 +36,7 @@ class Limits:
                 complaint = f" has token ids outside the vocabulary: they must be 0 to {self.vocab_size - 1}"
                 raise InvalidRequestError(field, complaint)
 
-    def sequence_limit(self, request: GenerationRequest) -> int:
+    def sequence_limit(self, request: EngineRequest) -> int:
         """How long prompt and answer may get together, in tokens.
 
         Raises `InvalidRequestError` for an empty prompt, `ContextLengthError` for one that is too long.

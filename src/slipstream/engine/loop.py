@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slipstream.backend import Backend, Chunk, Ticket
-from slipstream.engine.commands import Command
-from slipstream.engine.generation import Generation, Phase, StepOutput
+from slipstream.engine.active import ActiveRequest, Phase, StepOutput
 from slipstream.engine.idle import IdlePrefill, IdleQueue
+from slipstream.engine.messages import Call, Drain, Message, Stop, Submit
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.errors import EngineStoppedError
@@ -25,40 +25,6 @@ logger = logging.getLogger(__name__)
 
 _IDLE_STEP_TARGET = 0.1
 """Seconds that a request may have to wait for what is computed ahead of time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """A request to queue."""
-
-    generation: Generation
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A command to carry out, and where its result goes."""
-
-    command: Command[Any]
-    result: "Future[Any]"
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Take no more requests; end those that run at a `monotonic` time, and report when there are none."""
-
-    deadline: float
-    done: "Future[None]"
-
-
-class Wake:
-    """Something has changed; look."""
-
-
-class Stop:
-    """End the thread."""
-
-
-Message = Submit | Call | Drain | IdlePrefill | Wake | Stop
 
 
 @dataclass(slots=True)
@@ -180,10 +146,10 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Submit(generation) if self.failure is not None or self._drains:
-                self._emit(generation, generation.abort("error", self.failure or _shut_down()))
-            case Submit(generation):
-                self._scheduler.waiting.append(generation)
+            case Submit(active) if self.failure is not None or self._drains:
+                self._emit(active, active.abort("error", self.failure or _shut_down()))
+            case Submit(active):
+                self._scheduler.waiting.append(active)
                 self._totals.requests_taken += 1
             case Call(command, result):
                 self._calls.append(_Task(command.run(self._kv), result))
@@ -219,69 +185,69 @@ class EngineLoop:
     # Requests
 
     def _drop_cancelled(self) -> None:
-        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            if generation.cancelled and generation.phase is not Phase.SETTLING:
-                self._end(generation)
+        for active in [*self._scheduler.running, *self._scheduler.waiting]:
+            if active.cancelled and active.phase is not Phase.SETTLING:
+                self._end(active)
 
     def _end_all(self, error: Exception) -> None:
         """End what has no answer yet; what has one gets the state of its last tokens, if the model still runs."""
         while self.failure is None and (work := self._scheduler.plan_settling()):
             self._step(work)
-        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._end(generation, error)
+        for active in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._end(active, error)
 
-    def _end(self, generation: Generation, error: Exception | None = None) -> None:
-        """End a generation that has no answer yet or only part of one."""
-        answered = generation.phase is Phase.SETTLING
-        output = None if answered else generation.abort("error" if error else "cancelled", error)
-        if generation in self._scheduler.running:
-            self._scheduler.retire(generation)
+    def _end(self, active: ActiveRequest, error: Exception | None = None) -> None:
+        """End a request that has no answer yet or only part of one."""
+        answered = active.phase is Phase.SETTLING
+        output = None if answered else active.abort("error" if error else "cancelled", error)
+        if active in self._scheduler.running:
+            self._scheduler.retire(active)
         else:
-            self._scheduler.waiting.remove(generation)
+            self._scheduler.waiting.remove(active)
         if output is not None:
-            self._emit(generation, output)
+            self._emit(active, output)
 
     def _admit(self) -> None:
-        for generation in list(self._scheduler.admit()):
+        for active in list(self._scheduler.admit()):
             try:
-                output = generation.opening()
+                output = active.opening()
             except Exception as error:
-                self._end(generation, error)
+                self._end(active, error)
                 continue
             if output is not None:
                 if output.finish_reason is not None:
-                    generation.conclude()
-                self._emit(generation, output)
+                    active.conclude()
+                self._emit(active, output)
 
     @staticmethod
-    def _emit(generation: Generation, output: Output) -> None:
+    def _emit(active: ActiveRequest, output: Output) -> None:
         try:
-            generation.sink(output)
+            active.sink(output)
         except Exception:
             logger.exception("a request's sink failed; the request is cancelled")
-            generation.cancelled = True
+            active.cancelled = True
 
     # Steps
 
     def _step(self, work: list[Work]) -> None:
-        """Run a step and let each generation have its part of it."""
+        """Run a step and let each request have its part of it."""
         parts, first = [], 0
         for item in work:
             parts.append(_Part(item, first))
             first += item.rows
-            item.generation.counters.forward_passes += item.generation.phase is not Phase.SETTLING
+            item.active.counters.forward_passes += item.active.phase is not Phase.SETTLING
         try:
             rows: list[Row] = []
             ticket = self._run([item.chunk() for item in work], meanwhile=lambda: _look_ahead(parts, rows))
             early = {row.index: choice for row, choice in zip(rows, ticket.choose(rows), strict=True)}
             for part in parts:
-                self._settle(part.item.generation)
+                self._settle(part.item.active)
             self._accept(ticket, [(part, part.accepting(early)) for part in parts if part.item.chooses])
         except Exception as error:
             logger.exception("a step failed; its requests are answered with the error")
             for item in work:
-                if item.generation in self._scheduler.running:
-                    self._end(item.generation, error)
+                if item.active in self._scheduler.running:
+                    self._end(item.active, error)
 
     def _run(self, chunks: list[Chunk], meanwhile: Callable[[], object] = lambda: None) -> Ticket:
         """Have the backend run a step, and count it."""
@@ -294,14 +260,14 @@ class EngineLoop:
         self._totals.tokens_forwarded += sum(len(chunk.tokens) for chunk in chunks)
         return ticket
 
-    def _settle(self, generation: Generation) -> None:
-        """Let a generation go if it has its answer, and now the state of its last tokens, too."""
-        if generation.phase is Phase.SETTLING and not generation.pending:
-            generation.phase = Phase.DONE
-            self._scheduler.retire(generation)
+    def _settle(self, active: ActiveRequest) -> None:
+        """Let a request go if it has its answer, and now the state of its last tokens, too."""
+        if active.phase is Phase.SETTLING and not active.pending:
+            active.phase = Phase.DONE
+            self._scheduler.retire(active)
 
     def _accept(self, ticket: Ticket, choosing: list[tuple["_Part", "_Accepting"]]) -> None:
-        """Let generations take their tokens; what they still ask for is chosen for all of them at once."""
+        """Let requests take their tokens; what they still ask for is chosen for all of them at once."""
         answers: list[Choice | None] = [None] * len(choosing)
         while choosing:
             asking, rows = [], []
@@ -314,23 +280,23 @@ class EngineLoop:
                 except Exception as error:
                     logger.warning("a request failed, others go on", exc_info=True)
                     self._kv.rewind(part.sequence, part.computed)
-                    self._end(part.item.generation, error)
+                    self._end(part.item.active, error)
             choosing = asking
             answers = [*ticket.choose(rows)] if rows else []
 
     def _deliver(self, part: "_Part", output: StepOutput) -> None:
-        """Give a generation's sink what came of a step."""
-        generation, sequence = part.item.generation, part.sequence
+        """Give a request's sink what came of a step."""
+        active, sequence = part.item.active, part.sequence
         if output.confirmed < len(part.item.draft):
             self._kv.rewind(sequence, part.computed + output.confirmed)
         if output.output.finish_reason is not None:
-            generation.conclude()
-            self._patient_until = self._scheduler.settles_at(generation)
+            active.conclude()
+            self._patient_until = self._scheduler.settles_at(active)
         self._scheduler.accepted(part.item, output.chosen)
-        if generation.phase is Phase.DONE:  # before its client hears of it, and comes back for more
-            self._scheduler.retire(generation)
+        if active.phase is Phase.DONE:  # before its client hears of it, and comes back for more
+            self._scheduler.retire(active)
             self._publish()
-        self._emit(generation, output.output)
+        self._emit(active, output.output)
 
     def _step_ahead(self) -> None:
         """Compute ahead of time, in a step short enough for a request to wait for."""
@@ -351,14 +317,14 @@ _Accepting = Generator[Row, Choice, StepOutput]
 
 
 class _Part:
-    """A generation's part of a step, whose rows begin with the step's row `first`."""
+    """A request's part of a step, whose rows begin with the step's row `first`."""
 
     __slots__ = ("computed", "error", "first", "item", "sequence")
 
     def __init__(self, item: Work, first: int) -> None:
-        assert item.generation.sequence is not None
+        assert item.active.sequence is not None
         self.item = item
-        self.sequence = item.generation.sequence
+        self.sequence = item.active.sequence
         self.computed = self.sequence.computed + item.count
         """How many tokens are computed after the step, without the draft."""
         self.first = first
@@ -366,10 +332,10 @@ class _Part:
         """What went wrong while rows were asked for, such as a grammar that met a limit."""
 
     def accepting(self, early: Mapping[int, Choice]) -> _Accepting:
-        """The generation taking its tokens."""
+        """The request taking its tokens."""
         if self.error is not None:
             raise self.error
-        return (yield from self.item.generation.accept(self.item.draft, self.first, early))
+        return (yield from self.item.active.accept(self.item.draft, self.first, early))
 
 
 def _look_ahead(parts: list[_Part], rows: list[Row]) -> None:
@@ -377,7 +343,7 @@ def _look_ahead(parts: list[_Part], rows: list[Row]) -> None:
     for part in parts:
         if part.item.chooses:
             try:
-                rows += part.item.generation.early_rows(part.item.draft, part.first)
+                rows += part.item.active.early_rows(part.item.draft, part.first)
             except Exception as error:
                 part.error = error
 

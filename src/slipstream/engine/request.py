@@ -15,7 +15,7 @@ CacheUse = Literal["hit", "miss", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
+class EngineRequest:
     """Token ids in, tokens out. `prompt` is int32 [n], n >= 1; `tenant` bounds who shares KV with whom.
 
     The four switches change what an answer costs, never its tokens.
@@ -66,7 +66,7 @@ class TurnCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A piece of a generation: new tokens and the text that they make certain.
+    """A piece of a request: new tokens and the text that they make certain.
 
     The last piece has `finish_reason` and `counters`; with reason "error" also `error`, and where a stop string ended
     the answer, `stop_string`. The stop token is not among the tokens; text of tokens may come with a later piece, when

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from slipstream.engine.request import GenerationRequest, Output, TurnCounters
+from slipstream.engine.request import EngineRequest, Output, TurnCounters
 
 Key = bytes
 
@@ -41,7 +41,7 @@ class ResponseCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def key(self, request: GenerationRequest) -> Key | None:
+    def key(self, request: EngineRequest) -> Key | None:
         """Stands for all that can change the answer; None if it has more than one, or must not come from memory."""
         params = request.params
         deterministic = params.greedy or params.seed is not None

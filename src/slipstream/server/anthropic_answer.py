@@ -98,9 +98,9 @@ class EventWriter:
         self._kind = ""
         """The type of the block that is open."""
 
-    def begin(self, choice: Choice) -> bytes:
+    def message_start(self, choice: Choice) -> bytes:
         """The message without content, and what its prompt cost."""
-        counters = choice.counters if choice.generation is None else choice.generation.counters
+        counters = choice.counters if choice.active is None else choice.active.counters
         usage = types.Usage(**_usage(counters))
         usage.output_tokens = 0
         message = types.Message(**self._head, content=[], stop_reason=None, stop_sequence=None, usage=usage)

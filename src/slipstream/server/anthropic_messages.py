@@ -148,7 +148,7 @@ async def _stream(turn: LiveTurn, writer: EventWriter) -> AsyncIterator[bytes]:
         events = []
         for choice, output, deltas in batch:
             if output is choice.outputs[0]:
-                events.append(writer.begin(choice))
+                events.append(writer.message_start(choice))
             events += map(writer.piece, deltas)
             if output.finish_reason is not None:
                 events.append(writer.end(turn))

@@ -142,7 +142,7 @@ async def _stream(turn: LiveTurn, writer: "_ChunkWriter") -> AsyncIterator[bytes
         events = []
         for choice, output, deltas in batch:
             if output is choice.outputs[0]:
-                events.append(writer.begin(choice))
+                events.append(writer.role_chunk(choice))
             logprobs = output.logprobs
             for delta in deltas or ([AnswerDelta()] if logprobs else []):
                 events.append(writer.piece(choice, delta, logprobs))
@@ -167,7 +167,7 @@ class _ChunkWriter:
         self._tokenizer = tokenizer
         self._text_events: dict[Choice, TextEvents] = {}
 
-    def begin(self, choice: Choice) -> bytes:
+    def role_chunk(self, choice: Choice) -> bytes:
         """The chunk with the role."""
         sample = self._delta(choice, ChatAnswer(content=TextEvents.PLACEHOLDER))
         self._text_events[choice] = TextEvents(self._chunk(sample))

@@ -179,7 +179,7 @@ def _outcome(runtime: Runtime, turn: LiveTurn, response_id: str) -> dict[str, An
 async def _stream(
     turn: LiveTurn, writer: EventWriter, completed: Callable[[], Awaitable[dict[str, Any]]]
 ) -> AsyncIterator[bytes]:
-    yield writer.begin()
+    yield writer.created()
     async for batch in turn.batches():
         if events := [writer.piece(delta) for arrival in batch for delta in arrival.deltas]:
             yield b"".join(events)

@@ -55,7 +55,7 @@ class EventWriter:
         self._place = -1
         self._open: Item | None = None
 
-    def begin(self) -> bytes:
+    def created(self) -> bytes:
         """The events before any output."""
         created = self._event("response.created", response=self._response)
         return created + self._event("response.in_progress", response=self._response)

@@ -53,7 +53,7 @@ class LiveTurn:
         """The pieces of all answers as they come, those that came together in one list.
 
         By the time an answer's last piece is seen, the conversation's next turn will find it. Raises the error that
-        ended a generation; whatever ends the iteration, what is unfinished then is cancelled.
+        ended a request; whatever ends the iteration, what is unfinished then is cancelled.
         """
         try:
             while self._turn.unread:

@@ -18,7 +18,7 @@ _AHEAD_DELAY = 0.03
 
 
 class SessionTurns:
-    """Every turn of a conversation goes through `begin` and `answered`.
+    """Every turn of a conversation goes through `claim` and `answered`.
 
     A conversation that nobody named is a session too, by the id that its answers carry. Thread-safe.
     """
@@ -39,7 +39,7 @@ class SessionTurns:
         self._saver = saver
         self._later = later
 
-    def begin(
+    def claim(
         self,
         tenant: str,
         name: str | None,

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from slipstream.chat import AnswerDelta, AnswerReader, Conversations, Message, Prompt
 from slipstream.engine import (
+    ActiveRequest,
     EngineCore,
+    EngineRequest,
     FinishReason,
-    Generation,
-    GenerationRequest,
     Output,
     TokenLogprob,
     TurnCounters,
@@ -60,7 +60,7 @@ class Choice:
     """The session that the answer belongs to, once it's finished."""
     outputs: list[Output] = field(default_factory=list)
     """What the engine gave so far, read or not."""
-    generation: Generation | None = None
+    active: ActiveRequest | None = None
     """The engine's part in it; None if the answer was known."""
 
     @property
@@ -88,8 +88,8 @@ class Choice:
         """What it has cost so far; there must be a first piece."""
         if (counters := self.outputs[-1].counters) is not None:
             return counters
-        assert self.generation is not None
-        return self.generation.counters
+        assert self.active is not None
+        return self.active.counters
 
 
 class Piece(NamedTuple):
@@ -114,14 +114,14 @@ class Turn:
         self._core = core
         self._session_turns = session_turns
         self._conversations = conversations
-        self._begun: list[SessionTurn] = []
+        self._held: list[SessionTurn] = []
 
-    def begin(self, session_turn: SessionTurn) -> SessionTurn:
+    def hold(self, session_turn: SessionTurn) -> SessionTurn:
         """Let go of a session's turn when this one is over."""
-        self._begun.append(session_turn)
+        self._held.append(session_turn)
         return session_turn
 
-    def submit(self, choice: Choice, request: GenerationRequest, notify: Notify) -> None:
+    def submit(self, choice: Choice, request: EngineRequest, notify: Notify) -> None:
         """Have the engine generate a choice; raises what `EngineCore.submit` raises."""
 
         def sink(output: Output) -> None:  # on the engine's thread
@@ -131,12 +131,12 @@ class Turn:
         choice.index = len(self.choices)
         self.choices.append(choice)
         self.unread += 1
-        choice.generation = self._core.submit(request, sink)
+        choice.active = self._core.submit(request, sink)
 
     def read(self, choice: Choice, output: Output) -> Piece:
         """Take a piece apart; by the time that the last one is, the next turn will find the conversation, on disk too.
 
-        Pieces of a choice come in order; the last may take a while. Raises the error that ended the generation.
+        Pieces of a choice come in order; the last may take a while. Raises the error that ended the request.
         """
         last = output.finish_reason is not None
         self.unread -= last
@@ -158,8 +158,8 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop what is unfinished before the engine's next step; harmless when nothing is."""
-        for session_turn in self._begun:
+        for session_turn in self._held:
             self._session_turns.release(session_turn)
         for choice in self.choices:
-            if choice.generation is not None and not choice.finished:
-                self._core.cancel(choice.generation)
+            if choice.active is not None and not choice.finished:
+                self._core.cancel(choice.active)

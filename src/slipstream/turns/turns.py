@@ -8,14 +8,14 @@ from slipstream import fields
 from slipstream.chat import Conversations, Prompt, Schema, ToolUse
 from slipstream.chat.answers import Dialect
 from slipstream.chat.schema import closed, closed_parameters, json_rule
-from slipstream.engine import EngineCore, GenerationRequest, Output, as_prompt
+from slipstream.engine import EngineCore, EngineRequest, Output, as_prompt
 from slipstream.engine.grammar import UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
 from slipstream.errors import InvalidRequestError
 from slipstream.sessions import SessionTurn, SessionTurns
 from slipstream.turns.request import TurnRequest
 from slipstream.turns.turn import Choice, Notify, Piece, Turn
 
-Ready = tuple[Choice, GenerationRequest]
+Ready = tuple[Choice, EngineRequest]
 """A choice, and what the engine is to generate for it."""
 
 
@@ -46,10 +46,10 @@ class Turns:
         """
         turn = Turn(self._core, self._session_turns, self._conversations)
         try:
-            begun = [(request, self._begin(turn, request)) for request in requests]
+            begun = [(request, self._claim(turn, request)) for request in requests]
             ready = [each for request, session_turn in begun for each in self._prepare(request, session_turn)]
-            for choice, generation in ready:
-                turn.submit(choice, generation, notify)
+            for choice, active in ready:
+                turn.submit(choice, active, notify)
         except BaseException:
             turn.cancel()
             raise
@@ -65,11 +65,11 @@ class Turns:
         finally:
             turn.cancel()
 
-    def _begin(self, turn: Turn, request: TurnRequest) -> SessionTurn | None:
+    def _claim(self, turn: Turn, request: TurnRequest) -> SessionTurn | None:
         """Claim the session of a request until it is answered."""
         if not isinstance(request.prompt, tuple):
             return None
-        session_turn = self._session_turns.begin(
+        session_turn = self._session_turns.claim(
             request.tenant,
             request.session_id or request.session_hint,
             request.prompt,
@@ -78,11 +78,11 @@ class Turns:
             system=request.system,
             continues=request.continues,
         )
-        return turn.begin(session_turn)
+        return turn.hold(session_turn)
 
     def _prepare(self, request: TurnRequest, session_turn: SessionTurn | None) -> Iterator[Ready]:
         """Make the prompt and the grammar of a request, for each of its choices."""
-        generation = GenerationRequest(
+        active = EngineRequest(
             prompt=as_prompt(self._encode(request.prompt) if isinstance(request.prompt, str) else ()),
             params=request.params,
             tenant=request.tenant,
@@ -98,15 +98,15 @@ class Turns:
             self._session_turns.prepare(session_turn, prompt, reuse=request.reuse)
             grammar = self._grammar(prompt, setting.tools, request.response_schema)
             shown = self._dialect.token_ids
-            generation = replace(generation, prompt=prompt.token_ids, grammar=grammar, shown_tokens=shown)
+            active = replace(active, prompt=prompt.token_ids, grammar=grammar, shown_tokens=shown)
         elif not isinstance(request.prompt, str | tuple):
-            generation = replace(generation, prompt=as_prompt(request.prompt))
+            active = replace(active, prompt=as_prompt(request.prompt))
         opens_reasoning = prompt is not None and prompt.opens_reasoning
         for offset in range(request.choices):
             reader = self._dialect.reader(setting.tools, opens_reasoning=opens_reasoning)
             seed = request.params.seed
             params = request.params if seed is None else replace(request.params, seed=seed + offset)
-            yield Choice(0, request, prompt, reader, session_turn), replace(generation, params=params)
+            yield Choice(0, request, prompt, reader, session_turn), replace(active, params=params)
 
     def _grammar(self, prompt: Prompt, use: ToolUse, response_schema: Schema | None) -> Grammar | None:
         """The grammar of the answer to a prompt: calls of tools, JSON of a schema, or None for free text."""

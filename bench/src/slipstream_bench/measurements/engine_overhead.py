@@ -18,7 +18,7 @@ from rich.table import Table
 
 from slipstream.backend import Blob, Chunk, StepCost, StepMeasurements
 from slipstream.backend.paged_store import PagedStore
-from slipstream.engine import EngineCore, GenerationRequest, Output, SamplingParams, as_prompt
+from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.sampling import Choice, Row, choose_on_host
 from slipstream.tokenizer import Tokenizer
@@ -121,7 +121,7 @@ def measure(case: Case, tokenizer: Tokenizer, tokens: int, vocab_size: int) -> t
         for index in range(case.sequences):
             prompt = as_prompt([5000 + index, *(1000 + at % PERIOD for at in range(200))])
             params = SamplingParams(max_tokens=count, seed=index, ignore_eos=True, **case.params)  # type: ignore[arg-type]
-            request = GenerationRequest(prompt=prompt, params=params, speculation=case.drafts, reuse=False)
+            request = EngineRequest(prompt=prompt, params=params, speculation=case.drafts, reuse=False)
             core.submit(request, lambda output: ended.put(output) if output.finish_reason else None)
         outputs = [ended.get() for _ in range(case.sequences)]
         assert all(output.error is None for output in outputs), outputs[0].error

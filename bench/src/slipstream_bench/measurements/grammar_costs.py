@@ -100,7 +100,7 @@ def measure(known: Vocabulary, costs: Costs, seed: int, answers: int, most_token
 
 def _masks(grammar: Grammar, width: int, stop: int, rng: np.random.Generator, most_tokens: int) -> list[float]:
     """The time that each mask of a random answer took."""
-    constraint = grammar.begin()
+    constraint = grammar.constraint()
     seconds: list[float] = []
     while len(seconds) < most_tokens and not constraint.finished:
         if forced := constraint.forced():

@@ -105,15 +105,15 @@ class Player:
                 call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
                 spelled = f"<tool_call>\n{call}\n</tool_call>"
                 ids = self._tokenizer.encode(spelled)
-                if grammar.begin().valid_prefix(ids) == len(ids):
-                    self._call(Sequence(_Uncomputed(), self._tokenizer.encode(text)), grammar.begin(), spelled)
+                if grammar.constraint().valid_prefix(ids) == len(ids):
+                    self._call(Sequence(_Uncomputed(), self._tokenizer.encode(text)), grammar.constraint(), spelled)
                 else:
                     self.unfit.append(f"{conversation.id}: {call}")
                 messages.append(Message("assistant", tool_calls=(ToolCall("", name, json.dumps(arguments)),)))
                 messages.append(Message("tool", "done"))
 
     def _call(self, sequence: Sequence, constraint: Constraint, rest: str) -> None:
-        """Decode one call, pass by pass, as `Generation.accept` does."""
+        """Decode one call, pass by pass, as `ActiveRequest.accept` does."""
         prompt = len(sequence)
 
         def push(tokens: Iterable[int]) -> None:

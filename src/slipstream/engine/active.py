@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
-from slipstream.engine.request import FinishReason, GenerationRequest, Output, TurnCounters
+from slipstream.engine.request import EngineRequest, FinishReason, Output, TurnCounters
 from slipstream.engine.text import TextStream
 from slipstream.kv import Sequence
 from slipstream.sampling import Choice, Row, Sampler, TokenLogprob
@@ -18,7 +18,7 @@ from slipstream.types import IntArray
 
 
 class Phase(Enum):
-    """Where a generation stands."""
+    """Where a request stands."""
 
     WAITING = "waiting"
     PREFILL = "prefill"
@@ -29,12 +29,12 @@ class Phase(Enum):
     DONE = "done"
 
 
-class Generation:
+class ActiveRequest:
     """The engine's view of one request. `sink` receives its outputs, on the engine's thread, and must not block."""
 
     def __init__(
         self,
-        request: GenerationRequest,
+        request: EngineRequest,
         *,
         limit: int,
         vocab_size: int,
@@ -53,7 +53,7 @@ class Generation:
         """All tokens so far, while there is no sequence to hold them."""
         self.limit = limit
         """Prompt and generated tokens together never exceed this."""
-        self.constraint = request.grammar.begin() if request.grammar is not None else None
+        self.constraint = request.grammar.constraint() if request.grammar is not None else None
         self._closer = Closer(limit)
         self.counters = TurnCounters(prompt_tokens=len(request.prompt))
         self._sampler = Sampler(params, seed, request.prompt, vocab_size)
@@ -241,7 +241,7 @@ class Generation:
 
 
 class StepOutput(NamedTuple):
-    """What a step brought a generation."""
+    """What a step brought a request."""
 
     output: Output
     confirmed: int

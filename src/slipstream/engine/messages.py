@@ -1,0 +1,43 @@
+"""What other threads send to the engine's."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from slipstream.engine.active import ActiveRequest
+from slipstream.engine.commands import Command
+from slipstream.engine.idle import IdlePrefill
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A request to queue."""
+
+    active: ActiveRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A command to carry out, and where its result goes."""
+
+    command: Command[Any]
+    result: Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no more requests; end those that run at a `monotonic` time, and report when there are none."""
+
+    deadline: float
+    done: Future[None]
+
+
+class Wake:
+    """Something has changed; look."""
+
+
+class Stop:
+    """End the thread."""
+
+
+Message = Submit | Call | Drain | IdlePrefill | Wake | Stop
