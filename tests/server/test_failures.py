@@ -33,7 +33,7 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
     prompt = Prompt(Tokens([1, 1, 1]), "conv_1", History(b"", []))
     turn = SessionTurn("", None, (Message("user", "Hello"),), NO_SETTING)
     session_turns = SimpleNamespace(
-        begin=lambda *asked, **how: turn,
+        claim=lambda *asked, **how: turn,
         prepare=lambda turn, prompt, reuse: None,
         answered=lambda *answer: None,
         release=lambda turn: None,

@@ -518,7 +518,7 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"tools": [{"type": "function"}]}, "tools[0].name", "required"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name", "weather"),
         ({"tools": [function("f", {"a": {"type": "text"}})]}, "tools[0].parameters", "tools[0].parameters has"),
-        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}}, "tool_choice", "ring"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}}, "tool_choice", "names ring"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice", "function or allowed_tools"),
         ({"tool_choice": "required"}, "tool_choice", "tools"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "text.format.schema is"),
@@ -532,11 +532,6 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"max_output_tokens": 9000}, "input", "max_output_tokens of 9,000 is too long"),
         ({"input": "\ud800"}, "input", "valid Unicode"),
         ({"input": [{"type": "reasoning"}]}, "input", "input is empty"),
-        (
-            {"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}},
-            "tool_choice",
-            "tool_choice names ring",
-        ),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "chat_template_kwargs has"),
         (
             {"text": {"format": {"type": "json_schema", "schema": nested(400)}}},

@@ -123,7 +123,7 @@ def test_an_answer_that_the_client_wrote_anew_is_new(tmp_path: Path) -> None:
 def test_what_a_server_does_not_tell_is_not_guessed(tmp_path: Path) -> None:
     known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1, cached_tokens=None))
     assert only(known, REFERENCE).recomputed_tokens is None
-    assert rows(known.workloads[0])[0][-2:] == ["not told", "not told"]
+    assert rows(known.workloads[0])[0][-2:] == ["not reported", "not reported"]
 
 
 def test_the_later_turns_of_repeats_are_those_of_the_agents_after_the_first(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import pytest
 
 from slipstream.backend import StepCost, StepMeasurements
 from slipstream.chat.schema import closed, json_rule
-from slipstream.engine import as_prompt
+from slipstream.engine import as_prompt, drafting
 from slipstream.engine.admission import Offer, admit_drafts
-from slipstream.engine.drafting import Draft, Drafter
+from slipstream.engine.drafting import Draft, Drafter, NGramIndex
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.kv import KVMemory, Sequence
 from slipstream.tokenizer import Tokenizer
@@ -175,3 +175,30 @@ class TestLearning:
         before = self.proposed(self.TWO_WAYS, "other").chances
         self.answered(self.TWO_WAYS, " green", "one")
         assert self.proposed(self.TWO_WAYS, "other").chances == before
+
+
+class TestNGramIndex:
+    @staticmethod
+    def find(index: NGramIndex, context: list[int]) -> dict[int, int | None]:
+        return {size: index.find(size, key) for size, key in drafting._keys(context)}
+
+    def test_a_fork_knows_what_stood_before_it_went_its_own_way(self) -> None:
+        base = NGramIndex()
+        base.update(as_prompt([1, 2, 3, 4, 5, 6]))
+        fork = NGramIndex(base, 4)
+        fork.update(as_prompt([1, 2, 3, 4, 7, 2, 3]))
+        assert self.find(fork, [1, 2]) == {1: 6, 2: 2}, "its own come first"
+        assert self.find(fork, [3, 4]) == {1: 4, 2: 4}
+        assert self.find(fork, [4, 5]) == {1: None, 2: None}, "what the other said later is not its own"
+
+    def test_of_many_tokens_at_once_the_last_are_indexed(self) -> None:
+        index = NGramIndex()
+        index.update(as_prompt(range(100_000)))
+        assert self.find(index, [99_997, 99_998])[2] == 99_999
+        assert self.find(index, [50_000, 50_001])[2] is None
+
+    def test_forks_of_forks_don_t_go_on_for_ever(self) -> None:
+        index = NGramIndex()
+        for length in range(100):
+            index = NGramIndex(index, length)
+        assert index.depth <= 8

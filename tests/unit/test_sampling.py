@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.sampling import Row, Sampler, choose_on_host
+from slipstream.sampling.philox import uniforms
 from slipstream.types import FloatArray
 
 VOCABULARY = 49_152
@@ -435,3 +436,14 @@ def test_the_batched_choice_is_the_defined_one() -> None:
 @pytest.mark.long
 def test_the_batched_choice_is_the_defined_one_over_100_000_rows() -> None:
     assert_the_host_chooses_alike(1000)
+
+
+def test_many_random_numbers_at_once_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 2**64, 500, dtype=np.uint64)
+    counters = np.array([0, 1, 2**32 - 1, 2**32, 2**63, *rng.integers(0, 2**20, 495)], np.uint64)
+    expected = [
+        np.random.Generator(np.random.Philox(key=int(key), counter=int(counter))).random()
+        for key, counter in zip(keys, counters, strict=True)
+    ]
+    assert uniforms(keys, counters).tolist() == expected

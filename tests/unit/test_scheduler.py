@@ -178,6 +178,7 @@ def toy_engine(**options: float) -> Iterator[ToyEngine]:
     assert not engine.backend.violations
     engine.core._loop._kv.check()
     assert engine.core._loop._kv.usage().running_sequences == 0
+    assert_cached_as_said(engine)
     engine.core._loop._kv.clear()
     usage = engine.core._loop._kv.usage()
     assert usage.free == usage.capacity
@@ -199,6 +200,11 @@ def request(
         reuse=reuse,
         speculation=speculation,
     )
+
+
+def assert_cached_as_said(engine: ToyEngine) -> None:
+    for sequence in engine.core._loop._kv._cached:
+        assert engine.backend.contents(sequence.state) == sequence.tokens.tolist()
 
 
 @dataclass
@@ -902,6 +908,24 @@ class TestFailures:
             assert_right(call)
             again = engine.answer(request(prompt(5) + call.tokens + [7], max_tokens=3))
             assert again.counters.reused_tokens == 5 + 2
+            assert_right(again)
+
+    def test_a_failed_choice_leaves_nothing_of_a_draft_behind(self) -> None:
+        with toy_engine() as engine:
+
+            def fail_with_a_draft() -> None:
+                if any(chunk.past > 40 and len(chunk.tokens) > 1 for chunk in engine.backend.steps[-1].chunks):
+                    raise RuntimeError("the sampler is out of paper")
+
+            engine.backend.before_choice = fail_with_a_draft
+            call = engine.answer(request(prompt(20) * 2, max_tokens=60, speculation=True))
+            assert call.reason == "error"
+            assert call.tokens == direct(call.request, 999).tokens[: len(call.tokens)]
+            engine.settled()
+            assert_cached_as_said(engine)
+            engine.backend.before_choice = lambda: None
+            again = engine.answer(request(prompt(20) * 2 + call.tokens + [7], max_tokens=30, speculation=True))
+            assert again.counters.reused_tokens > 40
             assert_right(again)
 
     def test_every_step_may_fail(self) -> None:

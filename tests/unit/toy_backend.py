@@ -78,6 +78,8 @@ class Toy:
         self.steps: list[Step] = []
         self.before_step: Callable[[], None] = lambda: None
         """Called at the start of each step on the engine's thread; what it raises is how the step fails."""
+        self.before_choice: Callable[[], None] = lambda: None
+        """The same, for each time that tokens are chosen."""
         self.violations: list[str] = []
         self.cost = StepCost(
             StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES)), smallest_chunk=2
@@ -150,6 +152,7 @@ class ToyTicket:
         self._logits = self._backend.compute(self._chunks)
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
+        self._backend.before_choice()
         with self._backend.watching():
             assert self._backend.latest is self, "a step's rows are chosen before the next is launched"
             assert self._logits is not None, "tokens are chosen when the step is done"

@@ -348,4 +348,4 @@ def _cell(spread: Spread | None, form: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "not told" if value is None else f"{value:.0f}"
+    return "not reported" if value is None else f"{value:.0f}"

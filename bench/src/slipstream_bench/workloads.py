@@ -55,7 +55,7 @@ def _shared_prefix(rng: random.Random) -> list[Script]:
 _ALL = (
     Workload(
         "agent-6",
-        "One agent, 6 turns: the result of a call comes in, the next call goes out.",
+        "One agent, 6 turns: each turn brings a tool result and answers with the next call.",
         agents=1,
         turns=6,
         make=lambda rng: [coding_script(rng, 6)],
@@ -69,14 +69,14 @@ _ALL = (
     ),
     Workload(
         "fleet-8",
-        "8 agents of 6 turns each that share nothing and take turns, one request at a time.",
+        "8 unrelated agents of 6 turns each, one request at a time in rotation.",
         agents=8,
         turns=6,
         make=_fleet,
     ),
     Workload(
         "fleet-8-concurrent",
-        "8 agents of 6 turns each that share nothing, all at once.",
+        "8 unrelated agents of 6 turns each, all at once.",
         agents=8,
         turns=6,
         make=_fleet,
@@ -84,8 +84,7 @@ _ALL = (
     ),
     Workload(
         "shared-prefix",
-        "12 agents of 2 turns each, one after another, with one long system message. Later turns are those of all "
-        "agents but the first.",
+        "12 agents of 2 turns each, one after another, sharing a long system message.",
         agents=12,
         turns=2,
         make=_shared_prefix,
@@ -94,8 +93,8 @@ _ALL = (
     ),
     Workload(
         "rewrite",
-        "One agent, 12 turns; its client writes each answer anew, with other white space and order of keys, and drops "
-        "old results half way.",
+        "One agent, 12 turns. Its client rewrites each answer with different white space and key order, and drops old "
+        "results half way.",
         agents=1,
         turns=12,
         make=lambda rng: [coding_script(rng, 12)],
@@ -103,8 +102,7 @@ _ALL = (
     ),
     Workload(
         "repeat",
-        "The same conversation of 6 turns three times; later turns are those of the second and third time. The one "
-        "workload where a response cache is on.",
+        "The same 6-turn conversation three times. The only workload with a response cache.",
         agents=3,
         turns=6,
         make=lambda rng: [coding_script(rng, 6)] * 3,
@@ -114,8 +112,8 @@ _ALL = (
     ),
     Workload(
         "bfcl-multi-turn",
-        "Three conversations of the Berkeley Function-Calling Leaderboard: its users' words, its tools, and what its "
-        "simulated APIs return when they execute its true calls.",
+        "Three conversations of the Berkeley Function-Calling Leaderboard, with its user messages, its tools, and the "
+        "results of its true calls from its simulated APIs.",
         agents=3,
         turns=6,
         make=lambda rng: bfcl.scripts(rng, count=3, least_turns=6),

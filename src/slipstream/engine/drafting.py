@@ -19,6 +19,7 @@ import numpy as np
 
 from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarFailedError
 from slipstream.kv import Sequence
+from slipstream.kv.prefix_index import common_length
 from slipstream.types import IntArray
 
 MAX_DRAFT = 32
@@ -36,6 +37,9 @@ _WHOLE_VALUE = 0.9
 _HASH_FACTOR = 0x9E3779B97F4A7C15
 _HASH_MASK = 2**64 - 1
 _POOL_TOKENS = 16_384
+_WINDOW = 16_384
+"""Tokens that are indexed at once, which takes some 20 ms; a conversation of more is seldom new."""
+_DEEPEST = 8
 
 
 @dataclass(slots=True)
@@ -72,16 +76,20 @@ class NGramIndex:
     """Where each n-gram of a growing list of tokens last stood.
 
     Costs O(1) for each token added and each lookup, whatever the length. Keys are hashes: a collision, or an entry for
-    tokens that were since taken back, gives a bad draft, which is rejected like any other.
+    tokens that were since taken back, gives a bad draft, which is rejected like any other. So does what is missing: of
+    many tokens at once the last `_WINDOW` are indexed, and an index that goes on from the first `length` tokens of
+    another, `base`, knows of those what that one knows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base: "NGramIndex | None" = None, length: int = 0) -> None:
         self._next: dict[int, dict[int, int]] = {size: {} for size in NGRAM_SIZES}
-        self._indexed = 0
+        self._base = base if base is not None and base.depth < _DEEPEST else None
+        self._indexed = self._base_length = length if self._base is not None else 0
+        self.depth: int = 1 + (self._base.depth if self._base is not None else 0)
 
     def update(self, tokens: IntArray) -> None:
         """Index what was added to `tokens`, int32 [n], since the last call."""
-        self._indexed = min(self._indexed, len(tokens))
+        self._indexed = max(min(self._indexed, len(tokens)), len(tokens) - _WINDOW)
         for size, table in self._next.items():
             first = max(0, self._indexed - size)  # the first n-gram whose next token is new
             window = tokens[first:].astype(np.uint64)
@@ -95,7 +103,11 @@ class NGramIndex:
 
     def find(self, size: int, key: int) -> int | None:
         """The position that last followed the n-gram of that size and key (see `_keys`)."""
-        return self._next[size].get(key)
+        place = self._next[size].get(key)
+        if place is None and self._base is not None:
+            place = self._base.find(size, key)
+            return place if place is not None and place < self._base_length else None
+        return place
 
 
 def _keys(context: list[int]) -> Iterator[tuple[int, int]]:
@@ -290,6 +302,10 @@ class Drafter:
         known = self._lookups.get(sequence)
         if known is None:
             known = self._lookups[sequence] = _Lookup(*self._tenant(tenant))
+            source = sequence.forked_from() if sequence.forked_from is not None else None
+            if source is not None and source in self._lookups:
+                index = self._lookups[source].conversation.index
+                known.conversation.index = NGramIndex(index, common_length(source.tokens, sequence.tokens))
         return known
 
 

@@ -245,9 +245,9 @@ class EngineLoop:
             self._accept(ticket, [(part, part.accepting(early)) for part in parts if part.item.chooses])
         except Exception as error:
             logger.exception("a step failed; its requests are answered with the error")
-            for item in work:
-                if item.active in self._scheduler.running:
-                    self._end(item.active, error)
+            for part in parts:
+                if part.item.active in self._scheduler.running:
+                    self._give_back(part, error)
 
     def _run(self, chunks: list[Chunk], meanwhile: Callable[[], object] = lambda: None) -> Ticket:
         """Have the backend run a step, and count it."""
@@ -279,10 +279,15 @@ class EngineLoop:
                     self._deliver(part, end.value)
                 except Exception as error:
                     logger.warning("a request failed, others go on", exc_info=True)
-                    self._kv.rewind(part.sequence, part.computed)
-                    self._end(part.item.active, error)
+                    self._give_back(part, error)
             choosing = asking
             answers = [*ticket.choose(rows)] if rows else []
+
+    def _give_back(self, part: "_Part", error: Exception) -> None:
+        """End a request whose step went wrong; what was computed of its draft is nobody's."""
+        if part.sequence.computed > part.computed:
+            self._kv.rewind(part.sequence, part.computed)
+        self._end(part.item.active, error)
 
     def _deliver(self, part: "_Part", output: StepOutput) -> None:
         """Give a request's sink what came of a step."""

@@ -262,7 +262,7 @@ class KVMemory:
                 return self._take_back(source, room) if self._make_free(cost, source) else None
             self._cached[source] = self._cached.pop(source)  # used now, so it is evicted last
         if self._make_free(store.fork_cost(state, length, room), source):
-            return Sequence(forked := store.fork(state, length, room), source.tokens[: forked.length])
+            return Sequence(forked := store.fork(state, length, room), source.tokens[: forked.length], source)
         if source not in self._cached or not self._make_free(store.cut_cost(state, length, room), source):
             return None
         # Memory can't hold a cached sequence beside its fork: the sequence itself loses its tail.

@@ -1,6 +1,7 @@
 """A sequence: token ids, and what the store holds of them."""
 
 from collections.abc import Sequence as ListLike
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,12 @@ from slipstream.types import IntArray
 class Sequence:
     """Token ids, the first `computed` of which have their state in the store."""
 
-    __slots__ = ("__weakref__", "_length", "_tokens", "indexed", "state")
+    __slots__ = ("__weakref__", "_length", "_tokens", "forked_from", "indexed", "state")
 
-    def __init__(self, state: SequenceState, tokens: npt.ArrayLike = ()) -> None:
+    def __init__(self, state: SequenceState, tokens: npt.ArrayLike = (), forked_from: "Sequence | None" = None) -> None:
         self.state = state
+        self.forked_from = ref(forked_from) if forked_from is not None else None
+        """The sequence that had its first tokens, as long as somebody has that."""
         self._tokens = np.array(tokens, np.int32)
         self._length = len(self._tokens)
         self.indexed = 0

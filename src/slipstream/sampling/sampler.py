@@ -38,7 +38,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, seed: int, prompt: IntArray, vocab_size: int) -> None:
         self.params = params
-        self._key = seed % 2**64
+        self.key = seed % 2**64
+        """Of the request's random numbers."""
         self._bias: tuple[npt.NDArray[np.intp], FloatArray] | None = None
         if params.logit_bias:
             ids = np.fromiter(params.logit_bias.keys(), np.intp, len(params.logit_bias))
@@ -62,7 +63,7 @@ class Sampler:
 
     def uniform(self, position: int) -> float:
         """The random number in [0, 1) that decides at a position."""
-        return float(np.random.Generator(np.random.Philox(key=self._key, counter=position)).random())
+        return float(np.random.Generator(np.random.Philox(key=self.key, counter=position)).random())
 
     def accept(self, token: int) -> None:
         """Note that `token` was generated, for the penalties of those after it."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from operator import eq
 
 from slipstream.chat import Message, ToolCall
 from slipstream.chat.messages import Digest
@@ -24,8 +24,8 @@ class History:
     @classmethod
     def of(cls, messages: Sequence[Message], known: "History") -> "History":
         """The history of these messages, with the keys of those that begin a known one."""
-        common = takewhile(lambda pair: pair[0] == pair[1], zip(messages, known.messages, strict=False))
-        start = known.first(sum(1 for _ in common))
+        equal = [*map(eq, messages, known.messages), False]
+        start = known.first(equal.index(False))
         return start.then(*messages[len(start.messages) :])
 
     @classmethod

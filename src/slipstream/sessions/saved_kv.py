@@ -45,6 +45,8 @@ class SavedKV:
         found = sorted((path.stat().st_mtime, path) for path in folder.glob(f"*{_SUFFIX}"))
         self._sizes: OrderedDict[Path, int] = OrderedDict((path, path.stat().st_size) for _, path in found)
         self.total_bytes = sum(self._sizes.values())
+        self.removals = 0
+        """Files that were removed since the start."""
         self._make_room(0)
 
     def size(self, key: Digest) -> int:
@@ -129,6 +131,7 @@ class SavedKV:
     def _remove(self, path: Path) -> None:
         with self._lock:
             self.total_bytes -= self._sizes.pop(path, 0)
+            self.removals += 1
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 

@@ -55,6 +55,9 @@ class Saver:
         self._rescued_bytes = 0
         self._resident: set[Digest] = set()
         self._evictions = 0
+        self._complete: set[Digest] = set()
+        """Parts that are on disk or on their way there, with all before them, as of so many `_removals`."""
+        self._removals = 0
         self._lock = threading.Lock()  # never held while files are read or written
         self._later = Later("slipstream-saver")
         self.saved_tokens = 0
@@ -73,18 +76,22 @@ class Saver:
 
     def add(self, tenant: str, part: Part) -> None:
         """Save a part that was just computed, soon, and those before it that disk lacks: it's no good without them."""
-        start, missing = 0, []
-        path = self._conversations.path(part.key)
+        end, missing = len(part.token_ids), []
+        lineage = self._conversations.lineage(part.key)
         with self._lock:
             self._note_resident(part.key)
-            for key, end in path:
+            for key, entry in lineage:
+                if self._is_complete(key):
+                    break
+                start = end - len(entry.tokens)
                 if not self._saved.size(key) and key not in self._unsaved:
                     self._unsaved[key] = _Unsaved(tenant, key, part.token_ids[:end], start)
-                    missing.append(key)
-                start = end
-        for key in missing:
-            self._core.send(Guard(key, tenant, self._unsaved[key].tokens, self._unsaved[key].start))
-            self._later.run(lambda key=key: self._save_in_time(key), after=_DELAY)  # type: ignore[misc]
+                    missing.append(self._unsaved[key])
+                end = start
+            self._complete.add(part.key)
+        for unsaved in reversed(missing):
+            self._core.send(Guard(unsaved.key, tenant, unsaved.tokens, unsaved.start))
+            self._later.run(partial(self._save_in_time, unsaved.key), after=_DELAY)
 
     def forget(self, keys: Collection[Digest]) -> None:
         """Remove parts that no conversation has any more."""
@@ -172,6 +179,7 @@ class Saver:
     def _write(self, unsaved: _Unsaved, contents: Blob | None) -> None:
         """Write a part, or give it up if it has no contents."""
         contents = unsaved.contents if unsaved.contents is not None else contents
+        written = 0
         try:
             if contents is not None:
                 written = self._saved.save(unsaved.key, unsaved.tokens, contents)
@@ -183,6 +191,8 @@ class Saver:
         finally:
             with self._lock:
                 self._drop(unsaved.key)
+                if not written:
+                    self._complete.clear()
 
     def _drop(self, key: Digest) -> None:
         """Let a part wait no more. The lock is held."""
@@ -198,6 +208,13 @@ class Saver:
             if unsaved is not None and unsaved.contents is None and self._rescued_bytes <= _RESCUED_BYTES:
                 unsaved.contents = contents
                 self._rescued_bytes += contents.nbytes
+
+    def _is_complete(self, key: Digest) -> bool:
+        """Whether nothing of a part and those before it is missing on disk. The lock is held."""
+        if self._removals != self._saved.removals:
+            self._removals = self._saved.removals
+            self._complete.clear()
+        return key in self._complete
 
     def _note_resident(self, key: Digest) -> None:
         """Remember that a conversation's KV is in memory; until something is evicted, that stays so."""

@@ -26,13 +26,13 @@ _FLAGS = {"default": (), "best": _BEST, "best-same-weights": _BEST}
 _REQUANTISED = "Q4_0"
 _SAME_WEIGHTS = "reads the GGUF that Slipstream's weights come from, as it is"
 _NOTES = (
-    "compiled from source for this machine, with the package's defaults (native instructions, OpenMP, no LLGuidance)",
-    "its grammar allows white space between the parts of JSON",
+    "Compiled from source for this machine, with the package's defaults (native instructions, OpenMP, no LLGuidance).",
+    "Its grammar allows white space between JSON tokens.",
 )
 _OTHER_WEIGHTS = (
-    "weights requantised to Q4_0 by its own llama-quantize, since its kernels for that are several times faster on "
-    "long prompts than those for Q4_1; embeddings stay Q8_0. Its answers are not comparable token by token; "
-    "best-same-weights has the same flags with the weights as they are"
+    "Weights are requantised to Q4_0 with llama-quantize, whose kernels are several times faster on long prompts "
+    "than those for Q4_1; embeddings stay Q8_0. Answers are not comparable token by token; best-same-weights runs "
+    "the original weights with the same flags."
 )
 
 

@@ -8,17 +8,16 @@ from slipstream_bench.peers.python_package import PackagedServer
 _APP = Path(__file__).with_name("genai_app.py")
 _SWITCHES = {"default": (), "best": ("--prompt-lookup", "--compact")}
 _NOTES = (
-    "GenAI is a library and has no server of its own: a minimal app around ContinuousBatchingPipeline stands in for "
-    "one, so its times hold little but GenAI's own work",
-    "reads the model folder that Slipstream reads: the same 4-bit weights, the same runtime; its KV cache is what "
-    "OpenVINO chooses",
-    "it doesn't say how many tokens of a prompt it had cached",
-    "`tools` are not served: only `response_format`",
+    "GenAI is a library without a server. A minimal app around ContinuousBatchingPipeline serves it and adds "
+    "little time.",
+    "It reads Slipstream's model folder: the same 4-bit weights, the same runtime. OpenVINO configures its KV cache.",
+    "It does not report cached prompt tokens.",
+    "It serves `response_format`, not `tools`.",
 )
 _WHITE_SPACE = "its grammar for a JSON schema leaves white space to the model"
 _COMPACT = (
-    "its grammar for a JSON schema leaves white space to the model, and no option forbids it; so the app hands it a "
-    "regular expression for the same JSON without white space wherever the schema is simple enough for one"
+    "Its JSON Schema grammar leaves white space to the model, and no option forbids it. The app passes a regular "
+    "expression without white space if the schema is simple enough."
 )
 
 

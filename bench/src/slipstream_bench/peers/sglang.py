@@ -31,12 +31,12 @@ _LAUNCHES = {
     "best": Launch(*_SERVER, (*_FLAGS, *_BEST_FLAGS), _ENVIRONMENT),
 }
 _NOTES = (
-    "SGLang is made for GPUs, and on CPUs for those with AMX and kernels built from source: what it does here says "
-    "nothing about SGLang on hardware that it is made for",
-    "its package's kernels are for other hardware, so attention is PyTorch's; n-gram speculation and compiled graphs "
-    "don't start without those kernels",
-    "reads bf16: the same weights, dequantised from 4 bits and rounded to bf16",
-    "KV memory for 65,536 tokens, where it would take most of the machine's memory by itself",
+    "SGLang is built for GPUs, and for CPUs with AMX and kernels compiled from source. These times say nothing "
+    "about SGLang on such hardware.",
+    "Its package has no kernels for this CPU. Attention is PyTorch's, and n-gram speculation and compiled graphs "
+    "are unavailable.",
+    "Weights are dequantised from 4 bits to bf16.",
+    "KV memory is limited to 65,536 tokens; by default it takes most of the machine's memory.",
 )
 
 

@@ -16,8 +16,8 @@ _SWITCHES = {
     "no-speculation": ("--no-speculation",),
 }
 _NOTES = (
-    "what the grammar forces at the beginning of an answer is sent before the prompt is computed: its time to the "
-    "first token says little",
+    "Forced tokens at the start of an answer are sent before the prompt is computed, so its time to the first token "
+    "says little.",
 )
 
 

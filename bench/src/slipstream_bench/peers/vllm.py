@@ -34,9 +34,9 @@ _LAUNCHES = {
     "best": Launch(*_SERVER, (*_FLAGS, *_BEST_FLAGS), _ENVIRONMENT | _BEST_ENVIRONMENT),
 }
 _NOTES = (
-    "reads bf16: the same weights, dequantised from 4 bits and rounded to bf16, so a pass reads more memory than where "
-    "they stay in 4 bits; this package has no GGUF reader, and a GPTQ or AWQ export would be of other weights",
-    "4 GiB of KV memory, where it would take most of the machine's memory by itself",
+    "Weights are dequantised from 4 bits to bf16, so a pass reads more memory. The package has no GGUF reader, "
+    "and a GPTQ or AWQ export would have different weights.",
+    "KV memory is limited to 4 GiB; by default it takes most of the machine's memory.",
 )
 
 
