@@ -29,7 +29,7 @@ from slipstream.engine import (
     loop,
     scheduler,
 )
-from slipstream.engine.commands import Export, Install
+from slipstream.engine.commands import Export, Guard, Install
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVUsage
@@ -596,6 +596,16 @@ class TestReuse:
             first = engine.answer(request(prompt(40), max_tokens=10))
             said = as_prompt([*prompt(40), *first.tokens])
             assert engine.core.call(Look(lambda kv: kv.computed("", said))) == 50
+
+    def test_last_tokens_are_not_computed_for_a_command_that_nobody_waits_for(self) -> None:
+        with toy_engine(patience=FOR_EVER) as engine:
+            first = engine.answer(request(prompt(40), max_tokens=10))
+            steps = len(engine.backend.steps)
+            said = as_prompt([*prompt(40), *first.tokens])
+            engine.core.send(Guard(b"all", "", said, 0))
+            second = engine.answer(request([*said.tolist(), *prompt(7, seed=1)], max_tokens=1))
+            assert [step.tokens for step in engine.backend.steps[steps:]] == [8]
+            assert_right(second)
 
     def test_last_tokens_make_room_for_who_has_none(self) -> None:
         with toy_engine(patience=FOR_EVER, num_blocks=50, max_running=1) as engine:

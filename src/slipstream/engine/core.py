@@ -14,7 +14,7 @@ from slipstream.engine.commands import Command
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
 from slipstream.engine.loop import EngineLoop, EngineStats
-from slipstream.engine.messages import Call, Drain, Message, Stop, Submit, Wake
+from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Submit, Wake
 from slipstream.engine.request import EngineRequest, Output
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler
@@ -132,10 +132,10 @@ class EngineCore:
         return future.result()
 
     def send(self, command: Command[None]) -> None:
-        """Have a command carried out in time; nobody waits for it, and a stopped engine ignores it."""
+        """Have a command carried out that nobody waits for, in one go; a stopped engine ignores it."""
         with self._lock:
             if not self._stopped:
-                self._inbox.put(Call(command, Future()))
+                self._inbox.put(Note(command))
 
     def stats(self) -> EngineStats:
         """Totals since the start, and how much runs and waits now."""

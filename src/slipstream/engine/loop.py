@@ -14,7 +14,7 @@ from typing import Any
 from slipstream.backend import Backend, Chunk, Ticket
 from slipstream.engine.active import ActiveRequest, Phase, StepOutput
 from slipstream.engine.idle import IdlePrefill, IdleQueue
-from slipstream.engine.messages import Call, Drain, Message, Stop, Submit
+from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Submit
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.errors import EngineStoppedError
@@ -146,13 +146,17 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Submit(active) if self.failure is not None or self._drains:
-                self._emit(active, active.abort("error", self.failure or _shut_down()))
             case Submit(active):
-                self._scheduler.waiting.append(active)
                 self._totals.requests_taken += 1
+                if self.failure is not None or self._drains:
+                    self._emit(active, active.abort("error", self.failure or _shut_down()))
+                else:
+                    self._scheduler.waiting.append(active)
             case Call(command, result):
                 self._calls.append(_Task(command.run(self._kv), result))
+            case Note(command):
+                for _ in command.run(self._kv):
+                    pass
             case IdlePrefill():
                 self._idle.add(message)
                 self._totals.idle_jobs_taken += 1

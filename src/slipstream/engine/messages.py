@@ -25,6 +25,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A command that nobody waits for, and that no answer's last tokens have to be computed for."""
+
+    command: Command[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Take no more requests; end those that run at a `monotonic` time, and report when there are none."""
 
@@ -40,4 +47,4 @@ class Stop:
     """End the thread."""
 
 
-Message = Submit | Call | Drain | IdlePrefill | Wake | Stop
+Message = Submit | Call | Note | Drain | IdlePrefill | Wake | Stop

@@ -1,7 +1,7 @@
 """Which tokens of which request go into the next step. Knows no model, so most of it is tested without one."""
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from slipstream.backend import Chunk, Load, StepCost
@@ -140,12 +140,11 @@ class Scheduler:
                 self._make_room(active)
         return self._chunks([each for each in self.running if each.phase is Phase.SETTLING], self._cost.largest)
 
-    def accepted(self, item: Work, chosen: Collection[int]) -> None:
-        """Learn from the tokens that a step brought, those at positions `chosen` by the model."""
+    def accepted(self, item: Work, chosen: list[int]) -> None:
+        """Learn from the tokens that a step brought, those at positions `chosen` by the model, at least one."""
         active = item.active
         if item.looked_up and active.sequence is not None:
-            start = len(active.request.prompt) + active.counters.completion_tokens
-            self._drafter.learn(active.sequence, active.request.tenant, min(chosen, default=start), chosen)
+            self._drafter.learn(active.sequence, active.request.tenant, chosen[0], chosen)
 
     def retire(self, active: ActiveRequest) -> None:
         """Let a running request go, and keep its KV for whoever comes next."""
