@@ -41,17 +41,19 @@ def add_short_model(home: Path, model: Model, *, template: str | None = None) ->
 
 def first_layers(whole: Model, layers: int) -> ov.Model:
     """A graph in which the norm behind the last layer takes what an earlier layer gives."""
-    model = ov.Core().read_model(whole.ir_path)
-    prefix = "model.layers.self_attn.add1.layer"  # what the second residual connection of each layer is called
-    sums = {
-        int(node.get_friendly_name().removeprefix(prefix)): node
-        for node in model.get_ops()
-        if node.get_friendly_name().startswith(prefix)
-    }
-    for port in sums[max(sums)].output(0).get_target_inputs():
-        port.replace_source_output(sums[layers - 1].output(0))
-    keys_and_values = [sink for sink in model.get_sinks() if int(sink.get_variable_id().split(".")[1]) < layers]
-    return ov.Model(model.get_results(), keys_and_values, model.get_parameters(), model.get_friendly_name())
+    core = ov.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings paged attention
+    model = core.read_model(whole.ir_path)
+    sums = {node.get_friendly_name(): node for node in model.get_ops() if node.get_friendly_name().startswith("layer.")}
+    for port in sums[f"layer.{len(sums) - 1}"].output(0).get_target_inputs():
+        port.replace_source_output(sums[f"layer.{layers - 1}"].output(0))
+    inputs = [node for node in model.get_parameters() if _layer_of(node.get_friendly_name()) < layers]
+    return ov.Model(model.get_results(), inputs, model.get_friendly_name())
+
+
+def _layer_of(name: str) -> int:
+    """The layer whose keys or values an input is; 0 for other inputs."""
+    return int(name.partition("_cache.")[2] or 0)
 
 
 def _made(folder: Path) -> Path:

@@ -33,18 +33,14 @@ BOS, END, EOT = 257, 258, 259
 STORED = {
     "chat_template.jinja",
     "manifest.json",
-    "openvino_detokenizer.bin",
-    "openvino_detokenizer.xml",
     "openvino_model.bin",
     "openvino_model.xml",
-    "openvino_tokenizer.bin",
-    "openvino_tokenizer.xml",
     "tokenizer.json",
 }
 
 
 def write_gguf(path: Path, *, seed: int = 0, arch: str = "llama", pre: str = "llama-bpe", **more: Any) -> Path:
-    """A random one-layer Llama with a vocabulary of bytes; `more` are further string values and `rope_freqs`."""
+    """A random one-layer Llama with a vocabulary of bytes; `more` are further string values."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(256)
     writer.add_embedding_length(64)
@@ -78,8 +74,6 @@ def write_gguf(path: Path, *, seed: int = 0, arch: str = "llama", pre: str = "ll
         "blk.0.ffn_up": (128, 64),
         "blk.0.ffn_down": (64, 128),
     }
-    if more.pop("rope_freqs", False):
-        shapes["rope_freqs"] = (16,)
     for name, shape in shapes.items():
         kind = np.float32 if len(shape) == 1 else np.float16
         writer.add_tensor(f"{name}.weight", (random.standard_normal(shape) * 0.05).astype(kind))
@@ -230,10 +224,9 @@ class TestGgufFile:
     @pytest.mark.parametrize(
         ("changes", "named"),
         [
-            ({"arch": "gemma3"}, "architecture is 'gemma3'; supported: llama, qwen2, qwen3"),
+            ({"arch": "mamba2"}, "architecture is 'mamba2'; supported: llama, .*, gpt-oss"),
             ({"pre": "deepseek-coder"}, "pre-tokenizer is 'deepseek-coder'"),
-            ({"rope_freqs": True}, "scaled rotary positions"),
-            ({"llama.rope.scaling.type": "yarn"}, r"scaled rotary positions \(yarn\)"),
+            ({"llama.rope.scaling.type": "curled"}, "scales rotary positions by 'curled'"),
         ],
     )
     def test_of_a_kind_that_cannot_run_is_refused_by_name(
@@ -439,16 +432,16 @@ class TestInterruption:
         self, models: ModelStore, home: Path, tiny_gguf: Path
     ) -> None:
         script = (
-            "import sys; from pathlib import Path; from slipstream.models import ModelStore, importers\n"
-            "importers._CONVERT = 'import time; time.sleep(60)'\n"
+            "import sys, time; from pathlib import Path; from slipstream.models import ModelStore, importers\n"
+            "importers._convert_gguf = lambda *_: time.sleep(60)\n"
             "ModelStore(Path(sys.argv[1])).ensure(sys.argv[2])"
         )
         process = subprocess.Popen([sys.executable, "-c", script, home, tiny_gguf], start_new_session=True)
-        halfway = home / "models" / ".staging" / "model" / "model.gguf"
-        wait_until(halfway.is_symlink)
+        halfway = home / "models" / ".staging" / "model" / "tokenizer.json"
+        wait_until(halfway.exists)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert halfway.is_symlink()
+        assert halfway.exists()
         assert models.list() == []
         assert models.get(str(tiny_gguf)) is None
         pulled = models.ensure(str(tiny_gguf))
@@ -489,11 +482,36 @@ class TestInterruption:
         elif damage == "manifest":
             manifest.write_text(manifest.read_text()[:-20])
         else:
-            manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+            manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
         assert models.get(str(tiny_gguf)) is None
         assert models.list() == []
         assert models.ensure(str(tiny_gguf)) == whole
         assert models.list() == [whole]
+
+
+class TestOutdated:
+    @pytest.fixture
+    def outdated(self, models: ModelStore, tiny_gguf: Path, tmp_path: Path) -> Path:
+        """The file that a model was made from by an earlier version."""
+        path = tmp_path / "mine.gguf"
+        shutil.copy(tiny_gguf, path)
+        manifest = models.ensure(str(path)).path / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+        return path
+
+    @pytest.mark.usefixtures("outdated")
+    def test_is_imported_anew_from_where_it_came_from(self, home: Path) -> None:
+        result = CliRunner().invoke(app, ["pull", "mine"], env={"SLIPSTREAM_HOME": str(home)})
+        assert result.exit_code == 0
+        assert "mine was imported by an earlier version, and is imported anew" in " ".join(result.output.split())
+        model = ModelStore(home).get("mine")
+        assert model is not None
+        assert model.manifest.format_version == 2
+
+    def test_says_so_if_that_is_gone(self, models: ModelStore, outdated: Path) -> None:
+        outdated.unlink()
+        with pytest.raises(ModelError, match=r"earlier version, and .*mine\.gguf is gone"):
+            models.ensure("mine")
 
 
 class TestPullCommand:

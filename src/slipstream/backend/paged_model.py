@@ -21,6 +21,7 @@ _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
 
 _ALIGNMENT = 64
+_ATTENTION = "PagedAttentionExtension"
 
 
 class PagedModel:
@@ -138,8 +139,11 @@ class PagedModel:
             model = self._core.read_model(self.ir_path)
         except RuntimeError as error:
             raise ModelError(f"{self.ir_path} is not a readable OpenVINO model: {error}") from error
-        paged_attention_transformation(model)
-        _gather_before_vocabulary(model)
+        if any(node.get_type_name() == _ATTENTION for node in model.get_ops()):
+            _open_caches(model)
+        else:
+            paged_attention_transformation(model)
+            _gather_before_vocabulary(model)
         return model
 
     def _lowered(self) -> ov.Model | None:
@@ -188,6 +192,25 @@ def _machine() -> list[str]:
     """The runtime and the processor: what kernels are chosen by, and what passes make of a graph."""
     processor = this_processor()
     return [ov.get_version(), processor.name, " ".join(processor.instruction_sets)]
+
+
+def _open_caches(model: ov.Model) -> None:
+    """Let the plugin lay out the caches of a model that has paged attention already.
+
+    The shapes of its caches say how many heads there are and how large they are; the plugin wants that as notes on the
+    operations, and caches of any shape.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == _ATTENTION:
+            for kind, cache in (("k", 3), ("v", 4)):
+                _, heads, _, size = node.input_value(cache).get_partial_shape()
+                node.get_rt_info()[f"num_{kind}_heads"] = heads.get_length()
+                node.get_rt_info()[f"{kind}_head_size"] = size.get_length()
+    for parameter in model.get_parameters():
+        if "_cache." in parameter.get_friendly_name():
+            parameter.set_element_type(ov.Type.dynamic)
+            parameter.set_partial_shape(ov.PartialShape([-1] * 4))
+    model.validate_nodes_and_infer_types()
 
 
 def _gather_before_vocabulary(model: ov.Model) -> None:

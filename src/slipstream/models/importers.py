@@ -1,7 +1,6 @@
 """Make a model folder from an artefact: OpenVINO IR, `tokenizer.json`, chat template, manifest.
 
-OpenVINO GenAI reads a GGUF and writes the IR, with the weights as they are. That is done once, here, in a
-process of its own: neither its memory nor a crash of it reaches the caller, and no request ever needs it.
+A GGUF is converted once, here; its weights keep their codes. No request ever needs the file again.
 """
 
 import json
@@ -9,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,27 +102,30 @@ class _Facts:
 
 # --- GGUF ---
 
-_GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-# The weights as they are: compiling the model is a by-product that can't be turned off.
-_CONVERT = "import sys, openvino_genai as g; g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
+_CONVERT = "from slipstream.models.gguf.convert import main; main()"
 
 
 def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
+    from slipstream.models.gguf import GGUF, decoder_of  # what they import takes a while, and only an import needs it
+
     with progress.stage("Reading the vocabulary"):
-        metadata, tensors = _read_gguf(path)
-        _check_gguf(metadata, tensors)
+        file = GGUF.read(path)
+        decoder_of(file)  # refuses what can't be converted, before anything else takes minutes
+        for key in ("context_length", "embedding_length", "block_count"):
+            if file.get(key) is None:
+                raise ModelError(f"the GGUF has no {file.architecture}.{key}: it is not a whole language model")
+        metadata = file.metadata
         build_tokenizer(metadata).save(str(folder / TOKENIZER_FILE))
         if template := metadata.get("tokenizer.chat_template"):
             (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     with progress.stage("Converting to OpenVINO IR"):
         _convert_gguf(path, folder)
-    architecture, kind = metadata["general.architecture"], tokenizer_kind(metadata)
-    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    kind, eos = tokenizer_kind(metadata), metadata.get("tokenizer.ggml.eos_token_id")
     ends = (eos, metadata.get("tokenizer.ggml.eot_token_id"), metadata.get("tokenizer.ggml.eom_token_id"))
     return _Facts(
-        architecture=architecture,
-        context_length=metadata[f"{architecture}.context_length"],
-        vocab_size=tensors["token_embd.weight"][-1],
+        architecture=file.architecture,
+        context_length=file.get("context_length"),
+        vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
         tokenizer_kind=kind,
         # Where the file doesn't say, Llama 3 is the one that wants it.
         add_bos=metadata.get("tokenizer.ggml.add_bos_token", kind == "llama-bpe"),
@@ -133,58 +135,20 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
     )
 
 
-def _read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Metadata, and the dimensions of each tensor, innermost first."""
-    from gguf import GGUFReader  # takes a while, and only an import needs it
-
-    try:
-        reader = GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (OSError, ValueError, LookupError) as error:
-        raise ModelError(f"{path} is not a readable GGUF file: {error}; fetch it again") from error
-    return metadata, {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
-
-
-def _check_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, list[int]]) -> None:
-    """Refuse what the conversion would take and get wrong, or would only trip over after minutes."""
-    architecture = metadata.get("general.architecture")
-    if architecture not in _GGUF_ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"the GGUF's architecture is {architecture!r}; supported: {', '.join(_GGUF_ARCHITECTURES)}. "
-            "Pull an OpenVINO IR export of the model instead"
-        )
-    if metadata.get("split.count", 1) > 1:
-        raise UnsupportedModelError("the GGUF is split into several files; merge them with llama-gguf-split")
-    # GenAI's reader ignores both: the model would load, and go astray the more the longer the context.
-    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in tensors:
-        raise UnsupportedModelError(
-            f"the GGUF has scaled rotary positions ({'llama3' if scaling == 'none' else scaling}), which its "
-            "conversion doesn't support. Pull an OpenVINO IR export of the model instead"
-        )
-    if f"{architecture}.context_length" not in metadata or "token_embd.weight" not in tensors:
-        raise ModelError("the GGUF has no context length or no token embeddings: it is not a whole language model")
-
-
 def _convert_gguf(path: Path, folder: Path) -> None:
-    link = folder / "model.gguf"  # the IR is written beside it
-    link.symlink_to(path.absolute())
+    """Write the IR in a process of its own: its memory is given back, and it can't take the caller with it."""
     run = subprocess.run(
-        [sys.executable, "-c", _CONVERT, str(link)],
+        [sys.executable, "-c", _CONVERT, str(path), str(folder / IR_FILE)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    link.unlink()
     if run.returncode or not (folder / IR_FILE).exists():
         why = run.stderr.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
         if run.returncode < 0:
             why = [f"it was ended by signal {-run.returncode}, perhaps for want of memory"]
-        raise ModelError(
-            f"OpenVINO GenAI can't convert {path.name}: {why[0]}. Its reader knows the quantisations F16, "
-            "Q8_0, Q4_0, Q4_1 and Q4_K_M; pull such a file, or an OpenVINO IR export of the model"
-        )
+        raise ModelError(f"can't convert {path.name}: {why[0]}")
 
 
 # --- OpenVINO IR ---

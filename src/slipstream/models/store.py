@@ -15,7 +15,7 @@ from slipstream.models.catalog import CATALOG
 from slipstream.models.importers import CHAT_TEMPLATE_FILE, IR_FILE, TOKENIZER_FILE, import_artefact
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import SILENT, Progress
-from slipstream.models.sources import Artefact, CatalogSource, HubSource, LocalSource, Source, parse_source
+from slipstream.models.sources import Artefact, CatalogSource, HubSource, LocalSource, Source, parse_source, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ class ModelStore:
         if model := self._by_name(spec):
             return model
         source = self._source(spec)
+        if _NAME.fullmatch(spec) and Manifest.origin_of_outdated(self._models / spec):
+            progress.say(f"{spec} was imported by an earlier version, and is imported anew")
         try:
             with self._locked(progress):
                 if model := self._by_name(spec) or self._by_origin(source):
@@ -131,6 +133,10 @@ class ModelStore:
             return CatalogSource(CATALOG[spec])
         if source := parse_source(spec):
             return source
+        if origin := _NAME.fullmatch(spec) and Manifest.origin_of_outdated(self._models / spec):
+            if source := source_of(origin):
+                return source
+            raise ModelError(f"{spec} was imported by an earlier version, and {origin} is gone: pull it once more")
         stored = ", ".join(model.name for model in self.list()) or "none"
         raise ModelError(
             f"no model is called {spec!r}. Known names: {', '.join(CATALOG)}; in the store: {stored}. "

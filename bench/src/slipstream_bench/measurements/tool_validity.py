@@ -85,7 +85,7 @@ async def run(endpoint: Endpoint, options: argparse.Namespace, console: Console)
     failures: list[str] = []
     turns = asyncio.Semaphore(NEIGHBOURS)
 
-    async with httpx.AsyncClient(base_url=endpoint.base_url, timeout=600) as http:
+    async with httpx.AsyncClient(base_url=endpoint.base_url, timeout=None) as http:
         with Progress(console=console) as bars:
             task = bars.add_task("Asking", total=len(work))
 

@@ -1,0 +1,6 @@
+"""GGUF files as OpenVINO graphs: what a file says, what its family leaves unsaid, its weights, and their graph."""
+
+from slipstream.models.gguf.families import FAMILIES, decoder_of
+from slipstream.models.gguf.file import GGUF
+
+__all__ = ["FAMILIES", "GGUF", "decoder_of"]

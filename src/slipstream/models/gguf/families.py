@@ -1,0 +1,203 @@
+"""What a family's layers do, beside what its files say: the part of GGUF that stands in no metadata."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from slipstream.errors import UnsupportedModelError
+from slipstream.models.gguf.file import GGUF
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How the layers of an architecture are made."""
+
+    interleaved: bool = False
+    """Whether rotary positions turn neighbouring values of a head, not values half a head apart."""
+    activation: Literal["silu", "gelu", "clamped-silu"] = "silu"
+    post_norms: bool = False
+    """Whether what attention and the feed-forward part give is normalised before it's added."""
+    feed_forward_norm: str = "ffn_norm"
+    """The norm before the feed-forward part, where it has one."""
+    norm_after_rope: bool = False
+    """Whether queries and keys are normalised after their rotation."""
+    window_every: int = 0
+    """With a sliding window: layers have it but each so-manieth; 0 if all have it."""
+    no_rope_every: int = 0
+    """Each so-manieth layer knows no positions; 0 if all do."""
+    scaled_embeddings: bool = False
+    """Whether embeddings are multiplied by the root of their size."""
+    gate: Literal["softmax", "softmax of the chosen", "sigmoid"] = "softmax"
+    """How a mixture weighs its experts."""
+    normalised_experts: bool = True
+    """Whether the weights of the chosen experts add up to one."""
+    exact_yarn_bounds: bool = False
+    """Whether YaRN's ramp begins and ends between two dimensions."""
+
+
+FAMILIES = {
+    "llama": Family(interleaved=True),
+    "mistral3": Family(interleaved=True),
+    "granite": Family(interleaved=True),
+    "ernie4_5": Family(interleaved=True),
+    "smollm3": Family(interleaved=True, no_rope_every=4),
+    "glm4": Family(interleaved=True, post_norms=True),
+    "glm4moe": Family(feed_forward_norm="post_attention_norm", gate="sigmoid"),
+    "qwen2": Family(),
+    "qwen2moe": Family(normalised_experts=False),
+    "qwen3": Family(),
+    "qwen3moe": Family(),
+    "phi3": Family(),
+    "seed_oss": Family(feed_forward_norm="post_attention_norm"),
+    "olmo2": Family(post_norms=True),
+    "hunyuan-dense": Family(norm_after_rope=True),
+    "gemma3": Family(activation="gelu", post_norms=True, window_every=6, scaled_embeddings=True),
+    "gpt-oss": Family(
+        activation="clamped-silu",
+        feed_forward_norm="post_attention_norm",
+        window_every=2,
+        gate="softmax of the chosen",
+        exact_yarn_bounds=True,
+    ),
+}
+"""Architectures by their names in GGUF. Each is judged against two other implementations: see docs/models.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary positions: the angle of each pair of values at position 1, and what their sines are multiplied by."""
+
+    frequencies: npt.NDArray[np.float32]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What attention of one layer is like."""
+
+    heads: int
+    kv_heads: int
+    rotation: Rotation | None
+    window: int = 0
+    """Tokens that are seen, the own one included; 0 for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """All that a graph is built from, besides tensors."""
+
+    family: Family
+    layers: tuple[Layer, ...]
+    head_size: int
+    epsilon: float
+    attention_scale: float
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    experts_used: int = 0
+    expert_scale: float = 1.0
+    temperature: tuple[float, int] | None = None
+    """Queries are multiplied by `1 + a log(1 + position // b)`."""
+
+
+def decoder_of(file: GGUF) -> Decoder:
+    """The decoder that a file describes.
+
+    Raises:
+        UnsupportedModelError: it's of another architecture, or has something that its graph would leave out.
+    """
+    family = FAMILIES.get(file.architecture)
+    if family is None:
+        raise UnsupportedModelError(
+            f"the GGUF's architecture is {file.architecture!r}; supported: {', '.join(FAMILIES)}. "
+            "Pull an OpenVINO IR export of the model instead"
+        )
+    count, hidden = file.get("block_count"), file.get("embedding_length")
+    count -= file.get("nextn_predict_layers", 0)  # layers that draft tokens stand behind the others
+    heads = _by_layer(file.get("attention.head_count"), count)
+    kv_heads = _by_layer(file.get("attention.head_count_kv", heads), count)
+    head_size = file.get("attention.key_length", hidden // heads[0])
+    if file.get("attention.value_length", head_size) != head_size:
+        raise UnsupportedModelError("the GGUF's keys and values differ in size, which isn't supported")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if file.get(key):
+            raise UnsupportedModelError(f"the GGUF caps its logits ({key}), which isn't supported")
+    window = file.get("attention.sliding_window", 0) or 0
+    if window >= file.get("context_length", 0):
+        window = 0
+    rotation = _rotation(file, family, head_size, file.get("rope.freq_base", 10000.0), scaled=True)
+    inner = rotation
+    if family.window_every and file.architecture == "gemma3":
+        inner = _rotation(file, family, head_size, file.get("rope.freq_base_swa", 10000.0), scaled=False)
+    layers = []
+    for index in range(count):
+        has_window = bool(window) and (not family.window_every or (index + 1) % family.window_every != 0)
+        turns = not family.no_rope_every or (index + 1) % family.no_rope_every != 0
+        turn = (inner if has_window else rotation) if turns else None
+        layers.append(Layer(heads[index], kv_heads[index], turn, window if has_window else 0))
+    temperature = file.get("attention.temperature_scale")
+    return Decoder(
+        family=family,
+        layers=tuple(layers),
+        head_size=head_size,
+        epsilon=file.get("attention.layer_norm_rms_epsilon", 1e-6),
+        attention_scale=file.get("attention.scale") or _attention_scale(file, head_size, hidden, heads[0], count),
+        embedding_scale=hidden**0.5 if family.scaled_embeddings else file.get("embedding_scale", 1.0),
+        residual_scale=file.get("residual_scale", 1.0),
+        logit_scale=1 / file.get("logit_scale", 1.0),
+        experts_used=file.get("expert_used_count", 0),
+        expert_scale=file.get("expert_weights_scale", 1.0) or 1.0,
+        temperature=(temperature, file.get("rope.scaling.original_context_length")) if temperature else None,
+    )
+
+
+def _attention_scale(file: GGUF, head_size: int, hidden: int, heads: int, layers: int) -> float:
+    if file.architecture == "gemma3" and layers == 62:  # the 27B model alone: its heads are smaller than they'd be
+        return float((hidden / heads) ** -0.5)
+    return float(head_size**-0.5)
+
+
+def _by_layer(value: int | list[int], count: int) -> list[int]:
+    return value if isinstance(value, list) else [value] * count
+
+
+def _rotation(file: GGUF, family: Family, head_size: int, base: float, *, scaled: bool) -> Rotation:
+    """The rotation by a base, scaled as the metadata says.
+
+    Sources: YaRN (arXiv 2309.00071); LongRoPE (arXiv 2402.13753); Llama 3's factors stand in a tensor.
+    """
+    size = file.get("rope.dimension_count", head_size)
+    dimensions = np.arange(0, size, 2, dtype=np.float32)
+    frequencies = 1.0 / base ** (dimensions / size)
+    if not scaled:
+        return Rotation(frequencies.astype(np.float32))
+    kind, factor = file.get("rope.scaling.type", "none"), file.get("rope.scaling.factor")
+    factor = factor or file.get("rope.scale_linear")
+    before = file.get("rope.scaling.original_context_length", 0)
+    scale = file.get("rope.scaling.attn_factor", 1.0)
+    if (long := file.array("rope_factors_long.weight")) is not None and file.get("context_length") > before:
+        frequencies /= long
+        ratio = file.get("context_length") / before
+        scale = file.get("rope.scaling.attn_factor") or (1 + np.log(ratio) / np.log(before)) ** 0.5
+    elif (short := file.array("rope_factors_short.weight")) is not None:
+        frequencies /= short
+    elif (factors := file.array("rope_freqs.weight")) is not None:
+        frequencies /= factors
+    elif kind == "yarn":
+        fast, slow = file.get("rope.scaling.yarn_beta_fast", 32.0), file.get("rope.scaling.yarn_beta_slow", 1.0)
+        low, high = (size * np.log(before / (turns * 2 * np.pi)) / (2 * np.log(base)) for turns in (fast, slow))
+        if not family.exact_yarn_bounds:
+            low, high = np.floor(low), np.ceil(high)
+        low, high = max(low, 0), min(high, size - 1)
+        ramp = np.clip((dimensions / 2 - low) / max(high - low, 0.001), 0, 1)
+        frequencies = frequencies * (1 - ramp) + frequencies / factor * ramp
+        scale *= 1 + 0.1 * np.log(factor)
+        if multiplier := file.get("rope.scaling.yarn_log_multiplier"):
+            scale /= 1 + 0.1 * multiplier * np.log(factor)
+    elif factor and kind in ("linear", "none"):
+        frequencies /= factor
+    elif kind not in ("linear", "none", "longrope"):
+        raise UnsupportedModelError(f"the GGUF scales rotary positions by {kind!r}, which isn't supported")
+    return Rotation(frequencies.astype(np.float32), float(scale))

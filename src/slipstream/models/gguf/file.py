@@ -1,0 +1,68 @@
+"""A GGUF file: what it says of its model, and its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, ReaderTensor
+
+from slipstream.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class GGUF:
+    """Metadata with plain Python values, and the tensors by name; their bytes stay in the file until they are read."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, ReaderTensor]
+
+    @classmethod
+    def read(cls, path: Path) -> "GGUF":
+        """The file, and its other parts if it's the first of several; raises `ModelError` if one is broken."""
+        metadata, tensors = _read(path)
+        for part in parts(path, metadata.get("split.count", 1))[1:]:
+            tensors |= _read(part)[1]
+        return cls(metadata, tensors)
+
+    @property
+    def architecture(self) -> str:
+        """The family, as GGUF names it."""
+        return str(self.metadata.get("general.architecture"))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """What the metadata says under a key of the architecture."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def array(self, name: str) -> np.ndarray | None:
+        """A small tensor's values, float32; None if there is no such tensor."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None else np.asarray(tensor.data, np.float32)
+
+
+def parts(path: Path, count: int) -> list[Path]:
+    """The files of a model that is split in `count`, of which `path` is the first.
+
+    Raises:
+        ModelError: `path` is another part, or a part is missing.
+    """
+    if count <= 1:
+        return [path]
+    first = f"-{1:05}-of-{count:05}.gguf"
+    if not path.name.endswith(first):
+        raise ModelError(f"{path.name} is one of {count} files of a model; name the first, …{first}")
+    stem = path.name.removesuffix(first)
+    found = [path.with_name(f"{stem}-{index:05}-of-{count:05}.gguf") for index in range(1, count + 1)]
+    if missing := [part.name for part in found if not part.exists()]:
+        raise ModelError(f"{path.name} is one of {count} files of a model; beside it lacks {', '.join(missing)}")
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
+    try:
+        reader = GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except (OSError, ValueError, LookupError) as error:
+        raise ModelError(f"{path} is not a readable GGUF file: {error}; fetch it again") from error
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}

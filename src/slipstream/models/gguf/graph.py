@@ -1,0 +1,286 @@
+"""The graph of a decoder with paged attention, built from a GGUF's tensors.
+
+Activations are float32 [tokens, 1, size]; weights stay compressed, in the form that OpenVINO's kernels take as it is.
+Inputs and attention are those that OpenVINO's own paged transformation makes, so one backend runs both kinds of model.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+from openvino.op import _PagedAttentionExtension as PagedAttention
+
+from slipstream.models.gguf.families import Decoder, Layer, Rotation
+from slipstream.models.gguf.file import GGUF
+from slipstream.models.gguf.weights import Weights
+
+BLOCK_SIZE = 32
+"""Tokens of a KV block, as the CPU plugin has them."""
+
+_STEP_INPUTS = {
+    "past_lens": [-1],
+    "subsequence_begins": [-1],
+    "block_indices": [-1],
+    "block_indices_begins": [-1],
+    "max_context_len": [],
+}
+
+
+def build(file: GGUF, decoder: Decoder) -> ov.Model:
+    """The model of a file, with inputs as in `backend.steps`, and logits float32 [rows, 1, vocabulary]."""
+    return _Graph(file, decoder).model()
+
+
+class _Graph:
+    """A graph on its way."""
+
+    def __init__(self, file: GGUF, decoder: Decoder) -> None:
+        self._name = file.architecture
+        self._decoder = decoder
+        self._inputs: dict[str, ov.Node] = {}
+        self._angles: dict[int, tuple[ov.Output, ov.Output]] = {}
+        self._weights = Weights(file, decoder)
+
+    def model(self) -> ov.Model:
+        decoder = self._decoder
+        ids, positions = self._input("input_ids", [-1], np.int64), self._input("position_ids", [-1], np.int64)
+        for name, shape in _STEP_INPUTS.items():
+            self._input(name, shape, np.int32)
+        embeddings = self._weights.matrix("token_embd.weight")
+        x = ops.gather(embeddings, ops.unsqueeze(ops.convert(ids, "i32"), _i64(1)), np.int32(0)).output(0)
+        if decoder.embedding_scale != 1:
+            x = ops.multiply(x, _f32(decoder.embedding_scale)).output(0)
+        self._positions = ops.convert(ops.unsqueeze(positions, _i64([1, 2])), "f32").output(0)
+        for index, layer in enumerate(decoder.layers):
+            x = self._add(x, self._attention(index, layer, x))
+            x = self._add(x, self._feed_forward(index, x))
+            x.get_node().set_friendly_name(f"layer.{index}")
+        x = ops.gather(x, self._input("logit_rows", [-1], np.int64), np.int64(0)).output(0)
+        x = self._norm(x, "output_norm.weight")
+        if "output.weight" in self._weights:
+            logits = self._weights.product(x, "output.weight")
+        else:
+            logits = ops.matmul(x, embeddings, False, True).output(0)
+        if decoder.logit_scale != 1:
+            logits = ops.multiply(logits, _f32(decoder.logit_scale)).output(0)
+        self._weights.check_all_used()
+        return ov.Model([ops.result(logits, name="logits")], list(self._inputs.values()), self._name)
+
+    # --- parts of a layer ---
+
+    def _attention(self, index: int, layer: Layer, x: ov.Output) -> ov.Output:
+        """What attention adds to the tokens."""
+        decoder, block = self._decoder, f"blk.{index}."
+        x = self._norm(x, f"{block}attn_norm.weight")
+        query, key, value = self._query_key_value(block, layer, x)
+        query = self._placed(query, f"{block}attn_q_norm.weight", layer.heads, layer.rotation)
+        key = self._placed(key, f"{block}attn_k_norm.weight", layer.kv_heads, layer.rotation)
+        if decoder.temperature is not None:
+            query = self._tempered(query, *decoder.temperature)
+        value = ops.reshape(value, _i64([0, layer.kv_heads * decoder.head_size]), True).output(0)
+        seen = ops.unsqueeze(self._paged_attention(index, layer, query, key, value), _i64(1)).output(0)
+        out = self._projected(seen, f"{block}attn_output")
+        return self._norm(out, f"{block}post_attention_norm.weight") if decoder.family.post_norms else out
+
+    def _placed(self, x: ov.Output, norm: str, heads: int, rotation: Rotation | None) -> ov.Output:
+        """Queries or keys, [tokens, heads * size], normalised and turned by their positions."""
+        size, late = self._decoder.head_size, self._decoder.family.norm_after_rope
+        by_head = norm in self._weights and self._weights.shape(norm)[0] == size
+        if not by_head:
+            x = self._norm(x, norm)
+        x = ops.reshape(x, _i64([0, 0, heads, size]), True).output(0)
+        if by_head and not late:
+            x = self._norm(x, norm)
+        x = ops.transpose(x, _i64([0, 2, 1, 3])).output(0)
+        if rotation is not None:
+            x = self._rotated(x, rotation)
+        if by_head and late:
+            x = self._norm(x, norm)
+        x = ops.transpose(x, _i64([0, 2, 1, 3])).output(0)
+        return ops.reshape(x, _i64([0, heads * size]), True).output(0)
+
+    def _query_key_value(self, block: str, layer: Layer, x: ov.Output) -> list[ov.Output]:
+        if f"{block}attn_qkv.weight" not in self._weights:
+            return [self._projected(x, f"{block}attn_{name}") for name in "qkv"]
+        size = self._decoder.head_size
+        sizes = [layer.heads * size, layer.kv_heads * size, layer.kv_heads * size]
+        together = self._projected(x, f"{block}attn_qkv")
+        return list(ops.variadic_split(together, _i64(-1), _i64(sizes)).outputs())
+
+    def _rotated(self, x: ov.Output, rotation: Rotation) -> ov.Output:
+        """Heads [tokens, heads, 1, size], turned by their positions."""
+        turned = 2 * len(rotation.frequencies)
+        rest: list[ov.Output] = []
+        if turned < self._decoder.head_size:
+            x, *rest = ops.variadic_split(x, _i64(-1), _i64([turned, self._decoder.head_size - turned])).outputs()
+        cosines, sines = self._angles_of(rotation)
+        low, high = (ops.slice(x, [a], [b], [1], [3]) for a, b in ((0, turned // 2), (turned // 2, turned)))
+        across = ops.concat([ops.multiply(high, _f32(-1)), low], -1)
+        x = ops.add(ops.multiply(x, cosines), ops.multiply(across, sines)).output(0)
+        return ops.concat([x, *rest], -1).output(0) if rest else x
+
+    def _angles_of(self, rotation: Rotation) -> tuple[ov.Output, ov.Output]:
+        """Cosines and sines of the step's positions, [tokens, 1, 1, size]."""
+        if id(rotation) not in self._angles:
+            angles = ops.multiply(self._positions, rotation.frequencies.reshape(1, 1, -1))
+            angles = ops.concat([angles, angles], -1)
+            found = [ops.cos(angles), ops.sin(angles)]
+            if rotation.scale != 1:
+                found = [ops.multiply(each, _f32(rotation.scale)) for each in found]
+            cosines, sines = (ops.unsqueeze(each, _i64(1)).output(0) for each in found)
+            self._angles[id(rotation)] = cosines, sines
+        return self._angles[id(rotation)]
+
+    def _tempered(self, query: ov.Output, factor: float, length: int) -> ov.Output:
+        far = ops.log(ops.add(ops.floor(ops.divide(self._positions, _f32(length))), _f32(1)))
+        scale = ops.squeeze(ops.add(ops.multiply(far, _f32(factor)), _f32(1)), _i64(2))
+        return ops.multiply(query, scale).output(0)
+
+    def _paged_attention(
+        self, index: int, layer: Layer, query: ov.Output, key: ov.Output, value: ov.Output
+    ) -> ov.Output:
+        shape = [-1, layer.kv_heads, BLOCK_SIZE, self._decoder.head_size]
+        caches = [self._input(f"{kind}_cache.{index}", shape, np.float16) for kind in ("key", "value")]
+        step = [self._inputs[name].output(0) for name in _STEP_INPUTS]
+        sinks = self._weights.array(f"blk.{index}.attn_sinks.weight")
+        none_i, none_f, zero = _const([], np.int32), _const([], np.float32), _const(0, np.int32)
+        inputs = [
+            *(query, key, value, *(cache.output(0) for cache in caches), *step[:4]),
+            *(_f32(self._decoder.attention_scale), _const(layer.window, np.int32), none_f, step[4]),
+            *(none_i, none_i, none_i, none_f, none_f, zero, zero),
+            _const(np.zeros((0, 0, 0, 0)) if sinks is None else sinks.reshape(1, -1, 1, 1), np.float32),
+            *(zero, none_i, none_i, none_i, none_i, _const([], np.uint8), none_i),
+        ]
+        node = PagedAttention([each if isinstance(each, ov.Output) else each.output(0) for each in inputs])
+        node.set_friendly_name(f"PagedAttention.{index}")
+        return node.output(0)
+
+    def _feed_forward(self, index: int, x: ov.Output) -> ov.Output:
+        """What the feed-forward part, or a mixture of them, adds to the tokens."""
+        block = f"blk.{index}."
+        x = self._norm(x, f"{block}{self._decoder.family.feed_forward_norm}.weight")
+        if f"{block}ffn_gate_inp.weight" in self._weights:
+            out = self._experts(block, x)
+        elif f"{block}ffn_gate.weight" in self._weights:
+            out = self._gated(x, block, "")
+        else:  # both in one
+            gate, up = ops.split(self._projected(x, f"{block}ffn_up"), _i64(-1), 2).outputs()
+            out = self._projected(self._activated(gate, up), f"{block}ffn_down")
+        return self._norm(out, f"{block}post_ffw_norm.weight")
+
+    def _gated(self, x: ov.Output, block: str, kind: str) -> ov.Output:
+        gate, up = (self._projected(x, f"{block}ffn_{name}{kind}") for name in ("gate", "up"))
+        return self._projected(self._activated(gate, up), f"{block}ffn_down{kind}")
+
+    def _activated(self, gate: ov.Output, up: ov.Output) -> ov.Output:
+        if self._decoder.family.activation == "gelu":
+            return ops.multiply(ops.gelu(gate, "tanh"), up).output(0)
+        return ops.multiply(ops.swish(gate), up).output(0)
+
+    def _experts(self, block: str, x: ov.Output) -> ov.Output:
+        """The chosen experts' sum; written like the runtime's pattern for computing no others."""
+        weights, hidden = self._weights, x.get_partial_shape()[-1].get_length()
+        count = weights.shape(f"{block}ffn_gate_inp.weight")[0]
+        flat = ops.reshape(x, _i64([-1, hidden]), False)
+        logits = self._projected(flat.output(0), f"{block}ffn_gate_inp")
+        shares, chosen = self._routes(block, logits)
+        tiled = ops.reshape(ops.tile(flat, _i64([count, 1])), _i64([count, -1, hidden]), False).output(0)
+        if self._decoder.family.activation == "clamped-silu":
+            inner = self._clamped(block, tiled)
+        else:
+            gate, up = (weights.product(tiled, f"{block}ffn_{name}_exps.weight") for name in ("gate", "up"))
+            inner = self._activated(gate, up)
+        out = weights.product(inner, f"{block}ffn_down_exps.weight")
+        if (bias := self._weights.array(f"{block}ffn_down_exps.bias")) is not None:
+            out = ops.add(out, bias[:, None, :]).output(0)
+        out = ops.reshape(out, _i64([count, -1, 1, hidden]), False).output(0)
+        spread = ops.scatter_elements_update(
+            ops.broadcast(_f32(0), ops.shape_of(logits, "i64")), chosen, shares, _i64(1)
+        )
+        routed = ops.reshape(ops.transpose(spread, _i64([1, 0])), _i64([count, -1, 1]), False)
+        total = ops.reduce_sum(ops.multiply(out, ops.unsqueeze(routed, _i64(-1))), _i64([0]), False).output(0)
+        if f"{block}ffn_gate_shexp.weight" in weights:
+            shared = self._gated(x, block, "_shexp")
+            if f"{block}ffn_gate_inp_shexp.weight" in weights:
+                weight = self._weights.array(f"{block}ffn_gate_inp_shexp.weight")
+                assert weight is not None
+                share = ops.sigmoid(ops.matmul(x, _const(weight.reshape(1, -1), np.float32), False, True))
+                shared = ops.multiply(shared, share).output(0)
+            total = ops.add(total, shared).output(0)
+        return total
+
+    def _routes(self, block: str, logits: ov.Output) -> tuple[ov.Output, ov.Output]:
+        """Weights and numbers of the experts that tokens go to, both [tokens, experts used]."""
+        family, used = self._decoder.family, self._decoder.experts_used
+        scores = logits
+        if family.gate == "softmax":
+            scores = ops.softmax(logits, -1).output(0)
+        elif family.gate == "sigmoid":
+            scores = ops.sigmoid(logits).output(0)
+        ranked = scores
+        if (bias := self._weights.array(f"{block}exp_probs_b.bias")) is not None:
+            ranked = ops.add(scores, bias[None]).output(0)
+        best = ops.topk(ranked, np.int64(used), -1, "max", "value", "i64")
+        chosen, weights = best.output(1), best.output(0)
+        if bias is not None:
+            weights = ops.gather_elements(scores, chosen, 1).output(0)
+        if family.gate == "softmax of the chosen":
+            weights = ops.softmax(weights, -1).output(0)
+        elif family.normalised_experts:
+            weights = ops.divide(weights, ops.reduce_sum(weights, _i64([-1]), True)).output(0)
+        if self._decoder.expert_scale != 1:
+            weights = ops.multiply(weights, _f32(self._decoder.expert_scale)).output(0)
+        return weights, chosen
+
+    def _clamped(self, block: str, x: ov.Output) -> ov.Output:
+        """gpt-oss's activation: `(up + 1) * gate * sigmoid(1.702 gate)`, both clamped to 7."""
+        names = [f"{block}ffn_{name}_exps" for name in ("gate", "up")]
+        both = self._weights.product(x, *(f"{name}.weight" for name in names))
+        biases = [self._weights.array(f"{name}.bias") for name in names]
+        both = ops.add(both, np.concatenate([b for b in biases if b is not None], axis=1)[:, None, :]).output(0)
+        size = both.get_partial_shape()[-1].get_length() // 2
+        gate, up = (ops.slice(both, [a], [b], [1], [2]) for a, b in ((0, size), (size, 2 * size)))
+        gate = ops.swish(ops.minimum(gate, _f32(7)), _f32(1.702))
+        return ops.multiply(ops.add(ops.clamp(up, -7, 7), _f32(1)), gate).output(0)
+
+    # --- smaller parts ---
+
+    def _add(self, x: ov.Output, more: ov.Output) -> ov.Output:
+        if self._decoder.residual_scale != 1:
+            more = ops.multiply(more, _f32(self._decoder.residual_scale)).output(0)
+        return ops.add(x, more).output(0)
+
+    def _norm(self, x: ov.Output, name: str) -> ov.Output:
+        """RMS norm over the last axis; `x` itself if there is no such tensor."""
+        weight = self._weights.array(name)
+        if weight is None:
+            return x
+        squares = ops.reduce_mean(ops.power(x, _f32(2)), _i64([-1]), True)
+        root = ops.sqrt(ops.add(squares, _f32(self._decoder.epsilon)))
+        return ops.multiply(ops.multiply(x, ops.divide(_f32(1), root)), weight).output(0)
+
+    def _projected(self, x: ov.Output, name: str) -> ov.Output:
+        out = self._weights.product(x, f"{name}.weight")
+        bias = self._weights.array(f"{name}.bias")
+        return out if bias is None else ops.add(out, bias).output(0)
+
+    def _input(self, name: str, shape: Sequence[int], kind: npt.DTypeLike) -> ov.Node:
+        node = ops.parameter(list(shape), kind, name=name)
+        node.output(0).set_names({name})
+        self._inputs[name] = node
+        return node
+
+
+def _const(value: Any, kind: npt.DTypeLike) -> ov.Node:
+    return ops.constant(np.asarray(value, kind))
+
+
+def _i64(value: int | Sequence[int]) -> ov.Node:
+    return _const(value, np.int64)
+
+
+def _f32(value: float) -> ov.Node:
+    return _const(value, np.float32)
