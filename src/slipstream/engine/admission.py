@@ -60,6 +60,7 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
         ),
         reverse=True,
     )
+    seconds = [cost.token(offer.past) for offer in offers]
     for rank, (chance, position, owner) in enumerate(ranked):
         offer = offers[owner]
         load = cost.longer(load, offer.count + lengths[owner], offer.past)
@@ -67,6 +68,6 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
             return  # a step that nobody has prepared
         lengths[owner] += 1
         free += chance * offer.guessed[-position]
-        useful += chance * cost.token(offer.past)
-        if rank + 1 == len(ranked) or cost.rounded(load.tokens + 1) > cost.rounded(load.tokens):
+        useful += chance * seconds[owner]
+        if rank + 1 == len(ranked) or cost.rounded(load.tokens) == load.tokens:
             yield _Option(list(lengths), cost.seconds(load) - useful, free)

@@ -41,15 +41,13 @@ class Sampler:
         if params.logit_bias:
             ids = np.fromiter(params.logit_bias.keys(), np.intp, len(params.logit_bias))
             self._bias = ids, np.fromiter(params.logit_bias.values(), np.float32, len(ids))
+        self._penalised = params.penalised
+        self.adjusts = params.penalised or self._bias is not None
+        """Whether logits are changed, by penalties or a bias, before a token is chosen."""
         if params.penalised:
             self._generated = np.zeros(vocab_size, np.int32)
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[prompt] = True
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether logits are changed, by penalties or a bias, before a token is chosen."""
-        return self.params.penalised or self._bias is not None
 
     def sample(self, logits: FloatArray, position: int) -> int:
         """The token for `position` (index in its sequence), from float32 logits [vocab_size], which it leaves alone."""
@@ -64,7 +62,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Note that `token` was generated, for the penalties of those after it."""
-        if self.params.penalised:
+        if self._penalised:
             self._generated[token] += 1
             self._seen[token] = True
 
