@@ -434,6 +434,16 @@ def test_the_batched_choice_is_the_defined_one() -> None:
     assert_the_host_chooses_alike(60)
 
 
+@pytest.mark.parametrize("cut", [{"top_k": 2000}, {"min_p": 2e-5}, {"top_k": 900, "min_p": 1e-5}], ids=str)
+@pytest.mark.parametrize("top_p", [1.0, 0.98])
+def test_the_batched_choice_cuts_where_few_tokens_matter(cut: dict[str, float], top_p: float) -> None:
+    params = SamplingParams(top_p=top_p, **cut)  # type: ignore[arg-type]
+    logits = np.random.default_rng(0).normal(0, 3, (100, 4096)).astype(np.float32)
+    logits[:, 7] = 14
+    rows = [Row(index, Sampler(params, index, np.empty(0, np.int32), 4096), index) for index in range(100)]
+    assert choose_on_host(logits, rows) == [row.choose(logits[row.index]) for row in rows]
+
+
 @pytest.mark.long
 def test_the_batched_choice_is_the_defined_one_over_100_000_rows() -> None:
     assert_the_host_chooses_alike(1000)

@@ -7,10 +7,10 @@ random number falls. It's rarely so near the border of two tokens that the bound
 summed; and only if the token is none of those that matter, the definition is asked.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from slipstream.sampling.params import SamplingParams
 from slipstream.sampling.philox import uniforms
@@ -46,7 +46,6 @@ class _Scratch:
         self.fold = _FOLD if size % _FOLD == 0 else 1
         self.maxima = np.empty(size // self.fold, np.float32)
         self.weights = np.empty(size, np.float32)
-        self.starts = np.arange(0, size, size // self.fold)[:, np.newaxis]
 
 
 def _choose(logits: FloatArray, row: Row, chance: float, scratch: _Scratch) -> Choice:
@@ -73,39 +72,40 @@ def _draw(logits: FloatArray, params: SamplingParams, chance: float, scratch: _S
     total = float(bounds.sum())
     faint = _FAINT * total
     columns = np.flatnonzero(bounds > faint)
-    ids = (scratch.starts + columns).ravel()
     weights = weigh(folded[:, columns].ravel(), peak, temperature)
     looked_at = float(weights.sum())
     others = max(0.0, total - float(bounds[columns].sum()))
-    kept = np.flatnonzero(weights > faint * (1 + _ROUNDING))  # with all others that weigh so much
-    ids, weights = ranked(ids[kept], weights[kept])
     slack = _ROUNDING * scratch.fold * total
     least, most = looked_at + others - slack, looked_at + scratch.fold * others + slack
-    token = _pick(ids, weights, least, most, params, chance)
-    if token is None:
+    kept = np.flatnonzero(weights > faint * (1 + _ROUNDING))  # with all others that weigh so much
+    kept = kept[ranked(weights[kept])]
+    rank = _pick(weights[kept], least, most, params, chance)
+    if rank is None:
         total = float(weigh(logits, peak, temperature, out=scratch.weights).sum(dtype=np.float64))
-        token = _pick(ids, weights, total * (1 - _ROUNDING), total * (1 + _ROUNDING), params, chance)
-    return token
+        rank = _pick(weights[kept], total * (1 - _ROUNDING), total * (1 + _ROUNDING), params, chance)
+    if rank is None:
+        return None
+    place, column = divmod(int(kept[rank]), len(columns))
+    return place * len(maxima) + int(columns[column])
 
 
-def _pick(
-    ids: npt.NDArray[np.int64], weights: FloatArray, least: float, most: float, params: SamplingParams, chance: float
-) -> int | None:
-    """The token that the random number picks if the weight of all tokens lies between two bounds, None if it's open.
+def _pick(weights: FloatArray, least: float, most: float, params: SamplingParams, chance: float) -> int | None:
+    """The rank of the token that the random number picks, or None if it's open.
 
-    `ids` and `weights` are those of the likeliest tokens, likeliest first.
+    `weights` are those of the likeliest tokens, falling; the weight of all tokens lies between two bounds.
     """
-    count = min(params.top_k or len(ids), len(ids))
+    count = min(params.top_k or len(weights), len(weights))
     if params.min_p:
         count = int((weights[:count] >= params.min_p).sum())
-    cumulative = weights[:count].cumsum(dtype=np.float64)
-    if count == params.top_k or count < len(ids):  # these are all
-        least = most = float(cumulative[-1])
+    cumulative: list[float] = weights[:count].cumsum(dtype=np.float64).tolist()
+    if count == params.top_k or count < len(weights):  # these are all that is left
+        least = most = cumulative[-1]
+    elif params.top_k or params.min_p:  # of the others, who knows how many are left
+        least = cumulative[-1]
     if params.top_p < 1.0:
-        last = cumulative.searchsorted(params.top_p * most)
+        last = bisect_left(cumulative, params.top_p * most)
         if last >= count:
             return None
-        least, most = cumulative[cumulative.searchsorted(params.top_p * least)], cumulative[last]
-    index = cumulative.searchsorted(chance * least, side="right")
-    certain = index < count and chance * most < cumulative[index]
-    return int(ids[index]) if certain else None
+        least, most = cumulative[bisect_left(cumulative, params.top_p * least)], cumulative[last]
+    rank = bisect_right(cumulative, chance * least)
+    return rank if rank < count and chance * most < cumulative[rank] else None

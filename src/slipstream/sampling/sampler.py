@@ -103,8 +103,10 @@ class Sampler:
         off its end. The random number says how far along what is left, by weight, the token stands.
         """
         params = self.params
-        ids, weights = ranked(np.arange(len(logits)), weigh(logits, logits.max(), params.temperature))
-        count = min(params.top_k, len(ids)) if params.top_k else len(ids)
+        weights = weigh(logits, logits.max(), params.temperature)
+        ids = ranked(weights)
+        weights = weights[ids]
+        count = min(params.top_k or len(ids), len(ids))
         count = int((weights[:count] >= params.min_p).sum())
         cumulative = weights[:count].cumsum(dtype=np.float64)
         if params.top_p < 1.0:
@@ -152,10 +154,9 @@ def weigh(logits: FloatArray, peak: np.float32, temperature: float, out: FloatAr
     return np.exp(weights, out=weights)
 
 
-def ranked(ids: npt.NDArray[np.intp], weights: FloatArray) -> tuple[npt.NDArray[np.intp], FloatArray]:
-    """Tokens and their weights, 0 or more, by falling weight; those of equal weight keep their order."""
+def ranked(weights: FloatArray) -> npt.NDArray[np.int64]:
+    """The order of weights, float32 [n], 0 or more: falling, and the first one of equals first."""
     # Bits of such floats are ordered as the floats; sorting keys is several times faster than a stable `argsort`.
     keys: npt.NDArray[np.int64] = (~weights.view(np.int32)).astype(np.int64) << 32 | np.arange(len(weights))
     keys.sort()
-    order = keys & 0xFFFFFFFF
-    return ids[order], weights[order]
+    return keys & 0xFFFFFFFF
