@@ -33,9 +33,11 @@ def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost) -> list
     """
     lone = [replace(offer, count=1) for offer in offers]
     decoding = cost.load((offer.count, offer.past) for offer in lone)
-    worth = min(option.overhead / option.free for option in _options(lone, decoding, cost))
-    best = max(_options(offers, load, cost), key=lambda option: worth * option.free - option.overhead)
-    return best.lengths
+    options = list(_options(lone, decoding, cost))
+    worth = min(option.overhead / option.free for option in options)
+    if load != decoding or lone != list(offers):
+        options = list(_options(offers, load, cost))
+    return max(options, key=lambda option: worth * option.free - option.overhead).lengths
 
 
 @dataclass(frozen=True, slots=True)
