@@ -50,11 +50,11 @@ class Reference:
         uniform = np.random.Generator(np.random.Philox(key=self.seed % 2**64, counter=position)).random() + edge
         total = math.fsum(candidates.values())
         passed = 0.0
-        for token in sorted(candidates):
+        for token in candidates:
             passed += candidates[token] / total
             if uniform < passed:
                 return token
-        return max(candidates)
+        return next(token for token in reversed(candidates) if candidates[token])
 
     def _adjusted(self, logits: list[float], generated: list[int]) -> list[float]:
         params, counts = self.params, Counter(generated)
@@ -69,7 +69,7 @@ class Reference:
         return adjusted
 
     def _candidates(self, logits: list[float], edge: float) -> dict[int, float]:
-        """Weights of the tokens that top_k, min_p and top_p leave, in this order."""
+        """Weights of the tokens that top_k, min_p and top_p leave, applied in this order; likeliest first."""
         params, peak = self.params, max(logits)
         weights = [math.exp((logit - peak) / params.temperature) for logit in logits]
         ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
@@ -151,8 +151,9 @@ def test_samples_from_a_real_vocabulary_agree_with_the_reference(params: Samplin
     rng = np.random.default_rng(1)
     logits = np.round(rng.normal(0, 3, VOCABULARY) * 64) / 64
     prompt, generated = [5, 7, 49_151], [7, 7, 11]
-    chosen = sampler(params, prompt, generated, VOCABULARY, seed=3)
-    reference = Reference(params, 3, prompt)
+    seed = 5  # one with which no choice is on the edge
+    chosen = sampler(params, prompt, generated, VOCABULARY, seed)
+    reference = Reference(params, seed, prompt)
     for position in range(2):
         expected = reference.sample(logits.tolist(), generated, position)
         assert chosen.sample(frozen(logits.tolist()), position) == expected
@@ -431,6 +432,16 @@ def assert_the_host_chooses_alike(batches: int) -> None:
 
 def test_the_batched_choice_is_the_defined_one() -> None:
     assert_the_host_chooses_alike(60)
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 2000}, {"min_p": 2e-5}, {"top_k": 900, "min_p": 1e-5}], ids=str)
+@pytest.mark.parametrize("top_p", [1.0, 0.98])
+def test_the_batched_choice_cuts_where_few_tokens_matter(cut: dict[str, float], top_p: float) -> None:
+    params = SamplingParams(top_p=top_p, **cut)  # type: ignore[arg-type]
+    logits = np.random.default_rng(0).normal(0, 3, (100, 4096)).astype(np.float32)
+    logits[:, 7] = 14
+    rows = [Row(index, Sampler(params, index, np.empty(0, np.int32), 4096), index) for index in range(100)]
+    assert choose_on_host(logits, rows) == [row.choose(logits[row.index]) for row in rows]
 
 
 @pytest.mark.long

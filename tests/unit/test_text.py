@@ -32,7 +32,7 @@ def fed(text: TextStream, tokens: list[int]) -> list[str]:
     """What each token makes certain, up to the one that completes a stop string."""
     shown = []
     for token in tokens:
-        shown.append(text.feed(token))
+        shown.append(text.feed((token,)))
         if text.stopped:
             break
     return shown
@@ -178,7 +178,7 @@ def test_no_more_is_held_back_than_could_begin_a_stop_string(
     stopping = stream(tokenizer, *stops)
     shown = ""
     for count, token in enumerate(tokens, start=1):
-        shown += stopping.feed(token)
+        shown += stopping.feed((token,))
         if stopping.stopped:
             return
         so_far = tokenizer.decode(tokens[:count]).rstrip("\ufffd")

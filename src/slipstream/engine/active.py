@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
+from slipstream.engine.grammar import Constraint
 from slipstream.engine.request import EngineRequest, FinishReason, Output, TurnCounters
 from slipstream.engine.text import TextStream
 from slipstream.kv import Sequence
@@ -141,8 +142,12 @@ class ActiveRequest:
         drafted, confirmed = draft.tokens, 0
         chosen = []
         while found.reason is None and confirmed == len(found.tokens):
-            chosen.append(len(self.sequence))
-            yield from self._choose(first + confirmed, early.get(first + confirmed), found)
+            index, position = first + confirmed, len(self.sequence)
+            chosen.append(position)
+            if self.constraint is None:
+                self._take(early.get(index) or (yield Row(index, self._sampler, position)), found)
+            else:
+                yield from self._choose(self.constraint, index, early.get(index), found)
             if self.jumps_forward:
                 self._push_forced(found)
             while confirmed < min(len(drafted), len(found.tokens)) and drafted[confirmed] == found.tokens[confirmed]:
@@ -162,14 +167,23 @@ class ActiveRequest:
         self.phase = Phase.DONE
         return self._output(_Found(reason=reason), error)
 
-    def _choose(self, index: int, early: Choice | None, found: "_Found") -> Generator[Row, Choice, None]:
-        """Choose the token that follows the sequence, from the step's row of that index."""
+    def _take(self, choice: Choice, found: "_Found") -> None:
+        """Add a token that no grammar has a say in, unless it ends the answer."""
+        if choice.token in self._stop_token_ids:
+            found.reason = "stop"
+            return
+        if choice.logprob is not None:
+            found.logprobs.append(choice.logprob)
+        self._push(choice.token, found)
+
+    def _choose(
+        self, constraint: Constraint, index: int, early: Choice | None, found: "_Found"
+    ) -> Generator[Row, Choice, None]:
+        """Add the token that follows under a grammar, chosen from the step's row of that index."""
         assert self.sequence is not None
-        constraint, params = self.constraint, self.request.params
+        params = self.request.params
         position = len(self.sequence)
-        if constraint is None:
-            choice = early or (yield Row(index, self._sampler, position))
-        elif not self.jumps_forward and (forced := constraint.forced()):
+        if not self.jumps_forward and (forced := constraint.forced()):
             choice = Choice(forced[0])
         else:
             mask = None if params.greedy else constraint.mask
@@ -180,7 +194,7 @@ class ActiveRequest:
         if token in self._stop_token_ids:
             found.reason = "stop"
             return
-        if constraint is not None and (self.jumps_forward or not constraint.forced()):
+        if self.jumps_forward or not constraint.forced():
             in_time = self._closer.choose(constraint, token, position)
             if in_time is None:
                 found.reason = "length"
@@ -211,16 +225,18 @@ class ActiveRequest:
         self._sampler.accept(token)
         self.counters.completion_tokens += 1
         found.tokens.append(token)
-        text = self._text.feed(token)
-        found.text = found.text + text if found.text else text
         if constraint is not None:
             constraint.accept((token,))
-        if self._text.stop_string is not None or (constraint is not None and constraint.finished):
+        if self._text.watchful:
+            found.text += self._text.feed((token,))
+        if self._text.stopped or (constraint is not None and constraint.finished):
             found.reason = "stop"
         elif len(sequence) >= self.limit:
             found.reason = "length"
 
     def _output(self, found: "_Found", error: Exception | None = None) -> Output:
+        if found.tokens and not self._text.watchful:
+            found.text = self._text.feed(found.tokens)
         if found.reason is not None:
             found.text += self._text.finish()
             now = time.perf_counter()

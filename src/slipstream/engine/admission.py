@@ -33,9 +33,11 @@ def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost) -> list
     """
     lone = [replace(offer, count=1) for offer in offers]
     decoding = cost.load((offer.count, offer.past) for offer in lone)
-    worth = min(option.overhead / option.free for option in _options(lone, decoding, cost))
-    best = max(_options(offers, load, cost), key=lambda option: worth * option.free - option.overhead)
-    return best.lengths
+    options = list(_options(lone, decoding, cost))
+    worth = min(option.overhead / option.free for option in options)
+    if load != decoding or lone != list(offers):
+        options = list(_options(offers, load, cost))
+    return max(options, key=lambda option: worth * option.free - option.overhead).lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
         ),
         reverse=True,
     )
+    seconds = [cost.token(offer.past) for offer in offers]
     for rank, (chance, position, owner) in enumerate(ranked):
         offer = offers[owner]
         load = cost.longer(load, offer.count + lengths[owner], offer.past)
@@ -67,6 +70,6 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
             return  # a step that nobody has prepared
         lengths[owner] += 1
         free += chance * offer.guessed[-position]
-        useful += chance * cost.token(offer.past)
-        if rank + 1 == len(ranked) or cost.rounded(load.tokens + 1) > cost.rounded(load.tokens):
+        useful += chance * seconds[owner]
+        if rank + 1 == len(ranked) or cost.rounded(load.tokens) == load.tokens:
             yield _Option(list(lengths), cost.seconds(load) - useful, free)

@@ -179,7 +179,7 @@ class Experience:
         name = key * 16 + kind
         known = self._names.get(name)
         rate = known[0] if known is not None else self._kinds[kind]
-        return _Guess(rate, kind, int(text.tokens[position]), position, text, name)
+        return _Guess(rate, kind, text.tokens.item(position), position, text, name)
 
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
@@ -210,7 +210,7 @@ class _Cursor:
         """Go on by a token."""
         if self.run is not None:
             text, position = self.run
-            goes_on = position < len(text.tokens) and text.tokens[position] == token
+            goes_on = position < len(text.tokens) and text.tokens.item(position) == token
             self.run = (text, position + 1) if goes_on else None
         self.context.append(token)
         del self.context[:-_LONGEST]

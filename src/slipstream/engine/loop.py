@@ -6,7 +6,7 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -244,9 +244,15 @@ class EngineLoop:
             rows: list[Row] = []
             ticket = self._run([item.chunk() for item in work], meanwhile=lambda: _look_ahead(parts, rows))
             early = {row.index: choice for row, choice in zip(rows, ticket.choose(rows), strict=True)}
+            accepting: list[tuple[_Part, _Accepting]] = []
             for part in parts:
-                self._settle(part.item.active)
-            self._accept(ticket, [(part, part.accepting(early)) for part in parts if part.item.chooses])
+                active = part.item.active
+                self._settle(active)
+                if part.error is not None:
+                    self._fail(part, part.error)
+                elif part.item.chooses:
+                    accepting.append((part, active.accept(part.item.draft, part.first, early)))
+            self._accept(ticket, accepting)
         except Exception as error:
             logger.exception("a step failed; its requests are answered with the error")
             for part in parts:
@@ -282,10 +288,14 @@ class EngineLoop:
                 except StopIteration as end:
                     self._deliver(part, end.value)
                 except Exception as error:
-                    logger.warning("a request failed, others go on", exc_info=True)
-                    self._give_back(part, error)
+                    self._fail(part, error)
             choosing = asking
             answers = [*ticket.choose(rows)] if rows else []
+
+    def _fail(self, part: "_Part", error: Exception) -> None:
+        """End one request of a step, in which the others go on."""
+        logger.warning("a request failed, others go on", exc_info=error)
+        self._give_back(part, error)
 
     def _give_back(self, part: "_Part", error: Exception) -> None:
         """End a request whose step went wrong; what was computed of its draft is nobody's."""
@@ -296,7 +306,7 @@ class EngineLoop:
     def _deliver(self, part: "_Part", output: StepOutput) -> None:
         """Give a request's sink what came of a step."""
         active, sequence = part.item.active, part.sequence
-        if output.confirmed < len(part.item.draft):
+        if output.confirmed < len(part.item.draft.tokens):
             self._kv.rewind(sequence, part.computed + output.confirmed)
         if output.output.finish_reason is not None:
             active.conclude()
@@ -339,12 +349,6 @@ class _Part:
         self.first = first
         self.error: Exception | None = None
         """What went wrong while rows were asked for, such as a grammar that met a limit."""
-
-    def accepting(self, early: Mapping[int, Choice]) -> _Accepting:
-        """The request taking its tokens."""
-        if self.error is not None:
-            raise self.error
-        return (yield from self.item.active.accept(self.item.draft, self.first, early))
 
 
 def _look_ahead(parts: list[_Part], rows: list[Row]) -> None:

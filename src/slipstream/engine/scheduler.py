@@ -44,7 +44,7 @@ class Work:
     @property
     def rows(self) -> int:
         """How many rows the step gives for it."""
-        return 1 + len(self.draft) if self.chooses else 0
+        return 1 + len(self.draft.tokens) if self.chooses else 0
 
     def chunk(self) -> Chunk:
         """It as work for the backend."""
@@ -128,8 +128,9 @@ class Scheduler:
         for active in list(self.running):
             self._make_room(active)
         work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
-        due = [each for each in self.running if each.phase is Phase.PREFILL or self._settles_by(each, now)]
-        work += self._chunks(due, self._prefill_budget(self._load(work).tokens))
+        others = [each for each in self.running if each.phase is not Phase.DECODE]
+        if due := [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]:
+            work += self._chunks(due, self._prefill_budget(self._load(work).tokens))
         self._add_drafts(work)
         return work
 

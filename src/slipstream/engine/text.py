@@ -1,5 +1,7 @@
 """From generated tokens to text that may be shown."""
 
+from collections.abc import Sequence
+
 from slipstream.tokenizer import IncrementalDecoder
 
 
@@ -21,9 +23,14 @@ class TextStream:
         """Whether a stop string was completed; nothing follows it."""
         return self.stop_string is not None
 
-    def feed(self, token: int) -> str:
-        """The text that this token makes certain; sets `stopped` when it completes a stop string, which is left out."""
-        text = self._decoder.feed((token,))
+    @property
+    def watchful(self) -> bool:
+        """Whether there are stop strings, so that each token has to be fed alone."""
+        return bool(self._stop)
+
+    def feed(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens make certain; sets `stopped` if they complete a stop string, which is left out."""
+        text = self._decoder.feed(tokens)
         if not self._stop:
             return text
         return self._scan(text) if text else ""
