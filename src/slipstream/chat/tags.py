@@ -39,19 +39,15 @@ class Tags:
         """Of all tags that were asked for: they are part of an answer's text, special or not."""
 
     def __call__(self, *parts: str) -> Tag:
-        """A tag of one or several parts, such as `<|channel|>`, `analysis`, `<|message|>`."""
+        """A tag of one or several parts, such as `<|channel|>`, `analysis`, `<|message|>`; empty of empty ones."""
         expressions, marks = [], []
-        for part in parts:
+        for part in filter(None, parts):
             token = self._control_token(part)
             if token is not None:
                 self.token_ids.add(token)
             expressions.append(literal(part) if token is None else f"<[{token}]>")
             marks.append(content(part) if token is None else own(part))
         return Tag(" ".join(expressions), joined("", marks))
-
-    def has(self, text: str) -> bool:
-        """Whether the vocabulary has a control token with this text."""
-        return self._control_token(text) is not None
 
 
 def text_until(tag: Tag, rule: str, shortest: int = 0, longest: int | None = None) -> str:

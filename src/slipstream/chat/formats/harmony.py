@@ -1,13 +1,11 @@
 """Harmony, of gpt-oss: an answer is a sequence of channels, and calls are messages to a function."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import NativeTools, call_rules, with_json_arguments
+from slipstream.chat.formats.base import ToolFormat, call_rules, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
-from slipstream.chat.reasoning import Reasoning
 from slipstream.chat.schema import literal
 from slipstream.chat.tags import Tag, Tags
 from slipstream.chat.tags import text_until as text_until_rule
@@ -40,13 +38,14 @@ class HarmonyReasoning:
                 reading.think(reading.take().rstrip())
 
 
-class Harmony(NativeTools):
+class Harmony(ToolFormat):
     """Text in the channel `final`, or before a call in `commentary`; one call an answer, which it ends."""
 
     name = "harmony"
+    SIGNS = ("<|channel|>", "<|call|>")
 
     def __init__(self, tags: Tags) -> None:
-        self.reasoning: Reasoning | None = HarmonyReasoning(tags)
+        self.reasoning = HarmonyReasoning(tags)
         self._channel, self._message, self._call = tags("<|channel|>"), tags("<|message|>"), tags("<|call|>")
         self._final = tags("<|channel|>", "final", "<|message|>")
         self._said = tags("<|channel|>", "commentary", "<|message|>")
@@ -54,18 +53,12 @@ class Harmony(NativeTools):
         self._call_begin = tags("<|channel|>", f"commentary to={_FUNCTIONS}")
         self._json = tags(" ", "<|constrain|>", "json", "<|message|>")
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By its channels."""
-        return "<|channel|>" in template and "<|call|>" in template
-
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+    def message(self, message: Message) -> dict[str, Any]:
         """What was thought goes by another name; text before a call takes its place, since there's room for one."""
-        result = super().messages(messages, use)
-        for made, message in zip(result, messages, strict=True):
-            if message.reasoning and not (message.text and message.tool_calls):
-                made["thinking"] = message.reasoning
-        return result
+        made = super().message(message)
+        if message.reasoning and not (message.text and message.tool_calls):
+            made["thinking"] = message.reasoning
+        return made
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
