@@ -9,8 +9,8 @@ from slipstream.chat import Conversations, Setting
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.engine.commands import Pin, Unpin
 from slipstream.engine.idle import Ahead, IdlePrefill
-from slipstream.sessions.later import Later
 from slipstream.sessions.state import SessionState
+from slipstream.sessions.worker import Worker
 from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 class AheadOfTime:
     """Gives the engine its idle work, pins what came of it for pinned sessions, and counts what turns found of it."""
 
-    def __init__(self, core: EngineCore, conversations: Conversations, later: Later) -> None:
+    def __init__(self, core: EngineCore, conversations: Conversations, worker: Worker) -> None:
         self._core = core
-        self._later = later
+        self._worker = worker
         self._conversations = conversations
         self.used_tokens = 0
         """Prompt tokens that turns found computed ahead."""
@@ -49,7 +49,7 @@ class AheadOfTime:
             start = ahead.start if state.ahead is None else min(ahead.start, state.ahead.start)
             state.ahead = Ahead(start, ahead.end)
             if state.pinned:
-                self._later.run(lambda: self._pin(state, tokens))
+                self._worker.run(lambda: self._pin(state, tokens))
 
         self._core.prefill(IdlePrefill(state.id, state.tenant, tokens, done, at_least))
 

@@ -22,11 +22,10 @@ from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
-from slipstream.sessions.later import Later
-from slipstream.sessions.lifetime import Lifetime
 from slipstream.sessions.saver import Saver
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn, tokens_of
 from slipstream.sessions.turns import SessionTurns
+from slipstream.sessions.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +47,15 @@ class Sessions:
     ) -> None:
         self._core = core
         self._conversations = conversations
-        self._later = Later("slipstream-sessions")
-        self._directory = Directory(ttl, conversations, database, saver)
+        self._worker = Worker("slipstream-sessions")
         self.saver = saver
-        self.ahead = AheadOfTime(core, conversations, self._later)
-        self._lifetime = Lifetime(core, conversations, self._directory, self.ahead, self._later)
-        self.turns = SessionTurns(self._directory, conversations, self._lifetime, self.ahead, saver, self._later)
+        self.ahead = AheadOfTime(core, conversations, self._worker)
+        self._directory = Directory(
+            core, conversations, self.ahead, self._worker, ttl=ttl, database=database, saver=saver
+        )
+        self.turns = SessionTurns(self._directory, conversations, self.ahead, saver, self._worker)
         for state in self._directory.pinned():
-            self._later.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
+            self._worker.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._directory)
@@ -160,7 +160,7 @@ class Sessions:
 
     def delete(self, tenant: str, name: str) -> None:
         """Forget a session and free what it alone holds; raises `SessionConflictError` while a turn is under way."""
-        self._lifetime.forget(self.get(tenant, name))
+        self._directory.forget(self.get(tenant, name))
 
     def save(self, tenant: str, name: str) -> SessionState:
         """Write a session's KV to disk before returning, as far as it's in memory."""
@@ -180,7 +180,7 @@ class Sessions:
 
     def close(self) -> None:
         """Stop the work in the background; call it after the engine's end, which saves what is unsaved."""
-        self._later.close()
+        self._worker.close()
         if self.saver is not None:
             self.saver.close()
 
@@ -199,7 +199,7 @@ class Sessions:
             if self._directory.find(state.tenant, state.id) is not None:
                 raise SessionConflictError(f"there is a session {state.id!r} already: choose another id, or delete it")
             self._directory.add(state)
-        self._lifetime.forget_surplus(state)
+        self._directory.forget_surplus(state)
         self._changed(state, prompt)
         return state
 

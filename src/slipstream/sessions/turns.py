@@ -8,10 +8,9 @@ from slipstream.engine import TurnCounters
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
-from slipstream.sessions.later import Later
-from slipstream.sessions.lifetime import Lifetime
 from slipstream.sessions.saver import Saver
 from slipstream.sessions.state import SessionState, SessionTurn
+from slipstream.sessions.worker import Worker
 
 _AHEAD_DELAY = 0.03
 """Seconds after an answer until work for the next turn begins: who comes back at once finds nothing in the way."""
@@ -27,17 +26,15 @@ class SessionTurns:
         self,
         directory: Directory,
         conversations: Conversations,
-        lifetime: Lifetime,
         ahead: AheadOfTime,
         saver: Saver | None,
-        later: Later,
+        worker: Worker,
     ) -> None:
         self._directory = directory
         self._conversations = conversations
-        self._lifetime = lifetime
         self._ahead = ahead
         self._saver = saver
-        self._later = later
+        self._worker = worker
 
     def claim(
         self,
@@ -129,12 +126,12 @@ class SessionTurns:
             state.turn = None if state.turn is turn else state.turn
             self._directory.note_use(state)
         self._directory.save(state)
-        self._lifetime.forget_surplus(state)
+        self._directory.forget_surplus(state)
         if part is not None:
             if self._saver is not None:
                 self._saver.add(turn.tenant, part)
             self._ahead.expect()
-            self._later.run(
+            self._worker.run(
                 lambda: self._ahead.compute_after_answer(state, part.token_ids, turn.setting), after=_AHEAD_DELAY
             )
         return state.id
