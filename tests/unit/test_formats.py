@@ -15,8 +15,8 @@ from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.chat.formats import FORMATS, choose_format
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import AnswerDelta
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tags
-from slipstream.chat.tools import Tool, ToolUse
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.models import Model
 from tests.unit.families import ONE_CALL, TEMPLATES, text_of, written

@@ -25,11 +25,6 @@ class Tag:
         return str.__str__(self.mark)
 
 
-def plain_tag(text: str) -> Tag:
-    """A tag that is text in every vocabulary."""
-    return Tag(literal(text), content(text))
-
-
 class Tags:
     """Tags of one vocabulary. `control_token` gives the id of the control token with a text, if there is one."""
 
@@ -50,7 +45,7 @@ class Tags:
         return Tag(" ".join(expressions), joined("", marks))
 
 
-def text_until(tag: Tag, rule: str, shortest: int = 0, longest: int | None = None) -> str:
+def rule_until(tag: Tag, rule: str, shortest: int = 0, longest: int | None = None) -> str:
     """Lark rules for `rule`: any text of so many characters, and then the tag."""
     many = "*" if not shortest and longest is None else f"{{{shortest},{'' if longest is None else longest}}}"
     if tag.is_token:

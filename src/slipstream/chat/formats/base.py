@@ -1,17 +1,17 @@
 """What a tool-call format has to say: how tools enter the prompt, what an answer looks like, how it is read."""
 
+import json
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
 from slipstream.chat.reasoning import Reasoning
-from slipstream.chat.schema import as_object, closed_parameters, json_rule, with_definitions
-from slipstream.chat.tags import Tag, Tags
-from slipstream.chat.tags import text_until as text_until_rule
-from slipstream.chat.tools import Schema, Tool, ToolUse
+from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
+from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.tags import Tag, Tags, rule_until
 from slipstream.tokenizer.provenance import Traced, content, origin_of, own
 
 
@@ -23,6 +23,8 @@ class ToolFormat(ABC):
     """What the chat template of a model holds that was trained on the format."""
     THOUGHTS: tuple[str, ...] = ("reasoning_content", "reasoning")
     """The names that its templates have for the reasoning of a message."""
+    ARGUMENTS = "arguments"
+    """The key of the arguments in calls that are JSON objects."""
     TEXT_ARGUMENTS = False
     """Whether its templates take arguments as JSON text, to which they add strings."""
 
@@ -84,6 +86,16 @@ class ToolFormat(ABC):
         """An id that no other call has, in the form that the template wants: here such as OpenAI's."""
         return f"call_{secrets.token_hex(12)}"
 
+    def _with_calls(self, start: str, use: ToolUse) -> str:
+        """The Lark rules `start`, and those for a `call` of any of the tools."""
+        names = [f"call_{index}" for index in range(len(use.callable))]
+        rules = (rule for name, tool in zip(names, use.callable, strict=True) for rule in self._call_rules(name, tool))
+        return "\n".join((start, f"call: {' | '.join(names)}", *rules))
+
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+        """Lark rules for a call of a tool, from one of this name; by default it's a JSON object."""
+        return with_json_arguments(rule, tool, literal(f'{call_opening(tool)}, "{self.ARGUMENTS}": '), '"}"')
+
 
 class MarkedCalls(ToolFormat):
     """Text, in which one or several calls stand between the tags `BEGIN` and `END`; there may be no end."""
@@ -99,8 +111,8 @@ class MarkedCalls(ToolFormat):
         if use.mode == "required":
             start = f"start: {self._begin.expression} {calls}"
         else:
-            start = f"start: TEXT | head {calls}\n{text_until_rule(self._begin, 'head')}\nTEXT: /(.|\\n)*/"
-        return "\n".join((start, *call_rules(use.callable, self._call_rules)))
+            start = f"start: TEXT | head {calls}\n{rule_until(self._begin, 'head')}\nTEXT: /(.|\\n)*/"
+        return self._with_calls(start, use)
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
         """See `ToolFormat.read`. What stands between tags and is no call is text, and so are the tags."""
@@ -117,10 +129,6 @@ class MarkedCalls(ToolFormat):
     @abstractmethod
     def _calls(self, use: ToolUse) -> str:
         """The Lark expression of what stands between the tags, where each `call` is one."""
-
-    @abstractmethod
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
-        """Lark rules for a call of a tool, from one of this name."""
 
     @abstractmethod
     def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:
@@ -185,16 +193,9 @@ def parameters(tool: Tool) -> list[Parameter]:
     ]
 
 
-def listed_calls(use: ToolUse) -> str:
-    """The Lark expression of calls between brackets."""
-    return f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
-
-
-def call_rules(tools: Sequence[Tool], rules_of: Callable[[str, Tool], Sequence[str]]) -> list[str]:
-    """Lark rules for `call`, a call of any of the tools; `rules_of` gives those for a rule's name and its tool."""
-    names = [f"call_{index}" for index in range(len(tools))]
-    rules = (rule for name, tool in zip(names, tools, strict=True) for rule in rules_of(name, tool))
-    return ["call: " + " | ".join(names), *rules]
+def call_opening(tool: Tool) -> str:
+    """How a call of the tool as a JSON object begins, up to its name."""
+    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
 
 
 def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> list[str]:

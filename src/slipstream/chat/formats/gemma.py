@@ -9,8 +9,8 @@ from typing import Any
 from slipstream.chat.formats.base import TaggedCalls, separated
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, text_before, whole_until
 from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, resolved, with_definitions
-from slipstream.chat.tags import Tag, Tags, text_until
-from slipstream.chat.tools import Schema, Tool, ToolUse
+from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.tags import Tag, Tags, rule_until
 
 _DEEPEST = 64
 _NAME = "[a-zA-Z0-9_.$-]{1,64}"
@@ -117,7 +117,7 @@ def _anything(quote: Tag) -> list[str]:
     number = json_rule({"type": "number"})
     return [
         'anything: any_text | any_number | "true" | "false" | "null" | any_list | any_object',
-        f"any_text: {q} any_rest\n{text_until(quote, 'any_rest')}",
+        f"any_text: {q} any_rest\n{rule_until(quote, 'any_rest')}",
         f"any_number: {number}",
         'any_list: "[" (anything ("," anything)*)? "]"',
         'any_object: "{" (any_pair ("," any_pair)*)? "}"',
@@ -189,7 +189,7 @@ class _Values:
 
     def _text(self, schema: Schema) -> str:
         rest = self._new_name()
-        self.rules.append(text_until(self._quote, rest, schema.get("minLength", 0), schema.get("maxLength")))
+        self.rules.append(rule_until(self._quote, rest, schema.get("minLength", 0), schema.get("maxLength")))
         return f"{self._quote.expression} {rest}"
 
     def _written(self, value: Any) -> str:

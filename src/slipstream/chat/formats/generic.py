@@ -6,7 +6,7 @@ from typing import Any
 
 from slipstream.chat.formats.json_calls import Hermes
 from slipstream.chat.messages import Message, ToolCall
-from slipstream.chat.tools import ToolUse
+from slipstream.chat.setting import ToolUse
 from slipstream.tokenizer.provenance import Traced, content, joined, origin_of, own
 
 _INSTRUCTIONS = """# Tools

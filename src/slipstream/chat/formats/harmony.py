@@ -2,38 +2,29 @@
 
 from typing import Any
 
-from slipstream.chat.formats.base import ToolFormat, call_rules, with_json_arguments
+from slipstream.chat.formats.base import ToolFormat, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
+from slipstream.chat.reasoning import Reasoning
 from slipstream.chat.schema import literal
-from slipstream.chat.tags import Tag, Tags
-from slipstream.chat.tags import text_until as text_until_rule
-from slipstream.chat.tools import Tool, ToolUse
-from slipstream.tokenizer.provenance import Traced
+from slipstream.chat.setting import Tool, ToolUse
+from slipstream.chat.tags import Tags, rule_until
 
 _FUNCTIONS = "functions."
 
 
-class HarmonyReasoning:
-    """The channel for analysis, which comes before others."""
-
-    def __init__(self, tags: Tags) -> None:
-        self._begin = tags("<|channel|>", "analysis", "<|message|>")
-        self.end: Tag = tags("<|end|>", "<|start|>", "assistant")
-
-    def opened_by(self, prompt: Traced) -> bool:  # noqa: ARG002
-        """Never: its templates leave the choice of a channel to the model."""
-        return False
+class HarmonyReasoning(Reasoning):
+    """The channel for analysis, which comes before others. Templates leave the choice of a channel to the model."""
 
     def grammar(self, answer: str, *, opened: bool) -> str:  # noqa: ARG002
         """See `Reasoning.grammar`."""
-        thought = text_until_rule(self.end, "thought")
-        return f"start: (reasoning)? {answer}\nreasoning: {self._begin.expression} thought\n{thought}"
+        thought = rule_until(self.end, "thought")
+        return f"start: (reasoning)? {answer}\nreasoning: {self.begin.expression} thought\n{thought}"
 
     def read(self, reading: Reading, *, opened: bool) -> Steps[None]:  # noqa: ARG002
         """See `Reasoning.read`."""
-        while (yield from skip(reading, self._begin.mark)):
+        while (yield from skip(reading, self.begin.mark)):
             if not (yield from text_until(reading, self.end.mark, reading.think)):
                 reading.think(reading.take().rstrip())
 
@@ -45,7 +36,9 @@ class Harmony(ToolFormat):
     SIGNS = ("<|channel|>", "<|call|>")
 
     def __init__(self, tags: Tags) -> None:
-        self.reasoning = HarmonyReasoning(tags)
+        self.reasoning = HarmonyReasoning(
+            tags("<|channel|>", "analysis", "<|message|>"), tags("<|end|>", "<|start|>", "assistant")
+        )
         self._channel, self._message, self._call = tags("<|channel|>"), tags("<|message|>"), tags("<|call|>")
         self._final = tags("<|channel|>", "final", "<|message|>")
         self._said = tags("<|channel|>", "commentary", "<|message|>")
@@ -62,14 +55,14 @@ class Harmony(ToolFormat):
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
-        said = f"said: {self._said.expression} preamble\n{text_until_rule(self._next, 'preamble')}"
+        said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
         if use.mode == "required":
             rules = ["start: call"]
         else:
             rules = [f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"]
-        return "\n".join((*rules, *call_rules(use.callable, self._call_rule)))
+        return self._with_calls("\n".join(rules), use)
 
-    def _call_rule(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
         head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
         return with_json_arguments(rule, tool, head)
 

@@ -5,21 +5,12 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-from slipstream.chat.formats.base import (
-    MarkedCalls,
-    TaggedCalls,
-    ToolFormat,
-    call_rules,
-    listed_calls,
-    with_json_arguments,
-)
+from slipstream.chat.formats.base import MORE, MarkedCalls, TaggedCalls, ToolFormat, call_opening
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, cut_off_in, skip, skip_space
-from slipstream.chat.schema import literal
-from slipstream.chat.tools import Tool, ToolUse
+from slipstream.chat.setting import ToolUse
 
 # An escape that is cut off after its backslash matches too, without a second character.
 _TOKEN = re.compile(r'\\.?|["{}\[\]:,]', re.DOTALL)
@@ -40,21 +31,15 @@ class Hermes(TaggedCalls):
         """By its tag before JSON."""
         return _JSON_IN_TAGS.search(template) is not None
 
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
-        return _json_call_rules(rule, tool)
-
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
         return read_json_call(reading)
 
 
 class ListedCalls(MarkedCalls):
-    """All calls of an answer in one JSON array after a tag: `BEGIN[{…}, {…}]END`, where there may be no end."""
+    """All calls of an answer in one list after a tag, here of JSON: `BEGIN[{…}, {…}]END`, where there may be no end."""
 
     def _calls(self, use: ToolUse) -> str:
-        return listed_calls(use)
-
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
-        return _json_call_rules(rule, tool)
+        return f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
 
     def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
         complete = (yield from skip(reading, "[")) and (yield from read_json_call(reading))
@@ -124,15 +109,16 @@ class Llama3(ToolFormat):
 
     name = "llama3"
     SIGNS = ("<|start_header_id|>", '"parameters"')
+    ARGUMENTS = "parameters"
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`."""
         start = "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
-        return "\n".join((start, *call_rules(use.callable, partial(_json_call_rules, arguments_key="parameters"))))
+        return self._with_calls(start, use)
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
         """See `ToolFormat.read`. An object that doesn't begin as a call is text: a response schema may ask for it."""
-        if (yield from comes_next(reading, *map(_call_opening, use.callable))) and reading.rest.startswith("{"):
+        if (yield from comes_next(reading, *map(call_opening, use.callable))) and reading.rest.startswith("{"):
             yield from read_json_call(reading)
         else:
             yield from reading.say_all()
@@ -141,16 +127,6 @@ class Llama3(ToolFormat):
 def short_call_id() -> str:
     """Nine letters and digits: Mistral's templates refuse anything else."""
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
-
-
-def _call_opening(tool: Tool) -> str:
-    """How a call of the tool begins, up to its name."""
-    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
-
-
-def _json_call_rules(rule: str, tool: Tool, *, arguments_key: str = "arguments") -> list[str]:
-    """Lark rules for a call: an object with the name of the tool, and arguments that fit its schema."""
-    return with_json_arguments(rule, tool, literal(f'{_call_opening(tool)}, "{arguments_key}": '), '"}"')
 
 
 def read_json_call(reading: Reading) -> Steps[bool]:

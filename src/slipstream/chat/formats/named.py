@@ -1,20 +1,11 @@
 """Formats with a call's name between tags and its arguments as JSON: Mistral from v11 on, DeepSeek, Kimi K2."""
 
-from typing import NamedTuple
-
 from slipstream.chat.formats.base import MORE, MarkedCalls, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments, short_call_id
 from slipstream.chat.reading import Reading, Steps, skip, whole_until
 from slipstream.chat.schema import literal
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tags
-from slipstream.chat.tools import Tool, ToolUse
-
-
-class Head(NamedTuple):
-    """What a call says before its arguments: the function's name, and the call's id where the model gives it one."""
-
-    name: str
-    id: str | None = None
 
 
 class NamedCalls(MarkedCalls):
@@ -41,10 +32,10 @@ class NamedCalls(MarkedCalls):
     def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
         more = yield from skip(reading, self._call.mark)
         while more:
-            head = self._head((yield from whole_until(reading, self._named.mark)) or "")
-            if not head.name:
+            name, id = self._head((yield from whole_until(reading, self._named.mark)) or "")
+            if not name:
                 return False
-            reading.begin_call(*head)
+            reading.begin_call(name, id)
             if not (yield from read_json_arguments(reading)):
                 return False
             for rest in (self.AFTER.strip(), self._call_end.mark):
@@ -57,9 +48,9 @@ class NamedCalls(MarkedCalls):
         """The Lark expression of what stands before the tag `NAMED`."""
         return literal(name)
 
-    def _head(self, text: str) -> Head:
-        """What was read there."""
-        return Head(text.strip())
+    def _head(self, text: str) -> tuple[str, str | None]:
+        """The function's name of what was read there, and the call's id where the model gives it one."""
+        return text.strip(), None
 
 
 class Mistral13(NamedCalls):
@@ -77,9 +68,9 @@ class Mistral13(NamedCalls):
         """See `short_call_id`."""
         return short_call_id()
 
-    def _head(self, text: str) -> Head:
+    def _head(self, text: str) -> tuple[str, str | None]:
         name, _, id = text.partition(str(self._call_id))
-        return Head(name.strip(), id.strip() or None)
+        return name.strip(), id.strip() or None
 
 
 class Mistral11(Mistral13):
@@ -116,8 +107,8 @@ class DeepSeekV3(DeepSeekV31):
     def _head_rule(self, name: str) -> str:
         return f'"function" {self._separator.expression} {literal(name)}'
 
-    def _head(self, text: str) -> Head:
-        return Head(text.partition(str(self._separator))[2].strip())
+    def _head(self, text: str) -> tuple[str, str | None]:
+        return text.partition(str(self._separator))[2].strip(), None
 
 
 class KimiK2(NamedCalls):
@@ -132,6 +123,6 @@ class KimiK2(NamedCalls):
     def _head_rule(self, name: str) -> str:
         return f"{literal(f'functions.{name}:')} /[0-9]{{1,4}}/"
 
-    def _head(self, text: str) -> Head:
+    def _head(self, text: str) -> tuple[str, str | None]:
         id = text.strip()
-        return Head(id.removeprefix("functions.").rpartition(":")[0] or id, id)
+        return id.removeprefix("functions.").rpartition(":")[0] or id, id

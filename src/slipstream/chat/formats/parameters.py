@@ -5,8 +5,9 @@ import json
 from slipstream.chat.formats.base import TaggedCalls, parameters
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, text_before, whole_until
 from slipstream.chat.schema import json_rule, literal
-from slipstream.chat.tags import Tag, Tags, plain_tag, text_until
-from slipstream.chat.tools import Schema, Tool, ToolUse
+from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.tags import Tag, Tags, rule_until
+from slipstream.tokenizer.provenance import content
 
 
 class ParameterCalls(TaggedCalls):
@@ -30,7 +31,8 @@ class ParameterCalls(TaggedCalls):
 
     def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
         """What ends an argument's value."""
-        return plain_tag(f"{self.AROUND_VALUE}</parameter>")
+        end = f"{self.AROUND_VALUE}</parameter>"
+        return Tag(literal(end), content(end))
 
     def _call_head(self, name: str) -> str:
         """The Lark expression of what stands before the arguments."""
@@ -65,7 +67,7 @@ class ParameterCalls(TaggedCalls):
             elif _is_text(schema):
                 rules.append(f"{head} {argument}_text")
                 length = schema.get("minLength", 0), schema.get("maxLength")
-                rules.append(text_until(self._value_end, f"{argument}_text", *length))
+                rules.append(rule_until(self._value_end, f"{argument}_text", *length))
             else:
                 rules.append(f"{head} {argument}_json {end}")
                 rules.append(f"{argument}_json: {json_rule(schema)}")

@@ -5,19 +5,20 @@ import json
 import keyword
 from typing import Any
 
-from slipstream.chat.formats.base import MarkedCalls, listed_calls, parameters, separated
+from slipstream.chat.formats.base import parameters, separated
+from slipstream.chat.formats.json_calls import ListedCalls
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import Reading, Steps, whole_until
 from slipstream.chat.schema import json_rule, literal
-from slipstream.chat.tools import Schema, Tool, ToolUse
+from slipstream.chat.setting import Schema, Tool, ToolUse
 
 
-class LFM2(MarkedCalls):
+class LFM2(ListedCalls):
     """`[name(parameter="value", count=3)]`; values are JSON, but for Python's words for true, false and null."""
 
     name = "lfm2"
     BEGIN, END = "<|tool_call_start|>", "<|tool_call_end|>"
-    THOUGHTS = (*MarkedCalls.THOUGHTS, "thinking")
+    THOUGHTS = (*ListedCalls.THOUGHTS, "thinking")
 
     @classmethod
     def recognises(cls, template: str) -> bool:
@@ -30,9 +31,6 @@ class LFM2(MarkedCalls):
         if made.pop("tool_calls", None):
             made["content"] = self._as_text(message, f"[{', '.join(map(_written, message.tool_calls))}]")
         return made
-
-    def _calls(self, use: ToolUse) -> str:
-        return listed_calls(use)
 
     def _call_rules(self, rule: str, tool: Tool) -> list[str]:
         """The arguments in the schema's order; any of those that are not required may be missing."""
