@@ -230,6 +230,13 @@ def grammar_of(name: str, use: ToolUse, *, reasons: bool = False, opens_reasonin
     return grammar
 
 
+@pytest.mark.parametrize("name", ["mistral-v13", "deepseek-v3", "deepseek-v3.1"])
+def test_a_call_without_a_name_is_text(name: str) -> None:
+    nameless = str.__str__(plainly(name, "", [("ping", {})])[0]).replace("ping", "")
+    message = read(name, [nameless]).message
+    assert (message.text, message.tool_calls) == (nameless, ())
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_grammars_accept_what_fits_and_nothing_else(name: str, accepts: Callable[[str, str], bool]) -> None:
     single, _ = plainly(name, "", [("ping", {})])

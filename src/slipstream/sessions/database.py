@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import wraps
 from pathlib import Path
@@ -136,15 +136,13 @@ class Database:
         self._tree.grow(state.history.rows_backwards())
         self._tree.grow([setting])
         self._tree.grow(self._part_row(*part) for part in parts)
-        place, pointers = (state.tenant, state.id), (state.history.head, setting.key)
+        place = state.tenant, state.id
         kept = state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)
-        row = sealed(*place, *pointers, *kept, state.parent, state.tokens)
-        gone = self._replace("sessions", place, row, pointers)
+        row = sealed(*place, state.history.head, setting.key, *kept, state.parent, state.tokens)
+        gone = self._replace("sessions", place, row)
+        of_model = *place, self._model
         node = self._model + state.node if state.node is not None else None
-        of_model = (*place, self._model)
-        if node in self._tree:
-            return gone + self._replace("nodes", of_model, sealed(*of_model, node), (node,))
-        return gone + self._replace("nodes", of_model)
+        return gone + self._replace("nodes", of_model, sealed(*of_model, node) if node in self._tree else None)
 
     @_transaction
     def delete(self, tenant: str, id: str) -> list[Digest]:
@@ -205,7 +203,7 @@ class Database:
         history, value = response.history, json.dumps([response.response, response.input_items]).encode()
         self._tree.grow(history.rows_backwards())
         row = *sealed(tenant, id, history.head, response.unsaid, value), len(value), time.time()
-        self._replace("responses", (tenant, id), row, (history.head,))
+        self._replace("responses", (tenant, id), row)
         while self._connection.execute("SELECT total(size) FROM responses").fetchone()[0] > max_bytes:
             query = "SELECT tenant, id FROM responses ORDER BY used LIMIT 1"
             self._replace("responses", self._connection.execute(query).fetchone())
@@ -269,25 +267,23 @@ class Database:
         row: tuple[Any, ...] | None = self._connection.execute(query, place).fetchone()
         return row
 
-    def _replace(
-        self,
-        table: str,
-        place: tuple[object, ...],
-        row: tuple[object, ...] | None = None,
-        new: Iterable[bytes | None] = (),
-    ) -> list[Digest]:
-        """Put a row in the place of another, or nothing; `new` is what it points to.
+    def _replace(self, table: str, place: tuple[object, ...], row: tuple[object, ...] | None = None) -> list[Digest]:
+        """Put a row in the place of another, or nothing.
 
-        Returns the keys of the parts of this model's ledger that are gone for it.
+        Returns the keys of the parts of this model's ledger that nothing leads to any more.
         """
-        query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
-        old = self._connection.execute(query, place).fetchone() or ()
+        old = self._pointers(table, place)
         if row is None:
             self._connection.execute(f"DELETE FROM {table} WHERE {_where(place)}", place)
         else:
             self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-        gone = self._tree.move(old, new)
+        gone = self._tree.move(old, self._pointers(table, place))
         return [key[len(self._model) :] for key in gone if key.startswith(self._model)]
+
+    def _pointers(self, table: str, place: tuple[object, ...]) -> tuple[bytes | None, ...]:
+        """What the row at a place points to."""
+        query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
+        return self._connection.execute(query, place).fetchone() or ()
 
     def _read(self, table: str, place: tuple[str, str], read: Callable[[tuple[Any, ...]], T]) -> T | None:
         """What a row stands for, if it's there. One that is damaged, or whose messages are, is dropped."""

@@ -53,7 +53,7 @@ class Sessions:
         self._directory = Directory(
             core, conversations, self.ahead, self._worker, ttl=ttl, database=database, saver=saver
         )
-        self.turns = SessionTurns(self._directory, conversations, self.ahead, saver, self._worker)
+        self.turns = SessionTurns(self._directory, conversations, self.ahead, saver)
         for state in self._directory.pinned():
             self._worker.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
 

@@ -10,10 +10,6 @@ from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
 from slipstream.sessions.saver import Saver
 from slipstream.sessions.state import SessionState, SessionTurn
-from slipstream.sessions.worker import Worker
-
-_AHEAD_DELAY = 0.03
-"""Seconds after an answer until work for the next turn begins: who comes back at once finds nothing in the way."""
 
 
 class SessionTurns:
@@ -23,18 +19,12 @@ class SessionTurns:
     """
 
     def __init__(
-        self,
-        directory: Directory,
-        conversations: Conversations,
-        ahead: AheadOfTime,
-        saver: Saver | None,
-        worker: Worker,
+        self, directory: Directory, conversations: Conversations, ahead: AheadOfTime, saver: Saver | None
     ) -> None:
         self._directory = directory
         self._conversations = conversations
         self._ahead = ahead
         self._saver = saver
-        self._worker = worker
 
     def claim(
         self,
@@ -130,10 +120,7 @@ class SessionTurns:
         if part is not None:
             if self._saver is not None:
                 self._saver.add(turn.tenant, part)
-            self._ahead.expect()
-            self._worker.run(
-                lambda: self._ahead.compute_after_answer(state, part.token_ids, turn.setting), after=_AHEAD_DELAY
-            )
+            self._ahead.compute_after_answer(state, part.token_ids, turn.setting)
         return state.id
 
     def _successor(self, turn: SessionTurn, prompt: Prompt, part: Part | None) -> SessionState:
