@@ -19,7 +19,7 @@ from slipstream.errors import EngineStoppedError
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.history import History
-from slipstream.sessions.saver import Saver
+from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.state import SessionState, tokens_of
 from slipstream.sessions.worker import Worker
 
@@ -63,7 +63,7 @@ class Directory:
         *,
         ttl: float,
         database: Database | None,
-        saver: Saver | None,
+        connector: KVConnector | None,
     ) -> None:
         self._core = core
         self._conversations = conversations
@@ -71,7 +71,7 @@ class Directory:
         self._worker = worker
         self._ttl = ttl
         self._database = database
-        self._saver = saver
+        self._connector = connector
         self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
         self._unsaved: set[tuple[str, str]] = set()
         self.lock = threading.RLock()
@@ -212,5 +212,5 @@ class Directory:
                 self._core.call(Discard(state.tenant, tokens))
 
     def _forget_kv(self, keys: Iterable[bytes]) -> None:
-        if self._saver is not None:
-            self._saver.forget(list(keys))
+        if self._connector is not None:
+            self._connector.forget(list(keys))

@@ -22,7 +22,7 @@ from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
-from slipstream.sessions.saver import Saver
+from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn, tokens_of
 from slipstream.sessions.turns import SessionTurns
 from slipstream.sessions.worker import Worker
@@ -43,17 +43,17 @@ class Sessions:
         *,
         ttl: float,
         database: Database | None = None,
-        saver: Saver | None = None,
+        connector: KVConnector | None = None,
     ) -> None:
         self._core = core
         self._conversations = conversations
         self._worker = Worker("slipstream-sessions")
-        self.saver = saver
+        self.connector = connector
         self.ahead = AheadOfTime(core, conversations, self._worker)
         self._directory = Directory(
-            core, conversations, self.ahead, self._worker, ttl=ttl, database=database, saver=saver
+            core, conversations, self.ahead, self._worker, ttl=ttl, database=database, connector=connector
         )
-        self.turns = SessionTurns(self._directory, conversations, self.ahead, saver)
+        self.turns = SessionTurns(self._directory, conversations, self.ahead, connector)
         for state in self._directory.pinned():
             self._worker.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
 
@@ -165,24 +165,24 @@ class Sessions:
     def save(self, tenant: str, name: str) -> SessionState:
         """Write a session's KV to disk before returning, as far as it's in memory."""
         state = self.get(tenant, name)
-        saver = self._require_saver()
+        connector = self._require_connector()
         if state.node is not None:
-            saver.save_now(state.node)
+            connector.save_now(state.node)
         return state
 
     def load(self, tenant: str, name: str) -> SessionState:
         """Read a session's KV from disk before returning, as far as it's not in memory."""
         state = self.get(tenant, name)
-        saver = self._require_saver()
+        connector = self._require_connector()
         if state.node is not None:
-            saver.restore(tenant, state.node, tokens_of(state, self._conversations))
+            connector.restore(tenant, state.node, tokens_of(state, self._conversations))
         return state
 
     def close(self) -> None:
         """Stop the work in the background; call it after the engine's end, which saves what is unsaved."""
         self._worker.close()
-        if self.saver is not None:
-            self.saver.close()
+        if self.connector is not None:
+            self.connector.close()
 
     def _new(
         self, tenant: str, name: str | None, history: History, setting: Setting, ttl: float | None
@@ -246,12 +246,12 @@ class Sessions:
             self.ahead.compute(state, prompt.token_ids)
 
     def _saved_bytes(self, state: SessionState) -> int:
-        return self.saver.size(state.node) if self.saver is not None and state.node is not None else 0
+        return self.connector.size(state.node) if self.connector is not None and state.node is not None else 0
 
-    def _require_saver(self) -> Saver:
-        if self.saver is None:
+    def _require_connector(self) -> KVConnector:
+        if self.connector is None:
             raise InvalidRequestError("nothing is kept on disk: start with ", fields.STATE_DIR, code="no_state_dir")
-        return self.saver
+        return self.connector
 
     def _make_ready(self, state: SessionState) -> None:
         try:

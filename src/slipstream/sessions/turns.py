@@ -8,7 +8,7 @@ from slipstream.engine import TurnCounters
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
-from slipstream.sessions.saver import Saver
+from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.state import SessionState, SessionTurn
 
 
@@ -19,12 +19,12 @@ class SessionTurns:
     """
 
     def __init__(
-        self, directory: Directory, conversations: Conversations, ahead: AheadOfTime, saver: Saver | None
+        self, directory: Directory, conversations: Conversations, ahead: AheadOfTime, connector: KVConnector | None
     ) -> None:
         self._directory = directory
         self._conversations = conversations
         self._ahead = ahead
-        self._saver = saver
+        self._connector = connector
 
     def claim(
         self,
@@ -82,8 +82,8 @@ class SessionTurns:
 
     def fetch(self, tenant: str, prompt: Prompt) -> None:
         """Bring into memory what disk has of a prompt."""
-        if self._saver is not None and prompt.parent is not None:
-            self._saver.restore(tenant, prompt.parent, prompt.token_ids)
+        if self._connector is not None and prompt.parent is not None:
+            self._connector.restore(tenant, prompt.parent, prompt.token_ids)
 
     def answered(
         self,
@@ -118,8 +118,8 @@ class SessionTurns:
         self._directory.save(state)
         self._directory.forget_surplus(state)
         if part is not None:
-            if self._saver is not None:
-                self._saver.add(turn.tenant, part)
+            if self._connector is not None:
+                self._connector.add(turn.tenant, part)
             self._ahead.compute_after_answer(state, part.token_ids, turn.setting)
         return state.id
 

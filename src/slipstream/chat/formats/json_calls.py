@@ -177,12 +177,12 @@ def _value(reading: Reading, tell: Callable[[str], None], *, alone: bool = False
                 continue
             elif token in "{[":
                 depth += 1
-            elif depth == 0:
+            elif depth == 0 and not alone:
                 tell(reading.take(match.start()).rstrip())
                 return str.__str__(reading.take(1))
             elif token in "}]":
                 depth -= 1
-                if alone and not depth:
+                if alone and depth <= 0:
                     tell(reading.take(match.end()))
                     return token
         if reading.ended:

@@ -39,7 +39,7 @@ class _Unsaved:
     """Taken out of memory already, since it was about to be evicted."""
 
 
-class Saver:
+class KVConnector:
     """Writes each part of a conversation to disk within a bandwidth of `bytes_per_second`, and reads them back.
 
     Thread-safe. Nobody waits for the disk but who asks for something on it.
@@ -59,7 +59,7 @@ class Saver:
         """Parts that are on disk or on their way there, with all before them, as of so many `_removals`."""
         self._removals = 0
         self._lock = threading.Lock()  # never held while files are read or written
-        self._worker = Worker("slipstream-saver")
+        self._worker = Worker("slipstream-kv-connector")
         self.saved_tokens = 0
         self.restored_tokens = 0
         core.on_rescue = self.keep
