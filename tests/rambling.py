@@ -10,7 +10,7 @@ import numpy as np
 
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import Message
-from slipstream.chat.tools import Schema, ToolUse
+from slipstream.chat.setting import Schema, ToolUse
 from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.tokenizer import Tokenizer

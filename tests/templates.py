@@ -102,8 +102,7 @@ class _Trial:
     def run(self) -> Report:
         """Have the conversations."""
         self.report.format = self._dialect.tool_format.name
-        end = self._dialect.reasoning.end
-        self.report.reasoning = str(end) if end is not None else "-"
+        self.report.reasoning = str(self._dialect.reasoning.end) if self._dialect.reasons else "-"
         try:
             self._talk()
         except SlipstreamError as error:

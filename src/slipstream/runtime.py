@@ -20,7 +20,7 @@ from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import StateError
 from slipstream.fields import STATE_DIR
 from slipstream.models import Model
-from slipstream.sessions import Database, SavedKV, Saver, Sessions
+from slipstream.sessions import Database, KVConnector, SavedKV, Sessions
 from slipstream.tokenizer import Tokenizer
 from slipstream.turns import Turns
 
@@ -89,7 +89,7 @@ class Runtime:
             self.conversations,
             ttl=config.session_ttl,
             database=self.database if config.state_dir is not None else None,
-            saver=self._open_saver(config.state_dir, config) if config.state_dir is not None else None,
+            connector=self._open_connector(config.state_dir, config) if config.state_dir is not None else None,
         )
         self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, grammars, self.encode)
 
@@ -119,10 +119,10 @@ class Runtime:
         bos = self.model.manifest.bos_token_id
         return [bos, *ids] if self.model.manifest.add_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _open_saver(self, state_dir: Path, config: EngineConfig) -> Saver:
+    def _open_connector(self, state_dir: Path, config: EngineConfig) -> KVConnector:
         fingerprint = f"{self.model.fingerprint}; {self.backend.fingerprint}"
         saved = SavedKV(state_dir / "kv", fingerprint, config.state_disk, anew=self.database.is_new)
-        return Saver(self.core, self.conversations, saved, config.state_bandwidth)
+        return KVConnector(self.core, self.conversations, saved, config.state_bandwidth)
 
 
 def _open_database(model: Model, config: EngineConfig) -> Database:

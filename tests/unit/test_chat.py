@@ -26,9 +26,10 @@ from slipstream.chat import (
     ToolUse,
 )
 from slipstream.chat.answers import Dialect
-from slipstream.chat.formats.base import NativeTools
+from slipstream.chat.formats import FORMATS
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import History, digest
+from slipstream.chat.tags import Tags
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
@@ -921,9 +922,9 @@ class TestSetting:
             "{% else %}{{ m.content }}{% endif %}{% endfor %}"
         )
         chat = Chat(source, tokenizer)
-        template, messages = chat.template, NativeTools().messages([assistant("", TestToolCalls.CALL)], NO_TOOLS)
-        assert template.render(messages) == "[weather]"
-        assert "[a_function]" in template.shown
+        messages = FORMATS["hermes"](Tags()).messages([assistant("", TestToolCalls.CALL)], NO_TOOLS)
+        assert chat.template.render(messages) == "[weather]"
+        assert "[a_function]" in chat.template.shown
 
 
 Turns = st.lists(

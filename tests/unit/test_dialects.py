@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.chat.formats import FORMATS
 from slipstream.chat.messages import Message
-from slipstream.chat.tools import Tool, ToolUse
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.errors import InvalidRequestError
 from slipstream.models import DEFAULT_MODEL, ModelStore

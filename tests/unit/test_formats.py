@@ -15,8 +15,8 @@ from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.chat.formats import FORMATS, choose_format
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import AnswerDelta
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tags
-from slipstream.chat.tools import Tool, ToolUse
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.models import Model
 from tests.unit.families import ONE_CALL, TEMPLATES, text_of, written
@@ -228,6 +228,13 @@ def grammar_of(name: str, use: ToolUse, *, reasons: bool = False, opens_reasonin
     grammar = dialect(name, source).grammar(use, None, opens_reasoning=opens_reasoning)
     assert grammar is not None
     return grammar
+
+
+@pytest.mark.parametrize("name", ["mistral-v13", "deepseek-v3", "deepseek-v3.1"])
+def test_a_call_without_a_name_is_text(name: str) -> None:
+    nameless = str.__str__(plainly(name, "", [("ping", {})])[0]).replace("ping", "")
+    message = read(name, [nameless]).message
+    assert (message.text, message.tool_calls) == (nameless, ())
 
 
 @pytest.mark.parametrize("name", FORMATS)

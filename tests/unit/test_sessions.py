@@ -15,7 +15,7 @@ from slipstream.chat import NO_SETTING, ChatTemplate, Conversations, Message
 from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
-from slipstream.sessions import Sessions, SessionTurn, lifetime
+from slipstream.sessions import Sessions, SessionTurn, directory
 from slipstream.tokenizer import Tokenizer
 from tests.looking import Look
 from tests.unit.toy_backend import STOP, VOCABULARY, ToyBackend, ToyTokenizer
@@ -67,14 +67,14 @@ class SessionsMachine(RuleBasedStateMachine):
             stop_token_ids=frozenset({STOP}),
         )
         self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
-        self.usual_limit, lifetime.MAX_SESSIONS = lifetime.MAX_SESSIONS, self.limit
+        self.usual_limit, directory.MAX_SESSIONS = directory.MAX_SESSIONS, self.limit
         self.sessions = Sessions(self.core, self.conversations, ttl=1000)
         self.expected: dict[str, Expected] = {}  # least recently used first
 
     def teardown(self) -> None:
         self.core.shutdown()
         self.sessions.close()
-        lifetime.MAX_SESSIONS = self.usual_limit
+        directory.MAX_SESSIONS = self.usual_limit
         assert not self.backend.violations
 
     # What should happen

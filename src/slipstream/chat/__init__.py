@@ -5,9 +5,8 @@ from slipstream.chat.conversations import Conversations, Part, Prompt
 from slipstream.chat.ledger import Ledger
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import AnswerDelta
-from slipstream.chat.setting import NO_SETTING, Setting
+from slipstream.chat.setting import NO_SETTING, NO_TOOLS, Schema, Setting, Tool, ToolUse
 from slipstream.chat.template import ChatTemplate
-from slipstream.chat.tools import NO_TOOLS, Schema, Tool, ToolUse
 
 __all__ = [
     "NO_SETTING",

@@ -5,8 +5,8 @@ from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import AnswerDelta, Reading, Steps
 from slipstream.chat.reasoning import Reasoning, choose_reasoning
 from slipstream.chat.schema import closed, json_rule
+from slipstream.chat.setting import Schema, ToolUse
 from slipstream.chat.tags import Tags
-from slipstream.chat.tools import Schema, ToolUse
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content
 
@@ -28,12 +28,12 @@ class Dialect:
     @property
     def reasons(self) -> bool:
         """Whether the model may reason before it answers."""
-        return self.reasoning.end is not None
+        return self.reasoning.expected
 
     @property
     def ends(self) -> tuple[Traced, ...]:
         """What may end a text or a call in an answer, beside what JSON ends with."""
-        ends = (*self.tool_format.ends, *((self.reasoning.end,) if self.reasoning.end is not None else ()))
+        ends = (*self.tool_format.ends, *((self.reasoning.end,) if self.reasons else ()))
         return tuple(end.mark for end in ends)
 
     def grammar(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> str | None:

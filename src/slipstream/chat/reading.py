@@ -142,14 +142,9 @@ def text_until(reading: Reading, mark: str, tell: Callable[[str], None]) -> Step
 
 def whole_until(reading: Reading, mark: str) -> Steps[str | None]:
     """The text before a mark, once the mark is there; None if it never comes."""
-    mark = content(mark)
-    looked_at = 0
-    while (found := _find(reading.rest, mark, looked_at)) < 0:
-        if reading.ended:
-            return None
-        looked_at = max(0, len(reading.rest) - len(mark) + 1)
-        yield
-    text = reading.take(found)
+    text = yield from text_before(reading, mark)
+    if text is None:
+        return None
     reading.take(len(mark))
     return str.__str__(text)
 
@@ -157,9 +152,11 @@ def whole_until(reading: Reading, mark: str) -> Steps[str | None]:
 def text_before(reading: Reading, *marks: str) -> Steps[Traced | None]:
     """The text before the first of some marks, which is left unread; None if none of them ever comes."""
     expected = [content(mark) for mark in marks]
-    while not (found := [at for mark in expected if (at := _find(reading.rest, mark)) >= 0]):
+    looked_at = 0
+    while not (found := [at for mark in expected if (at := _find(reading.rest, mark, looked_at)) >= 0]):
         if reading.ended:
             return None
+        looked_at = max(0, len(reading.rest) - max(map(len, expected)) + 1)
         yield
     return reading.take(min(found))
 

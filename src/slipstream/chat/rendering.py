@@ -8,9 +8,8 @@ from dataclasses import replace
 from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.placing import Placing
-from slipstream.chat.setting import Setting
+from slipstream.chat.setting import Setting, Tool, ToolUse
 from slipstream.chat.template import ChatTemplate
-from slipstream.chat.tools import Tool, ToolUse
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer.provenance import Traced, origin
 

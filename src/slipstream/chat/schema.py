@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import permutations
 from typing import Any
 
-from slipstream.chat.tools import Schema
+from slipstream.chat.setting import Schema
 from slipstream.errors import InvalidRequestError
 from slipstream.fields import TOOLS
 
@@ -221,10 +221,8 @@ class _Closing:
 
     def _resolved(self, schema: Schema) -> Schema:
         """What the schema refers to, or itself if it refers to nothing that there is."""
-        target: object = self._root
-        for name in str(schema.get("$ref")).split("/")[1:]:
-            target = target.get(name) if isinstance(target, Mapping) else None
-        return target if isinstance(target, Mapping) and "$ref" in schema else schema
+        target = resolved(str(schema["$ref"]), self._root) if "$ref" in schema else None
+        return target if isinstance(target, Mapping) else schema
 
 
 def _is_composed(schema: Schema) -> bool:

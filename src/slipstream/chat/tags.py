@@ -25,11 +25,6 @@ class Tag:
         return str.__str__(self.mark)
 
 
-def plain_tag(text: str) -> Tag:
-    """A tag that is text in every vocabulary."""
-    return Tag(literal(text), content(text))
-
-
 class Tags:
     """Tags of one vocabulary. `control_token` gives the id of the control token with a text, if there is one."""
 
@@ -39,9 +34,9 @@ class Tags:
         """Of all tags that were asked for: they are part of an answer's text, special or not."""
 
     def __call__(self, *parts: str) -> Tag:
-        """A tag of one or several parts, such as `<|channel|>`, `analysis`, `<|message|>`."""
+        """A tag of one or several parts, such as `<|channel|>`, `analysis`, `<|message|>`; empty of empty ones."""
         expressions, marks = [], []
-        for part in parts:
+        for part in filter(None, parts):
             token = self._control_token(part)
             if token is not None:
                 self.token_ids.add(token)
@@ -49,12 +44,8 @@ class Tags:
             marks.append(content(part) if token is None else own(part))
         return Tag(" ".join(expressions), joined("", marks))
 
-    def has(self, text: str) -> bool:
-        """Whether the vocabulary has a control token with this text."""
-        return self._control_token(text) is not None
 
-
-def text_until(tag: Tag, rule: str, shortest: int = 0, longest: int | None = None) -> str:
+def rule_until(tag: Tag, rule: str, shortest: int = 0, longest: int | None = None) -> str:
     """Lark rules for `rule`: any text of so many characters, and then the tag."""
     many = "*" if not shortest and longest is None else f"{{{shortest},{'' if longest is None else longest}}}"
     if tag.is_token:

@@ -98,11 +98,11 @@ class _EngineCollector(Collector):
         yield _counter("idle_seconds", "Time that took.", stats.idle_seconds)
         yield _counter("idle_tokens_used", "Prompt tokens that turns found computed ahead.", sessions.ahead.used_tokens)
         yield _counter("idle_seconds_saved", "What they would have cost, at the least.", sessions.ahead.saved_seconds)
-        if (saver := sessions.saver) is not None:
-            yield _counter("state_saved_tokens", "Tokens whose KV was written to disk.", saver.saved_tokens)
-            yield _counter("state_restored_tokens", "Tokens whose KV was read from disk.", saver.restored_tokens)
-            yield _gauge("state_bytes", "KV on disk.", saver.saved_bytes)
-            yield _gauge("state_unsaved_parts", "Parts of conversations that wait to be written.", saver.unsaved_parts)
+        if (disk := sessions.connector) is not None:
+            yield _counter("state_saved_tokens", "Tokens whose KV was written to disk.", disk.saved_tokens)
+            yield _counter("state_restored_tokens", "Tokens whose KV was read from disk.", disk.restored_tokens)
+            yield _gauge("state_bytes", "KV on disk.", disk.saved_bytes)
+            yield _gauge("state_unsaved_parts", "Parts of conversations that wait to be written.", disk.unsaved_parts)
         if (cache := self._runtime.core.response_cache) is not None:
             yield _counter("response_cache_hits", "Requests answered from memory.", cache.hits)
             yield _counter("response_cache_misses", "Requests that could have been, but were new.", cache.misses)

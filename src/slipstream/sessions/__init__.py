@@ -2,8 +2,8 @@
 
 from slipstream.sessions.database import Database, StoredResponse
 from slipstream.sessions.history import History
+from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.saved_kv import SavedKV
-from slipstream.sessions.saver import Saver
 from slipstream.sessions.sessions import Sessions
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
 from slipstream.sessions.turns import SessionTurns
@@ -11,8 +11,8 @@ from slipstream.sessions.turns import SessionTurns
 __all__ = [
     "Database",
     "History",
+    "KVConnector",
     "SavedKV",
-    "Saver",
     "SessionInfo",
     "SessionState",
     "SessionTurn",

@@ -9,19 +9,22 @@ from slipstream.chat import Conversations, Setting
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.engine.commands import Pin, Unpin
 from slipstream.engine.idle import Ahead, IdlePrefill
-from slipstream.sessions.later import Later
 from slipstream.sessions.state import SessionState
+from slipstream.sessions.worker import Worker
 from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
+
+_DELAY = 0.03
+"""Seconds after an answer until work for the next turn begins: who comes back at once finds nothing in the way."""
 
 
 class AheadOfTime:
     """Gives the engine its idle work, pins what came of it for pinned sessions, and counts what turns found of it."""
 
-    def __init__(self, core: EngineCore, conversations: Conversations, later: Later) -> None:
+    def __init__(self, core: EngineCore, conversations: Conversations, worker: Worker) -> None:
         self._core = core
-        self._later = later
+        self._worker = worker
         self._conversations = conversations
         self.used_tokens = 0
         """Prompt tokens that turns found computed ahead."""
@@ -35,11 +38,6 @@ class AheadOfTime:
         """How many sessions have something yet to be computed ahead."""
         return self._expected + self._core.idle_waiting
 
-    def expect(self) -> None:
-        """Note that `compute_after_answer` will be called once for an answer."""
-        with self._lock:
-            self._expected += 1
-
     def compute(self, state: SessionState, tokens: IntArray, *, at_least: int = 0) -> None:
         """Have the tokens of a session computed, if `at_least` so many of them still are."""
 
@@ -49,7 +47,7 @@ class AheadOfTime:
             start = ahead.start if state.ahead is None else min(ahead.start, state.ahead.start)
             state.ahead = Ahead(start, ahead.end)
             if state.pinned:
-                self._later.run(lambda: self._pin(state, tokens))
+                self._worker.run(lambda: self._pin(state, tokens))
 
         self._core.prefill(IdlePrefill(state.id, state.tenant, tokens, done, at_least))
 
@@ -63,7 +61,12 @@ class AheadOfTime:
             self._core.call(Unpin(state.pin_name))
 
     def compute_after_answer(self, state: SessionState, tokens: IntArray, setting: Setting) -> None:
-        """Have computed what follows the answer that ends with `tokens`, if the session still ends with it."""
+        """Have computed soon what follows the answer that ends with `tokens`, if the session still ends with it."""
+        with self._lock:
+            self._expected += 1
+        self._worker.run(lambda: self._compute_tail(state, tokens, setting), after=_DELAY)
+
+    def _compute_tail(self, state: SessionState, tokens: IntArray, setting: Setting) -> None:
         try:
             if state.token_ids is tokens and state.turn is None:
                 at_least = 0 if state.pinned else len(tokens)  # nobody asked for what was evicted since

@@ -6,10 +6,11 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from slipstream.sessions.state import SessionState
 from slipstream.sessions.tree import DamagedError, Row, Tree, is_intact, sealed
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _VERSION = 3
@@ -75,6 +77,26 @@ class StoredResponse(NamedTuple):
         return self.history.messages[self.unsaid :]
 
 
+def _transaction(method: "Callable[Concatenate[Database, P], T]") -> "Callable[Concatenate[Database, P], T]":
+    """Have a method done whole or not at all; in a new file if this one turns out to be damaged."""
+
+    @wraps(method)
+    def whole(self: "Database", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            try:
+                with self._connection:
+                    return method(self, *args, **kwargs)
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+                    raise
+                self._connection.close()
+                self._begin_anew(error)
+            with self._connection:
+                return method(self, *args, **kwargs)
+
+    return whole
+
+
 class Database:
     """The file, opened for this process alone; without a path, a database in memory. Thread-safe.
 
@@ -95,7 +117,7 @@ class Database:
         self.is_new = not self._path.exists()
         """Whether nothing was remembered."""
         try:
-            self._connection = _open(self._path)
+            self._open()
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 message = f"{self._path.parent} is in use by another server: choose another "
@@ -104,115 +126,109 @@ class Database:
                 raise
             self._begin_anew(error)
 
-    def save(self, state: SessionState, parts: Iterable[tuple[Digest, LedgerEntry]] = ()) -> list[Digest]:
+    @_transaction
+    def save(self, state: SessionState, parts: Sequence[tuple[Digest, LedgerEntry]] = ()) -> list[Digest]:
         """Save a session as it is now, and the last `parts` of its conversation that the ledger lacks, last one first.
 
         Returns the keys of parts that no session leads to any more.
         """
+        setting = _setting_row(state)
+        self._tree.grow(state.history.rows_backwards())
+        self._tree.grow([setting])
+        self._tree.grow(self._part_row(*part) for part in parts)
+        place = state.tenant, state.id
+        kept = state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)
+        row = sealed(*place, state.history.head, setting.key, *kept, state.parent, state.tokens)
+        gone = self._replace("sessions", place, row)
+        of_model = *place, self._model
+        node = self._model + state.node if state.node is not None else None
+        return gone + self._replace("nodes", of_model, sealed(*of_model, node) if node in self._tree else None)
 
-        def work(rows: Tree) -> list[Digest]:
-            rows.grow(state.history.rows_backwards())
-            setting = _setting_row(state)
-            rows.grow([setting])
-            rows.grow(self._part_row(*part) for part in parts)
-            pointers = state.history.head, setting.key
-            kept = state.created, state.used, state.ttl, int(state.named), int(state.shared), int(state.pinned)
-            row = state.tenant, state.id, *pointers, *kept, state.parent, state.tokens
-            gone = self._replace(rows, "sessions", row[:2], sealed(*row), pointers)
-            place = state.tenant, state.id, self._model
-            node = self._model + state.node if state.node is not None else None
-            if node not in rows:
-                return gone + self._replace(rows, "nodes", place)
-            return gone + self._replace(rows, "nodes", place, sealed(*place, node), (node,))
-
-        return self._change(work)
-
+    @_transaction
     def delete(self, tenant: str, id: str) -> list[Digest]:
         """Forget a session and all that it alone leads to; returns the keys of those parts of the ledger."""
-
-        def work(rows: Tree) -> list[Digest]:
-            gone = self._replace(rows, "sessions", (tenant, id))
-            query = "SELECT model FROM nodes WHERE tenant = ? AND id = ?"
-            for (model,) in self._connection.execute(query, (tenant, id)).fetchall():
-                gone += self._replace(rows, "nodes", (tenant, id, model))
-            return gone
-
-        return self._change(work)
+        gone = self._replace("sessions", (tenant, id))
+        query = "SELECT model FROM nodes WHERE tenant = ? AND id = ?"
+        for (model,) in self._connection.execute(query, (tenant, id)).fetchall():
+            gone += self._replace("nodes", (tenant, id, model))
+        return gone
 
     def session(self, tenant: str, id: str) -> SessionState | None:
         """The session of that name, if it was saved."""
 
-        def read(rows: Tree, row: tuple[Any, ...]) -> SessionState:
+        def read(row: tuple[Any, ...]) -> SessionState:
+            *_, head, setting, created, used, ttl, named, shared, pinned, parent, tokens = row
+            kept = created, used, ttl, bool(named), bool(shared), bool(pinned), parent
+            (row_of_setting,) = self._tree.path(setting)
+            tools, kwargs = json.loads(row_of_setting.value)
+            stood_in = tuple(Tool(*tool) for tool in tools), kwargs
             node = self._row("nodes", (tenant, id, self._model))
-            return _state(rows, row, node[3][len(self._model) :] if node is not None and is_intact(node) else None)
+            key = node[3][len(self._model) :] if node is not None and is_intact(node) else None
+            return SessionState(id, tenant, History.read(self._tree.path(head)), *stood_in, *kept, key, tokens)
 
         return self._read("sessions", (tenant, id), read)
 
+    @_transaction
     def listed(self, *, pinned: bool = False) -> list[tuple[str, str, float, float | None]]:
         """Of all sessions, or all that are pinned: tenant, id, when it was used, when it expires (None for pinned)."""
         query = f"SELECT tenant, id, used, ttl, pinned FROM sessions {'WHERE pinned' if pinned else ''}"
-        found = self._transaction(lambda _: self._connection.execute(query).fetchall())
         return [
             (tenant, id, used, None if pinned else used + ttl)
-            for tenant, id, used, ttl, pinned in found
+            for tenant, id, used, ttl, pinned in self._connection.execute(query)
             if isinstance(used, float) and isinstance(ttl, float)
         ]
 
+    @_transaction
     def session_count(self) -> int:
         """How many sessions are saved."""
-        return int(self._transaction(lambda _: self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0]))
+        return int(self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
 
+    @_transaction
     def knows(self, key: Digest) -> bool:
         """Whether this model's ledger has a part."""
-        return self._transaction(lambda rows: self._model + key in rows)
+        return self._model + key in self._tree
 
     def recorded(self, key: Digest) -> list[tuple[Digest, LedgerEntry]]:
         """The parts of a conversation in this model's ledger, parents before their children; none if it's unknown."""
-        own = self._model + key
         try:
-            path = self._transaction(lambda rows: rows.path(own) if own in rows else [])
+            return [_part(row, len(self._model)) for row in self._path_to_part(self._model + key)]
         except DamagedError as damage:
             logger.warning("a part of the saved ledger is damaged, and dropped; its conversation is read anew")
             self._drop(damage.keys)
             return []
-        return [_part(row, len(self._model)) for row in path]
 
+    @_transaction
     def save_response(self, tenant: str, id: str, response: StoredResponse, *, max_bytes: int) -> None:
         """Save a response. Of all responses those stay that were used last, and take `max_bytes` without messages."""
-        value = json.dumps([response.response, response.input_items]).encode()
-
-        def work(rows: Tree) -> list[Digest]:
-            rows.grow(response.history.rows_backwards())
-            row = *sealed(tenant, id, response.history.head, response.unsaid, value), len(value), time.time()
-            gone = self._replace(rows, "responses", (tenant, id), row, (response.history.head,))
-            while self._connection.execute("SELECT total(size) FROM responses").fetchone()[0] > max_bytes:
-                query = "SELECT tenant, id FROM responses ORDER BY used LIMIT 1"
-                gone += self._replace(rows, "responses", self._connection.execute(query).fetchone())
-            return gone
-
-        self._change(work)
-        self._keep_at_hand(response.history)
+        history, value = response.history, json.dumps([response.response, response.input_items]).encode()
+        self._tree.grow(history.rows_backwards())
+        row = *sealed(tenant, id, history.head, response.unsaid, value), len(value), time.time()
+        self._replace("responses", (tenant, id), row)
+        while self._connection.execute("SELECT total(size) FROM responses").fetchone()[0] > max_bytes:
+            query = "SELECT tenant, id FROM responses ORDER BY used LIMIT 1"
+            self._replace("responses", self._connection.execute(query).fetchone())
+        self._keep_at_hand(history)
 
     def response(self, tenant: str, id: str) -> StoredResponse | None:
         """The response of that id, if it's still there; counts as a use."""
 
-        def read(rows: Tree, row: tuple[Any, ...]) -> StoredResponse:
+        def read(row: tuple[Any, ...]) -> StoredResponse:
             *_, head, unsaid, value = row
-            history = self._histories.get(head) or History.read(rows.path(head))
+            history = self._histories.get(head) or History.read(self._tree.path(head))
             self._keep_at_hand(history)
             said, items = json.loads(value)
             return StoredResponse(said, items, history, unsaid)
 
         found = self._read("responses", (tenant, id), read)
-        query = "UPDATE responses SET used = ? WHERE tenant = ? AND id = ?"
         with suppress(sqlite3.Error):  # such as a full disk
-            self._transaction(lambda _: self._connection.execute(query, (time.time(), tenant, id)))
+            self._note_use(tenant, id)
         return found
 
+    @_transaction
     def delete_response(self, tenant: str, id: str) -> bool:
         """Forget a response, and the messages that it alone leads to; says whether it was there."""
-        there = self._transaction(lambda _: self._row("responses", (tenant, id))) is not None
-        self._change(lambda rows: self._replace(rows, "responses", (tenant, id)))
+        there = self._row("responses", (tenant, id)) is not None
+        self._replace("responses", (tenant, id))
         return there
 
     def checkpoint(self) -> None:
@@ -224,6 +240,15 @@ class Database:
         """Checkpoint and close."""
         with self._lock:
             self._connection.close()
+
+    @_transaction
+    def _path_to_part(self, key: bytes) -> list[Row]:
+        return self._tree.path(key) if key in self._tree else []
+
+    @_transaction
+    def _note_use(self, tenant: str, id: str) -> None:
+        query = "UPDATE responses SET used = ? WHERE tenant = ? AND id = ?"
+        self._connection.execute(query, (time.time(), tenant, id))
 
     def _part_row(self, key: Digest, entry: LedgerEntry) -> Row:
         value = b"%b %d\n%b" % (entry.conversation_id.encode(), entry.generated, entry.tokens.tobytes())
@@ -242,67 +267,48 @@ class Database:
         row: tuple[Any, ...] | None = self._connection.execute(query, place).fetchone()
         return row
 
-    def _replace(
-        self,
-        rows: Tree,
-        table: str,
-        place: tuple[object, ...],
-        row: tuple[object, ...] | None = None,
-        new: Iterable[bytes | None] = (),
-    ) -> list[bytes]:
-        """Put a row in the place of another, or nothing; `new` is what it points to. Returns what is gone for it."""
-        query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
-        old = self._connection.execute(query, place).fetchone() or ()
+    def _replace(self, table: str, place: tuple[object, ...], row: tuple[object, ...] | None = None) -> list[Digest]:
+        """Put a row in the place of another, or nothing.
+
+        Returns the keys of the parts of this model's ledger that nothing leads to any more.
+        """
+        old = self._pointers(table, place)
         if row is None:
             self._connection.execute(f"DELETE FROM {table} WHERE {_where(place)}", place)
         else:
             self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-        return rows.move(old, new)
-
-    def _change(self, work: Callable[[Tree], list[bytes]]) -> list[Digest]:
-        gone = self._transaction(work)
+        gone = self._tree.move(old, self._pointers(table, place))
         return [key[len(self._model) :] for key in gone if key.startswith(self._model)]
 
-    def _read(self, table: str, place: tuple[str, str], read: Callable[[Tree, tuple[Any, ...]], T]) -> T | None:
+    def _pointers(self, table: str, place: tuple[object, ...]) -> tuple[bytes | None, ...]:
+        """What the row at a place points to."""
+        query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
+        return self._connection.execute(query, place).fetchone() or ()
+
+    def _read(self, table: str, place: tuple[str, str], read: Callable[[tuple[Any, ...]], T]) -> T | None:
         """What a row stands for, if it's there. One that is damaged, or whose messages are, is dropped."""
-
-        def work(rows: Tree) -> T | None:
-            if (row := self._row(table, place)) is None:
-                return None
-            if not is_intact(row):
-                raise DamagedError([])
-            return read(rows, row[:-1])
-
         try:
-            return self._transaction(work)
+            return self._read_intact(table, place, read)
         except DamagedError as damage:
             logger.warning("%r of the saved %s is damaged, or a message in it, and dropped", place[1], table)
-            self._change(lambda rows: self._replace(rows, table, place))
-            self._drop(damage.keys)
+            self._drop(damage.keys, table, place)
             return None
 
-    def _drop(self, keys: Sequence[bytes]) -> None:
-        """Drop a damaged row of the tree, the last of these, and those that rest on it."""
+    @_transaction
+    def _read_intact(self, table: str, place: tuple[str, str], read: Callable[[tuple[Any, ...]], T]) -> T | None:
+        if (row := self._row(table, place)) is None:
+            return None
+        if not is_intact(row):
+            raise DamagedError([])
+        return read(row[:-1])
 
-        def work(rows: Tree) -> None:
-            rows.cut(keys)
-            self._connection.executemany("DELETE FROM nodes WHERE key = ?", [(key,) for key in keys])
-
-        self._transaction(work)
-
-    def _transaction(self, work: Callable[[Tree], T]) -> T:
-        """Do something whole or not at all; in a new file if this one turns out to be damaged."""
-        with self._lock:
-            try:
-                with self._connection:
-                    return work(Tree(self._connection))
-            except sqlite3.DatabaseError as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
-                    raise
-                self._connection.close()
-                self._begin_anew(error)
-            with self._connection:
-                return work(Tree(self._connection))
+    @_transaction
+    def _drop(self, keys: Sequence[bytes], table: str | None = None, place: tuple[object, ...] = ()) -> None:
+        """Drop a damaged row of the tree, the last of these, and those that rest on it; and a row that led to it."""
+        if table is not None:
+            self._replace(table, place)
+        self._tree.cut(keys)
+        self._connection.executemany("DELETE FROM nodes WHERE key = ?", [(key,) for key in keys])
 
     def _begin_anew(self, error: Exception) -> None:
         """Set the file aside."""
@@ -311,15 +317,19 @@ class Database:
         self._path.replace(aside)
         for suffix in ("-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._connection = _open(self._path)
+        self._open()
         self.is_new = True
+
+    def _open(self) -> None:
+        self._connection = _connected(self._path)
+        self._tree = Tree(self._connection)
 
 
 def _where(place: tuple[object, ...]) -> str:
     return " AND ".join(f"{name} = ?" for name in ("tenant", "id", "model")[: len(place)])
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, timeout=0.2)
     connection.text_factory = lambda text: text.decode(errors="surrogateescape")  # bad text is bad, and no error here
     try:
@@ -360,30 +370,6 @@ def _setting_row(state: SessionState) -> Row:
     tools = [[tool.name, tool.description, tool.parameters] for tool in state.tools]
     value = json.dumps([tools, state.template_kwargs]).encode()
     return Row(hashlib.blake2b(b"setting" + value, digest_size=16).digest(), None, value)
-
-
-def _state(rows: Tree, row: tuple[Any, ...], node: Digest | None) -> SessionState:
-    """The session of a row."""
-    tenant, id, head, setting, created, used, ttl, *flags, parent, tokens = row
-    named, shared, pinned = map(bool, flags)
-    (row_of_setting,) = rows.path(setting)
-    tools, kwargs = json.loads(row_of_setting.value)
-    return SessionState(
-        id=id,
-        tenant=tenant,
-        history=History.read(rows.path(head)),
-        tools=tuple(Tool(*tool) for tool in tools),
-        template_kwargs=kwargs,
-        created=created,
-        used=used,
-        ttl=ttl,
-        named=named,
-        shared=shared,
-        pinned=pinned,
-        parent=parent,
-        node=node,
-        tokens=tokens,
-    )
 
 
 def _part(row: Row, prefix: int) -> tuple[Digest, LedgerEntry]:

@@ -1,19 +1,34 @@
-"""Where sessions are found by their names: in memory those that were used since the start, in the database all."""
+"""Where sessions are found by their names, and how long they stay.
+
+In memory are those that were used since the start, in the database all.
+"""
 
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import takewhile
 from typing import NamedTuple
 
 from slipstream.chat import NO_SETTING, Conversations, Setting
+from slipstream.engine import EngineCore
+from slipstream.engine.commands import Discard, Unpin
+from slipstream.errors import EngineStoppedError
+from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.history import History
-from slipstream.sessions.saver import Saver
-from slipstream.sessions.state import SessionState
+from slipstream.sessions.kv_connector import KVConnector
+from slipstream.sessions.state import SessionState, tokens_of
+from slipstream.sessions.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+MAX_SESSIONS = 2048
+"""When there are more, the least recently used are forgotten, but none that is pinned."""
+
+_EXPIRY_INTERVAL = 10.0
 
 
 class Entry(NamedTuple):
@@ -40,17 +55,29 @@ class Directory:
     """
 
     def __init__(
-        self, ttl: float, conversations: Conversations, database: Database | None, saver: Saver | None
+        self,
+        core: EngineCore,
+        conversations: Conversations,
+        ahead: AheadOfTime,
+        worker: Worker,
+        *,
+        ttl: float,
+        database: Database | None,
+        connector: KVConnector | None,
     ) -> None:
-        self._ttl = ttl
+        self._core = core
         self._conversations = conversations
+        self._ahead = ahead
+        self._worker = worker
+        self._ttl = ttl
         self._database = database
-        self._saver = saver
+        self._connector = connector
         self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
         self._unsaved: set[tuple[str, str]] = set()
         self.lock = threading.RLock()
         if database is not None:
             conversations.recall = database.recorded
+        worker.run(self._tidy, after=_EXPIRY_INTERVAL)
 
     def __len__(self) -> int:
         with self.lock:
@@ -115,12 +142,8 @@ class Directory:
             if self._database is None or self._states.get(key) is not state:
                 return
             try:
-                parts = []
-                for part in self._conversations.lineage(state.node):
-                    if self._database.knows(part[0]):
-                        break
-                    parts.append(part)
-                gone = self._database.save(state, parts)
+                known, lineage = self._database.knows, self._conversations.lineage(state.node)
+                gone = self._database.save(state, list(takewhile(lambda part: not known(part[0]), lineage)))
                 self._unsaved.discard(key)
             except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
                 logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
@@ -145,11 +168,49 @@ class Directory:
         self._forget_kv(gone)
         return removed
 
-    def checkpoint(self) -> None:
-        """Bring what was saved to disk."""
+    def forget(self, state: SessionState) -> None:
+        """Forget a session now; raises `SessionConflictError` while a turn is under way."""
+        with self.lock:
+            state.require_idle()
+            gone = self.remove([(state.tenant, state.id)])
+        self._free(gone)
+
+    def forget_surplus(self, newest: SessionState) -> None:
+        """Forget the least recently used sessions if there are too many, but never the newest."""
+        with self.lock:
+            surplus = len(self) - MAX_SESSIONS
+            if surplus <= 0:
+                return
+            idle = self._idle(lambda entry: entry.expires is not None and entry.state is not newest)
+            gone = self.remove(idle[:surplus])
+        self._worker.run(lambda: self._free(gone))
+
+    def _tidy(self) -> None:
+        """Forget what has expired, from time to time."""
+        self._worker.run(self._tidy, after=_EXPIRY_INTERVAL)
+        now = time.time()
+        with self.lock:
+            expired = self._idle(lambda entry: entry.expires is not None and entry.expires < now)
+            gone = self.remove(expired)
+        self._free(gone)
         if self._database is not None:
             self._database.checkpoint()
 
+    def _idle(self, chosen: Callable[[Entry], bool]) -> list[tuple[str, str]]:
+        """Chosen sessions that have no turn under way."""
+        entries = self.entries()
+        return [(entry.tenant, entry.id) for entry in entries if not entry.busy and chosen(entry)]
+
+    def _free(self, states: Iterable[SessionState]) -> None:
+        """Free the memory of sessions that are no more."""
+        for state in states:
+            tokens = tokens_of(state, self._conversations)
+            if len(tokens) and state.messages[-1].role == "assistant":
+                tokens = self._ahead.with_certain_tail(state, tokens, state.setting)
+            with suppress(EngineStoppedError):  # which frees all there is
+                self._core.call(Unpin(state.pin_name))
+                self._core.call(Discard(state.tenant, tokens))
+
     def _forget_kv(self, keys: Iterable[bytes]) -> None:
-        if self._saver is not None:
-            self._saver.forget(list(keys))
+        if self._connector is not None:
+            self._connector.forget(list(keys))

@@ -22,11 +22,10 @@ from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
-from slipstream.sessions.later import Later
-from slipstream.sessions.lifetime import Lifetime
-from slipstream.sessions.saver import Saver
+from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn, tokens_of
 from slipstream.sessions.turns import SessionTurns
+from slipstream.sessions.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +43,19 @@ class Sessions:
         *,
         ttl: float,
         database: Database | None = None,
-        saver: Saver | None = None,
+        connector: KVConnector | None = None,
     ) -> None:
         self._core = core
         self._conversations = conversations
-        self._later = Later("slipstream-sessions")
-        self._directory = Directory(ttl, conversations, database, saver)
-        self.saver = saver
-        self.ahead = AheadOfTime(core, conversations, self._later)
-        self._lifetime = Lifetime(core, conversations, self._directory, self.ahead, self._later)
-        self.turns = SessionTurns(self._directory, conversations, self._lifetime, self.ahead, saver, self._later)
+        self._worker = Worker("slipstream-sessions")
+        self.connector = connector
+        self.ahead = AheadOfTime(core, conversations, self._worker)
+        self._directory = Directory(
+            core, conversations, self.ahead, self._worker, ttl=ttl, database=database, connector=connector
+        )
+        self.turns = SessionTurns(self._directory, conversations, self.ahead, connector)
         for state in self._directory.pinned():
-            self._later.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
+            self._worker.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._directory)
@@ -160,29 +160,29 @@ class Sessions:
 
     def delete(self, tenant: str, name: str) -> None:
         """Forget a session and free what it alone holds; raises `SessionConflictError` while a turn is under way."""
-        self._lifetime.forget(self.get(tenant, name))
+        self._directory.forget(self.get(tenant, name))
 
     def save(self, tenant: str, name: str) -> SessionState:
         """Write a session's KV to disk before returning, as far as it's in memory."""
         state = self.get(tenant, name)
-        saver = self._require_saver()
+        connector = self._require_connector()
         if state.node is not None:
-            saver.save_now(state.node)
+            connector.save_now(state.node)
         return state
 
     def load(self, tenant: str, name: str) -> SessionState:
         """Read a session's KV from disk before returning, as far as it's not in memory."""
         state = self.get(tenant, name)
-        saver = self._require_saver()
+        connector = self._require_connector()
         if state.node is not None:
-            saver.restore(tenant, state.node, tokens_of(state, self._conversations))
+            connector.restore(tenant, state.node, tokens_of(state, self._conversations))
         return state
 
     def close(self) -> None:
         """Stop the work in the background; call it after the engine's end, which saves what is unsaved."""
-        self._later.close()
-        if self.saver is not None:
-            self.saver.close()
+        self._worker.close()
+        if self.connector is not None:
+            self.connector.close()
 
     def _new(
         self, tenant: str, name: str | None, history: History, setting: Setting, ttl: float | None
@@ -199,7 +199,7 @@ class Sessions:
             if self._directory.find(state.tenant, state.id) is not None:
                 raise SessionConflictError(f"there is a session {state.id!r} already: choose another id, or delete it")
             self._directory.add(state)
-        self._lifetime.forget_surplus(state)
+        self._directory.forget_surplus(state)
         self._changed(state, prompt)
         return state
 
@@ -246,12 +246,12 @@ class Sessions:
             self.ahead.compute(state, prompt.token_ids)
 
     def _saved_bytes(self, state: SessionState) -> int:
-        return self.saver.size(state.node) if self.saver is not None and state.node is not None else 0
+        return self.connector.size(state.node) if self.connector is not None and state.node is not None else 0
 
-    def _require_saver(self) -> Saver:
-        if self.saver is None:
+    def _require_connector(self) -> KVConnector:
+        if self.connector is None:
             raise InvalidRequestError("nothing is kept on disk: start with ", fields.STATE_DIR, code="no_state_dir")
-        return self.saver
+        return self.connector
 
     def _make_ready(self, state: SessionState) -> None:
         try:

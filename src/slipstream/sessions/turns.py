@@ -8,13 +8,8 @@ from slipstream.engine import TurnCounters
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
-from slipstream.sessions.later import Later
-from slipstream.sessions.lifetime import Lifetime
-from slipstream.sessions.saver import Saver
+from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.state import SessionState, SessionTurn
-
-_AHEAD_DELAY = 0.03
-"""Seconds after an answer until work for the next turn begins: who comes back at once finds nothing in the way."""
 
 
 class SessionTurns:
@@ -24,20 +19,12 @@ class SessionTurns:
     """
 
     def __init__(
-        self,
-        directory: Directory,
-        conversations: Conversations,
-        lifetime: Lifetime,
-        ahead: AheadOfTime,
-        saver: Saver | None,
-        later: Later,
+        self, directory: Directory, conversations: Conversations, ahead: AheadOfTime, connector: KVConnector | None
     ) -> None:
         self._directory = directory
         self._conversations = conversations
-        self._lifetime = lifetime
         self._ahead = ahead
-        self._saver = saver
-        self._later = later
+        self._connector = connector
 
     def claim(
         self,
@@ -95,8 +82,8 @@ class SessionTurns:
 
     def fetch(self, tenant: str, prompt: Prompt) -> None:
         """Bring into memory what disk has of a prompt."""
-        if self._saver is not None and prompt.parent is not None:
-            self._saver.restore(tenant, prompt.parent, prompt.token_ids)
+        if self._connector is not None and prompt.parent is not None:
+            self._connector.restore(tenant, prompt.parent, prompt.token_ids)
 
     def answered(
         self,
@@ -129,14 +116,11 @@ class SessionTurns:
             state.turn = None if state.turn is turn else state.turn
             self._directory.note_use(state)
         self._directory.save(state)
-        self._lifetime.forget_surplus(state)
+        self._directory.forget_surplus(state)
         if part is not None:
-            if self._saver is not None:
-                self._saver.add(turn.tenant, part)
-            self._ahead.expect()
-            self._later.run(
-                lambda: self._ahead.compute_after_answer(state, part.token_ids, turn.setting), after=_AHEAD_DELAY
-            )
+            if self._connector is not None:
+                self._connector.add(turn.tenant, part)
+            self._ahead.compute_after_answer(state, part.token_ids, turn.setting)
         return state.id
 
     def _successor(self, turn: SessionTurn, prompt: Prompt, part: Part | None) -> SessionState:

@@ -1,41 +1,22 @@
 """Tool-call formats, one file a kind, one class a family."""
 
-from typing import Protocol
-
 from slipstream.chat.formats.base import ToolFormat
 from slipstream.chat.formats.gemma import Gemma4
 from slipstream.chat.formats.generic import Generic
 from slipstream.chat.formats.harmony import Harmony
-from slipstream.chat.formats.hermes import Hermes
-from slipstream.chat.formats.lists import Granite3, Mistral, Phi4Mini
-from slipstream.chat.formats.llama3 import Llama3
+from slipstream.chat.formats.json_calls import Granite3, Hermes, Llama3, Mistral, Phi4Mini
 from slipstream.chat.formats.named import DeepSeekV3, DeepSeekV31, KimiK2, Mistral11, Mistral13
 from slipstream.chat.formats.parameters import GLM4, GLM47, MiniMaxM2, Qwen3Coder, SeedOSS
 from slipstream.chat.formats.pythonic import LFM2
 from slipstream.chat.tags import Tags
 from slipstream.errors import ModelError
 
-
-class Family(Protocol):
-    """A format's class."""
-
-    name: str
-
-    def __call__(self, tags: Tags) -> ToolFormat:
-        """The format in one vocabulary."""
-        ...
-
-    def recognises(self, template: str) -> bool:
-        """Whether a model with this chat template was trained on the format."""
-        ...
-
-
 # The first that recognises a template is taken, so what is special comes before what is general.
-_FAMILIES: tuple[Family, ...] = (
+_FAMILIES: tuple[type[ToolFormat], ...] = (
     *(Harmony, Gemma4, GLM47, GLM4, MiniMaxM2, SeedOSS, Qwen3Coder, KimiK2, DeepSeekV3, DeepSeekV31),
     *(Mistral11, Mistral13, Mistral, Phi4Mini, Granite3, LFM2, Hermes, Llama3, Generic),
 )
-FORMATS: dict[str, Family] = {family.name: family for family in _FAMILIES}
+FORMATS: dict[str, type[ToolFormat]] = {family.name: family for family in _FAMILIES}
 
 
 def choose_format(template: str, tags: Tags, wanted: str | None = None) -> ToolFormat:

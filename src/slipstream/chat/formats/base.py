@@ -1,127 +1,211 @@
 """What a tool-call format has to say: how tools enter the prompt, what an answer looks like, how it is read."""
 
+import json
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from slipstream.chat.messages import Message
-from slipstream.chat.reading import Reading, Steps
+from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
 from slipstream.chat.reasoning import Reasoning
-from slipstream.chat.schema import closed_parameters, json_rule
-from slipstream.chat.tags import Tag, text_until
-from slipstream.chat.tools import Tool, ToolUse
+from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
+from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.tags import Tag, Tags, rule_until
+from slipstream.tokenizer.provenance import Traced, content, origin_of, own
 
 
-class ToolFormat(Protocol):
-    """One family's way to call tools, in one vocabulary."""
+class ToolFormat(ABC):
+    """One family's way to call tools, in one vocabulary. Most templates take tools and calls as they are."""
 
     name: str
+    SIGNS: tuple[str, ...] = ()
+    """What the chat template of a model holds that was trained on the format."""
+    THOUGHTS: tuple[str, ...] = ("reasoning_content", "reasoning")
+    """The names that its templates have for the reasoning of a message."""
+    ARGUMENTS = "arguments"
+    """The key of the arguments in calls that are JSON objects."""
+    TEXT_ARGUMENTS = False
+    """Whether its templates take arguments as JSON text, to which they add strings."""
 
-    @property
-    def ends(self) -> tuple[Tag, ...]:
-        """What ends a text inside of a call, beside the quotation mark of JSON, and what ends calls."""
-        ...
+    ends: tuple[Tag, ...] = ()
+    """What ends a text inside of a call, beside the quotation mark of JSON, and what ends calls."""
+    reasoning: Reasoning | None = None
+    """Where answers and reasoning are of one piece; None where the template's reasoning goes with the format."""
 
-    @property
-    def reasoning(self) -> Reasoning | None:
-        """Where answers and reasoning are of one piece; None where the template's reasoning goes with the format."""
-        ...
+    def __init__(self, tags: Tags) -> None:  # noqa: B027 - not every format has tags
+        pass
 
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """Whether a model with this chat template was trained on the format."""
+        return all(sign in template for sign in cls.SIGNS)
+
+    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:  # noqa: ARG002
         """The messages as the template takes them."""
-        ...
+        return [self.message(message) for message in messages]
+
+    def message(self, message: Message) -> dict[str, Any]:
+        """A message as the template takes it; as most expect them, its calls have parsed arguments."""
+        result: dict[str, Any] = {"role": message.role, "content": message.text}
+        if message.reasoning:
+            result |= dict.fromkeys(self.THOUGHTS, message.reasoning)
+        if message.tool_calls:
+            given = [call.arguments if self.TEXT_ARGUMENTS else call.parsed_arguments() for call in message.tool_calls]
+            result["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+                for call, arguments in zip(message.tool_calls, given, strict=True)
+            ]
+        rest = {"tool_call_id": message.tool_call_id, "name": message.name}
+        return result | {key: value for key, value in rest.items() if value is not None}
 
     def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:
-        """The tools as the template takes them; None where they are part of the messages."""
-        ...
+        """The tools as the template takes them; None where there are none, or they are part of the messages."""
+        return [tool.as_dict() for tool in use.tools] or None
 
+    @abstractmethod
     def grammar(self, use: ToolUse) -> str:
         """The Lark rules of an answer, from `start`: with mode "auto" text or calls, with "required" calls alone."""
-        ...
 
     def said(self, rule: str) -> str:
         """The Lark expression of an answer that is no call and fits a rule."""
-        ...
+        return rule
 
+    @abstractmethod
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
         """Read an answer's text and calls, telling at once what no further text can change.
 
         How the text was cut into pieces makes no difference to what they add up to.
         """
-        ...
 
     def read_text(self, reading: Reading) -> Steps[None]:
         """Read an answer that can't call."""
-        ...
-
-    def new_call_id(self) -> str:
-        """An id that no other call has, in the form that the template wants."""
-        ...
-
-
-class NativeTools:
-    """The part that formats share whose templates take tools and calls as they are."""
-
-    ends: tuple[Tag, ...] = ()
-    reasoning: Reasoning | None = None
-
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:  # noqa: ARG002
-        """Calls with parsed arguments, as templates expect them."""
-        return [message_dict(message) for message in messages]
-
-    def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:
-        """All tools of the request, or None if it has none."""
-        return [tool.as_dict() for tool in use.tools] or None
-
-    def said(self, rule: str) -> str:
-        """Just that."""
-        return rule
-
-    def read_text(self, reading: Reading) -> Steps[None]:
-        """All of it is text."""
         return reading.say_all()
 
     def new_call_id(self) -> str:
-        """An id such as OpenAI's."""
+        """An id that no other call has, in the form that the template wants: here such as OpenAI's."""
         return f"call_{secrets.token_hex(12)}"
 
+    def _with_calls(self, start: str, use: ToolUse) -> str:
+        """The Lark rules `start`, and those for a `call` of any of the tools."""
+        names = [f"call_{index}" for index in range(len(use.callable))]
+        rules = (rule for name, tool in zip(names, use.callable, strict=True) for rule in self._call_rules(name, tool))
+        return "\n".join((start, f"call: {' | '.join(names)}", *rules))
 
-def start_rules(use: ToolUse, begin: Tag, calls: str) -> str:
-    """Lark rules for `start`: `begin` and `calls`, or with mode "auto" also free text, alone or before them.
-
-    `calls` is the Lark expression of what follows `begin`.
-    """
-    if use.mode == "required":
-        return f"start: {begin.expression} {calls}"
-    return f"start: TEXT | head {calls}\n{text_until(begin, 'head')}\nTEXT: /(.|\\n)*/"
-
-
-def listed_calls(use: ToolUse) -> str:
-    """The Lark expression of calls between brackets."""
-    return f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+        """Lark rules for a call of a tool, from one of this name; by default it's a JSON object."""
+        return with_json_arguments(rule, tool, literal(f'{call_opening(tool)}, "{self.ARGUMENTS}": '), '"}"')
 
 
-def call_rules(tools: Sequence[Tool], rules_of: Callable[[str, Tool], Sequence[str]]) -> list[str]:
-    """Lark rules for `call`, a call of any of the tools; `rules_of` gives those for a rule's name and its tool."""
-    names = [f"call_{index}" for index in range(len(tools))]
-    rules = (rule for name, tool in zip(names, tools, strict=True) for rule in rules_of(name, tool))
-    return ["call: " + " | ".join(names), *rules]
+class MarkedCalls(ToolFormat):
+    """Text, in which one or several calls stand between the tags `BEGIN` and `END`; there may be no end."""
+
+    BEGIN = END = ""
+
+    def __init__(self, tags: Tags) -> None:
+        self._begin, self._end = tags(self.BEGIN), tags(self.END)
+
+    def grammar(self, use: ToolUse) -> str:
+        """See `ToolFormat.grammar`."""
+        calls = f"{self._calls(use)} {self._end.expression}"
+        if use.mode == "required":
+            start = f"start: {self._begin.expression} {calls}"
+        else:
+            start = f"start: TEXT | head {calls}\n{rule_until(self._begin, 'head')}\nTEXT: /(.|\\n)*/"
+        return self._with_calls(start, use)
+
+    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
+        """See `ToolFormat.read`. What stands between tags and is no call is text, and so are the tags."""
+        while (yield from text_until(reading, self._begin.mark, reading.say)):
+            reading.attempt()
+            complete = yield from self._read_calls(reading, use)
+            if reading.gave_up():
+                continue
+            if not complete:
+                return
+            yield from skip_space(reading)
+        reading.say_rest()
+
+    @abstractmethod
+    def _calls(self, use: ToolUse) -> str:
+        """The Lark expression of what stands between the tags, where each `call` is one."""
+
+    @abstractmethod
+    def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:
+        """Read what follows the first tag, and the last. Returns whether the answer may go on after it."""
+
+    def _as_text(self, message: Message, calls: str) -> Traced:
+        """The text of a message with its calls, for templates that have no other way in."""
+        written = content(calls, origin_of(message.tool_calls[0].arguments))
+        return content(message.text) + own(str(self._begin)) + written + own(str(self._end))
+
+
+class TaggedCalls(MarkedCalls):
+    """A pair of tags around each call; what stands between them is the subclass's affair."""
+
+    BEGIN, END = "<tool_call>", "</tool_call>"
+    INNER = '"\\n" call "\\n"'
+    """The Lark expression of what stands between the tags."""
+    BETWEEN = '"\\n"'
+    """The Lark expression of what stands between an end and the next beginning."""
+    INNER_MORE = ""
+    """The Lark expression of further calls between the same tags, where models may write them there."""
+
+    def __init__(self, tags: Tags) -> None:
+        super().__init__(tags)
+        self.ends = (self._end,)
+
+    def _calls(self, use: ToolUse) -> str:
+        again = f"{self._end.expression} {self.BETWEEN} {self._begin.expression} {self.INNER}"
+        return f"{self.INNER} ({self.INNER_MORE or again}){MORE}" if use.parallel else self.INNER
+
+    def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:
+        while (yield from self._read_call(reading, use)):
+            if (yield from skip(reading, self._end.mark)):
+                return True
+            if reading.ended and cut_off_in(reading, self._end.mark):
+                return False
+            reading.attempt(before="")
+        return False
+
+    @abstractmethod
+    def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:
+        """Read a call. Returns whether it came to its end."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of a tool, for formats that write one argument after the other."""
+
+    name: str
+    schema: Schema
+    """By itself, with the definitions that it refers to."""
+    required: bool
+
+
+def parameters(tool: Tool) -> list[Parameter]:
+    """A tool's parameters, in the schema's order; raises `InvalidRequestError` if they are alternatives."""
+    whole = closed_parameters(tool.parameters)
+    schema = as_object(whole, whole, tool.name)
+    return [
+        Parameter(name, with_definitions({} if value is True else value, whole), name in schema.get("required", []))
+        for name, value in schema.get("properties", {}).items()
+        if value is not False
+    ]
+
+
+def call_opening(tool: Tool) -> str:
+    """How a call of the tool as a JSON object begins, up to its name."""
+    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
 
 
 def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> list[str]:
     """Lark rules for `rule`: the parts in their order, each with whether it must be there, and a separator between."""
-    rules = []
+    rules = [f"{rule}: {rule}_first_0", f'{rule}_first_{len(parts)}: ""', f'{rule}_then_{len(parts)}: ""']
     # After each part a separator if another follows: a rule for what may come from each place on.
-    for index in range(len(parts), -1, -1):
-        for first in (True, False):
-            at = rule if first and not index else f"{rule}_{'first' if first else 'then'}_{index}"
-            if index == len(parts):
-                rules.append(f'{at}: ""')
-                continue
-            part, required = parts[index]
-            taken = f"{'' if first else separator} {part} {rule}_then_{index + 1}"
-            left_out = "" if required else f" | {rule}_{'first' if first else 'then'}_{index + 1}"
-            rules.append(f"{at}: {taken}{left_out}")
+    for index, (part, required) in enumerate(parts):
+        for kind, before in (("first", ""), ("then", separator)):
+            left_out = "" if required else f" | {rule}_{kind}_{index + 1}"
+            rules.append(f"{rule}_{kind}_{index}: {before} {part} {rule}_then_{index + 1}{left_out}")
     return rules
 
 
@@ -129,26 +213,6 @@ def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> 
     """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
     arguments = json_rule(closed_parameters(tool.parameters))
     return [f"{rule}: {before} {rule}_arguments {after}", f"{rule}_arguments: {arguments}"]
-
-
-def message_dict(message: Message) -> dict[str, Any]:
-    """A message the way that templates which know tools take it."""
-    result: dict[str, Any] = {"role": message.role, "content": message.text, **thoughts(message)}
-    if message.tool_calls:
-        result["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.parsed_arguments()}}
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        result["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        result["name"] = message.name
-    return result
-
-
-def thoughts(message: Message) -> dict[str, Any]:
-    """The reasoning of a message, under the names that templates have for it."""
-    return dict.fromkeys(("reasoning_content", "reasoning"), message.reasoning) if message.reasoning else {}
 
 
 MORE = "{0,15}"

@@ -2,16 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from slipstream.chat.formats.base import call_rules, separated
-from slipstream.chat.formats.tagged import TaggedCalls
+from slipstream.chat.formats.base import TaggedCalls, separated
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, text_before, whole_until
 from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, resolved, with_definitions
-from slipstream.chat.tags import Tag, Tags, text_until
-from slipstream.chat.tools import Schema, Tool, ToolUse
+from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.tags import Tag, Tags, rule_until
 
 _DEEPEST = 64
 _NAME = "[a-zA-Z0-9_.$-]{1,64}"
@@ -24,6 +23,7 @@ class Gemma4(TaggedCalls):
 
     name = "gemma-4"
     BEGIN, END = "<|tool_call>", "<tool_call|>"
+    SIGNS = (BEGIN,)
     INNER, BETWEEN = "call", ""
 
     def __init__(self, tags: Tags) -> None:
@@ -31,15 +31,11 @@ class Gemma4(TaggedCalls):
         self._quote = tags('<|"|>')
         self.ends = (self._quote, self._end)
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By its tag."""
-        return cls.BEGIN in template
+    def grammar(self, use: ToolUse) -> str:
+        """See `ToolFormat.grammar`."""
+        return "\n".join((super().grammar(use), *_anything(self._quote)))
 
-    def _call_rules(self, tools: Sequence[Tool]) -> Sequence[str]:
-        return [*call_rules(tools, self._tool_rules), *_anything(self._quote)]
-
-    def _tool_rules(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
         values = _Values(closed_parameters(tool.parameters), self._quote, f"{rule}_value")
         arguments = values.object(as_object(values.schema, values.schema, tool.name))
         return [f"{rule}: {literal(f'call:{tool.name}')} {arguments}", *values.rules]
@@ -121,7 +117,7 @@ def _anything(quote: Tag) -> list[str]:
     number = json_rule({"type": "number"})
     return [
         'anything: any_text | any_number | "true" | "false" | "null" | any_list | any_object',
-        f"any_text: {q} any_rest\n{text_until(quote, 'any_rest')}",
+        f"any_text: {q} any_rest\n{rule_until(quote, 'any_rest')}",
         f"any_number: {number}",
         'any_list: "[" (anything ("," anything)*)? "]"',
         'any_object: "{" (any_pair ("," any_pair)*)? "}"',
@@ -193,7 +189,7 @@ class _Values:
 
     def _text(self, schema: Schema) -> str:
         rest = self._new_name()
-        self.rules.append(text_until(self._quote, rest, schema.get("minLength", 0), schema.get("maxLength")))
+        self.rules.append(rule_until(self._quote, rest, schema.get("minLength", 0), schema.get("maxLength")))
         return f"{self._quote.expression} {rest}"
 
     def _written(self, value: Any) -> str:

@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import thoughts
-from slipstream.chat.formats.hermes import Hermes
+from slipstream.chat.formats.json_calls import Hermes
 from slipstream.chat.messages import Message, ToolCall
-from slipstream.chat.tools import ToolUse
+from slipstream.chat.setting import ToolUse
 from slipstream.tokenizer.provenance import Traced, content, joined, origin_of, own
 
 _INSTRUCTIONS = """# Tools
@@ -28,11 +27,6 @@ class Generic(Hermes):
 
     name = "generic"
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """What mentions neither tools nor calls."""
-        return "tool" not in template
-
     def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:  # noqa: ARG002
         """None: they are in the system message."""
         return None
@@ -50,7 +44,8 @@ class Generic(Hermes):
             else:
                 calls = map(_call_text, message.tool_calls)
                 text = joined("\n", (part for part in (content(message.text), *calls) if part))
-                result.append({"role": message.role, "content": text, **thoughts(message)})
+                thoughts = dict.fromkeys(self.THOUGHTS, message.reasoning) if message.reasoning else {}
+                result.append({"role": message.role, "content": text, **thoughts})
         if use.tools:
             self._describe(result, use)
         return result

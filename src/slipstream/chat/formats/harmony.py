@@ -1,52 +1,44 @@
 """Harmony, of gpt-oss: an answer is a sequence of channels, and calls are messages to a function."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import NativeTools, call_rules, with_json_arguments
+from slipstream.chat.formats.base import ToolFormat, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
 from slipstream.chat.reasoning import Reasoning
 from slipstream.chat.schema import literal
-from slipstream.chat.tags import Tag, Tags
-from slipstream.chat.tags import text_until as text_until_rule
-from slipstream.chat.tools import Tool, ToolUse
-from slipstream.tokenizer.provenance import Traced
+from slipstream.chat.setting import Tool, ToolUse
+from slipstream.chat.tags import Tags, rule_until
 
 _FUNCTIONS = "functions."
 
 
-class HarmonyReasoning:
-    """The channel for analysis, which comes before others."""
-
-    def __init__(self, tags: Tags) -> None:
-        self._begin = tags("<|channel|>", "analysis", "<|message|>")
-        self.end: Tag = tags("<|end|>", "<|start|>", "assistant")
-
-    def opened_by(self, prompt: Traced) -> bool:  # noqa: ARG002
-        """Never: its templates leave the choice of a channel to the model."""
-        return False
+class HarmonyReasoning(Reasoning):
+    """The channel for analysis, which comes before others. Templates leave the choice of a channel to the model."""
 
     def grammar(self, answer: str, *, opened: bool) -> str:  # noqa: ARG002
         """See `Reasoning.grammar`."""
-        thought = text_until_rule(self.end, "thought")
-        return f"start: (reasoning)? {answer}\nreasoning: {self._begin.expression} thought\n{thought}"
+        thought = rule_until(self.end, "thought")
+        return f"start: (reasoning)? {answer}\nreasoning: {self.begin.expression} thought\n{thought}"
 
     def read(self, reading: Reading, *, opened: bool) -> Steps[None]:  # noqa: ARG002
         """See `Reasoning.read`."""
-        while (yield from skip(reading, self._begin.mark)):
+        while (yield from skip(reading, self.begin.mark)):
             if not (yield from text_until(reading, self.end.mark, reading.think)):
                 reading.think(reading.take().rstrip())
 
 
-class Harmony(NativeTools):
+class Harmony(ToolFormat):
     """Text in the channel `final`, or before a call in `commentary`; one call an answer, which it ends."""
 
     name = "harmony"
+    SIGNS = ("<|channel|>", "<|call|>")
 
     def __init__(self, tags: Tags) -> None:
-        self.reasoning: Reasoning | None = HarmonyReasoning(tags)
+        self.reasoning = HarmonyReasoning(
+            tags("<|channel|>", "analysis", "<|message|>"), tags("<|end|>", "<|start|>", "assistant")
+        )
         self._channel, self._message, self._call = tags("<|channel|>"), tags("<|message|>"), tags("<|call|>")
         self._final = tags("<|channel|>", "final", "<|message|>")
         self._said = tags("<|channel|>", "commentary", "<|message|>")
@@ -54,29 +46,23 @@ class Harmony(NativeTools):
         self._call_begin = tags("<|channel|>", f"commentary to={_FUNCTIONS}")
         self._json = tags(" ", "<|constrain|>", "json", "<|message|>")
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By its channels."""
-        return "<|channel|>" in template and "<|call|>" in template
-
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+    def message(self, message: Message) -> dict[str, Any]:
         """What was thought goes by another name; text before a call takes its place, since there's room for one."""
-        result = super().messages(messages, use)
-        for made, message in zip(result, messages, strict=True):
-            if message.reasoning and not (message.text and message.tool_calls):
-                made["thinking"] = message.reasoning
-        return result
+        made = super().message(message)
+        if message.reasoning and not (message.text and message.tool_calls):
+            made["thinking"] = message.reasoning
+        return made
 
     def grammar(self, use: ToolUse) -> str:
         """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
-        said = f"said: {self._said.expression} preamble\n{text_until_rule(self._next, 'preamble')}"
+        said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
         if use.mode == "required":
             rules = ["start: call"]
         else:
             rules = [f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"]
-        return "\n".join((*rules, *call_rules(use.callable, self._call_rule)))
+        return self._with_calls("\n".join(rules), use)
 
-    def _call_rule(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
         head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
         return with_json_arguments(rule, tool, head)
 

@@ -1,32 +1,132 @@
-"""Calls written as JSON objects: their grammar, and reading them while they come."""
+"""Formats with calls as JSON objects: Hermes, lists of calls, Llama 3. Their grammar, and reading JSON as it comes."""
 
 import json
 import re
+import secrets
+import string
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from slipstream.chat.formats.base import call_rules, with_json_arguments
-from slipstream.chat.reading import Reading, Steps, skip, skip_space
-from slipstream.chat.schema import literal
-from slipstream.chat.tools import Tool
+from slipstream.chat.formats.base import MORE, MarkedCalls, TaggedCalls, ToolFormat, call_opening
+from slipstream.chat.messages import Message
+from slipstream.chat.reading import Reading, Steps, comes_next, cut_off_in, skip, skip_space
+from slipstream.chat.setting import ToolUse
 
 # An escape that is cut off after its backslash matches too, without a second character.
 _TOKEN = re.compile(r'\\.?|["{}\[\]:,]', re.DOTALL)
 
 _ARGUMENT_KEYS = ('"arguments"', '"parameters"')
 
-
-def call_opening(tool: Tool) -> str:
-    """How a call of the tool begins, up to its name."""
-    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
+_JSON_IN_TAGS = re.compile(r"<tool_call>(\s|\\n)*\{")
+"""As a template's source spells it too."""
 
 
-def json_call_rules(tools: Sequence[Tool], *, arguments_key: str = "arguments") -> list[str]:
-    """Lark rules for `call`: an object with the name of one of the tools, and arguments that fit its schema."""
+class Hermes(TaggedCalls):
+    """Hermes, Qwen 2.5 and 3, Granite 4, SmolLM3: `<tool_call>` around a JSON object."""
 
-    def rules_of(rule: str, tool: Tool) -> list[str]:
-        return with_json_arguments(rule, tool, literal(f'{call_opening(tool)}, "{arguments_key}": '), '"}"')
+    name = "hermes"
 
-    return call_rules(tools, rules_of)
+    @classmethod
+    def recognises(cls, template: str) -> bool:
+        """By its tag before JSON."""
+        return _JSON_IN_TAGS.search(template) is not None
+
+    def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
+        return read_json_call(reading)
+
+
+class ListedCalls(MarkedCalls):
+    """All calls of an answer in one list after a tag, here of JSON: `BEGIN[{…}, {…}]END`, where there may be no end."""
+
+    def _calls(self, use: ToolUse) -> str:
+        return f'"[" call (", " call){MORE} "]"' if use.parallel else '"[" call "]"'
+
+    def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
+        complete = (yield from skip(reading, "[")) and (yield from read_json_call(reading))
+        while complete and (yield from skip(reading, ",")):
+            reading.attempt(before=",")
+            complete = yield from read_json_call(reading)
+        if not complete:
+            return False
+        for end in ("]", self._end.mark):
+            if not (yield from skip(reading, end)) and reading.ended and cut_off_in(reading, end):
+                return False
+        return True
+
+
+class Mistral(ListedCalls):
+    """Mistral Nemo, Large 2411, Small 2501: templates until v7."""
+
+    name = "mistral"
+    BEGIN = "[TOOL_CALLS]"
+    SIGNS = (BEGIN,)
+
+    def new_call_id(self) -> str:
+        """See `short_call_id`."""
+        return short_call_id()
+
+
+class Granite3(ListedCalls):
+    """Granite 3.0 to 3.3."""
+
+    name = "granite3"
+    BEGIN = "<|tool_call|>"
+    SIGNS = (BEGIN, "<|start_of_role|>")
+
+
+class Phi4Mini(ListedCalls):
+    """Phi-4-mini, whose template takes tools as text with the system message, and calls as text."""
+
+    name = "phi4-mini"
+    BEGIN, END = "<|tool_call|>", "<|/tool_call|>"
+    SIGNS = ("<|tool|>", "<|/tool|>")
+
+    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
+        """See `ToolFormat.messages`."""
+        result = super().messages(messages, use)
+        if use.tools:
+            if not result or result[0]["role"] != "system":
+                result.insert(0, {"role": "system", "content": ""})
+            functions = [tool.as_dict()["function"] for tool in use.tools]
+            result[0]["tools"] = json.dumps(functions, ensure_ascii=False)
+        return result
+
+    def message(self, message: Message) -> dict[str, Any]:
+        """See `ToolFormat.message`."""
+        made = super().message(message)
+        if calls := made.pop("tool_calls", None):
+            listed = json.dumps([call["function"] for call in calls], ensure_ascii=False)
+            made["content"] = self._as_text(message, listed)
+        return made
+
+    def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:  # noqa: ARG002
+        """None: they are with the system message."""
+        return None
+
+
+class Llama3(ToolFormat):
+    """Llama 3.1 to 3.3: an answer that begins as a call does is one JSON object with `parameters`, others are text."""
+
+    name = "llama3"
+    SIGNS = ("<|start_header_id|>", '"parameters"')
+    ARGUMENTS = "parameters"
+
+    def grammar(self, use: ToolUse) -> str:
+        """See `ToolFormat.grammar`."""
+        start = "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
+        return self._with_calls(start, use)
+
+    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
+        """See `ToolFormat.read`. An object that doesn't begin as a call is text: a response schema may ask for it."""
+        if (yield from comes_next(reading, *map(call_opening, use.callable))) and reading.rest.startswith("{"):
+            yield from read_json_call(reading)
+        else:
+            yield from reading.say_all()
+
+
+def short_call_id() -> str:
+    """Nine letters and digits: Mistral's templates refuse anything else."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
 def read_json_call(reading: Reading) -> Steps[bool]:
@@ -52,30 +152,17 @@ def read_json_call(reading: Reading) -> Steps[bool]:
 
 def read_json_arguments(reading: Reading) -> Steps[bool]:
     """Read the object that comes next as the arguments of the last call. Returns whether it came to its end."""
-    yield from skip_space(reading)
-    depth, quoted, escaped = 0, False, False
-    while True:
-        for place, char in enumerate(str.__str__(reading.rest)):
-            if escaped or char == "\\":
-                escaped = quoted and not escaped
-            elif char == '"':
-                quoted = not quoted
-            elif not quoted and char in "{[":
-                depth += 1
-            elif not quoted and char in "}]":
-                depth -= 1
-                if depth <= 0:
-                    reading.add_arguments(reading.take(place + 1))
-                    reading.end_call()
-                    return True
-        reading.add_arguments(reading.take())
-        if reading.ended:
-            return False
-        yield
+    complete = bool((yield from _value(reading, reading.add_arguments, alone=True)))
+    if complete:
+        reading.end_call()
+    return complete
 
 
-def _value(reading: Reading, tell: Callable[[str], None]) -> Steps[str]:
-    """Tell the text of a JSON value as it comes. Returns what ends it, one of `,:]}`; nothing if the text does."""
+def _value(reading: Reading, tell: Callable[[str], None], *, alone: bool = False) -> Steps[str]:
+    """Tell the text of a JSON value as it comes. Returns what ends it, one of `,:]}`; nothing if the text does.
+
+    One that stands `alone` is an object, which ends with its own bracket.
+    """
     yield from skip_space(reading)
     depth, quoted = 0, False
     while True:
@@ -90,11 +177,14 @@ def _value(reading: Reading, tell: Callable[[str], None]) -> Steps[str]:
                 continue
             elif token in "{[":
                 depth += 1
-            elif depth == 0:
+            elif depth == 0 and not alone:
                 tell(reading.take(match.start()).rstrip())
                 return str.__str__(reading.take(1))
             elif token in "}]":
                 depth -= 1
+                if alone and depth <= 0:
+                    tell(reading.take(match.end()))
+                    return token
         if reading.ended:
             tell(reading.take())
             return ""

@@ -1,108 +1,56 @@
 """Formats with a call's name between tags and its arguments as JSON: Mistral from v11 on, DeepSeek, Kimi K2."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from slipstream.chat.formats.base import MORE, NativeTools, call_rules, start_rules, with_json_arguments
-from slipstream.chat.formats.json_calls import read_json_arguments
-from slipstream.chat.formats.lists import short_call_id
-from slipstream.chat.messages import Message
-from slipstream.chat.reading import Reading, Steps, skip, skip_space, text_until, whole_until
+from slipstream.chat.formats.base import MORE, MarkedCalls, with_json_arguments
+from slipstream.chat.formats.json_calls import read_json_arguments, short_call_id
+from slipstream.chat.reading import Reading, Steps, skip, whole_until
 from slipstream.chat.schema import literal
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tags
-from slipstream.chat.tools import Tool, ToolUse
 
 
-class Head(NamedTuple):
-    """What a call says before its arguments: the function's name, and the call's id where the model gives it one."""
+class NamedCalls(MarkedCalls):
+    """`BEGIN (CALL name NAMED arguments CALL_END)… END`. A family without `CALL` begins each call with `BEGIN`."""
 
-    name: str
-    id: str | None = None
-
-
-class NamedCalls(NativeTools):
-    """`OPEN (BEGIN name NAMED arguments END)… CLOSE`; those of the tags that a family has not are empty."""
-
-    OPEN = BEGIN = NAMED = END = CLOSE = ""
+    CALL = NAMED = CALL_END = ""
     AFTER = ""
     """Text between arguments and end."""
-    TEXT_ARGUMENTS = False
-    """Whether its templates take arguments as JSON text, to which they add strings."""
 
     def __init__(self, tags: Tags) -> None:
-        self._begin, self._named = tags(self.BEGIN), tags(self.NAMED)
-        self._open, self._end, self._close = (
-            tags(text) if text else None for text in (self.OPEN, self.END, self.CLOSE)
-        )
+        super().__init__(tags)
+        self._call, self._named, self._call_end = tags(self.CALL), tags(self.NAMED), tags(self.CALL_END)
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By the tag between name and arguments."""
-        return cls.NAMED in template
+    def _calls(self, use: ToolUse) -> str:
+        each = self._call if self.CALL else self._begin
+        more = f"({each.expression} call){MORE}" if use.parallel else ""
+        return f"{self._call.expression} call {more}"
 
-    def grammar(self, use: ToolUse) -> str:
-        """See `ToolFormat.grammar`."""
-        begin = self._begin.expression
-        end, close = (tag.expression if tag is not None else "" for tag in (self._end, self._close))
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+        before = f"{self._head_rule(tool.name)} {self._named.expression}"
         after = literal(self.AFTER) if self.AFTER else ""
-        more = f"({begin} call){MORE}" if use.parallel else ""
-        if self._open is None:
-            start = start_rules(use, self._begin, f"call {more} {close}")
-        else:
-            start = start_rules(use, self._open, f"{begin} call {more} {close}")
+        return with_json_arguments(rule, tool, before, f"{after} {self._call_end.expression}")
 
-        def rules_of(rule: str, tool: Tool) -> list[str]:
-            return with_json_arguments(rule, tool, self._head_rule(tool.name), f"{after} {end}")
-
-        return "\n".join((start, *call_rules(use.callable, rules_of)))
-
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
-        """See `ToolFormat.messages`."""
-        made = super().messages(messages, use)
-        if self.TEXT_ARGUMENTS:
-            for each, message in zip(made, messages, strict=True):
-                for call, given in zip(each.get("tool_calls", ()), message.tool_calls, strict=True):
-                    call["function"]["arguments"] = given.arguments
-        return made
-
-    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
-        """See `ToolFormat.read`."""
-        first = self._open or self._begin
-        while (yield from text_until(reading, first.mark, reading.say)):
-            reading.attempt()
-            more = self._open is None or (yield from skip(reading, self._begin.mark))
-            while more:
-                if not (yield from self._read_call(reading)):
-                    break
-                more = self._open is not None and (yield from skip(reading, self._begin.mark))
-            if reading.gave_up():
-                continue
-            if more:
-                return  # the call is cut off
-            if self._close is not None:
-                yield from skip(reading, self._close.mark)
-            yield from skip_space(reading)
-        reading.say_rest()
-
-    def _read_call(self, reading: Reading) -> Steps[bool]:
-        if (head := (yield from self._read_head(reading))) is None:
-            return False
-        reading.begin_call(head.name, head.id)
-        if not (yield from read_json_arguments(reading)):
-            return False
-        for rest in (self.AFTER.strip(), self._end.mark if self._end is not None else ""):
-            if rest:
+    def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
+        more = yield from skip(reading, self._call.mark)
+        while more:
+            name, id = self._head((yield from whole_until(reading, self._named.mark)) or "")
+            if not name:
+                return False
+            reading.begin_call(name, id)
+            if not (yield from read_json_arguments(reading)):
+                return False
+            for rest in (self.AFTER.strip(), self._call_end.mark):
                 yield from skip(reading, rest)
+            more = bool(self.CALL) and (yield from skip(reading, self._call.mark))
+        yield from skip(reading, self._end.mark)
         return True
 
     def _head_rule(self, name: str) -> str:
-        """The Lark expression of a call's head."""
-        return f"{literal(name)} {self._named.expression}"
+        """The Lark expression of what stands before the tag `NAMED`."""
+        return literal(name)
 
-    def _read_head(self, reading: Reading) -> Steps[Head | None]:
-        """Read a call's head; None if it doesn't come."""
-        name = yield from whole_until(reading, self._named.mark)
-        return Head(name.strip()) if name is not None else None
+    def _head(self, text: str) -> tuple[str, str | None]:
+        """The function's name of what was read there, and the call's id where the model gives it one."""
+        return text.strip(), None
 
 
 class Mistral13(NamedCalls):
@@ -110,6 +58,7 @@ class Mistral13(NamedCalls):
 
     name = "mistral-v13"
     BEGIN, NAMED = "[TOOL_CALLS]", "[ARGS]"
+    SIGNS: tuple[str, ...] = (NAMED,)
 
     def __init__(self, tags: Tags) -> None:
         super().__init__(tags)
@@ -119,34 +68,28 @@ class Mistral13(NamedCalls):
         """See `short_call_id`."""
         return short_call_id()
 
-    def _read_head(self, reading: Reading) -> Steps[Head | None]:
-        head = yield from whole_until(reading, self._named.mark)
-        if head is None:
-            return None
-        name, _, id = head.partition(str(self._call_id))
-        return Head(name.strip(), id.strip() or None)
+    def _head(self, text: str) -> tuple[str, str | None]:
+        name, _, id = text.partition(str(self._call_id))
+        return name.strip(), id.strip() or None
 
 
 class Mistral11(Mistral13):
     """Mistral Small 3.1 and 3.2: the model gives each call an id, `[TOOL_CALLS]name[CALL_ID]id[ARGS]{…}`."""
 
     name = "mistral-v11"
-
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By the tag of ids."""
-        return cls.NAMED in template and "[CALL_ID]" in template
+    SIGNS = (Mistral13.NAMED, "[CALL_ID]")
 
     def _head_rule(self, name: str) -> str:
-        return f"{literal(name)} {self._call_id.expression} /[a-zA-Z0-9]{{9}}/ {self._named.expression}"
+        return f"{literal(name)} {self._call_id.expression} /[a-zA-Z0-9]{{9}}/"
 
 
 class DeepSeekV31(NamedCalls):
     """DeepSeek V3.1 and later."""
 
     name = "deepseek-v3.1"
-    OPEN, CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-    BEGIN, NAMED, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+    BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+    CALL, NAMED, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+    SIGNS: tuple[str, ...] = (NAMED,)
     TEXT_ARGUMENTS = True
 
 
@@ -154,43 +97,32 @@ class DeepSeekV3(DeepSeekV31):
     """DeepSeek V3 and R1: the name after the word function, arguments in a block of code."""
 
     name = "deepseek-v3"
-    AFTER = "\n```"
-    _BLOCK = "\n```json\n"
+    NAMED, AFTER = "\n```json\n", "\n```"
+    SIGNS = (DeepSeekV31.NAMED, "```json")
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By its tags, and the block of code."""
-        return cls.NAMED in template and "```json" in template
+    def __init__(self, tags: Tags) -> None:
+        super().__init__(tags)
+        self._separator = tags(DeepSeekV31.NAMED)
 
     def _head_rule(self, name: str) -> str:
-        return f'"function" {self._named.expression} {literal(f"{name}{self._BLOCK}")}'
+        return f'"function" {self._separator.expression} {literal(name)}'
 
-    def _read_head(self, reading: Reading) -> Steps[Head | None]:
-        if (yield from whole_until(reading, self._named.mark)) is None:
-            return None
-        name = yield from whole_until(reading, self._BLOCK)
-        return Head(name.strip()) if name is not None else None
+    def _head(self, text: str) -> tuple[str, str | None]:
+        return text.partition(str(self._separator))[2].strip(), None
 
 
 class KimiK2(NamedCalls):
     """Kimi K2, whose heads are ids as well: `functions.name:0`."""
 
     name = "kimi-k2"
-    OPEN, CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
-    BEGIN, NAMED, END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+    BEGIN, END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+    CALL, NAMED, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+    SIGNS = (BEGIN,)  # some of its templates write the other tags in another way
     TEXT_ARGUMENTS = True
 
-    @classmethod
-    def recognises(cls, template: str) -> bool:
-        """By the tag around all calls: some of its templates write the others in another way."""
-        return cls.OPEN in template
-
     def _head_rule(self, name: str) -> str:
-        return f"{literal(f'functions.{name}:')} /[0-9]{{1,4}}/ {self._named.expression}"
+        return f"{literal(f'functions.{name}:')} /[0-9]{{1,4}}/"
 
-    def _read_head(self, reading: Reading) -> Steps[Head | None]:
-        head = yield from whole_until(reading, self._named.mark)
-        if head is None:
-            return None
-        id = head.strip()
-        return Head(id.removeprefix("functions.").rpartition(":")[0] or id, id)
+    def _head(self, text: str) -> tuple[str, str | None]:
+        id = text.strip()
+        return id.removeprefix("functions.").rpartition(":")[0] or id, id

@@ -3,84 +3,62 @@
 import ast
 import json
 import keyword
-from collections.abc import Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import NativeTools, call_rules, listed_calls, separated, start_rules
+from slipstream.chat.formats.base import parameters, separated
+from slipstream.chat.formats.json_calls import ListedCalls
 from slipstream.chat.messages import Message, ToolCall
-from slipstream.chat.reading import Reading, Steps, skip_space, text_until, whole_until
-from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
-from slipstream.chat.tags import Tags
-from slipstream.chat.tools import Schema, Tool, ToolUse
-from slipstream.tokenizer.provenance import content, origin_of, own
+from slipstream.chat.reading import Reading, Steps, whole_until
+from slipstream.chat.schema import json_rule, literal
+from slipstream.chat.setting import Schema, Tool, ToolUse
 
 
-class LFM2(NativeTools):
+class LFM2(ListedCalls):
     """`[name(parameter="value", count=3)]`; values are JSON, but for Python's words for true, false and null."""
 
     name = "lfm2"
-
-    def __init__(self, tags: Tags) -> None:
-        self._begin, self._end = tags("<|tool_call_start|>"), tags("<|tool_call_end|>")
+    BEGIN, END = "<|tool_call_start|>", "<|tool_call_end|>"
+    THOUGHTS = (*ListedCalls.THOUGHTS, "thinking")
 
     @classmethod
     def recognises(cls, template: str) -> bool:
         """By the way that it lists tools."""
-        return any(sign in template for sign in ("<|tool_list_start|>", "<|tool_call_start|>", "List of tools: ["))
+        return any(sign in template for sign in ("<|tool_list_start|>", cls.BEGIN, "List of tools: ["))
 
-    def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
-        """Calls as text, and reasoning by another name; some of its templates have no other way in."""
-        result = super().messages(messages, use)
-        for made, message in zip(result, messages, strict=True):
-            if message.reasoning:
-                made["thinking"] = message.reasoning
-            if message.tool_calls:
-                listed = f"[{', '.join(map(_written, message.tool_calls))}]"
-                calls = content(listed, origin_of(message.tool_calls[0].arguments))
-                made["content"] = content(message.text) + own(str(self._begin)) + calls + own(str(self._end))
-                del made["tool_calls"]
-        return result
+    def message(self, message: Message) -> dict[str, Any]:
+        """Calls as text; some of its templates have no other way in."""
+        made = super().message(message)
+        if made.pop("tool_calls", None):
+            made["content"] = self._as_text(message, f"[{', '.join(map(_written, message.tool_calls))}]")
+        return made
 
-    def grammar(self, use: ToolUse) -> str:
-        """See `ToolFormat.grammar`."""
-        start = start_rules(use, self._begin, f"{listed_calls(use)} {self._end.expression}")
-        return "\n".join((start, *call_rules(use.callable, _tool_rules)))
+    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+        """The arguments in the schema's order; any of those that are not required may be missing."""
+        parts, rules = [], []
+        for index, (name, schema, required) in enumerate(parameters(tool)):
+            argument = f"{rule}_{index}"
+            parts.append((argument, required))
+            # What is no name in Python is passed in a dictionary.
+            before, after = f"{name}=", ""
+            if not _is_name(name):
+                before, after = f"**{{{json.dumps(name)}: ", '"}"'
+            words = _words(schema)
+            rules.append(f"{argument}: {literal(before)} {words or f'{argument}_json'} {after}")
+            if words is None:
+                rules.append(f"{argument}_json: {json_rule(schema)}")
+        rules += separated(f"{rule}_arguments", parts, '", "')
+        return [f'{rule}: {literal(f"{tool.name}(")} {rule}_arguments ")"', *rules]
 
-    def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
-        """See `ToolFormat.read`. Calls come when all of them are there."""
-        while (yield from text_until(reading, self._begin.mark, reading.say)):
-            reading.attempt()
-            text = yield from whole_until(reading, self._end.mark)
-            for name, arguments in _calls(text or ""):
-                reading.begin_call(name)
-                reading.add_arguments(json.dumps(arguments, ensure_ascii=False))
-                reading.end_call()
-            if text is None:
-                reading.take()
-            reading.gave_up()
-            yield from skip_space(reading)
-        reading.say_rest()
-
-
-def _tool_rules(rule: str, tool: Tool) -> list[str]:
-    """The arguments in the schema's order; any of those that are not required may be missing."""
-    whole = closed_parameters(tool.parameters)
-    schema = as_object(whole, whole, tool.name)
-    required = schema.get("required", [])
-    names = [name for name, value in schema.get("properties", {}).items() if value is not False]
-    rules = separated(
-        f"{rule}_arguments", [(f"{rule}_{index}", name in required) for index, name in enumerate(names)], '", "'
-    )
-    for index, name in enumerate(names):
-        value = schema["properties"][name]
-        words = _words(value)
-        # What is no name in Python is passed in a dictionary.
-        before, after = (literal(f"{name}="), "") if _is_name(name) else (literal(f"**{{{json.dumps(name)}: "), '"}"')
-        rules.append(f"{rule}_{index}: {before} {words or f'{rule}_{index}_json'} {after}")
-        if words is None:
-            described = with_definitions({} if value is True else value, whole)
-            rules.append(f"{rule}_{index}_json: {json_rule(described)}")
-    return [f'{rule}: {literal(f"{tool.name}(")} {rule}_arguments ")"', *rules]
+    def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
+        """Calls come when all of them are there."""
+        text = yield from whole_until(reading, self._end.mark)
+        for name, arguments in _calls(text or ""):
+            reading.begin_call(name)
+            reading.add_arguments(json.dumps(arguments, ensure_ascii=False))
+            reading.end_call()
+        if text is None:
+            reading.take()
+        return True
 
 
 def _written(call: ToolCall) -> str:
@@ -103,13 +81,13 @@ def _is_name(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name)
 
 
-def _words(value: Schema | bool) -> str | None:
+def _words(schema: Schema) -> str | None:
     """The Lark expression of a value that Python has words for."""
-    if isinstance(value, bool) or "enum" in value:
+    if "enum" in schema:
         return None
-    if isinstance(given := value.get("const"), bool):
+    if isinstance(given := schema.get("const"), bool):
         return literal(str(given))
-    kind = None if "const" in value else value.get("type")
+    kind = None if "const" in schema else schema.get("type")
     return {"boolean": '("True" | "False")', "null": '"None"'}.get(str(kind))
 
 

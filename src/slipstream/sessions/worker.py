@@ -10,7 +10,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 
-class Later:
+class Worker:
     """Runs functions one after another, each when it is due. What fails is logged, and the next one runs."""
 
     def __init__(self, name: str) -> None:

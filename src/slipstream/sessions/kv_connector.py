@@ -13,8 +13,8 @@ from slipstream.chat.messages import Digest
 from slipstream.engine import EngineCore
 from slipstream.engine.commands import CountComputed, Export, Guard, Install, Unguard
 from slipstream.errors import EngineStoppedError
-from slipstream.sessions.later import Later
 from slipstream.sessions.saved_kv import SavedKV
+from slipstream.sessions.worker import Worker
 from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class _Unsaved:
     """Taken out of memory already, since it was about to be evicted."""
 
 
-class Saver:
+class KVConnector:
     """Writes each part of a conversation to disk within a bandwidth of `bytes_per_second`, and reads them back.
 
     Thread-safe. Nobody waits for the disk but who asks for something on it.
@@ -59,7 +59,7 @@ class Saver:
         """Parts that are on disk or on their way there, with all before them, as of so many `_removals`."""
         self._removals = 0
         self._lock = threading.Lock()  # never held while files are read or written
-        self._later = Later("slipstream-saver")
+        self._worker = Worker("slipstream-kv-connector")
         self.saved_tokens = 0
         self.restored_tokens = 0
         core.on_rescue = self.keep
@@ -91,7 +91,7 @@ class Saver:
             self._complete.add(part.key)
         for unsaved in reversed(missing):
             self._core.send(Guard(unsaved.key, tenant, unsaved.tokens, unsaved.start))
-            self._later.run(partial(self._save_in_time, unsaved.key), after=_DELAY)
+            self._worker.run(partial(self._save_in_time, unsaved.key), after=_DELAY)
 
     def forget(self, keys: Collection[Digest]) -> None:
         """Remove parts that no conversation has any more."""
@@ -99,7 +99,7 @@ class Saver:
             for key in keys:
                 self._drop(key)
         if keys:
-            self._later.run(lambda: self._saved.remove(keys))
+            self._worker.run(lambda: self._saved.remove(keys))
 
     def save_now(self, key: Digest) -> None:
         """Save all parts of a conversation before returning, as far as their KV is in memory."""
@@ -129,7 +129,7 @@ class Saver:
 
     def close(self) -> None:
         """Write what waits, as far as its KV is in memory, and stop; the engine still takes commands."""
-        self._later.close()
+        self._worker.close()
         for key in list(self._unsaved):
             self._save(key)
 
@@ -140,7 +140,7 @@ class Saver:
                 contents = self._saved.load(key, tokens[:end])
                 if contents is None:
                     logger.warning("%d tokens of a saved conversation are computed again", path[-1][1] - start)
-                    self._later.run(partial(self._weed_out, path[index + 1 :], tokens))
+                    self._worker.run(partial(self._weed_out, path[index + 1 :], tokens))
                     return
                 if not self._core.call(Install(tenant, tokens[:end], start, contents)):
                     return  # memory is full of what runs
@@ -156,7 +156,7 @@ class Saver:
         """Save a part if the budget allows it now, or later."""
         wait = self._not_before - time.monotonic()
         if wait > 0 or not self._save(key):
-            self._later.run(lambda: self._save_in_time(key), after=max(wait, _DELAY))
+            self._worker.run(lambda: self._save_in_time(key), after=max(wait, _DELAY))
 
     def _save(self, key: Digest) -> bool:
         """Write a part that waits for it; False if its KV is not complete yet."""
