@@ -139,12 +139,7 @@ class PagedModel:
             model = self._core.read_model(self.ir_path)
         except RuntimeError as error:
             raise ModelError(f"{self.ir_path} is not a readable OpenVINO model: {error}") from error
-        if any(node.get_type_name() == _ATTENTION for node in model.get_ops()):
-            _open_caches(model)
-        else:
-            paged_attention_transformation(model)
-            _gather_before_vocabulary(model)
-        return model
+        return paged(model)
 
     def _lowered(self) -> ov.Model | None:
         """The same, after the runtime's passes; None if it can't be had."""
@@ -157,6 +152,16 @@ class PagedModel:
     def _attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on the blocks."""
         _attach(request, self._caches, self._kv)
+
+
+def paged(model: ov.Model) -> ov.Model:
+    """A model as it was read, made ready to be compiled: with paged attention, and logits of chosen rows alone."""
+    if any(node.get_type_name() == _ATTENTION for node in model.get_ops()):
+        _open_caches(model)
+    else:
+        paged_attention_transformation(model)
+        _gather_before_vocabulary(model)
+    return model
 
 
 def _attach(request: ov.InferRequest, caches: Sequence[ov.ConstOutput], kv: npt.NDArray[np.uint16]) -> None:

