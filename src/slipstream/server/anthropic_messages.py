@@ -1,7 +1,6 @@
 """Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +11,7 @@ from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
-from slipstream.server.anthropic_answer import EventWriter, new_head, whole_message
+from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
 from slipstream.server.anthropic_tools import (
     OutputConfig,
@@ -22,12 +21,11 @@ from slipstream.server.anthropic_tools import (
     response_schema,
     tool_use,
 )
-from slipstream.server.anthropic_types import TokenCount
-from slipstream.server.errors import anthropic_event, unsupported
+from slipstream.server.errors import unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.openai_common import AtLeastOne, check_model
-from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import LiveTurn, TurnRunner
+from slipstream.server.stream import respond
+from slipstream.server.turn import TurnRunner
 from slipstream.turns import TurnRequest
 
 
@@ -119,6 +117,12 @@ class MessagesRequest(PromptFields):
             raise unsupported("thinking", advice)
 
 
+class TokenCount(BaseModel):
+    """How many tokens a prompt has."""
+
+    input_tokens: int
+
+
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
@@ -127,12 +131,7 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/messages")
     async def messages(http: Request, body: MessagesRequest) -> Response:
         turn = await runner.start([in_session(body.turn(runtime), http)])
-        head = new_head(runtime.model.name)
-        if body.stream:
-            return EventStream(turn, _stream(turn, EventWriter(head)), anthropic_event)
-        await finish(http, turn)
-        whole = whole_message(head, turn)
-        return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+        return await respond(http, MessageAnswer(runtime.model.name, turn), stream=body.stream)
 
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: PromptFields) -> TokenCount:
@@ -140,17 +139,3 @@ def router(runner: TurnRunner) -> APIRouter:
         return TokenCount(input_tokens=len(prompt.token_ids))
 
     return routes
-
-
-async def _stream(turn: LiveTurn, writer: EventWriter) -> AsyncIterator[bytes]:
-    """The message without content, its blocks piece by piece, and how it ended."""
-    async for batch in turn.batches():
-        events = []
-        for choice, output, deltas in batch:
-            if output is choice.outputs[0]:
-                events.append(writer.message_start(choice))
-            events += map(writer.piece, deltas)
-            if output.finish_reason is not None:
-                events.append(writer.end(turn))
-        if events:
-            yield b"".join(events)

@@ -2,12 +2,12 @@
 
 import asyncio
 import secrets
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
 from slipstream.server.errors import unsupported
-from slipstream.server.openai_types import Conversation, DeletedConversation
 from slipstream.server.responses_items import InputItem, item_messages
 from slipstream.server.turn import TENANT
 from slipstream.sessions import Sessions, SessionState
@@ -18,6 +18,23 @@ class CreateConversation(BaseModel):
 
     items: list[InputItem] | None = None
     metadata: dict[str, str] | None = None
+
+
+class Conversation(BaseModel):
+    """A conversation of the Responses API, which is a session here."""
+
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: dict[str, Any] = {}
+
+
+class DeletedConversation(BaseModel):
+    """What is left of one."""
+
+    id: str
+    object: Literal["conversation.deleted"] = "conversation.deleted"
+    deleted: Literal[True] = True
 
 
 def router(sessions: Sessions) -> APIRouter:

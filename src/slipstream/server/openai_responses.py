@@ -6,7 +6,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,8 +15,8 @@ from fastapi import APIRouter, Query, Request, Response
 from slipstream.chat import Message
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
-from slipstream.server.errors import unsupported
-from slipstream.server.extension import SESSION_HEADER, TurnReport, in_session
+from slipstream.server.errors import Failure, unsupported
+from slipstream.server.extension import SESSION_HEADER, in_session, report_of
 from slipstream.server.responses_items import (
     InputItem,
     Item,
@@ -28,9 +28,10 @@ from slipstream.server.responses_items import (
 )
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import ResponseRequest
-from slipstream.server.stream import EventStream, finish
+from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
 from slipstream.sessions import Database, StoredResponse
+from slipstream.turns import Choice, Piece
 
 logger = logging.getLogger(__name__)
 
@@ -50,20 +51,7 @@ def router(runner: TurnRunner) -> APIRouter:
         exchange = await asyncio.to_thread(_Exchange.of, body, store, in_session=named)
         request = in_session(body.turn(runtime, exchange.messages), http)
         turn = await runner.start([request])
-        params = {"temperature": request.params.temperature, "top_p": request.params.top_p}
-        response = _in_progress(runtime, exchange.id) | params | body.echo()
-
-        async def completed() -> dict[str, Any]:
-            whole = response | _outcome(runtime, turn, exchange.id)
-            if body.store is not False:
-                await asyncio.to_thread(exchange.save, store, whole, turn)
-            return whole
-
-        if body.stream:
-            writer = EventWriter(response, turn.choices[0])
-            return EventStream(turn, _stream(turn, writer, completed), writer.failed)
-        await finish(http, turn)
-        return _json(await completed())
+        return await respond(http, _ResponseAnswer(runtime, turn, body, exchange), stream=body.stream)
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
@@ -119,9 +107,8 @@ class _Exchange:
             messages=(*earlier, *item_messages(items, "input", calls)),
         )
 
-    def save(self, store: Database, response: dict[str, Any], turn: LiveTurn) -> None:
+    def save(self, store: Database, response: dict[str, Any], choice: Choice) -> None:
         """Keep its response."""
-        (choice,) = turn.choices
         assert choice.session_turn is not None
         assert choice.session_turn.history is not None
         items = json.dumps(listed(self.items, self.id))
@@ -131,6 +118,70 @@ class _Exchange:
             store.save_response(TENANT, self.id, stored, max_bytes=STORE_BYTES)
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
             logger.warning("response %s can't be kept: %s", self.id, error)
+
+
+class _ResponseAnswer(Answer):
+    """A response object, which is stored once it's finished unless the request says otherwise."""
+
+    def __init__(self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, exchange: _Exchange) -> None:
+        super().__init__(turn)
+        (self._choice,) = turn.choices
+        self._runtime = runtime
+        self._exchange = exchange
+        self._stored = body.store is not False
+        params = self._choice.request.params
+        sampling = {"temperature": params.temperature, "top_p": params.top_p}
+        self._response = _in_progress(runtime, exchange.id) | sampling | body.echo()
+        self._writer = EventWriter(self._response, self._choice)
+
+    async def whole(self) -> bytes:
+        """The response."""
+        return json.dumps(await self._completed()).encode()
+
+    def begin(self) -> bytes:
+        """The events before any output."""
+        return self._writer.created()
+
+    def events(self, piece: Piece) -> Iterable[bytes]:
+        """The events of a piece of the answer."""
+        return map(self._writer.piece, piece.deltas)
+
+    async def end(self) -> bytes:
+        """The last events, with the response."""
+        return self._writer.end(await self._completed())
+
+    def failed(self, failure: Failure) -> bytes:
+        """The last event of a stream that breaks off."""
+        return self._writer.failed(failure)
+
+    async def _completed(self) -> dict[str, Any]:
+        response = self._response | self._outcome()
+        if self._stored:
+            await asyncio.to_thread(self._exchange.save, self._runtime.database, response, self._choice)
+        return response
+
+    def _outcome(self) -> dict[str, Any]:
+        """The fields that a finished turn decides."""
+        choice, report = self._choice, report_of(self.turn)
+        cut = cut_short(choice)
+        reasoning = self._runtime.tokenizer.encode(choice.reader.reasoning)
+        return {
+            "status": "incomplete" if cut else "completed",
+            "completed_at": None if cut else int(time.time()),
+            "incomplete_details": cut,
+            "output": output_items(choice, self._exchange.id),
+            "usage": {
+                "input_tokens": report["prompt_tokens"],
+                "input_tokens_details": {
+                    "cached_tokens": report["reused_tokens"],
+                    "cache_write_tokens": report["delta_tokens"],
+                },
+                "output_tokens": report["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": len(reasoning)},
+                "total_tokens": report["prompt_tokens"] + report["completion_tokens"],
+            },
+            "slipstream": report,
+        }
 
 
 def _in_progress(runtime: Runtime, response_id: str) -> dict[str, Any]:
@@ -150,40 +201,6 @@ def _in_progress(runtime: Runtime, response_id: str) -> dict[str, Any]:
         "truncation": "disabled",
         "usage": None,
     }
-
-
-def _outcome(runtime: Runtime, turn: LiveTurn, response_id: str) -> dict[str, Any]:
-    """The fields that a finished turn decides."""
-    (choice,) = turn.choices
-    report = TurnReport.of(turn)
-    cut = cut_short(choice)
-    return {
-        "status": "incomplete" if cut else "completed",
-        "completed_at": None if cut else int(time.time()),
-        "incomplete_details": cut,
-        "output": output_items(choice, response_id),
-        "usage": {
-            "input_tokens": report.prompt_tokens,
-            "input_tokens_details": {
-                "cached_tokens": report.reused_tokens,
-                "cache_write_tokens": report.delta_tokens,
-            },
-            "output_tokens": report.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": len(runtime.tokenizer.encode(choice.reader.reasoning))},
-            "total_tokens": report.prompt_tokens + report.completion_tokens,
-        },
-        "slipstream": report.model_dump(),
-    }
-
-
-async def _stream(
-    turn: LiveTurn, writer: EventWriter, completed: Callable[[], Awaitable[dict[str, Any]]]
-) -> AsyncIterator[bytes]:
-    yield writer.created()
-    async for batch in turn.batches():
-        if events := [writer.piece(delta) for arrival in batch for delta in arrival.deltas]:
-            yield b"".join(events)
-    yield writer.end(await completed())
 
 
 def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:

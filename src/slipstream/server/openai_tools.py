@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
-from slipstream.chat import Schema, Tool, ToolUse
+from slipstream.chat import Schema, Tool, ToolCall, ToolUse
 from slipstream.fields import RESPONSE_SCHEMA
 from slipstream.server.errors import missing
 
@@ -110,6 +110,14 @@ def tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None, 
             return ToolUse(known, allowed.mode, names, parallel)
         case _:
             return ToolUse(known, choice or "auto", None, parallel)
+
+
+def call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """The calls of a message as OpenAI's clients read them, and send them again."""
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
 
 
 def response_schema(wanted: ResponseFormat | None) -> Schema | None:

@@ -12,7 +12,7 @@ from slipstream.chat import Message, Setting, ToolUse
 from slipstream.errors import SessionNotFoundError
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
-from slipstream.server.openai_tools import ToolDefinition, tool_use
+from slipstream.server.openai_tools import ToolDefinition, call_objects, tool_use
 from slipstream.server.turn import TENANT
 from slipstream.sessions import SessionInfo, Sessions, SessionState
 
@@ -225,10 +225,7 @@ def _message(message: Message) -> dict[str, Any]:
     """A message in the form in which it can be sent again."""
     told: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
-        told["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
+        told["tool_calls"] = call_objects(message.tool_calls)
     if message.reasoning:
         told["reasoning_content"] = message.reasoning
     if message.tool_call_id is not None:
