@@ -9,7 +9,7 @@ from slipstream.cli.bench import ARGUMENTS_AS_THEY_ARE, bench
 from slipstream.cli.chat import chat
 from slipstream.cli.doctor import doctor
 from slipstream.cli.pull import pull
-from slipstream.cli.serve import serve
+from slipstream.cli.serve import OPTIONS_FROM_ENVIRONMENT, serve
 from slipstream.cli.sessions import sessions
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
+app.command(context_settings=OPTIONS_FROM_ENVIRONMENT)(serve)
 app.command()(chat)
 app.command()(pull)
 app.command(add_help_option=False, context_settings=ARGUMENTS_AS_THEY_ARE)(bench)

@@ -29,7 +29,7 @@ class MessageAnswer(Answer):
         """The message, and what it cost."""
         (choice,) = self.turn.choices
         body = {"content": _content(choice), **_ending(choice), "usage": _usage(choice.counters)}
-        return to_json(self._head | body | {"slipstream": report_of(self.turn)})
+        return to_json(self._head | body | {"slipstream": report_of(self.turn)}, inf_nan_mode="null")
 
     def events(self, piece: Piece) -> Iterator[bytes]:
         """The message without content first, and then the pieces of its blocks."""

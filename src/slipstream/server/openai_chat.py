@@ -18,7 +18,6 @@ from slipstream.server.openai_common import (
     SamplingFields,
     check_model,
     finish_reason,
-    finite,
 )
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import (
@@ -135,7 +134,7 @@ class ChatAnswer(CompletionAnswer):
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         spelled = list(self.tokenizer.token_bytes(token))
-        return {"token": self.token_text(token), "logprob": finite(logprob), "bytes": spelled}
+        return {"token": self.token_text(token), "logprob": logprob, "bytes": spelled}
 
 
 def _piece(choice: Choice, delta: dict[str, Any]) -> dict[str, Any]:

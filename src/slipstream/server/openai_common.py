@@ -1,6 +1,5 @@
 """What OpenAI's chat and completion requests and responses have in common."""
 
-import math
 import secrets
 import time
 from abc import abstractmethod
@@ -101,11 +100,6 @@ def finish_reason(choice: Choice) -> Literal["stop", "length", "tool_calls"]:
     return "tool_calls" if choice.reader.calls_to_run else "stop"
 
 
-def finite(logprob: float) -> float | None:
-    """A log-probability, or None for that of a token that could not be chosen: JSON has no infinity."""
-    return None if math.isinf(logprob) else logprob
-
-
 class CompletionAnswer(Answer):
     """A completion of either protocol: an object with all choices, or chunks with one piece of a choice each.
 
@@ -141,7 +135,7 @@ class CompletionAnswer(Answer):
         report = report_of(self.turn)
         cost = {"usage": usage_of(report), "slipstream": report}
         choices = [self.choice(choice) for choice in self.turn.choices]
-        return to_json(self._head | cost | {"object": self.kind, "choices": choices})
+        return to_json(self._head | cost | {"object": self.kind, "choices": choices}, inf_nan_mode="null")
 
     def events(self, piece: Piece) -> list[bytes]:
         """A chunk for each piece. The last of a stream has the report, unless one for the usage follows."""

@@ -18,7 +18,6 @@ from slipstream.server.openai_common import (
     SamplingFields,
     check_model,
     finish_reason,
-    finite,
 )
 from slipstream.server.stream import respond
 from slipstream.server.turn import LiveTurn, TurnRunner
@@ -119,15 +118,15 @@ class TextAnswer(CompletionAnswer):
         *offsets, self._lengths[choice.index] = accumulate(map(len, tokens), initial=self._lengths[choice.index])
         return {
             "tokens": tokens,
-            "token_logprobs": [finite(entry.logprob) for entry in logprobs],
+            "token_logprobs": [entry.logprob for entry in logprobs],
             "top_logprobs": [self._alternatives(entry) for entry in logprobs],
             "text_offset": offsets,
         }
 
-    def _alternatives(self, entry: TokenLogprob) -> dict[str, float | None]:
+    def _alternatives(self, entry: TokenLogprob) -> dict[str, float]:
         """The likeliest tokens, and the chosen one in any case."""
         likely = (*entry.top, (entry.token_id, entry.logprob))
-        return {self.token_text(token): finite(logprob) for token, logprob in likely}
+        return {self.token_text(token): logprob for token, logprob in likely}
 
 
 def _piece(choice: Choice, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Answers on their way to a client, which may go away at any time."""
 
 import asyncio
-import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable
 from itertools import chain
@@ -9,14 +8,13 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from slipstream.server.errors import Failure, failure_of, openai_event
 from slipstream.server.turn import LiveTurn
 from slipstream.turns import Piece
-
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Answer(ABC):
@@ -51,8 +49,8 @@ class Answer(ABC):
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:
     """A server-sent event. It's ASCII, so that no character of a text is taken for the end of a line."""
-    head = f"event: {name}\n" if name is not None else ""
-    return f"{head}data: {_encode(data)}\n\n".encode()
+    line = b"data: %b\n\n" % to_json(data, ensure_ascii=True, inf_nan_mode="null")
+    return line if name is None else b"event: %b\n%b" % (name.encode(), line)
 
 
 async def respond(http: Request, answer: Answer, *, stream: bool | None) -> Response:
