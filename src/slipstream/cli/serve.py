@@ -12,9 +12,6 @@ from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
 from slipstream.config import EngineConfig, ServerConfig
 from slipstream.models import DEFAULT_MODEL
 
-OPTIONS_FROM_ENVIRONMENT = {"auto_envvar_prefix": "SLIPSTREAM"}
-"""Gives each option an environment variable: SLIPSTREAM_ and its name."""
-
 
 def serve(
     model: Model = DEFAULT_MODEL,
