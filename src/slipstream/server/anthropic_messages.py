@@ -1,32 +1,75 @@
 """Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from slipstream.chat import Message, Setting
+from slipstream.chat import NO_TOOLS, Message, Schema, Setting, Tool, ToolUse
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
-from slipstream.server.anthropic_tools import (
-    OutputConfig,
-    OutputFormat,
-    ToolChoice,
-    ToolDefinition,
-    response_schema,
-    tool_use,
-)
-from slipstream.server.errors import unsupported
+from slipstream.server.errors import missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.openai_common import AtLeastOne, check_model
 from slipstream.server.stream import respond
 from slipstream.server.turn import TurnRunner
 from slipstream.turns import TurnRequest
+
+_MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+}
+
+
+def _custom(kind: str | None) -> str | None:
+    if kind not in (None, "custom"):
+        raise ValueError("it must be 'custom', a tool that is described by its input_schema and run by the client")
+    return kind
+
+
+def _of_object(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type") != "object":
+        raise ValueError("its type must be 'object'")
+    return schema
+
+
+class ToolDefinition(BaseModel):
+    """A tool that the client runs. `strict` changes nothing: every call fits its schema."""
+
+    type: Annotated[str | None, AfterValidator(_custom)] = None  # first, for tools of other types lack the rest
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+    description: str | None = None
+    input_schema: Annotated[dict[str, Any], AfterValidator(_of_object)]
+
+
+class ToolChoice(BaseModel):
+    """`tool_choice`."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class OutputFormat(BaseModel):
+    """What an answer must fit."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(BaseModel):
+    """`output_config`."""
+
+    effort: str | None = None
+    format: OutputFormat | None = None
 
 
 class Thinking(BaseModel):
@@ -65,7 +108,7 @@ class PromptFields(BaseModel):
         check_model(runtime, self.model)
         effort = self.output_config.effort if self.output_config else None
         reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
-        tools = tool_use(self.tools, self.tool_choice)
+        tools = _tool_use(self.tools, self.tool_choice)
         return conversation(self.system, self.messages), Setting(tools, reasoning | (self.chat_template_kwargs or {}))
 
 
@@ -94,7 +137,7 @@ class MessagesRequest(PromptFields):
             system=system,
             params=self._sampling_params(),
             setting=setting,
-            response_schema=response_schema(self.output_config, self.output_format),
+            response_schema=_response_schema(self.output_config, self.output_format),
             **(self.slipstream or SlipstreamOptions()).model_dump(),
         )
 
@@ -139,3 +182,28 @@ def router(runner: TurnRunner) -> APIRouter:
         return TokenCount(input_tokens=len(prompt.token_ids))
 
     return routes
+
+
+def _tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None) -> ToolUse:
+    """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field.
+
+    A tool that is named by the choice is called once.
+    """
+    known = tuple(Tool(tool.name, tool.description or "", tool.input_schema) for tool in tools or ())
+    if choice is None:
+        return ToolUse(known) if known else NO_TOOLS
+    named = choice.type == "tool"
+    if named and choice.name is None:
+        raise missing("tool_choice.name")
+    return ToolUse(
+        known,
+        _MODES[choice.type],
+        frozenset({choice.name or ""}) if named else None,
+        parallel=not (named or choice.disable_parallel_tool_use),
+    )
+
+
+def _response_schema(config: OutputConfig | None, output_format: OutputFormat | None) -> Schema | None:
+    """The schema that an answer must fit, from `output_config` or, as older clients send it, `output_format`."""
+    wanted = (config and config.format) or output_format
+    return wanted.schema_ if wanted is not None else None
