@@ -6,8 +6,8 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,15 +23,13 @@ from slipstream.server.responses_items import (
     item_messages,
     listed,
     resolved,
-    response_of,
-    stored_item,
 )
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import ResponseRequest
 from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
 from slipstream.sessions import Database, StoredResponse
-from slipstream.turns import Choice, Piece
+from slipstream.turns import Piece
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +46,16 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/responses")
     async def create_response(http: Request, body: ResponseRequest) -> Response:
         named = SESSION_HEADER in http.headers
-        exchange = await asyncio.to_thread(_Exchange.of, body, store, in_session=named)
-        request = in_session(body.turn(runtime, exchange.messages), http)
-        turn = await runner.start([request])
-        return await respond(http, _ResponseAnswer(runtime, turn, body, exchange), stream=body.stream)
+        items, messages = await asyncio.to_thread(_brought, body, store, in_session=named)
+        turn = await runner.start([in_session(body.turn(runtime, messages), http)])
+        return await respond(http, _ResponseAnswer(runtime, turn, body, items), stream=body.stream)
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
         if stream:
             raise unsupported("stream", "is not supported: the events of a stored response are not kept; leave it out")
-        return _json_text((await _stored(store, response_id)).response)
+        record = await _stored(store, response_id)
+        return Response(record.response, media_type="application/json")
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str) -> Response:
@@ -80,58 +78,50 @@ def router(runner: TurnRunner) -> APIRouter:
     return routes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Exchange:
-    """What a request brings and goes on from."""
+def _brought(
+    body: ResponseRequest, store: Database, *, in_session: bool
+) -> tuple[list[InputItem], tuple[Message, ...]]:
+    """The items that a request brings, and the conversation without instructions.
 
-    id: str
-    """The id that its response gets."""
-    items: list[InputItem]
-    messages: tuple[Message, ...]
-    """The conversation without instructions, or where a session holds what came before, what is new."""
-
-    @classmethod
-    def of(cls, body: ResponseRequest, store: Database, *, in_session: bool) -> "_Exchange":
-        """What `body` brings, for a session that the body or something else names.
-
-        Raises `InvalidRequestError` naming the field.
-        """
-        body.check()
-        earlier = _earlier(store, body.previous_response_id)
-        items = resolved(body.input, lambda item_id: _stored_item(store, item_id))
-        in_session = in_session or body.conversation is not None or body.switches()["session_id"] is not None
-        calls = None if in_session else [call.id for message in earlier for call in message.tool_calls]
-        return cls(
-            id=f"resp_{secrets.token_hex(12)}",
-            items=items,
-            messages=(*earlier, *item_messages(items, "input", calls)),
-        )
-
-    def save(self, store: Database, response: dict[str, Any], choice: Choice) -> None:
-        """Keep its response."""
-        assert choice.session_turn is not None
-        assert choice.session_turn.history is not None
-        items = json.dumps(listed(self.items, self.id))
-        unsaid = int(choice.request.system is not None)
-        stored = StoredResponse(json.dumps(response), items, choice.session_turn.history, unsaid)
-        try:
-            store.save_response(TENANT, self.id, stored, max_bytes=STORE_BYTES)
-        except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
-            logger.warning("response %s can't be kept: %s", self.id, error)
+    Where a session holds what came before, that the body or something else names, it's what is new. Raises
+    `InvalidRequestError` naming the field.
+    """
+    body.check()
+    earlier = _earlier(store, body.previous_response_id)
+    items = resolved(body.input, partial(store.response, TENANT))
+    in_session = in_session or body.conversation is not None or body.switches()["session_id"] is not None
+    calls = None if in_session else [call.id for message in earlier for call in message.tool_calls]
+    return items, (*earlier, *item_messages(items, "input", calls))
 
 
 class _ResponseAnswer(Answer):
     """A response object, which is stored once it's finished unless the request says otherwise."""
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, exchange: _Exchange) -> None:
+    def __init__(self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, items: Sequence[InputItem]) -> None:
         super().__init__(turn)
         (self._choice,) = turn.choices
         self._runtime = runtime
-        self._exchange = exchange
-        self._stored = body.store is not False
+        self._items = items
+        self._kept = body.store is not False
         params = self._choice.request.params
-        sampling = {"temperature": params.temperature, "top_p": params.top_p}
-        self._response = _in_progress(runtime, exchange.id) | sampling | body.echo()
+        self._response = {
+            "id": f"resp_{secrets.token_hex(12)}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "completed_at": None,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "model": runtime.model.name,
+            "output": [],
+            "service_tier": "default",
+            "truncation": "disabled",
+            "usage": None,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            **body.echo(),
+        }
         self._writer = EventWriter(self._response, self._choice)
 
     async def whole(self) -> bytes:
@@ -156,9 +146,21 @@ class _ResponseAnswer(Answer):
 
     async def _completed(self) -> dict[str, Any]:
         response = self._response | self._outcome()
-        if self._stored:
-            await asyncio.to_thread(self._exchange.save, self._runtime.database, response, self._choice)
+        if self._kept:
+            await asyncio.to_thread(self._store, response)
         return response
+
+    def _store(self, response: dict[str, Any]) -> None:
+        session_turn = self._choice.session_turn
+        assert session_turn is not None
+        assert session_turn.history is not None
+        items = json.dumps(listed(self._items, response["id"]))
+        unsaid = int(self._choice.request.system is not None)
+        stored = StoredResponse(json.dumps(response), items, session_turn.history, unsaid)
+        try:
+            self._runtime.database.save_response(TENANT, response["id"], stored, max_bytes=STORE_BYTES)
+        except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
+            logger.warning("response %s can't be kept: %s", response["id"], error)
 
     def _outcome(self) -> dict[str, Any]:
         """The fields that a finished turn decides."""
@@ -169,7 +171,7 @@ class _ResponseAnswer(Answer):
             "status": "incomplete" if cut else "completed",
             "completed_at": None if cut else int(time.time()),
             "incomplete_details": cut,
-            "output": output_items(choice, self._exchange.id),
+            "output": output_items(choice, self._response["id"]),
             "usage": {
                 "input_tokens": report["prompt_tokens"],
                 "input_tokens_details": {
@@ -182,25 +184,6 @@ class _ResponseAnswer(Answer):
             },
             "slipstream": report,
         }
-
-
-def _in_progress(runtime: Runtime, response_id: str) -> dict[str, Any]:
-    """The fields of a response object that the request does not decide, as long as there is no answer."""
-    return {
-        "id": response_id,
-        "object": "response",
-        "created_at": int(time.time()),
-        "status": "in_progress",
-        "completed_at": None,
-        "background": False,
-        "error": None,
-        "incomplete_details": None,
-        "model": runtime.model.name,
-        "output": [],
-        "service_tier": "default",
-        "truncation": "disabled",
-        "usage": None,
-    }
 
 
 def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
@@ -220,12 +203,6 @@ async def _stored(store: Database, response_id: str) -> StoredResponse:
     if record is None:
         raise _not_found(response_id)
     return record
-
-
-def _stored_item(store: Database, item_id: str) -> Item | None:
-    response_id = response_of(item_id)
-    record = store.response(TENANT, response_id) if response_id else None
-    return stored_item(record.response, record.input_items, item_id) if record else None
 
 
 def _not_found(response_id: str) -> InvalidRequestError:
@@ -250,8 +227,4 @@ def _page(items: list[Item], after: str | None, limit: int) -> dict[str, Any]:
 
 
 def _json(value: dict[str, Any]) -> Response:
-    return _json_text(json.dumps(value))
-
-
-def _json_text(text: str) -> Response:
-    return Response(text, media_type="application/json")
+    return Response(json.dumps(value), media_type="application/json")
