@@ -61,12 +61,14 @@ class ChatRequest(SamplingFields):
             raise unsupported("top_logprobs", "needs logprobs to be true")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        tools = tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        functions = [tool.function for tool in self.tools or ()]
+        tools = tool_use(functions, self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        wanted = self.response_format
         return TurnRequest(
             prompt=chat_messages(self.messages),
             params=self.sampling_params(max_tokens=limit, logprobs=logprobs),
             setting=Setting(tools, reasoning_kwargs(self.reasoning_effort) | (self.chat_template_kwargs or {})),
-            response_schema=response_schema(self.response_format),
+            response_schema=response_schema(wanted.type, wanted.json_schema) if wanted else None,
             choices=self.n or 1,
             session_hint=session_hint(self.prompt_cache_key),
             **self.switches(),

@@ -115,7 +115,7 @@ def router(sessions: Sessions) -> APIRouter:
 
     @routes.post("", status_code=201)
     async def create(body: CreateSession) -> SessionObject:
-        tools = tool_use(body.tools, None, parallel=True)
+        tools = tool_use(tool.function for tool in body.tools or ())
         messages, setting = chat_messages(body.messages), Setting(tools, body.chat_template_kwargs or {})
         ttl, pinned = body.ttl_seconds, body.pinned
 
