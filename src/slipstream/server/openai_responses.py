@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: `/v1/responses`."""
+"""OpenAI's Responses API: `/v1/responses`, and `/v1/conversations`, which are sessions here."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
 from slipstream.chat import Message
 from slipstream.errors import InvalidRequestError
@@ -28,13 +29,37 @@ from slipstream.server.responses_output import EventWriter, cut_short, output_it
 from slipstream.server.responses_request import ResponseRequest
 from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
-from slipstream.sessions import Database, StoredResponse
+from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
 from slipstream.turns import Piece
 
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 128 * 2**20
 """What responses take that are kept, besides messages: some ten thousand."""
+
+
+class CreateConversation(BaseModel):
+    """What a conversation begins with."""
+
+    items: list[InputItem] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Conversation(BaseModel):
+    """A conversation, which is a session here."""
+
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: dict[str, Any] = {}
+
+
+class DeletedConversation(BaseModel):
+    """What is left of one."""
+
+    id: str
+    object: Literal["conversation.deleted"] = "conversation.deleted"
+    deleted: Literal[True] = True
 
 
 def router(runner: TurnRunner) -> APIRouter:
@@ -74,6 +99,30 @@ def router(runner: TurnRunner) -> APIRouter:
         if order == "desc":
             items.reverse()
         return _json(_page(items, after, limit))
+
+    return routes
+
+
+def conversations(sessions: Sessions) -> APIRouter:
+    """The routes of conversations, to go on with through the others."""
+    routes = APIRouter(prefix="/v1/conversations")
+
+    @routes.post("")
+    async def create(body: CreateConversation) -> Conversation:
+        if body.metadata:
+            raise unsupported("metadata", "is not kept: leave it out")
+        messages = item_messages(body.items or [], "items", ())
+        name = f"conv_{secrets.token_hex(12)}"
+        return _conversation(await asyncio.to_thread(sessions.create, TENANT, name, messages))
+
+    @routes.get("/{id}")
+    async def retrieve(id: str) -> Conversation:
+        return _conversation(await asyncio.to_thread(sessions.get, TENANT, id))
+
+    @routes.delete("/{id}")
+    async def delete(id: str) -> DeletedConversation:
+        await asyncio.to_thread(sessions.delete, TENANT, id)
+        return DeletedConversation(id=id)
 
     return routes
 
@@ -184,6 +233,10 @@ class _ResponseAnswer(Answer):
             },
             "slipstream": report,
         }
+
+
+def _conversation(state: SessionState) -> Conversation:
+    return Conversation(id=state.id, created_at=int(state.created))
 
 
 def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
