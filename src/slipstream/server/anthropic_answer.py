@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from pydantic_core import from_json, to_json
 
@@ -102,17 +102,13 @@ def _content(choice: Choice) -> list[dict[str, Any]]:
 
 def _ending(choice: Choice) -> dict[str, str | None]:
     """How a finished answer ended."""
-    stop_string = choice.outputs[-1].stop_string
-    return {"stop_reason": _stop_reason(choice), "stop_sequence": stop_string}
-
-
-def _stop_reason(choice: Choice) -> Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]:
     last = choice.outputs[-1]
+    reason = "tool_use" if choice.reader.calls_to_run else "end_turn"
     if last.stop_string is not None:
-        return "stop_sequence"
-    if last.finish_reason == "length":
-        return "max_tokens"
-    return "tool_use" if choice.reader.calls_to_run else "end_turn"
+        reason = "stop_sequence"
+    elif last.finish_reason == "length":
+        reason = "max_tokens"
+    return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
 
 def _usage(counters: TurnCounters) -> dict[str, int]:

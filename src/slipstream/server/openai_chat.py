@@ -106,12 +106,7 @@ class ChatAnswer(CompletionAnswer):
         if calls:
             message["tool_calls"] = call_objects(calls)
         logprobs = self._logprobs(choice.answer.logprobs) if choice.wants_logprobs else None
-        return {
-            "index": choice.index,
-            "message": message,
-            "finish_reason": finish_reason(choice),
-            "logprobs": logprobs,
-        }
+        return {"index": choice.index, "message": message, "finish_reason": finish_reason(choice), "logprobs": logprobs}
 
     def pieces(self, piece: Piece) -> list[dict[str, Any]]:
         """Its role, text, reasoning, the name of a function or a piece of its arguments, and finish reason."""

@@ -18,13 +18,7 @@ from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.errors import Failure, unsupported
 from slipstream.server.extension import SESSION_HEADER, in_session, report_of
-from slipstream.server.responses_items import (
-    InputItem,
-    Item,
-    item_messages,
-    listed,
-    resolved,
-)
+from slipstream.server.responses_items import InputItem, Item, item_messages, listed, resolved
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import ResponseRequest
 from slipstream.server.stream import Answer, respond

@@ -77,8 +77,8 @@ class EventWriter:
             if not delta.arguments:
                 return begun
             return begun + self._item_event("response.function_call_arguments.delta", delta=delta.arguments)
-        name, empty = _TEXT_EVENTS[kind]
-        return begun + self._part_event(f"{name}.delta", delta=delta.text or delta.reasoning, **empty)
+        name, rest = _TEXT_EVENTS[kind]
+        return begun + self._part_event(f"{name}.delta", delta=delta.text or delta.reasoning, **rest)
 
     def end(self, response: dict[str, Any]) -> bytes:
         """The last events, with the finished response."""
@@ -116,8 +116,8 @@ class EventWriter:
             done = self._item_event("response.function_call_arguments.done", **told)
         else:
             (part,) = item["content"]
-            name, empty = _TEXT_EVENTS[kind]
-            done = self._part_event(f"{name}.done", text=part["text"], **empty)
+            name, rest = _TEXT_EVENTS[kind]
+            done = self._part_event(f"{name}.done", text=part["text"], **rest)
             done += self._part_event("response.content_part.done", part=part)
         self._open = None
         return done + self._event("response.output_item.done", output_index=self._place, item=item)
