@@ -12,7 +12,7 @@ from rich.table import Table
 from slipstream.cli.loading import load_backend
 from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
 from slipstream.models import DEFAULT_MODEL
-from slipstream.processor import Processor, this_processor
+from slipstream.processor import this_processor
 
 _LARGE_STEP = 64
 """Tokens; what one costs in a step of this size is what one of a long prompt costs."""
@@ -54,8 +54,7 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
     seconds = dict(backend.cost.measured.seconds)
     large = max((size for size in backend.step_sizes if size <= _LARGE_STEP), default=backend.step_sizes[0])
     store = backend.store
-    context = model.manifest.context_length
-    return {
+    report: Report = {
         "slipstream": version("slipstream"),
         "openvino": version("openvino"),
         "processor": processor.name,
@@ -65,7 +64,7 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
         "memory": memory,
         "model": model.name,
         "model_bytes": model.size,
-        "context_length": context,
+        "context_length": model.manifest.context_length,
         "precision": backend.precision,  # what keys and values are kept in
         "kv_bytes_per_token": store.bytes_per_token,
         "kv_memory": config.kv_memory,
@@ -74,43 +73,37 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
         "step_sizes": backend.step_sizes,
         "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
-        "advice": _advice(
-            processor,
-            exact=backend.exact,
-            threads=backend.threads,
-            short_of=context - store.capacity,
-            needed=(context + 2 * store.block_size) * store.bytes_per_token,
-            overcommitted=config.kv_memory + model.size > memory,
-        ),
     }
+    return report | {"advice": _advice(report, store.block_size)}
 
 
-def _advice(
-    processor: Processor, *, exact: bool, threads: int, short_of: int, needed: int, overcommitted: bool
-) -> list[str]:
+def _advice(report: Report, block_size: int) -> list[str]:
     """What would make it exact, faster, or larger, the most important first."""
+    cores, threads, sets = report["cores"], report["threads"], set(report["instruction_sets"])
+    short_of = report["context_length"] - report["kv_tokens"]
     advice = []
-    if not exact:
+    if not report["exact"]:
         advice.append(
             "No step sizes give the same bits here, so answers may depend on what else is computed. The response cache "
             "is off. Another precision of the model's weights, or another release of OpenVINO, may have a class."
         )
-    if threads < processor.cores:
-        advice.append(f"{processor.cores} cores are there, {threads} are used: raise --threads, or leave it out.")
-    if not {"avx512f", "asimd"} & set(processor.instruction_sets):
+    if threads < cores:
+        advice.append(f"{cores} cores are there, {threads} are used: raise --threads, or leave it out.")
+    if not {"avx512f", "asimd"} & sets:
         advice.append(
             "Without AVX-512, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
         )
-    elif not {"avx512_bf16", "amx_bf16", "bf16"} & set(processor.instruction_sets):
+    elif not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
         advice.append(
             "Without bfloat16, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
         )
     if short_of > 0:
+        needed = (report["context_length"] + 2 * block_size) * report["kv_bytes_per_token"]
         advice.append(
             f"The KV memory is {short_of:,} tokens short of one conversation of the model's full context: "
             f"--kv-memory {-(-needed // 2**20)}MiB holds it."
         )
-    if overcommitted:
+    if report["kv_memory"] + report["model_bytes"] > report["memory"]:
         advice.append("Model and KV memory together are larger than this machine's memory: lower --kv-memory.")
     return advice
 
