@@ -24,7 +24,7 @@ ALLOWED = {
     "turns": {"sessions", "chat", "engine"},
     "runtime": {"turns", "sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
     "embedded": {"runtime", "turns", "sessions", "chat", "engine", "models", "config"},
-    "server": {"runtime", "turns", "sessions", "chat", "engine", "tokenizer", "config"},
+    "server": {"runtime", "turns", "sessions", "chat", "engine", "config"},
     "cli": {"server", "embedded", "chat", "engine", "models", "config", "backend"},
 }
 

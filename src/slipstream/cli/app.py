@@ -8,6 +8,7 @@ import typer
 from slipstream.cli.bench import ARGUMENTS_AS_THEY_ARE, bench
 from slipstream.cli.chat import chat
 from slipstream.cli.doctor import doctor
+from slipstream.cli.options import FromEnvironment
 from slipstream.cli.pull import pull
 from slipstream.cli.serve import serve
 from slipstream.cli.sessions import sessions
@@ -20,11 +21,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
+app.command(cls=FromEnvironment)(serve)
 app.command()(chat)
 app.command()(pull)
 app.command(add_help_option=False, context_settings=ARGUMENTS_AS_THEY_ARE)(bench)
-app.command()(sessions)
+app.command(cls=FromEnvironment)(sessions)
 app.command()(doctor)
 
 

@@ -2,9 +2,8 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,39 +12,14 @@ from rich.table import Table
 from slipstream.cli.loading import load_backend
 from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
 from slipstream.models import DEFAULT_MODEL
-from slipstream.processor import Processor, this_processor
+from slipstream.processor import this_processor
 
 _LARGE_STEP = 64
 """Tokens; what one costs in a step of this size is what one of a long prompt costs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was found; sizes in tokens, memory in bytes."""
-
-    slipstream: str
-    openvino: str
-    processor: str
-    instruction_sets: tuple[str, ...]
-    cores: int
-    threads: int
-    memory: int
-    model: str
-    model_bytes: int
-    context_length: int
-    precision: str
-    """What keys and values are kept in."""
-    kv_bytes_per_token: int
-    kv_memory: int
-    kv_tokens: int
-    """That fit into the KV memory."""
-    exact: bool
-    step_sizes: tuple[int, ...]
-    decode_ms: float
-    """A step of the smallest size, without context."""
-    prompt_tokens_per_second: float
-    """Of a prompt without context, by the cost of a large step."""
-    advice: tuple[str, ...]
+Report = dict[str, Any]
+"""What was found, by the names that `--json` prints; sizes in tokens, memory in bytes."""
 
 
 def doctor(
@@ -68,7 +42,7 @@ def doctor(
     with readable_errors():
         report = _examine(model, kv_memory, threads, Console(stderr=as_json))
     if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
+        typer.echo(json.dumps(report, indent=2))
     else:
         _print(report, Console())
 
@@ -80,85 +54,80 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
     seconds = dict(backend.cost.measured.seconds)
     large = max((size for size in backend.step_sizes if size <= _LARGE_STEP), default=backend.step_sizes[0])
     store = backend.store
-    return Report(
-        slipstream=version("slipstream"),
-        openvino=version("openvino"),
-        processor=processor.name,
-        instruction_sets=processor.instruction_sets,
-        cores=processor.cores,
-        threads=backend.threads,
-        memory=memory,
-        model=model.name,
-        model_bytes=model.size,
-        context_length=model.manifest.context_length,
-        precision=backend.precision,
-        kv_bytes_per_token=store.bytes_per_token,
-        kv_memory=config.kv_memory,
-        kv_tokens=store.capacity,
-        exact=backend.exact,
-        step_sizes=backend.step_sizes,
-        decode_ms=round(seconds[backend.step_sizes[0]] * 1e3, 1),
-        prompt_tokens_per_second=round(large / seconds[large], 1),
-        advice=tuple(
-            _advice(
-                processor,
-                exact=backend.exact,
-                threads=backend.threads,
-                short_of=model.manifest.context_length - store.capacity,
-                needed=(model.manifest.context_length + 2 * store.block_size) * store.bytes_per_token,
-                overcommitted=config.kv_memory + model.size > memory,
-            )
-        ),
-    )
+    report: Report = {
+        "slipstream": version("slipstream"),
+        "openvino": version("openvino"),
+        "processor": processor.name,
+        "instruction_sets": processor.instruction_sets,
+        "cores": processor.cores,
+        "threads": backend.threads,
+        "memory": memory,
+        "model": model.name,
+        "model_bytes": model.size,
+        "context_length": model.manifest.context_length,
+        "precision": backend.precision,  # what keys and values are kept in
+        "kv_bytes_per_token": store.bytes_per_token,
+        "kv_memory": config.kv_memory,
+        "kv_tokens": store.capacity,  # that fit into the KV memory
+        "exact": backend.exact,
+        "step_sizes": backend.step_sizes,
+        "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
+        "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
+    }
+    return report | {"advice": _advice(report, store.block_size)}
 
 
-def _advice(
-    processor: Processor, *, exact: bool, threads: int, short_of: int, needed: int, overcommitted: bool
-) -> list[str]:
+def _advice(report: Report, block_size: int) -> list[str]:
     """What would make it exact, faster, or larger, the most important first."""
+    cores, threads, sets = report["cores"], report["threads"], set(report["instruction_sets"])
+    short_of = report["context_length"] - report["kv_tokens"]
     advice = []
-    if not exact:
+    if not report["exact"]:
         advice.append(
             "No step sizes give the same bits here, so answers may depend on what else is computed. The response cache "
             "is off. Another precision of the model's weights, or another release of OpenVINO, may have a class."
         )
-    if threads < processor.cores:
-        advice.append(f"{processor.cores} cores are there, {threads} are used: raise --threads, or leave it out.")
-    if not {"avx512f", "asimd"} & set(processor.instruction_sets):
+    if threads < cores:
+        advice.append(f"{cores} cores are there, {threads} are used: raise --threads, or leave it out.")
+    if not {"avx512f", "asimd"} & sets:
         advice.append(
             "Without AVX-512, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
         )
-    elif not {"avx512_bf16", "amx_bf16", "bf16"} & set(processor.instruction_sets):
+    elif not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
         advice.append(
             "Without bfloat16, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
         )
     if short_of > 0:
+        needed = (report["context_length"] + 2 * block_size) * report["kv_bytes_per_token"]
         advice.append(
             f"The KV memory is {short_of:,} tokens short of one conversation of the model's full context: "
             f"--kv-memory {-(-needed // 2**20)}MiB holds it."
         )
-    if overcommitted:
+    if report["kv_memory"] + report["model_bytes"] > report["memory"]:
         advice.append("Model and KV memory together are larger than this machine's memory: lower --kv-memory.")
     return advice
 
 
 def _print(report: Report, console: Console) -> None:
     table = Table(show_header=False, box=None)
-    sets = ", ".join(report.instruction_sets) or "none that matter here"
-    steps = f"{report.step_sizes[0]} to {report.step_sizes[-1]} tokens, {len(report.step_sizes)} sizes"
+    sets, sizes = ", ".join(report["instruction_sets"]) or "none that matter here", report["step_sizes"]
+    context = report["context_length"]
     for name, value in (
-        ("Slipstream", f"{report.slipstream}, OpenVINO {report.openvino}"),
-        ("processor", f"{report.processor} ({sets})"),
-        ("threads", f"{report.threads} of {report.cores} cores"),
-        ("memory", f"{report.memory / 2**30:.1f} GiB"),
-        ("model", f"{report.model}, {report.model_bytes / 1e6:,.0f} MB, context of {report.context_length:,} tokens"),
-        ("KV memory", f"{report.kv_memory / 2**20:,.0f} MiB in {report.precision}: {report.kv_tokens:,} tokens"),
-        ("exact", "yes" if report.exact else "no"),
-        ("steps", steps),
-        ("decoding", f"{report.decode_ms:.1f} ms a step"),
-        ("prompts", f"{report.prompt_tokens_per_second:,.0f} tokens a second"),
+        ("Slipstream", f"{report['slipstream']}, OpenVINO {report['openvino']}"),
+        ("processor", f"{report['processor']} ({sets})"),
+        ("threads", f"{report['threads']} of {report['cores']} cores"),
+        ("memory", f"{report['memory'] / 2**30:.1f} GiB"),
+        ("model", f"{report['model']}, {report['model_bytes'] / 1e6:,.0f} MB, context of {context:,} tokens"),
+        (
+            "KV memory",
+            f"{report['kv_memory'] / 2**20:,.0f} MiB in {report['precision']}: {report['kv_tokens']:,} tokens",
+        ),
+        ("exact", "yes" if report["exact"] else "no"),
+        ("steps", f"{sizes[0]} to {sizes[-1]} tokens, {len(sizes)} sizes"),
+        ("decoding", f"{report['decode_ms']:.1f} ms a step"),
+        ("prompts", f"{report['prompt_tokens_per_second']:,.0f} tokens a second"),
     ):
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table, highlight=False)
-    for line in report.advice:
+    for line in report["advice"]:
         console.print(f"- {line}", highlight=False)

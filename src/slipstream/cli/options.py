@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperCommand
 
 from slipstream.config import FLAGS
 from slipstream.errors import SlipstreamError
@@ -34,6 +35,15 @@ Threads = Annotated[
     int | None,
     typer.Option(envvar="SLIPSTREAM_THREADS", min=1, help="Threads of a forward pass; by default all cores."),
 ]
+
+
+class FromEnvironment(TyperCommand):
+    """A command each of whose options can be given as an environment variable: SLIPSTREAM_ and its name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for option in self.params:
+            option.envvar = f"SLIPSTREAM_{str(option.name).upper()}"
 
 
 @contextmanager

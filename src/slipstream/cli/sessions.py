@@ -15,10 +15,8 @@ _PAGE = 100
 
 
 def sessions(
-    url: Annotated[str, typer.Option(envvar="SLIPSTREAM_URL", help="Where the server is.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str, typer.Option(envvar="SLIPSTREAM_API_KEY", help="The server's key, if it has one.")
-    ] = "none",
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str, typer.Option(help="The server's key, if it has one.")] = "none",
 ) -> None:
     """List the sessions of a running server, the most recently used first.
 

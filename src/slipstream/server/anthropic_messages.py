@@ -1,34 +1,75 @@
 """Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
-from slipstream.chat import Message, Setting
+from slipstream.chat import NO_TOOLS, Message, Schema, Setting, Tool, ToolUse
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
-from slipstream.server.anthropic_answer import EventWriter, new_head, whole_message
+from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
-from slipstream.server.anthropic_tools import (
-    OutputConfig,
-    OutputFormat,
-    ToolChoice,
-    ToolDefinition,
-    response_schema,
-    tool_use,
-)
-from slipstream.server.anthropic_types import TokenCount
-from slipstream.server.errors import anthropic_event, unsupported
+from slipstream.server.errors import missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.openai_common import AtLeastOne, check_model
-from slipstream.server.stream import EventStream, finish
-from slipstream.server.turn import LiveTurn, TurnRunner
+from slipstream.server.stream import respond
+from slipstream.server.turn import TurnRunner
 from slipstream.turns import TurnRequest
+
+_MODES: dict[str, Literal["none", "auto", "required"]] = {
+    "none": "none",
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+}
+
+
+def _custom(kind: str | None) -> str | None:
+    if kind not in (None, "custom"):
+        raise ValueError("it must be 'custom', a tool that is described by its input_schema and run by the client")
+    return kind
+
+
+def _of_object(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type") != "object":
+        raise ValueError("its type must be 'object'")
+    return schema
+
+
+class ToolDefinition(BaseModel):
+    """A tool that the client runs. `strict` changes nothing: every call fits its schema."""
+
+    type: Annotated[str | None, AfterValidator(_custom)] = None  # first, for tools of other types lack the rest
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+    description: str | None = None
+    input_schema: Annotated[dict[str, Any], AfterValidator(_of_object)]
+
+
+class ToolChoice(BaseModel):
+    """`tool_choice`."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class OutputFormat(BaseModel):
+    """What an answer must fit."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(BaseModel):
+    """`output_config`."""
+
+    effort: str | None = None
+    format: OutputFormat | None = None
 
 
 class Thinking(BaseModel):
@@ -67,7 +108,7 @@ class PromptFields(BaseModel):
         check_model(runtime, self.model)
         effort = self.output_config.effort if self.output_config else None
         reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
-        tools = tool_use(self.tools, self.tool_choice)
+        tools = _tool_use(self.tools, self.tool_choice)
         return conversation(self.system, self.messages), Setting(tools, reasoning | (self.chat_template_kwargs or {}))
 
 
@@ -96,7 +137,7 @@ class MessagesRequest(PromptFields):
             system=system,
             params=self._sampling_params(),
             setting=setting,
-            response_schema=response_schema(self.output_config, self.output_format),
+            response_schema=_response_schema(self.output_config, self.output_format),
             **(self.slipstream or SlipstreamOptions()).model_dump(),
         )
 
@@ -119,6 +160,12 @@ class MessagesRequest(PromptFields):
             raise unsupported("thinking", advice)
 
 
+class TokenCount(BaseModel):
+    """How many tokens a prompt has."""
+
+    input_tokens: int
+
+
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter()
@@ -127,12 +174,7 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/messages")
     async def messages(http: Request, body: MessagesRequest) -> Response:
         turn = await runner.start([in_session(body.turn(runtime), http)])
-        head = new_head(runtime.model.name)
-        if body.stream:
-            return EventStream(turn, _stream(turn, EventWriter(head)), anthropic_event)
-        await finish(http, turn)
-        whole = whole_message(head, turn)
-        return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+        return await respond(http, MessageAnswer(runtime.model.name, turn), stream=body.stream)
 
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: PromptFields) -> TokenCount:
@@ -142,15 +184,26 @@ def router(runner: TurnRunner) -> APIRouter:
     return routes
 
 
-async def _stream(turn: LiveTurn, writer: EventWriter) -> AsyncIterator[bytes]:
-    """The message without content, its blocks piece by piece, and how it ended."""
-    async for batch in turn.batches():
-        events = []
-        for choice, output, deltas in batch:
-            if output is choice.outputs[0]:
-                events.append(writer.message_start(choice))
-            events += map(writer.piece, deltas)
-            if output.finish_reason is not None:
-                events.append(writer.end(turn))
-        if events:
-            yield b"".join(events)
+def _tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None) -> ToolUse:
+    """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field.
+
+    A tool that is named by the choice is called once.
+    """
+    known = tuple(Tool(tool.name, tool.description or "", tool.input_schema) for tool in tools or ())
+    if choice is None:
+        return ToolUse(known) if known else NO_TOOLS
+    named = choice.type == "tool"
+    if named and choice.name is None:
+        raise missing("tool_choice.name")
+    return ToolUse(
+        known,
+        _MODES[choice.type],
+        frozenset({choice.name or ""}) if named else None,
+        parallel=not (named or choice.disable_parallel_tool_use),
+    )
+
+
+def _response_schema(config: OutputConfig | None, output_format: OutputFormat | None) -> Schema | None:
+    """The schema that an answer must fit, from `output_config` or, as older clients send it, `output_format`."""
+    wanted = (config and config.format) or output_format
+    return wanted.schema_ if wanted is not None else None

@@ -10,7 +10,6 @@ from slipstream.server import (
     anthropic_messages,
     openai_chat,
     openai_completions,
-    openai_conversations,
     openai_responses,
     sessions,
     status,
@@ -29,7 +28,7 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
     runner = TurnRunner(runtime, metrics, config)
     app.include_router(openai_chat.router(runner))
     app.include_router(openai_completions.router(runner))
-    app.include_router(openai_conversations.router(runtime.sessions))
+    app.include_router(openai_responses.conversations(runtime.sessions))
     app.include_router(openai_responses.router(runner))
     app.include_router(anthropic_messages.router(runner))
     app.include_router(sessions.router(runtime.sessions))

@@ -37,7 +37,6 @@ _ANTHROPIC_TYPES = {
 }
 """By status; others are the client's fault or the server's."""
 
-
 _KINDS: Mapping[type[SlipstreamError], tuple[int, str, str]] = {
     OverloadedError: (429, "rate_limit_error", "overloaded"),
     SessionConflictError: (409, "invalid_request_error", "session_conflict"),
@@ -98,12 +97,7 @@ def unreadable(param: str, kind: str, wanted: str = "text") -> InvalidRequestErr
 
 def openai_body(failure: Failure) -> bytes:
     """OpenAI's error object; ASCII, so that whatever a client sent can be quoted in it."""
-    error = {
-        "message": failure.message,
-        "type": failure.type,
-        "param": failure.param,
-        "code": failure.code,
-    }
+    error = {"message": failure.message, "type": failure.type, "param": failure.param, "code": failure.code}
     return json.dumps({"error": error}).encode()
 
 

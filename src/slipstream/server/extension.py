@@ -2,12 +2,11 @@
 
 import re
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated, Any
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.engine.request import CacheUse
 from slipstream.errors import InvalidRequestError
 from slipstream.server.turn import LiveTurn
 from slipstream.turns import TurnRequest
@@ -49,53 +48,26 @@ def session_hint(cache_key: str | None) -> str | None:
     return cache_key if cache_key is not None and re.fullmatch(_SESSION_ID, cache_key) else None
 
 
-class TurnReport(BaseModel):
-    """The `slipstream` object of a response.
+_TOKENS = ("completion_tokens", "forced_tokens", "drafted_tokens", "accepted_tokens", "forward_passes")
+_PROMPT_TOKENS = ("prompt_tokens", "reused_tokens", "delta_tokens")
+_TIMES = ("queue_ms", "prefill_ms", "decode_ms")
+
+
+def report_of(turn: LiveTurn) -> dict[str, Any]:
+    """The `slipstream` object of the response to a finished turn: its session, null after plain prompts, and its cost.
 
     A prompt counts once, however many choices were made of it: as the first of them found it. Everything else is
-    the sum over the choices, and each time the longest of any.
+    the sum over the choices, and each time the longest of any. The response cache has a hit if nothing was computed.
+    `exact` says whether the same request gives the same tokens on this machine, whatever happens around it.
     """
-
-    session_id: str | None
-    """The session that the answer belongs to; null after plain prompts."""
-    prompt_tokens: int
-    reused_tokens: int
-    delta_tokens: int
-    completion_tokens: int
-    forced_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    forward_passes: int
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
-    response_cache: CacheUse
-    exact: bool
-    """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
-
-    @classmethod
-    def of(cls, turn: LiveTurn) -> Self:
-        """The report on a finished turn."""
-        first, each = turn.choices[0], [choice.counters for choice in turn.choices]
-        prompts = list({choice.request: choice.counters for choice in reversed(turn.choices)}.values())
-        return cls(
-            session_id=first.session_id,
-            prompt_tokens=sum(counters.prompt_tokens for counters in prompts),
-            reused_tokens=sum(counters.reused_tokens for counters in prompts),
-            delta_tokens=sum(counters.delta_tokens for counters in prompts),
-            completion_tokens=sum(counters.completion_tokens for counters in each),
-            forced_tokens=sum(counters.forced_tokens for counters in each),
-            drafted_tokens=sum(counters.drafted_tokens for counters in each),
-            accepted_tokens=sum(counters.accepted_tokens for counters in each),
-            forward_passes=sum(counters.forward_passes for counters in each),
-            queue_ms=round(max(counters.queue_ms for counters in each), 3),
-            prefill_ms=round(max(counters.prefill_ms for counters in each), 3),
-            decode_ms=round(max(counters.decode_ms for counters in each), 3),
-            response_cache=_joined([counters.response_cache for counters in each]),
-            exact=turn.exact,
-        )
-
-
-def _joined(each: list[CacheUse]) -> CacheUse:
-    """A hit if all were: nothing was computed."""
-    return each[0] if len(set(each)) == 1 else "miss"
+    each = [choice.counters for choice in turn.choices]
+    prompts = {choice.request: choice.counters for choice in reversed(turn.choices)}.values()
+    uses = {counters.response_cache for counters in each}
+    return {
+        "session_id": turn.choices[0].session_id,
+        **{name: sum(getattr(counters, name) for counters in prompts) for name in _PROMPT_TOKENS},
+        **{name: sum(getattr(counters, name) for counters in each) for name in _TOKENS},
+        **{name: round(max(getattr(counters, name) for counters in each), 3) for name in _TIMES},
+        "response_cache": uses.pop() if len(uses) == 1 else "miss",
+        "exact": turn.exact,
+    }

@@ -11,6 +11,23 @@ from slipstream.runtime import Runtime
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
+# By their names in `TurnCounters`.
+_TOTALS = {
+    "prompt_tokens": "Prompt tokens.",
+    "reused_tokens": "Prompt tokens whose KV was there already.",
+    "delta_tokens": "Prompt tokens whose KV had to be computed.",
+    "completion_tokens": "Generated tokens.",
+    "forced_tokens": "Generated tokens that the grammar left no choice about.",
+    "drafted_tokens": "Tokens proposed by prompt lookup.",
+    "accepted_tokens": "Proposed tokens that were right.",
+    "forward_passes": "Forward passes that choices took part in.",
+}
+_TIMES = {
+    "queue": "Time that a choice waited to be computed.",
+    "prefill": "Time to compute a prompt's delta.",
+    "decode": "Time from a choice's first token to its last.",
+}
+
 
 class Metrics:
     """One app's metrics, in a registry of its own. Token counts are per choice, as the engine sees them."""
@@ -21,18 +38,9 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
         self._finished = self._counter("choices", "Answers ended, by the reason.", "finish_reason")
-        self._prompt = self._counter("prompt_tokens", "Prompt tokens.")
-        self._reused = self._counter("reused_tokens", "Prompt tokens whose KV was there already.")
-        self._delta = self._counter("delta_tokens", "Prompt tokens whose KV had to be computed.")
-        self._completion = self._counter("completion_tokens", "Generated tokens.")
-        self._forced = self._counter("forced_tokens", "Generated tokens that the grammar left no choice about.")
-        self._drafted = self._counter("drafted_tokens", "Tokens proposed by prompt lookup.")
-        self._accepted = self._counter("accepted_tokens", "Proposed tokens that were right.")
-        self._passes = self._counter("forward_passes", "Forward passes that choices took part in.")
+        self._totals = {name: self._counter(name, help) for name, help in _TOTALS.items()}
         self._first = self._histogram("time_to_first_token_seconds", "From a request's parsed body to its first token.")
-        self._queue = self._histogram("queue_seconds", "Time that a choice waited to be computed.")
-        self._prefill = self._histogram("prefill_seconds", "Time to compute a prompt's delta.")
-        self._decode = self._histogram("decode_seconds", "Time from a choice's first token to its last.")
+        self._times = {name: self._histogram(f"{name}_seconds", help) for name, help in _TIMES.items()}
 
     def first_piece(self, seconds: float) -> None:
         """A choice had its first token, or its end, so long after its request."""
@@ -41,17 +49,10 @@ class Metrics:
     def finished(self, reason: FinishReason, counters: TurnCounters) -> None:
         """A choice had its last piece."""
         self._finished.labels(reason).inc()
-        self._prompt.inc(counters.prompt_tokens)
-        self._reused.inc(counters.reused_tokens)
-        self._delta.inc(counters.delta_tokens)
-        self._completion.inc(counters.completion_tokens)
-        self._forced.inc(counters.forced_tokens)
-        self._drafted.inc(counters.drafted_tokens)
-        self._accepted.inc(counters.accepted_tokens)
-        self._passes.inc(counters.forward_passes)
-        self._queue.observe(counters.queue_ms / 1e3)
-        self._prefill.observe(counters.prefill_ms / 1e3)
-        self._decode.observe(counters.decode_ms / 1e3)
+        for name, total in self._totals.items():
+            total.inc(getattr(counters, name))
+        for name, time in self._times.items():
+            time.observe(getattr(counters, f"{name}_ms") / 1e3)
 
     def answered(self, route: str, method: str, status: int) -> None:
         """An HTTP request was answered; `route` is the path as it was declared."""
@@ -71,11 +72,8 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._runtime.core.stats()
         kv = stats.kv
-        yield _gauge(
-            "exact",
-            "1 if the same request gives the same tokens here, whatever happens around it.",
-            self._runtime.exact,
-        )
+        exact = self._runtime.exact
+        yield _gauge("exact", "1 if the same request gives the same tokens here, whatever happens around it.", exact)
         yield _counter("engine_steps", "Forward passes of the model.", stats.steps)
         yield _counter("engine_tokens", "Tokens computed, without padding.", stats.tokens_forwarded)
         yield _counter("engine_infer_seconds", "Time in forward passes.", stats.infer_seconds)

@@ -1,21 +1,24 @@
 """What OpenAI's chat and completion requests and responses have in common."""
 
-import json
 import secrets
 import time
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic_core import to_json
 
-from slipstream.engine import FinishReason, SamplingParams
+from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
-from slipstream.server.extension import SlipstreamOptions, TurnReport
-from slipstream.server.openai_types import PromptTokensDetails, Usage
-from slipstream.server.turn import MAX_CHOICES
+from slipstream.server.extension import SlipstreamOptions, report_of
+from slipstream.server.stream import Answer, event
+from slipstream.server.turn import MAX_CHOICES, LiveTurn
+from slipstream.turns import Choice, Piece
 
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 Alternatives = Annotated[int, Field(ge=0, le=20)]
@@ -72,25 +75,6 @@ class SamplingFields(BaseModel):
         return (self.slipstream or SlipstreamOptions()).model_dump()
 
 
-class Head(TypedDict):
-    """The fields that a response shares with all chunks of its stream."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-
-def new_head(runtime: Runtime, prefix: str) -> Head:
-    """The head of a new response; its id begins with the prefix."""
-    return {
-        "id": f"{prefix}-{secrets.token_hex(12)}",
-        "created": int(time.time()),
-        "model": runtime.model.name,
-        "system_fingerprint": f"fp_{runtime.model.fingerprint[:12]}",
-    }
-
-
 def check_model(runtime: Runtime, asked: str | None) -> None:
     """Raise `InvalidRequestError` if a request asks for a model that isn't served; None takes what there is."""
     if asked is not None and asked != runtime.model.name:
@@ -98,44 +82,81 @@ def check_model(runtime: Runtime, asked: str | None) -> None:
         raise InvalidRequestError(message, param="model", code="model_not_found")
 
 
-def usage_of(report: TurnReport) -> Usage:
-    """OpenAI's `usage`."""
-    return Usage(
-        prompt_tokens=report.prompt_tokens,
-        completion_tokens=report.completion_tokens,
-        total_tokens=report.prompt_tokens + report.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=report.reused_tokens),
-    )
+def usage_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's `usage`, by a turn's report."""
+    prompt, completion = report["prompt_tokens"], report["completion_tokens"]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": report["reused_tokens"]},
+    }
 
 
-def finish_reason(reason: FinishReason | None) -> Literal["stop", "length"]:
-    """OpenAI's word for the end of an answer that has come to one."""
-    return "length" if reason == "length" else "stop"
+def finish_reason(choice: Choice) -> Literal["stop", "length", "tool_calls"]:
+    """OpenAI's word for the end of a finished answer."""
+    if choice.outputs[-1].finish_reason == "length":
+        return "length"
+    return "tool_calls" if choice.reader.calls_to_run else "stop"
 
 
-def chat_finish_reason(reason: FinishReason | None, *, calls: bool) -> Literal["stop", "length", "tool_calls"]:
-    """The same for an answer that may end in `calls` to run."""
-    plain = finish_reason(reason)
-    return "tool_calls" if calls and plain == "stop" else plain
+class CompletionAnswer(Answer):
+    """A completion of either protocol: an object with all choices, or chunks with one piece of a choice each.
 
-
-def event(chunk: BaseModel) -> bytes:
-    """The server-sent event of a chunk; fields that were never set are left out."""
-    return b"data: %b\n\n" % chunk.model_dump_json(exclude_unset=True).encode()
-
-
-class TextEvents:
-    """Events of chunks that differ in one text alone.
-
-    Between two steps of the model, making such a chunk as an object and writing it out takes the server about 150 us
-    (it is 10 us in a loop, but here no cache is warm), filling a text in takes 10. `sample` has `PLACEHOLDER` for it.
+    `id_prefix` begins the id, `kind` and `chunk_kind` say in `object` what it is.
     """
 
-    PLACEHOLDER = "{slipstream text}"
+    id_prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
 
-    def __init__(self, sample: BaseModel) -> None:
-        self._before, self._after = event(sample).split(json.dumps(self.PLACEHOLDER).encode())
+    def __init__(self, runtime: Runtime, turn: LiveTurn, *, include_usage: bool) -> None:
+        super().__init__(turn)
+        self.tokenizer = runtime.tokenizer
+        self._include_usage = include_usage
+        self._unfinished = len(turn.choices)
+        self._head = {
+            "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": runtime.model.name,
+            "system_fingerprint": f"fp_{runtime.model.fingerprint[:12]}",
+        }
 
-    def __call__(self, text: str) -> bytes:
-        """The event with that text."""
-        return b"%b%b%b" % (self._before, json.dumps(text).encode(), self._after)
+    @abstractmethod
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """A finished answer."""
+
+    @abstractmethod
+    def pieces(self, piece: Piece) -> list[dict[str, Any]]:
+        """A piece of an answer, as one or more in the protocol's form; the last of an answer has its finish reason."""
+
+    async def whole(self) -> bytes:
+        """All choices, and what they cost."""
+        report = report_of(self.turn)
+        cost = {"usage": usage_of(report), "slipstream": report}
+        choices = [self.choice(choice) for choice in self.turn.choices]
+        return to_json(self._head | cost | {"object": self.kind, "choices": choices}, inf_nan_mode="null")
+
+    def events(self, piece: Piece) -> list[bytes]:
+        """A chunk for each piece. The last of a stream has the report, unless one for the usage follows."""
+        pieces, cost = self.pieces(piece), {}
+        if piece.output.finish_reason is not None:
+            self._unfinished -= 1
+            if not self._unfinished and not self._include_usage:
+                cost = {"slipstream": report_of(self.turn)}
+        return [event(self._chunk(each, **(cost if each is pieces[-1] else {}))) for each in pieces]
+
+    async def end(self) -> bytes:
+        """The chunk for the usage alone, if it's wanted, and the mark of the end."""
+        if not self._include_usage:
+            return _DONE
+        report = report_of(self.turn)
+        return event(self._chunk(usage=usage_of(report), slipstream=report)) + _DONE
+
+    def token_text(self, token_id: int) -> str:
+        """The text of a token; bytes that are no text alone are replaced."""
+        return self.tokenizer.token_bytes(token_id).decode(errors="replace")
+
+    def _chunk(self, *choices: dict[str, Any], **cost: Any) -> dict[str, Any]:
+        usage = {"usage": None} if self._include_usage else {}
+        return self._head | usage | cost | {"object": self.chunk_kind, "choices": choices}

@@ -1,34 +1,27 @@
 """OpenAI's completions of plain text: `POST /v1/completions`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BeforeValidator
 
-from slipstream.engine import Output, TokenLogprob
+from slipstream.engine import TokenLogprob
 from slipstream.runtime import Runtime
-from slipstream.server.errors import openai_event, unsupported
-from slipstream.server.extension import TurnReport
+from slipstream.server.errors import unsupported
 from slipstream.server.openai_common import (
-    DONE,
     Alternatives,
     AtLeastOne,
-    Head,
+    CompletionAnswer,
     SamplingFields,
-    TextEvents,
     check_model,
-    event,
     finish_reason,
-    new_head,
-    usage_of,
 )
-from slipstream.server.openai_types import TextChoice, TextCompletion, TextLogprobs
-from slipstream.server.stream import EventStream, finish
+from slipstream.server.stream import respond
 from slipstream.server.turn import LiveTurn, TurnRunner
-from slipstream.tokenizer import Tokenizer
-from slipstream.turns import Choice, TurnRequest
+from slipstream.turns import Choice, Piece, TurnRequest
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -90,110 +83,51 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/completions")
     async def completions(http: Request, body: CompletionRequest) -> Response:
         turn = await runner.start(body.turns(runtime))
-        head = new_head(runtime, "cmpl")
-        if body.stream:
-            writer = _ChunkWriter(head, runtime.tokenizer, turn.choices, include_usage=body.include_usage)
-            return EventStream(turn, _stream(turn, writer), openai_event)
-        await finish(http, turn)
-        whole = _whole(turn, head, runtime.tokenizer)
-        return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+        return await respond(http, TextAnswer(runtime, turn, include_usage=body.include_usage), stream=body.stream)
 
     return routes
 
 
-def _whole(turn: LiveTurn, head: Head, tokenizer: Tokenizer) -> TextCompletion:
-    report = TurnReport.of(turn)
-    choices: list[TextChoice] = []
-    for choice in turn.choices:
+class TextAnswer(CompletionAnswer):
+    """Completions of plain prompts. In a stream a choice's last piece of text has its finish reason."""
+
+    id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, runtime: Runtime, turn: LiveTurn, *, include_usage: bool) -> None:
+        super().__init__(runtime, turn, include_usage=include_usage)
+        self._lengths = [0] * len(turn.choices)
+        """How many characters the tokens of each choice have so far."""
+
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """The text, and if they are wanted, log-probabilities."""
         answer = choice.answer
-        choices.append(
-            TextChoice(
-                index=choice.index,
-                text=answer.text,
-                finish_reason=finish_reason(answer.finish_reason),
-                logprobs=_LogprobsWriter(tokenizer).write(answer.logprobs) if choice.wants_logprobs else None,
-            )
-        )
-    return TextCompletion(**head, object="text_completion", choices=choices, usage=usage_of(report), slipstream=report)
+        logprobs = self._logprobs(choice, answer.logprobs) if choice.wants_logprobs else None
+        return _piece(choice, answer.text, logprobs) | {"finish_reason": finish_reason(choice)}
 
-
-async def _stream(turn: LiveTurn, writer: "_ChunkWriter") -> AsyncIterator[bytes]:
-    """Each choice's text piece by piece, the last piece with its finish reason; at the end the usage, if wanted."""
-    unfinished = len(turn.choices)
-    async for batch in turn.batches():
-        events = []
-        for choice, output, _ in batch:
-            if output.finish_reason is not None:
-                unfinished -= 1
-                report = None if unfinished or writer.include_usage else TurnReport.of(turn)
-                events.append(writer.piece(choice, output, report))
-            elif output.text or output.logprobs:
-                events.append(writer.piece(choice, output))
-        if events:
-            yield b"".join(events)
-    if writer.include_usage:
-        yield writer.usage(TurnReport.of(turn))
-    yield DONE
-
-
-class _ChunkWriter:
-    """Writes the chunks of one stream as events."""
-
-    def __init__(self, head: Head, tokenizer: Tokenizer, choices: Sequence[Choice], *, include_usage: bool) -> None:
-        self.include_usage = include_usage
-        self._head = head
-        samples = {choice: self._choice(choice, TextEvents.PLACEHOLDER) for choice in choices}
-        self._text_events = {choice: TextEvents(self._chunk(sample)) for choice, sample in samples.items()}
-        self._logprobs = {choice: _LogprobsWriter(tokenizer) for choice in choices}
-
-    def piece(self, choice: Choice, output: Output, report: TurnReport | None = None) -> bytes:
-        """A chunk with text; with a report it's the last of the stream."""
-        if output.finish_reason is None and not output.logprobs:
-            return self._text_events[choice](output.text)
-        piece = self._choice(choice, output.text)
-        if output.logprobs:
-            piece.logprobs = self._logprobs[choice].write(output.logprobs)
+    def pieces(self, piece: Piece) -> list[dict[str, Any]]:
+        """The text, if there is any."""
+        choice, output, _ = piece
+        text = _piece(choice, output.text, self._logprobs(choice, output.logprobs) if output.logprobs else None)
         if output.finish_reason is not None:
-            piece.finish_reason = finish_reason(output.finish_reason)
-        return event(self._chunk(piece) if report is None else self._chunk(piece, slipstream=report))
+            return [text | {"finish_reason": finish_reason(choice)}]
+        return [text] if output.text or output.logprobs else []
 
-    def usage(self, report: TurnReport) -> bytes:
-        """The chunk for the usage alone."""
-        return event(self._chunk(usage=usage_of(report), slipstream=report))
-
-    def _choice(self, choice: Choice, text: str) -> TextChoice:
-        return TextChoice(index=choice.index, text=text, finish_reason=None, logprobs=None)
-
-    def _chunk(self, *choices: TextChoice, **last: Any) -> TextCompletion:
-        if self.include_usage:
-            last.setdefault("usage", None)
-        return TextCompletion(**self._head, object="text_completion", choices=list(choices), **last)
-
-
-class _LogprobsWriter:
-    """Log-probabilities of one choice in this protocol's columns, with each token's place in the text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._offset = 0
-
-    def write(self, logprobs: Sequence[TokenLogprob]) -> TextLogprobs:
-        """The columns for the next tokens of the choice."""
-        tokens = [self._text(entry.token_id) for entry in logprobs]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(token)
-        return TextLogprobs(
-            tokens=tokens,
-            token_logprobs=[entry.logprob for entry in logprobs],
-            top_logprobs=[self._alternatives(entry) for entry in logprobs],
-            text_offset=offsets,
-        )
+    def _logprobs(self, choice: Choice, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Log-probabilities of the next tokens of a choice in columns, with each token's place in the text."""
+        tokens = [self.token_text(entry.token_id) for entry in logprobs]
+        *offsets, self._lengths[choice.index] = accumulate(map(len, tokens), initial=self._lengths[choice.index])
+        return {
+            "tokens": tokens,
+            "token_logprobs": [entry.logprob for entry in logprobs],
+            "top_logprobs": [self._alternatives(entry) for entry in logprobs],
+            "text_offset": offsets,
+        }
 
     def _alternatives(self, entry: TokenLogprob) -> dict[str, float]:
         """The likeliest tokens, and the chosen one in any case."""
-        return {self._text(token): logprob for token, logprob in (*entry.top, (entry.token_id, entry.logprob))}
+        likely = (*entry.top, (entry.token_id, entry.logprob))
+        return {self.token_text(token): logprob for token, logprob in likely}
 
-    def _text(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+def _piece(choice: Choice, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": choice.index, "text": text, "finish_reason": None, "logprobs": logprobs}

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: `/v1/responses`."""
+"""OpenAI's Responses API: `/v1/responses`, and `/v1/conversations`, which are sessions here."""
 
 import asyncio
 import json
@@ -6,36 +6,54 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
 from slipstream.chat import Message
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
-from slipstream.server.errors import unsupported
-from slipstream.server.extension import SESSION_HEADER, TurnReport, in_session
-from slipstream.server.responses_items import (
-    InputItem,
-    Item,
-    item_messages,
-    listed,
-    resolved,
-    response_of,
-    stored_item,
-)
+from slipstream.server.errors import Failure, unsupported
+from slipstream.server.extension import SESSION_HEADER, in_session, report_of
+from slipstream.server.responses_items import InputItem, Item, item_messages, listed, resolved
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import ResponseRequest
-from slipstream.server.stream import EventStream, finish
+from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
-from slipstream.sessions import Database, StoredResponse
+from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
+from slipstream.turns import Piece
 
 logger = logging.getLogger(__name__)
 
 STORE_BYTES = 128 * 2**20
 """What responses take that are kept, besides messages: some ten thousand."""
+
+
+class CreateConversation(BaseModel):
+    """What a conversation begins with."""
+
+    items: list[InputItem] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Conversation(BaseModel):
+    """A conversation, which is a session here."""
+
+    id: str
+    object: Literal["conversation"] = "conversation"
+    created_at: int
+    metadata: dict[str, Any] = {}
+
+
+class DeletedConversation(BaseModel):
+    """What is left of one."""
+
+    id: str
+    object: Literal["conversation.deleted"] = "conversation.deleted"
+    deleted: Literal[True] = True
 
 
 def router(runner: TurnRunner) -> APIRouter:
@@ -47,29 +65,16 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/responses")
     async def create_response(http: Request, body: ResponseRequest) -> Response:
         named = SESSION_HEADER in http.headers
-        exchange = await asyncio.to_thread(_Exchange.of, body, store, in_session=named)
-        request = in_session(body.turn(runtime, exchange.messages), http)
-        turn = await runner.start([request])
-        params = {"temperature": request.params.temperature, "top_p": request.params.top_p}
-        response = _in_progress(runtime, exchange.id) | params | body.echo()
-
-        async def completed() -> dict[str, Any]:
-            whole = response | _outcome(runtime, turn, exchange.id)
-            if body.store is not False:
-                await asyncio.to_thread(exchange.save, store, whole, turn)
-            return whole
-
-        if body.stream:
-            writer = EventWriter(response, turn.choices[0])
-            return EventStream(turn, _stream(turn, writer, completed), writer.failed)
-        await finish(http, turn)
-        return _json(await completed())
+        items, messages = await asyncio.to_thread(_brought, body, store, in_session=named)
+        turn = await runner.start([in_session(body.turn(runtime, messages), http)])
+        return await respond(http, _ResponseAnswer(runtime, turn, body, items), stream=body.stream)
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
         if stream:
             raise unsupported("stream", "is not supported: the events of a stored response are not kept; leave it out")
-        return _json_text((await _stored(store, response_id)).response)
+        record = await _stored(store, response_id)
+        return Response(record.response, media_type="application/json")
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str) -> Response:
@@ -92,98 +97,140 @@ def router(runner: TurnRunner) -> APIRouter:
     return routes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Exchange:
-    """What a request brings and goes on from."""
+def conversations(sessions: Sessions) -> APIRouter:
+    """The routes of conversations, to go on with through the others."""
+    routes = APIRouter(prefix="/v1/conversations")
 
-    id: str
-    """The id that its response gets."""
-    items: list[InputItem]
-    messages: tuple[Message, ...]
-    """The conversation without instructions, or where a session holds what came before, what is new."""
+    @routes.post("")
+    async def create(body: CreateConversation) -> Conversation:
+        if body.metadata:
+            raise unsupported("metadata", "is not kept: leave it out")
+        messages = item_messages(body.items or [], "items", ())
+        name = f"conv_{secrets.token_hex(12)}"
+        return _conversation(await asyncio.to_thread(sessions.create, TENANT, name, messages))
 
-    @classmethod
-    def of(cls, body: ResponseRequest, store: Database, *, in_session: bool) -> "_Exchange":
-        """What `body` brings, for a session that the body or something else names.
+    @routes.get("/{id}")
+    async def retrieve(id: str) -> Conversation:
+        return _conversation(await asyncio.to_thread(sessions.get, TENANT, id))
 
-        Raises `InvalidRequestError` naming the field.
-        """
-        body.check()
-        earlier = _earlier(store, body.previous_response_id)
-        items = resolved(body.input, lambda item_id: _stored_item(store, item_id))
-        in_session = in_session or body.conversation is not None or body.switches()["session_id"] is not None
-        calls = None if in_session else [call.id for message in earlier for call in message.tool_calls]
-        return cls(
-            id=f"resp_{secrets.token_hex(12)}",
-            items=items,
-            messages=(*earlier, *item_messages(items, "input", calls)),
-        )
+    @routes.delete("/{id}")
+    async def delete(id: str) -> DeletedConversation:
+        await asyncio.to_thread(sessions.delete, TENANT, id)
+        return DeletedConversation(id=id)
 
-    def save(self, store: Database, response: dict[str, Any], turn: LiveTurn) -> None:
-        """Keep its response."""
-        (choice,) = turn.choices
-        assert choice.session_turn is not None
-        assert choice.session_turn.history is not None
-        items = json.dumps(listed(self.items, self.id))
-        unsaid = int(choice.request.system is not None)
-        stored = StoredResponse(json.dumps(response), items, choice.session_turn.history, unsaid)
+    return routes
+
+
+def _brought(
+    body: ResponseRequest, store: Database, *, in_session: bool
+) -> tuple[list[InputItem], tuple[Message, ...]]:
+    """The items that a request brings, and the conversation without instructions.
+
+    Where a session holds what came before, that the body or something else names, it's what is new. Raises
+    `InvalidRequestError` naming the field.
+    """
+    body.check()
+    earlier = _earlier(store, body.previous_response_id)
+    items = resolved(body.input, partial(store.response, TENANT))
+    in_session = in_session or body.conversation is not None or body.switches()["session_id"] is not None
+    calls = None if in_session else [call.id for message in earlier for call in message.tool_calls]
+    return items, (*earlier, *item_messages(items, "input", calls))
+
+
+class _ResponseAnswer(Answer):
+    """A response object, which is stored once it's finished unless the request says otherwise."""
+
+    def __init__(self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, items: Sequence[InputItem]) -> None:
+        super().__init__(turn)
+        (self._choice,) = turn.choices
+        self._runtime = runtime
+        self._items = items
+        self._kept = body.store is not False
+        params = self._choice.request.params
+        self._response = {
+            "id": f"resp_{secrets.token_hex(12)}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "completed_at": None,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "model": runtime.model.name,
+            "output": [],
+            "service_tier": "default",
+            "truncation": "disabled",
+            "usage": None,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            **body.echo(),
+        }
+        self._writer = EventWriter(self._response, self._choice)
+
+    async def whole(self) -> bytes:
+        """The response."""
+        return json.dumps(await self._completed()).encode()
+
+    def begin(self) -> bytes:
+        """The events before any output."""
+        return self._writer.created()
+
+    def events(self, piece: Piece) -> Iterable[bytes]:
+        """The events of a piece of the answer."""
+        return map(self._writer.piece, piece.deltas)
+
+    async def end(self) -> bytes:
+        """The last events, with the response."""
+        return self._writer.end(await self._completed())
+
+    def failed(self, failure: Failure) -> bytes:
+        """The last event of a stream that breaks off."""
+        return self._writer.failed(failure)
+
+    async def _completed(self) -> dict[str, Any]:
+        response = self._response | self._outcome()
+        if self._kept:
+            await asyncio.to_thread(self._store, response)
+        return response
+
+    def _store(self, response: dict[str, Any]) -> None:
+        session_turn = self._choice.session_turn
+        assert session_turn is not None
+        assert session_turn.history is not None
+        items = json.dumps(listed(self._items, response["id"]))
+        unsaid = int(self._choice.request.system is not None)
+        stored = StoredResponse(json.dumps(response), items, session_turn.history, unsaid)
         try:
-            store.save_response(TENANT, self.id, stored, max_bytes=STORE_BYTES)
+            self._runtime.database.save_response(TENANT, response["id"], stored, max_bytes=STORE_BYTES)
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
-            logger.warning("response %s can't be kept: %s", self.id, error)
+            logger.warning("response %s can't be kept: %s", response["id"], error)
 
-
-def _in_progress(runtime: Runtime, response_id: str) -> dict[str, Any]:
-    """The fields of a response object that the request does not decide, as long as there is no answer."""
-    return {
-        "id": response_id,
-        "object": "response",
-        "created_at": int(time.time()),
-        "status": "in_progress",
-        "completed_at": None,
-        "background": False,
-        "error": None,
-        "incomplete_details": None,
-        "model": runtime.model.name,
-        "output": [],
-        "service_tier": "default",
-        "truncation": "disabled",
-        "usage": None,
-    }
-
-
-def _outcome(runtime: Runtime, turn: LiveTurn, response_id: str) -> dict[str, Any]:
-    """The fields that a finished turn decides."""
-    (choice,) = turn.choices
-    report = TurnReport.of(turn)
-    cut = cut_short(choice)
-    return {
-        "status": "incomplete" if cut else "completed",
-        "completed_at": None if cut else int(time.time()),
-        "incomplete_details": cut,
-        "output": output_items(choice, response_id),
-        "usage": {
-            "input_tokens": report.prompt_tokens,
-            "input_tokens_details": {
-                "cached_tokens": report.reused_tokens,
-                "cache_write_tokens": report.delta_tokens,
+    def _outcome(self) -> dict[str, Any]:
+        """The fields that a finished turn decides."""
+        choice, report = self._choice, report_of(self.turn)
+        cut = cut_short(choice)
+        reasoning = self._runtime.tokenizer.encode(choice.reader.reasoning)
+        return {
+            "status": "incomplete" if cut else "completed",
+            "completed_at": None if cut else int(time.time()),
+            "incomplete_details": cut,
+            "output": output_items(choice, self._response["id"]),
+            "usage": {
+                "input_tokens": report["prompt_tokens"],
+                "input_tokens_details": {
+                    "cached_tokens": report["reused_tokens"],
+                    "cache_write_tokens": report["delta_tokens"],
+                },
+                "output_tokens": report["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": len(reasoning)},
+                "total_tokens": report["prompt_tokens"] + report["completion_tokens"],
             },
-            "output_tokens": report.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": len(runtime.tokenizer.encode(choice.reader.reasoning))},
-            "total_tokens": report.prompt_tokens + report.completion_tokens,
-        },
-        "slipstream": report.model_dump(),
-    }
+            "slipstream": report,
+        }
 
 
-async def _stream(
-    turn: LiveTurn, writer: EventWriter, completed: Callable[[], Awaitable[dict[str, Any]]]
-) -> AsyncIterator[bytes]:
-    yield writer.created()
-    async for batch in turn.batches():
-        if events := [writer.piece(delta) for arrival in batch for delta in arrival.deltas]:
-            yield b"".join(events)
-    yield writer.end(await completed())
+def _conversation(state: SessionState) -> Conversation:
+    return Conversation(id=state.id, created_at=int(state.created))
 
 
 def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
@@ -203,12 +250,6 @@ async def _stored(store: Database, response_id: str) -> StoredResponse:
     if record is None:
         raise _not_found(response_id)
     return record
-
-
-def _stored_item(store: Database, item_id: str) -> Item | None:
-    response_id = response_of(item_id)
-    record = store.response(TENANT, response_id) if response_id else None
-    return stored_item(record.response, record.input_items, item_id) if record else None
 
 
 def _not_found(response_id: str) -> InvalidRequestError:
@@ -233,8 +274,4 @@ def _page(items: list[Item], after: str | None, limit: int) -> dict[str, Any]:
 
 
 def _json(value: dict[str, Any]) -> Response:
-    return _json_text(json.dumps(value))
-
-
-def _json_text(text: str) -> Response:
-    return Response(text, media_type="application/json")
+    return Response(json.dumps(value), media_type="application/json")

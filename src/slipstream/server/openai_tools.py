@@ -1,11 +1,11 @@
 """Tools and response formats as OpenAI's clients ask for them, and what they mean."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
-from slipstream.chat import Schema, Tool, ToolUse
+from slipstream.chat import Schema, Tool, ToolCall, ToolUse
 from slipstream.fields import RESPONSE_SCHEMA
 from slipstream.server.errors import missing
 
@@ -40,22 +40,37 @@ class NamedTool(BaseModel):
     type: Literal["function"]
     function: FunctionName
 
+    @property
+    def name(self) -> str:
+        """The function's."""
+        return self.function.name
 
-class AllowedTools(BaseModel):
+
+class NamedFunction(FunctionName):
+    """A tool by its name, in the Responses API."""
+
+    type: Literal["function"]
+
+
+Named = TypeVar("Named", NamedTool, NamedFunction)
+
+
+class AllowedTools(BaseModel, Generic[Named]):
     """Some of the tools, of which the answer may or must call one."""
 
+    type: Literal["allowed_tools"] = "allowed_tools"
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1)]
+    tools: Annotated[list[Named], Field(min_length=1)]
 
 
 class AllowedToolsChoice(BaseModel):
     """`tool_choice` for some of the tools."""
 
     type: Literal["allowed_tools"]
-    allowed_tools: AllowedTools
+    allowed_tools: AllowedTools[NamedTool]
 
 
-def choice_validator(kinds: Mapping[str, type[BaseModel]]) -> PlainValidator:
+def _choice_validator(kinds: Mapping[str, type[BaseModel]]) -> PlainValidator:
     """Reads a `tool_choice`: a word, or an object of one of the kinds."""
 
     def read(value: object) -> object:
@@ -74,10 +89,16 @@ def choice_validator(kinds: Mapping[str, type[BaseModel]]) -> PlainValidator:
     return PlainValidator(read)
 
 
+_Word = Literal["none", "auto", "required"]
 ToolChoice = Annotated[
-    Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice,
-    choice_validator({"function": NamedTool, "allowed_tools": AllowedToolsChoice}),
+    _Word | NamedTool | AllowedToolsChoice,
+    _choice_validator({"function": NamedTool, "allowed_tools": AllowedToolsChoice}),
 ]
+FunctionChoice = Annotated[
+    _Word | NamedFunction | AllowedTools[NamedFunction],
+    _choice_validator({"function": NamedFunction, "allowed_tools": AllowedTools[NamedFunction]}),
+]
+"""The same in the Responses API."""
 
 
 class JSONSchemaFormat(BaseModel):
@@ -96,28 +117,33 @@ class ResponseFormat(BaseModel):
     json_schema: JSONSchemaFormat | None = None
 
 
-def tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None, *, parallel: bool) -> ToolUse:
+def tool_use(
+    functions: Iterable[FunctionDefinition], choice: ToolChoice | FunctionChoice | None = None, *, parallel: bool = True
+) -> ToolUse:
     """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-    known = tuple(
-        Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {})
-        for tool in tools or ()
-    )
-    match choice:
-        case NamedTool():
-            return ToolUse(known, "required", frozenset({choice.function.name}), parallel=False)
-        case AllowedToolsChoice(allowed_tools=allowed):
-            names = frozenset(tool.function.name for tool in allowed.tools)
-            return ToolUse(known, allowed.mode, names, parallel)
-        case _:
-            return ToolUse(known, choice or "auto", None, parallel)
+    known = tuple(Tool(each.name, each.description or "", each.parameters or {}) for each in functions)
+    wanted = choice.allowed_tools if isinstance(choice, AllowedToolsChoice) else choice
+    if wanted is None or isinstance(wanted, str):
+        return ToolUse(known, wanted or "auto", None, parallel)
+    if isinstance(wanted, AllowedTools):
+        return ToolUse(known, wanted.mode, frozenset(tool.name for tool in wanted.tools), parallel)
+    return ToolUse(known, "required", frozenset({wanted.name}), parallel=False)
 
 
-def response_schema(wanted: ResponseFormat | None) -> Schema | None:
+def call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """The calls of a message as OpenAI's clients read them, and send them again."""
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
+
+
+def response_schema(kind: str, wanted: JSONSchemaFormat | None) -> Schema | None:
     """The schema that an answer must fit, or None for text; raises `InvalidRequestError` if it's missing."""
-    if wanted is None or wanted.type == "text":
+    if kind == "text":
         return None
-    if wanted.type == "json_object":
+    if kind == "json_object":
         return {"type": "object"}
-    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+    if wanted is None or wanted.schema_ is None:
         raise missing(RESPONSE_SCHEMA)
-    return wanted.json_schema.schema_
+    return wanted.schema_

@@ -12,6 +12,7 @@ from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
 from slipstream.server.errors import missing, unreadable
 from slipstream.server.openai_messages import ContentPart
+from slipstream.sessions import StoredResponse
 
 T = TypeVar("T")
 Item = dict[str, Any]
@@ -64,14 +65,8 @@ def item_id(response_id: str, kind: str, place: int | str) -> str:
     return f"{_PREFIXES[kind]}_{response_id.removeprefix('resp_')}_{place}"
 
 
-def response_of(item_id: str) -> str | None:
-    """The id of the response that an item belongs to, if that gave it its id."""
-    match = _OWN_ID.fullmatch(item_id)
-    return f"resp_{match[1]}" if match else None
-
-
-def resolved(items: Sequence[InputItem], find: Callable[[str], Item | None]) -> list[InputItem]:
-    """The items, each reference replaced by what `find` knows of that id."""
+def resolved(items: Sequence[InputItem], find: Callable[[str], StoredResponse | None]) -> list[InputItem]:
+    """The items, each reference replaced by the item of that id in the stored response that `find` gives."""
     return [
         _referred(item, f"input[{index}].id", find) if item.type == "item_reference" else item
         for index, item in enumerate(items)
@@ -126,14 +121,11 @@ def listed(items: Sequence[InputItem], response_id: str) -> list[Item]:
     ]
 
 
-def stored_item(response: str, input_items: str, wanted: str) -> Item | None:
-    """The item of that id among those of a stored response."""
-    every: list[Item] = [*json.loads(response)["output"], *json.loads(input_items)]
-    return next((item for item in every if item["id"] == wanted), None)
-
-
-def _referred(reference: InputItem, param: str, find: Callable[[str], Item | None]) -> InputItem:
-    item = find(_given(reference.id, param))
+def _referred(reference: InputItem, param: str, find: Callable[[str], StoredResponse | None]) -> InputItem:
+    own = _OWN_ID.fullmatch(_given(reference.id, param))
+    record = find(f"resp_{own[1]}") if own else None
+    stored = [*json.loads(record.response)["output"], *json.loads(record.input_items)] if record else []
+    item = next((item for item in stored if item["id"] == reference.id), None)
     if item is None:
         message = f"{param} is {reference.id!r}, but no stored response has that item: send the item itself"
         raise InvalidRequestError(message, param=param, code="item_not_found")

@@ -1,6 +1,7 @@
 """The output of the Responses API: the items of an answer, whole and as a stream of events."""
 
 import json
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -8,6 +9,12 @@ from slipstream.chat import AnswerDelta
 from slipstream.server.errors import Failure
 from slipstream.server.responses_items import Item, item_id
 from slipstream.turns import Choice
+
+_TEXT_EVENTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "message": ("response.output_text", {"logprobs": []}),
+    "reasoning": ("response.reasoning_text", {}),
+}
+"""By the type of an item: what the events of its text are called, and what they have besides."""
 
 
 def output_items(choice: Choice, response_id: str) -> list[Item]:
@@ -70,9 +77,8 @@ class EventWriter:
             if not delta.arguments:
                 return begun
             return begun + self._item_event("response.function_call_arguments.delta", delta=delta.arguments)
-        if kind == "reasoning":
-            return begun + self._part_event("response.reasoning_text.delta", delta=delta.reasoning)
-        return begun + self._part_event("response.output_text.delta", delta=delta.text, logprobs=[])
+        name, rest = _TEXT_EVENTS[kind]
+        return begun + self._part_event(f"{name}.delta", delta=delta.text or delta.reasoning, **rest)
 
     def end(self, response: dict[str, Any]) -> bytes:
         """The last events, with the finished response."""
@@ -110,10 +116,8 @@ class EventWriter:
             done = self._item_event("response.function_call_arguments.done", **told)
         else:
             (part,) = item["content"]
-            if kind == "reasoning":
-                done = self._part_event("response.reasoning_text.done", text=part["text"])
-            else:
-                done = self._part_event("response.output_text.done", text=part["text"], logprobs=[])
+            name, rest = _TEXT_EVENTS[kind]
+            done = self._part_event(f"{name}.done", text=part["text"], **rest)
             done += self._part_event("response.content_part.done", part=part)
         self._open = None
         return done + self._event("response.output_item.done", output_index=self._place, item=item)

@@ -7,10 +7,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from slipstream.chat import Message, Setting
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.runtime import Runtime
-from slipstream.server import openai_tools as chat
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import SessionId, session_hint
 from slipstream.server.openai_common import AtLeastOne, SamplingFields, check_model
+from slipstream.server.openai_tools import (
+    FunctionChoice,
+    FunctionDefinition,
+    JSONSchemaFormat,
+    response_schema,
+    tool_use,
+)
 from slipstream.server.responses_items import InputItem
 from slipstream.turns import TurnRequest
 
@@ -23,7 +29,7 @@ _REFUSED = {
 _LOGPROBS = "message.output_text.logprobs"
 
 
-class FunctionTool(chat.FunctionDefinition):
+class FunctionTool(FunctionDefinition):
     """A tool; functions are the only kind."""
 
     type: Literal["function"]
@@ -36,38 +42,7 @@ class FunctionTool(chat.FunctionDefinition):
         return tool
 
 
-class NamedFunction(chat.FunctionName):
-    """A function by its name."""
-
-    type: Literal["function"]
-
-    @property
-    def as_chat(self) -> chat.NamedTool:
-        """The form that chat has for it."""
-        return chat.NamedTool(type="function", function=self)
-
-
-class AllowedFunctions(BaseModel):
-    """Some of the tools, of which the answer may or must call one."""
-
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Field(min_length=1)]
-
-    @property
-    def as_chat(self) -> chat.AllowedToolsChoice:
-        """The form that chat has for it."""
-        allowed = chat.AllowedTools(mode=self.mode, tools=[tool.as_chat for tool in self.tools])
-        return chat.AllowedToolsChoice(type="allowed_tools", allowed_tools=allowed)
-
-
-ToolChoice = Annotated[
-    Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions,
-    chat.choice_validator({"function": NamedFunction, "allowed_tools": AllowedFunctions}),
-]
-
-
-class TextFormat(chat.JSONSchemaFormat):
+class TextFormat(JSONSchemaFormat):
     """The form of an answer that is no call."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -107,7 +82,7 @@ class ResponseRequest(SamplingFields):
     max_output_tokens: AtLeastOne | None = None
     max_tool_calls: int | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
@@ -150,18 +125,14 @@ class ResponseRequest(SamplingFields):
             switches |= {"session_id": self.conversation, "continues": True}
         elif self.previous_response_id is not None:
             switches |= {"continues": False}
-        tools = chat.tool_use(
-            [chat.ToolDefinition(type="function", function=tool) for tool in self.tools or ()],
-            self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.as_chat,
-            parallel=self.parallel_tool_calls is not False,
-        )
+        tools = tool_use(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
         reasoning = reasoning_kwargs(self.reasoning.effort if self.reasoning else None)
         return TurnRequest(
             prompt=messages,
             system=Message("system", self.instructions) if self.instructions else None,
             params=self.sampling_params(max_tokens=self.max_output_tokens, logprobs=None),
             setting=Setting(tools, reasoning | (self.chat_template_kwargs or {})),
-            response_schema=chat.response_schema(chat.ResponseFormat(type=text.type, json_schema=text)),
+            response_schema=response_schema(text.type, text),
             session_hint=session_hint(self.prompt_cache_key),
             **switches,
         )

@@ -2,17 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.chat import Message, Setting, ToolUse
+from slipstream.chat import Message, Setting
 from slipstream.errors import SessionNotFoundError
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
-from slipstream.server.openai_tools import ToolDefinition, tool_use
+from slipstream.server.openai_tools import ToolDefinition, call_objects, tool_use
 from slipstream.server.turn import TENANT
 from slipstream.sessions import SessionInfo, Sessions, SessionState
 
@@ -80,26 +80,6 @@ class SessionObject(BaseModel):
     saved_bytes: int
     busy: bool
 
-    @classmethod
-    def fields_of(cls, info: SessionInfo) -> dict[str, Any]:
-        """The fields of a session's object."""
-        state = info.state
-        return {
-            "id": state.id,
-            "created_at": state.created,
-            "last_used_at": state.used,
-            "expires_at": state.expires,
-            "ttl_seconds": state.ttl,
-            "pinned": state.pinned,
-            "parent": state.parent,
-            "message_count": len(state.messages),
-            "tokens": state.tokens,
-            "kv_tokens": info.kv_tokens,
-            "kv_bytes": info.kv_bytes,
-            "saved_bytes": info.saved_bytes,
-            "busy": state.turn is not None,
-        }
-
 
 class WholeSession(SessionObject):
     """A session with what was said in it."""
@@ -131,11 +111,12 @@ def router(sessions: Sessions) -> APIRouter:
 
     async def told(action: Callable[[], SessionState]) -> SessionObject:
         """Do something to a session, off the event loop, and tell how it is then."""
-        return await asyncio.to_thread(lambda: _object(sessions, action()))
+        return await asyncio.to_thread(lambda: _object(*sessions.infos([action()])))
 
     @routes.post("", status_code=201)
     async def create(body: CreateSession) -> SessionObject:
-        messages, setting = chat_messages(body.messages), Setting(_tools(body.tools), body.chat_template_kwargs or {})
+        tools = tool_use(tool.function for tool in body.tools or ())
+        messages, setting = chat_messages(body.messages), Setting(tools, body.chat_template_kwargs or {})
         ttl, pinned = body.ttl_seconds, body.pinned
 
         def action() -> SessionState:
@@ -152,8 +133,7 @@ def router(sessions: Sessions) -> APIRouter:
                 raise SessionNotFoundError(after)
             start = names.index(after) + 1 if after is not None else 0
             shown = sessions.infos(sessions.existing(TENANT, names[start : start + limit]))
-            data = [SessionObject(**SessionObject.fields_of(info)) for info in shown]
-            return SessionList(data=data, has_more=start + limit < len(names))
+            return SessionList(data=[_object(info) for info in shown], has_more=start + limit < len(names))
 
         return await asyncio.to_thread(look)
 
@@ -161,12 +141,12 @@ def router(sessions: Sessions) -> APIRouter:
     async def one(id: str) -> Response:
         def look() -> str:
             state = sessions.get(TENANT, id)
-            (info,) = sessions.infos([state])
-            messages = [_message(message) for message in state.messages]
-            tools = [tool.as_dict() for tool in state.tools]
-            kwargs = dict(state.template_kwargs)
-            fields = SessionObject.fields_of(info)
-            whole = WholeSession(**fields, messages=messages, tools=tools, chat_template_kwargs=kwargs)
+            whole = WholeSession(
+                **_object(*sessions.infos([state])).model_dump(),
+                messages=[_message(message) for message in state.messages],
+                tools=[tool.as_dict() for tool in state.tools],
+                chat_template_kwargs=dict(state.template_kwargs),
+            )
             return json.dumps(whole.model_dump())  # ASCII, for a client may have sent half of a surrogate pair
 
         return Response(await asyncio.to_thread(look), media_type="application/json")
@@ -212,23 +192,30 @@ def router(sessions: Sessions) -> APIRouter:
     return routes
 
 
-def _object(sessions: Sessions, state: SessionState) -> SessionObject:
-    (info,) = sessions.infos([state])
-    return SessionObject(**SessionObject.fields_of(info))
-
-
-def _tools(definitions: Sequence[ToolDefinition] | None) -> ToolUse:
-    return tool_use(definitions, None, parallel=True)
+def _object(info: SessionInfo) -> SessionObject:
+    state = info.state
+    return SessionObject(
+        id=state.id,
+        created_at=state.created,
+        last_used_at=state.used,
+        expires_at=state.expires,
+        ttl_seconds=state.ttl,
+        pinned=state.pinned,
+        parent=state.parent,
+        message_count=len(state.messages),
+        tokens=state.tokens,
+        kv_tokens=info.kv_tokens,
+        kv_bytes=info.kv_bytes,
+        saved_bytes=info.saved_bytes,
+        busy=state.turn is not None,
+    )
 
 
 def _message(message: Message) -> dict[str, Any]:
     """A message in the form in which it can be sent again."""
     told: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
-        told["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
+        told["tool_calls"] = call_objects(message.tool_calls)
     if message.reasoning:
         told["reasoning_content"] = message.reasoning
     if message.tool_call_id is not None:

@@ -11,7 +11,17 @@ from pydantic import BaseModel
 from slipstream.runtime import Runtime
 from slipstream.server.metrics import Metrics
 from slipstream.server.openai_common import check_model
-from slipstream.server.openai_types import Model
+
+
+class Model(BaseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    max_model_len: int
+    """Tokens that prompt and answer may have together."""
 
 
 class ModelList(BaseModel):

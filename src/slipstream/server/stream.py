@@ -1,56 +1,66 @@
 """Answers on their way to a client, which may go away at any time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable
+from itertools import chain
+from typing import Any
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from slipstream.server.errors import Failure, failure_of
+from slipstream.server.errors import Failure, failure_of, openai_event
 from slipstream.server.turn import LiveTurn
+from slipstream.turns import Piece
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events of a turn, which is cancelled if the client goes away.
+class Answer(ABC):
+    """What a protocol makes of a turn: one body, or server-sent events.
 
-    `events` yields them encoded, any number at a time. An error that it raises becomes the last one: `error_event` has
-    the protocol's shape for it.
+    Events are made of plain dictionaries: between two steps of the model there is no time for more.
     """
 
-    media_type = "text/event-stream"
+    def __init__(self, turn: LiveTurn) -> None:
+        self.turn = turn
 
-    def __init__(self, turn: LiveTurn, events: AsyncIterator[bytes], error_event: Callable[[Failure], bytes]) -> None:
-        # A proxy that buffers would undo the streaming.
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, headers=headers)
-        self._turn = turn
-        self._events = events
-        self._error_event = error_event
+    @abstractmethod
+    async def whole(self) -> bytes:
+        """The body that answers a finished turn, in JSON."""
 
-    async def stream_response(self, send: Send) -> None:
-        """Send the headers, the events, and the error that ended them, if one did."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async for event in self._events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        except Exception as error:
-            last = self._error_event(failure_of(error, self._path))
-            await send({"type": "http.response.body", "body": last, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def begin(self) -> bytes:
+        """The events before those of any piece."""
+        return b""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the stream."""
-        self._path = scope["path"]
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._turn.cancel()
+    @abstractmethod
+    def events(self, piece: Piece) -> Iterable[bytes]:
+        """The events of a piece of an answer."""
+
+    @abstractmethod
+    async def end(self) -> bytes:
+        """The last events of a finished turn."""
+
+    def failed(self, failure: Failure) -> bytes:
+        """The last event of a stream that breaks off, as most of OpenAI's clients expect it."""
+        return openai_event(failure)
 
 
-async def finish(http: Request, turn: LiveTurn) -> None:
-    """Wait until the turn is finished; raises `ClientDisconnect`, and cancels it, if the client goes away before."""
+def event(data: dict[str, Any], name: str | None = None) -> bytes:
+    """A server-sent event. It's ASCII, so that no character of a text is taken for the end of a line."""
+    line = b"data: %b\n\n" % to_json(data, ensure_ascii=True, inf_nan_mode="null")
+    return line if name is None else b"event: %b\n%b" % (name.encode(), line)
+
+
+async def respond(http: Request, answer: Answer, *, stream: bool | None) -> Response:
+    """The response to a request: at once as a stream, or when the turn is finished.
+
+    The turn is cancelled if the client goes away; raises `ClientDisconnect` if it does so before the response.
+    """
+    if stream:
+        return _EventStream(answer)
+    turn = answer.turn
     finished = asyncio.ensure_future(turn.finish())
     gone = asyncio.ensure_future(_disconnect(http))
     try:
@@ -62,6 +72,47 @@ async def finish(http: Request, turn: LiveTurn) -> None:
         gone.cancel()
         finished.cancel()
         turn.cancel()
+    return Response(await answer.whole(), media_type="application/json")
+
+
+class _EventStream(StreamingResponse):
+    """The events of an answer. An error becomes the last one."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answer: Answer) -> None:
+        # A proxy that buffers would undo the streaming.
+        super().__init__(_events(answer), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._answer = answer
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the headers, the events, and the error that ended them, if one did."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for events in self.body_iterator:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except Exception as error:
+            last = self._answer.failed(failure_of(error, self._path))
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the stream."""
+        self._path = scope["path"]
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.turn.cancel()
+
+
+async def _events(answer: Answer) -> AsyncIterator[bytes]:
+    """All events, those that came together in one piece."""
+    if begun := answer.begin():
+        yield begun
+    async for batch in answer.turn.batches():
+        if events := b"".join(chain.from_iterable(map(answer.events, batch))):
+            yield events
+    yield await answer.end()
 
 
 async def _disconnect(http: Request) -> None:

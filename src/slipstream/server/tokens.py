@@ -74,7 +74,7 @@ def _tokens(runtime: Runtime, body: TokenizeRequest) -> list[int]:
         message = f"send one of content, prompt and messages; this request has {found}"
         raise InvalidRequestError(message, param=given[1] if given else "content")
     if body.messages is not None:
-        setting = Setting(tool_use(body.tools, None, parallel=True), body.chat_template_kwargs or {})
+        setting = Setting(tool_use(tool.function for tool in body.tools or ()), body.chat_template_kwargs or {})
         return list(map(int, runtime.conversations.prompt(chat_messages(body.messages), setting).token_ids))
     text = body.content if body.content is not None else body.prompt
     assert text is not None
