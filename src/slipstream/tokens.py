@@ -20,33 +20,35 @@ class _Buffer:
 class Tokens:
     """Token ids that never change; `ids` is a view of them, int32 [n].
 
-    The first continuation is written behind them in the same buffer, any other copies them. Not thread-safe: whoever
-    continues them locks.
+    The first continuation is written behind them in the same buffer. One that differs from it copies them. Not
+    thread-safe: whoever continues them locks.
     """
 
     __slots__ = ("_buffer", "ids")
 
     def __init__(self, ids: npt.ArrayLike) -> None:
         own = np.array(ids, np.int32)
-        self._fill(_Buffer(own, len(own)))
+        self._fill(_Buffer(own, len(own)), len(own))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def extended(self, more: IntArray | Sequence[int]) -> "Tokens":
-        """These and `more`; takes O(len(more)) amortised, and O(n) for a second continuation."""
+        """These and `more`; takes O(len(more)) amortised, and O(n) for what differs from the first continuation."""
+        more = np.asarray(more, np.int32)
         start, end = len(self), len(self) + len(more)
         buffer = self._buffer
-        if buffer.filled != start or end > len(buffer.ids):
+        there = buffer.ids[start : min(end, buffer.filled)]
+        if end > len(buffer.ids) or not np.array_equal(there, more[: len(there)]):
             buffer = _Buffer(np.empty(end + end // 4, np.int32), start)
             buffer.ids[:start] = self.ids
         buffer.ids[start:end] = more
-        buffer.filled = end
+        buffer.filled = max(buffer.filled, end)
         longer = Tokens.__new__(Tokens)
-        longer._fill(buffer)
+        longer._fill(buffer, end)
         return longer
 
-    def _fill(self, buffer: _Buffer) -> None:
+    def _fill(self, buffer: _Buffer, length: int) -> None:
         self._buffer = buffer
-        self.ids: IntArray = buffer.ids[: buffer.filled]
+        self.ids: IntArray = buffer.ids[:length]
         self.ids.flags.writeable = False

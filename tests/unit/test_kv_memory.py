@@ -200,3 +200,17 @@ def test_a_guard_that_was_removed_rescues_nothing() -> None:
     kv.guards.remove(b"all")
     filled(kv, [42] * 30)
     assert rescued == []
+
+
+def test_a_sequence_leaves_the_prompt_that_it_shares_alone() -> None:
+    kv = KVMemory(PagedStore(Blocks(), num_blocks=8, block_size=BLOCK, block_bytes=BLOCK))
+    prompt = np.arange(8, dtype=np.int32)
+    prompt.flags.writeable = False
+    sequence = kv.open("", prompt, room=12)
+    assert sequence is not None
+    assert np.shares_memory(sequence.tokens, prompt)
+    sequence.state.length = 6
+    sequence.cut()
+    sequence.append(99)
+    assert sequence.tokens.tolist() == [0, 1, 2, 3, 4, 5, 99]
+    assert prompt.tolist() == list(range(8))

@@ -31,6 +31,17 @@ def test_a_continuation_takes_no_more_memory_than_it_adds() -> None:
     assert not np.shares_memory(start.ids, second.ids)
 
 
+def test_continuations_that_begin_alike_share_their_memory() -> None:
+    start = Tokens([]).extended(np.arange(1000, dtype=np.int32))
+    first = start.extended([1, 2])
+    longer, shorter = start.extended([1, 2, 3]), start.extended([1])
+    assert np.shares_memory(first.ids, longer.ids)
+    assert np.shares_memory(first.ids, shorter.ids)
+    assert first.ids[-2:].tolist() == [1, 2]
+    assert longer.ids[-3:].tolist() == [1, 2, 3]
+    assert shorter.ids[-1:].tolist() == [1]
+
+
 def test_nobody_can_change_them() -> None:
     given = np.arange(3, dtype=np.int32)
     tokens = Tokens(given)

@@ -1,17 +1,16 @@
 """Where messages stand in a conversation's rendered text, told by where its characters come from."""
 
-import re
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
+
+import numpy as np
 
 from slipstream.chat.messages import Message
 from slipstream.tokenizer.provenance import ORIGINS, Traced, origin
 
 _CERTAIN = 8
 """Characters that a match must have."""
-
-_RUN = re.compile(rb"(?s)([^\x00\x01])\1*")
 
 
 class _Run(NamedTuple):
@@ -67,11 +66,14 @@ class Placing:
 
 def _runs(text: Traced) -> Iterator[_Run]:
     """Stretches of one message each. Origins begin anew after so many: it's the nearest message that has it."""
+    mask = np.frombuffer(text.mask, np.uint8)
+    changes = np.flatnonzero(mask[1:] != mask[:-1]) + 1
     number = 0
-    for run in _RUN.finditer(text.mask):
-        step = (run[1][0] - origin(number)) % ORIGINS
-        number += step if step <= ORIGINS // 2 else step - ORIGINS
-        yield _Run(*run.span(), number)
+    for start, end in pairwise((0, *changes.tolist(), len(mask))):
+        if start < end and mask[start] >= origin(0):
+            step = (int(mask[start]) - origin(number)) % ORIGINS
+            number += step if step <= ORIGINS // 2 else step - ORIGINS
+            yield _Run(start, end, number)
 
 
 def _squeezed(text: str) -> str:

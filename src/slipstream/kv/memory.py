@@ -77,8 +77,8 @@ class KVMemory:
         nothing, if room can't be made now.
         """
         length, source = self._find(tenant, tokens[:-1]) if reuse else (0, None)
-        sequence = self._reuse(source, length, room) if source is not None else None
-        if sequence is None and (sequence := self._start(room)) is None:
+        sequence = self._reuse(source, tokens, length, room) if source is not None else None
+        if sequence is None and (sequence := self._start(tokens, room)) is None:
             return None
         self._run(tenant, sequence, tokens)
         return sequence
@@ -242,19 +242,22 @@ class KVMemory:
         self._indexes.setdefault(tenant, PrefixIndex()).insert(sequence.tokens[: sequence.computed], sequence)
 
     def _run(self, tenant: str, sequence: Sequence, tokens: IntArray) -> None:
-        """Let a sequence, new or taken out of the cache, be a running one of these tokens."""
+        """Let a sequence, new or taken out of the cache with the first of these tokens, be a running one of all."""
         sequence.extend(tokens[len(sequence) :])
         if sequence not in self._tenants:
             self._enter(tenant, sequence)
         self._running[sequence] = None
 
-    def _start(self, room: int) -> Sequence | None:
+    def _start(self, tokens: IntArray, room: int) -> Sequence | None:
         if not self._make_free(self._store.open_cost(room)):
             return None
-        return Sequence(self._store.open(room))
+        return Sequence(self._store.open(room), tokens)
 
-    def _reuse(self, source: Sequence, length: int, room: int) -> Sequence | None:
-        """The first `length` tokens of `source`: itself if nobody loses by it, else a fork."""
+    def _reuse(self, source: Sequence, tokens: IntArray, length: int, room: int) -> Sequence | None:
+        """A sequence with the state of the first `length` tokens of `source`, which `tokens` begin with.
+
+        It is `source` itself if nobody loses by it, else a fork of all `tokens`.
+        """
         store, state = self._store, source.state
         if source in self._cached:
             if length == len(source):
@@ -262,7 +265,7 @@ class KVMemory:
                 return self._take_back(source, room) if self._make_free(cost, source) else None
             self._cached[source] = self._cached.pop(source)  # used now, so it is evicted last
         if self._make_free(store.fork_cost(state, length, room), source):
-            return Sequence(forked := store.fork(state, length, room), source.tokens[: forked.length], source)
+            return Sequence(store.fork(state, length, room), tokens, source)
         if source not in self._cached or not self._make_free(store.cut_cost(state, length, room), source):
             return None
         # Memory can't hold a cached sequence beside its fork: the sequence itself loses its tail.
@@ -287,7 +290,10 @@ class KVMemory:
         if length < start:
             return False
         room = len(tokens)
-        sequence = self._reuse(source, start, room) if source is not None and start else self._start(room)
+        if source is not None and start:
+            sequence = self._reuse(source, tokens, start, room)
+        else:
+            sequence = self._start(tokens, room)
         if sequence is None:
             return False
         self._run(tenant, sequence, tokens)

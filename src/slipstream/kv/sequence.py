@@ -11,7 +11,10 @@ from slipstream.types import IntArray
 
 
 class Sequence:
-    """Token ids, the first `computed` of which have their state in the store."""
+    """Token ids, the first `computed` of which have their state in the store.
+
+    It begins with the array that it is made of, which is copied when more comes or if anybody could write to it.
+    """
 
     __slots__ = ("__weakref__", "_length", "_tokens", "forked_from", "indexed", "state")
 
@@ -19,7 +22,8 @@ class Sequence:
         self.state = state
         self.forked_from = ref(forked_from) if forked_from is not None else None
         """The sequence that had its first tokens, as long as somebody has that."""
-        self._tokens = np.array(tokens, np.int32)
+        tokens = np.asarray(tokens, np.int32)
+        self._tokens = tokens.copy() if tokens.flags.writeable else tokens
         self._length = len(self._tokens)
         self.indexed = 0
         """How many tokens the prefix index knows."""
@@ -44,16 +48,17 @@ class Sequence:
 
     def append(self, token: int) -> None:
         """Append a token id, which is yet to be computed."""
-        self._grow(self._length + 1)
+        self._make_room(self._length + 1)
         self._tokens[self._length] = token
         self._length += 1
 
     def extend(self, tokens: IntArray) -> None:
         """Append token ids, which are yet to be computed."""
-        end = self._length + len(tokens)
-        self._grow(end)
-        self._tokens[self._length : end] = tokens
-        self._length = end
+        if len(tokens):
+            end = self._length + len(tokens)
+            self._make_room(end)
+            self._tokens[self._length : end] = tokens
+            self._length = end
 
     def cut(self) -> None:
         """Drop the tokens that are not computed."""
@@ -67,8 +72,9 @@ class Sequence:
             tokens = np.concatenate((tokens, np.asarray(draft, np.int32)))
         return Chunk(self.state, tokens, rows)
 
-    def _grow(self, size: int) -> None:
-        if size > len(self._tokens):
-            larger = np.empty(max(size, 2 * len(self._tokens), 16), np.int32)
+    def _make_room(self, size: int) -> None:
+        """Have room for so many tokens in an array of its own."""
+        if size > len(self._tokens) or not self._tokens.flags.writeable:
+            larger = np.empty(size + size // 4 + 64, np.int32)
             larger[: self._length] = self._tokens[: self._length]
             self._tokens = larger

@@ -127,7 +127,7 @@ def conversation(
     joined: list[Message] = []
     for role, group in groupby(parts, lambda part: part.role):
         together = tuple(group)
-        joined += together if role == "tool" else (_joined(role, together),)
+        joined += together if role == "tool" or len(together) == 1 else (_joined(role, together),)
     return tuple(joined)
 
 

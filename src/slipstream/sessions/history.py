@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import eq
 
 from slipstream.chat import Message, ToolCall
 from slipstream.chat.messages import Digest
@@ -24,7 +23,7 @@ class History:
     @classmethod
     def of(cls, messages: Sequence[Message], known: "History") -> "History":
         """The history of these messages, with the keys of those that begin a known one."""
-        equal = [*map(eq, messages, known.messages), False]
+        equal = [*map(Message.equals, messages, known.messages), False]
         start = known.first(equal.index(False))
         return start.then(*messages[len(start.messages) :])
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from slipstream.backend import Blob
 from slipstream.chat import Conversations, Part
@@ -26,6 +27,10 @@ _WORTH_LOADING = 16
 """Tokens; fewer are computed sooner than read."""
 _RESCUED_BYTES = 256 * 2**20
 """KV that is held in memory for the disk after its eviction."""
+_TOUCH_INTERVAL = 60.0
+"""Seconds; a conversation has a file for each turn, so counting them all as used takes longer the longer it is."""
+_RECENTLY_TOUCHED = 1024
+"""Conversations that are known to have been counted as used lately."""
 
 
 @dataclass(slots=True)
@@ -58,6 +63,7 @@ class KVConnector:
         self._complete: set[Digest] = set()
         """Parts that are on disk or on their way there, with all before them, as of so many `_removals`."""
         self._removals = 0
+        self._touched: dict[Digest, float] = {}  # by the last part of a conversation, oldest first
         self._lock = threading.Lock()  # never held while files are read or written
         self._worker = Worker("slipstream-kv-connector")
         self.saved_tokens = 0
@@ -183,7 +189,7 @@ class KVConnector:
         try:
             if contents is not None:
                 written = self._saved.save(unsaved.key, unsaved.tokens, contents)
-                self._saved.touch(key for key, _ in reversed(self._conversations.path(unsaved.key)))
+                self._touch(unsaved.key)
                 self.saved_tokens += len(unsaved.tokens) - unsaved.start
                 self._not_before = time.monotonic() + written / self._bytes_per_second
         except OSError as error:
@@ -193,6 +199,17 @@ class KVConnector:
                 self._drop(unsaved.key)
                 if not written:
                     self._complete.clear()
+
+    def _touch(self, key: Digest) -> None:
+        """Count the files of a conversation that goes on as used, those of its beginning last, once in a while."""
+        lineage = [part for part, _ in islice(self._conversations.lineage(key), 2)]
+        touched = self._touched.pop(lineage[-1], 0.0) if lineage else 0.0
+        if time.monotonic() - touched > _TOUCH_INTERVAL:
+            touched = time.monotonic()
+            self._saved.touch(part for part, _ in reversed(self._conversations.path(key)))
+        self._touched[key] = touched
+        if len(self._touched) > _RECENTLY_TOUCHED:
+            del self._touched[next(iter(self._touched))]
 
     def _drop(self, key: Digest) -> None:
         """Let a part wait no more. The lock is held."""

@@ -105,7 +105,7 @@ class SessionState:
         said = self.messages[len(own) :]
         lead = own if system is None else (system,)
         if continues is None:
-            continues = not (messages and said and messages[0].canonical() == said[0].canonical())
+            continues = not (messages and said and messages[0].digest == said[0].digest)
         if not continues:
             return (*lead, *messages)
         if self.shared:

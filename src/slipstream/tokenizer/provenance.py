@@ -172,8 +172,9 @@ def origin(message: int) -> int:
 
 def origin_of(text: str) -> int:
     """Where a text comes from, if all of it is content of one origin."""
-    found = {*text.mask} if isinstance(text, Traced) else set()
-    return found.pop() if len(found) == 1 and min(found) >= _FIRST_ORIGIN else _NOWHERE
+    mask = text.mask if isinstance(text, Traced) else b""
+    alike = mask != b"" and mask == mask[:1] * len(mask)
+    return mask[0] if alike and mask[0] >= _FIRST_ORIGIN else _NOWHERE
 
 
 def content(text: str, origin: int = _NOWHERE) -> Traced:

@@ -1,12 +1,14 @@
 """The start of a turn: its session, its prompt, the grammar of its answer; then the engine has it."""
 
 import queue
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from slipstream import fields
 from slipstream.chat import Conversations, Prompt, Schema, ToolUse
 from slipstream.chat.answers import Dialect
+from slipstream.chat.messages import Digest, digest
 from slipstream.chat.schema import closed, closed_parameters, json_rule
 from slipstream.engine import EngineCore, EngineRequest, Output, as_prompt
 from slipstream.engine.grammar import UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
@@ -14,6 +16,8 @@ from slipstream.errors import InvalidRequestError
 from slipstream.sessions import SessionTurn, SessionTurns
 from slipstream.turns.request import TurnRequest
 from slipstream.turns.turn import Choice, Notify, Piece, Turn
+
+_RECENT_GRAMMARS = 64
 
 Ready = tuple[Choice, EngineRequest]
 """A choice, and what the engine is to generate for it."""
@@ -37,6 +41,8 @@ class Turns:
         self._dialect = dialect
         self._grammars = grammars
         self._encode = encode
+        self._lock = threading.Lock()
+        self._recent: dict[Digest, str | None] = {}  # texts of grammars, oldest first
 
     def start(self, requests: Sequence[TurnRequest], notify: Notify) -> Turn:
         """Make the prompts and grammars and submit them all, or none; takes as long as that.
@@ -112,7 +118,7 @@ class Turns:
         """The grammar of the answer to a prompt: calls of tools, JSON of a schema, or None for free text."""
         field = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
         try:
-            source = self._dialect.grammar(use, response_schema, opens_reasoning=prompt.opens_reasoning)
+            source = self._source(use, response_schema, opens_reasoning=prompt.opens_reasoning)
         except RecursionError:
             advice = " has a schema that is nested too deeply: flatten it, or use $ref"
             raise InvalidRequestError(field, advice, code="schema_too_complex") from None
@@ -125,6 +131,19 @@ class Turns:
             if error.code == UNSUPPORTED:  # but each of its schemas is supported
                 raise GrammarBrokenError from error
             raise
+
+    def _source(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> str | None:
+        """The text of a grammar, as it was made for an earlier turn: making it takes some 0.2 ms for each tool."""
+        key = digest(repr((use, response_schema, opens_reasoning)))
+        with self._lock:
+            if key in self._recent:
+                return self._recent[key]
+        source = self._dialect.grammar(use, response_schema, opens_reasoning=opens_reasoning)
+        with self._lock:
+            self._recent[key] = source
+            if len(self._recent) > _RECENT_GRAMMARS:
+                del self._recent[next(iter(self._recent))]
+        return source
 
     def _blame(self, use: ToolUse, response_schema: Schema | None) -> None:
         """Raise the error of the one schema that can't be enforced, if it is one."""
