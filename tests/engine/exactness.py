@@ -156,6 +156,7 @@ def rounds(
     """
     compiler = GrammarCompiler(tokenizer, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids)
     grammars = [compiler.compile(source, param="") for source in GRAMMARS]
+    known = min(backend.vocab_size, 49_000)  # tokens that prompts are drawn from
     while True:
         blocks = rng.choice([CONTEXT // BLOCK_SIZE + 8, 60, 120, backend.store.capacity // BLOCK_SIZE])
         core = EngineCore(
@@ -168,10 +169,10 @@ def rounds(
         )
         conversations: list[IntArray] = [np.empty(0, np.int32)]
         for _ in range(rng.randint(3, 6)):
-            scenarios = [_scenario(rng, conversations, grammars, longest) for _ in range(rng.randint(1, 9))]
+            scenarios = [_scenario(rng, conversations, grammars, longest, known) for _ in range(rng.randint(1, 9))]
             for scenario in scenarios:
                 _submit(core, scenario)
-                _disturb(rng, core, rng.choice(conversations))
+                _disturb(rng, core, rng.choice(conversations), known)
             for scenario in scenarios:
                 scenario.done.result(timeout=HANG)
                 conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
@@ -190,12 +191,14 @@ def _emptied(kv: KVMemory) -> KVUsage:
     return kv.usage()
 
 
-def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[Grammar], longest: int) -> Scenario:
+def _scenario(
+    rng: random.Random, conversations: list[IntArray], grammars: list[Grammar], longest: int, known: int
+) -> Scenario:
     history = rng.choice(conversations)
     if rng.random() < 0.3:
         history = history[: rng.randint(0, len(history))]
     length = rng.choice([1, 2, 3, 15, 16, 17, 31, 32, 33, rng.randint(1, 200), rng.randint(1, longest)])
-    new = np.array([rng.randrange(17, 49_000) for _ in range(length)], np.int32)
+    new = np.array([rng.randrange(17, known) for _ in range(length)], np.int32)
     if len(history) > 20 and rng.random() < 0.4:  # something for drafts to find
         start = rng.randrange(len(history) - 10)
         new = np.concatenate((new, history[start : start + 40]))
@@ -225,13 +228,13 @@ def _scenario(rng: random.Random, conversations: list[IntArray], grammars: list[
     return Scenario(request, cancel_after)
 
 
-def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray) -> None:
+def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray, known: int) -> None:
     """What happens to KV besides requests: it's computed ahead, pinned, or goes to disk and comes back."""
     if len(tokens) < 2:
         return
     match rng.randrange(8):
         case 0:
-            likely = np.concatenate((tokens, as_prompt([rng.randrange(17, 49_000) for _ in range(rng.randint(1, 50))])))
+            likely = np.concatenate((tokens, as_prompt([rng.randrange(17, known) for _ in range(rng.randint(1, 50))])))
             core.prefill(IdlePrefill("ahead", "", likely, lambda *_: None))
         case 1:
             core.call(Pin("pinned", "", tokens))
@@ -280,8 +283,9 @@ def main() -> None:
     parser.add_argument("--scenarios", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--emulate", help="bounds of another processor's classes, of step sizes and logit rows: 1,80:1")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a name in the store, or a path")
     options = parser.parse_args()
-    model = ModelStore().ensure(DEFAULT_MODEL)
+    model = ModelStore().ensure(options.model)
     chunk = 100
     checked = 0
     with TemporaryDirectory() as folder:

@@ -130,9 +130,8 @@ def _draw(model: Any, norms_around: float) -> None:
 
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, weight in (*model.named_parameters(), *model.named_buffers()):
-            if "inv_freq" in name or not weight.is_floating_point():
-                continue
+        biases = ((name, bias) for name, bias in model.named_buffers() if name.endswith("correction_bias"))
+        for name, weight in (*model.named_parameters(), *biases):
             drawn = torch.randn(weight.shape, generator=generator)
             if weight.dim() == 1:
                 weight.copy_(norms_around + 0.3 * drawn if "norm" in name else 0.5 * drawn)

