@@ -20,7 +20,7 @@ test-models: $(VENV)/.installed-judges  ## Run tool loops on the vocabularies of
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -m models $(ARGS)
 
-test-long: $(VENV)/.installed-dev  ## Run the tests that take minutes
+test-long: $(VENV)/.installed-judges  ## Run the tests that take minutes
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -m long $(ARGS)
 

