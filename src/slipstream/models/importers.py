@@ -106,14 +106,10 @@ _CONVERT = "from slipstream.models.gguf.convert import main; main()"
 
 
 def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
-    from slipstream.models.gguf import GGUF, decoder_of  # what they import takes a while, and only an import needs it
+    from slipstream.models.gguf import GGUF  # what they import takes a while, and only an import needs it
 
-    with progress.stage("Reading the vocabulary"):
+    with progress.stage("Making the tokenizer"):
         file = GGUF.read(path)
-        decoder_of(file)  # refuses what can't be converted, before anything else takes minutes
-        for key in ("context_length", "embedding_length", "block_count"):
-            if file.get(key) is None:
-                raise ModelError(f"the GGUF has no {file.architecture}.{key}: it is not a whole language model")
         metadata = file.metadata
         build_tokenizer(metadata).save(str(folder / TOKENIZER_FILE))
         if template := metadata.get("tokenizer.chat_template"):

@@ -15,6 +15,7 @@ from typing import Protocol
 from slipstream.errors import ModelError
 from slipstream.models.catalog import CatalogEntry
 from slipstream.models.progress import Advance, Progress
+from slipstream.tokenizer.from_gguf import tokenizer_kind
 
 IR_REQUIRED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "config.json")
 IR_OPTIONAL = (
@@ -237,7 +238,13 @@ def _artefact(path: Path, progress: Progress) -> Artefact:
         return Artefact(path, _sha256(tuple(path / name for name in _IR_HASHED), progress))
     if path.suffix.lower() != ".gguf":
         raise ModelError(f"{path} is neither a .gguf file nor a folder with an OpenVINO IR")
-    return Artefact(path, _sha256((path,), progress))
+    from slipstream.models.gguf import GGUF, decoder_of  # what they import takes a while, and only an import needs it
+
+    with progress.stage("Reading what is in it"):
+        file = GGUF.read(path)
+        decoder_of(file)  # what can't be converted is refused before gigabytes are hashed
+        tokenizer_kind(file.metadata)
+    return Artefact(path, _sha256(file.paths, progress))
 
 
 def _sha256(paths: tuple[Path, ...], progress: Progress) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ class GGUF:
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, ReaderTensor]
+    paths: tuple[Path, ...] = ()
+    """The files that it is in."""
 
     @classmethod
     def read(cls, path: Path) -> "GGUF":
-        """The file, and its other parts if it's the first of several; raises `ModelError` if one is broken."""
-        metadata, tensors = _read(path)
-        for part in parts(path, metadata.get("split.count", 1))[1:]:
-            tensors |= _read(part)[1]
-        return cls(metadata, tensors)
+        """The file, and its other parts if it's the first of several.
+
+        Raises:
+            ModelError: a file is broken or missing, or it is no whole language model.
+        """
+        facts = path.stat()
+        return _read(path, facts.st_mtime_ns, facts.st_size)
 
     @property
     def architecture(self) -> str:
@@ -59,7 +64,22 @@ def parts(path: Path, count: int) -> list[Path]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
+@lru_cache(maxsize=1)  # reading a large vocabulary takes seconds, and an import wants it more than once
+def _read(path: Path, _modified: int, _size: int) -> GGUF:
+    metadata, tensors = _read_file(path)
+    paths = parts(path, metadata.get("split.count", 1))
+    for part in paths[1:]:
+        tensors |= _read_file(part)[1]
+    file = GGUF(metadata, tensors, tuple(paths))
+    for key in ("context_length", "embedding_length", "block_count", "attention.head_count"):
+        if file.get(key) is None:
+            raise ModelError(f"{path} has no {file.architecture}.{key}: it is not a whole language model")
+    if "token_embd.weight" not in tensors:
+        raise ModelError(f"{path} has no token embeddings: it is not a whole language model")
+    return file
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
     try:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

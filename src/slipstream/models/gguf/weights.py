@@ -69,7 +69,7 @@ class Weights:
             rows = np.concatenate([each.reshape(shape) for each in plain], axis=-2)
             return _plain(self._in_halves(names[0], rows), kind)
         groups = Groups.stacked([groups_of(kind, each, shape) for each in data])
-        return _compressed(groups.each(lambda rows: self._in_halves(names[0], rows)))
+        return compressed(groups.each(lambda rows: self._in_halves(names[0], rows)))
 
     def check_all_used(self) -> None:
         """Raise `ModelError` if a tensor was left over: the graph would compute another model.
@@ -100,7 +100,7 @@ def _plain(values: npt.NDArray[Any], kind: Kind) -> ov.Output:
     return ops.convert(wide, "f32").output(0)
 
 
-def _compressed(groups: Groups) -> ov.Output:
+def compressed(groups: Groups) -> ov.Output:
     """Weights in the form that the runtime's kernels decompress while they multiply."""
     shape = groups.codes.shape
     if groups.bits == 4:
