@@ -4,7 +4,7 @@ It is run as a script by the interpreter of the environment that has `openvino_g
 nothing of Slipstream. One thread drives GenAI's own continuous batching step by step, so that requests that come in
 while others run are batched with them.
 
-    python genai_app.py --model FOLDER --name NAME --port PORT [--prompt-lookup] [--compact]
+    python genai_app.py --model FOLDER --store FOLDER --name NAME --port PORT [--prompt-lookup] [--compact]
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Job:
 class Engine:
     """GenAI's pipeline and the thread that drives it."""
 
-    def __init__(self, folder: Path, *, prompt_lookup: bool, compact: bool) -> None:
+    def __init__(self, folder: Path, store: Path, *, prompt_lookup: bool, compact: bool) -> None:
         # What LLMPipeline takes by itself: prefix caching, and prompts whole. A plain SchedulerConfig has neither.
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
@@ -62,8 +62,8 @@ class Engine:
         properties = {"prompt_lookup": True} if prompt_lookup else {}
         self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
         self.tokenizer = self._pipeline.get_tokenizer()
-        self.tokenizer.set_chat_template((folder / "chat_template.jinja").read_text(encoding="utf-8"))
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.tokenizer.set_chat_template((store / "chat_template.jinja").read_text(encoding="utf-8"))
+        manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
         self._ends = set(manifest["stop_token_ids"])
         self._prompt_lookup = prompt_lookup
         self._compact = compact
@@ -249,12 +249,13 @@ def main() -> None:
     """Serve until a signal."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True, help="Slipstream's folder of the model")
     parser.add_argument("--name", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--prompt-lookup", action="store_true")
     parser.add_argument("--compact", action="store_true", help="JSON without white space, as far as a schema allows")
     options = parser.parse_args()
-    engine = Engine(options.model, prompt_lookup=options.prompt_lookup, compact=options.compact)
+    engine = Engine(options.model, options.store, prompt_lookup=options.prompt_lookup, compact=options.compact)
     uvicorn.run(create_app(engine, options.name), host="127.0.0.1", port=options.port, log_level="warning")
 
 
