@@ -15,8 +15,8 @@ _SWITCHES = {"default": (), "best": ("--prompt-lookup", "--compact")}
 _NOTES = (
     "GenAI is a library without a server. A minimal app around ContinuousBatchingPipeline serves it and adds "
     "little time.",
-    "It reads the GGUF that Slipstream's weights come from, by its own reader, which rounds the zeros of 4-bit weights to "
-    "whole numbers; the runtime is the same. OpenVINO configures its KV cache.",
+    "It reads the GGUF that Slipstream's weights come from; its reader rounds zeros of 4-bit weights. The "
+    "runtime is the same. OpenVINO configures its KV cache.",
     "It does not report cached prompt tokens.",
     "It serves `response_format`, not `tools`.",
 )
