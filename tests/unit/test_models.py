@@ -225,7 +225,7 @@ class TestGgufFile:
         ("changes", "named"),
         [
             ({"arch": "mamba2"}, "architecture is 'mamba2'; supported: llama, .*, gpt-oss"),
-            ({"pre": "deepseek-coder"}, "pre-tokenizer is 'deepseek-coder'"),
+            ({"pre": "afmoe"}, "pre-tokenizer is 'afmoe'"),
             ({"llama.rope.scaling.type": "curled"}, "scales rotary positions by 'curled'"),
         ],
     )

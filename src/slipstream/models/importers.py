@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import iterparse
 
 import tokenizers
 
@@ -188,9 +189,8 @@ def _from_ir(path: Path, folder: Path, progress: Progress) -> _Facts:
 
 def _check_takes_tokens(graph: Path) -> None:
     """Refuse the text part of a vision-language model that takes embeddings, which another part looks up."""
-    import openvino as ov  # takes a while, and few imports need it
-
-    inputs = {name for port in ov.Core().read_model(graph).inputs for name in port.get_names()}
+    layers = (element for _, element in iterparse(graph) if element.tag == "layer")
+    inputs = {layer.get("name", "") for layer in layers if layer.get("type") == "Parameter"}
     if "input_ids" not in inputs:
         raise UnsupportedModelError(
             f"{graph.name} takes {', '.join(sorted(inputs)) or 'nothing'}, but no input_ids: its embeddings are in a "
