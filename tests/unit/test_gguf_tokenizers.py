@@ -177,13 +177,15 @@ def bpe(*, prefixed: bool) -> tokenizers.Tokenizer:
 
 def unigram(*, prefixed: bool) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.Unigram())
-    scheme = "always" if prefixed else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=600, special_tokens=CONTROL, unk_token="<unk>", initial_alphabet=list("▁ aé"), show_progress=False
     )
     backend.train_from_iterator(CORPUS, trainer)
-    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    backend.pre_tokenizer = None  # which is how it was trained, not what cuts a text
+    replace = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefixed else replace
+    backend.decoder = decoders.Metaspace(prepend_scheme="always" if prefixed else "never")
     return backend
 
 
@@ -326,6 +328,12 @@ class TestUnigram:
         original, ours = likely
         for each in (text, *SPACED[:-2]):
             assert ours.encode(each) == original.encode(each).ids
+
+    def test_extra_white_space_is_removed_where_the_file_says_so(self) -> None:
+        original = unigram(prefixed=True)
+        removes = {"tokenizer.ggml.remove_extra_whitespaces": True}
+        ours = Tokenizer(build_tokenizer(gguf_of(original, "t5", prefixed=True) | removes).to_str())
+        assert ours.encode("  the   over ") == original.encode("the over").ids
 
     def test_tokens_spell_the_text_and_fit_a_grammar(
         self, likely: tuple[tokenizers.Tokenizer, Tokenizer], *, prefixed: bool

@@ -166,11 +166,14 @@ def _byte_fallback(metadata: Mapping[str, Any], tokens: list[str], types: list[i
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), to_spelled])
     else:
         backend.normalizer = to_spelled
-    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
+    backend.decoder = _decoder(prefixed=prefixed)
     return backend
+
+
+def _decoder(*, prefixed: bool) -> decoders.Decoder:
+    """Joins pieces; the space that was put before a text goes."""
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    return decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -208,16 +211,15 @@ def _unigram(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -
     steps: list[normalizers.Normalizer] = []
     if characters := metadata.get("tokenizer.ggml.precompiled_charsmap"):
         steps.append(normalizers.Precompiled(bytes(value & 0xFF for value in characters)))
+    prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
+        # As T5 has it: of white space one space is left between words, and one before the first.
         steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), _SPACE)]
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if prefixed else "never")
+    else:
+        steps += [*([normalizers.Prepend(_SPACE)] if prefixed else []), normalizers.Replace(" ", _SPACE)]
     backend.normalizer = normalizers.Sequence(steps)
-    scheme = "always" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    backend.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)]
-        if TokenType.BYTE in types
-        else [decoders.Metaspace(prepend_scheme=scheme)]
-    )
+    backend.decoder = _decoder(prefixed=prefixed)
     return backend
 
 
