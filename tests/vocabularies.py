@@ -1,6 +1,7 @@
-"""Vocabularies with control tokens of every kind, made from the default model's."""
+"""Vocabularies with control tokens of every kind, and what a GGUF file says of one."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -80,3 +81,44 @@ def byte_fallback(words: Iterable[str], control: Mapping[str, bool]) -> str:
         },
     }
     return Backend.from_str(json.dumps(described)).to_str()
+
+
+def as_gguf(source: Mapping[str, Any], *, model: str, pre: str = "default") -> dict[str, Any]:
+    """GGUF metadata of the vocabulary of a `tokenizer.json`, as llama.cpp's converter writes it.
+
+    Models `llama` and `t5` have scores, `gpt2` and `gemma4` merges. The scores of `llama` are what its merges were
+    derived from, so that the better one comes first; an added token has none of its own.
+    """
+    vocab = source["model"]["vocab"]
+    scored = dict(vocab) if isinstance(vocab, list) else {}
+    ids = {text: id for id, (text, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+    added = {token["id"]: token for token in source["added_tokens"]}
+    ids |= {token["content"]: id for id, token in added.items()}
+    texts = {id: text for text, id in ids.items()}
+    merges = [tuple(each.split(" ")) if isinstance(each, str) else each for each in source["model"].get("merges", ())]
+    for rank, merge in enumerate(merges):
+        scored.setdefault("".join(merge), -float(rank))
+    tokens, types, scores = [], [], []
+    for id in range(max(texts) + 1):
+        text, type, score = texts.get(id, f"[PAD{id}]"), 1, scored.get(texts.get(id, ""), 0.0)
+        if id not in texts:
+            type = 5
+        elif text == source["model"].get("unk_token") or (model == "t5" and id == source["model"].get("unk_id")):
+            type = 2
+        elif id in added:
+            special = added[id]["special"] or any(
+                text.startswith(begin) and text.endswith(end) for begin, end in (("<|", "|>"), ("<｜", "｜>"))
+            )
+            text, type = (text, 3) if special else (text.replace("▁", " "), 4)
+            score = score if model == "t5" else -1000.0
+        elif source["model"].get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", text):
+            type = 6
+        tokens.append(text)
+        types.append(type)
+        scores.append(score)
+    said = {"model": model, "pre": pre, "tokens": tokens, "token_type": types}
+    if model in ("llama", "t5"):
+        said["scores"] = scores
+    else:
+        said["merges"] = list(map(" ".join, merges))
+    return {f"tokenizer.ggml.{key}": value for key, value in said.items()}

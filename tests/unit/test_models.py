@@ -225,7 +225,7 @@ class TestGgufFile:
         ("changes", "named"),
         [
             ({"arch": "mamba2"}, "architecture is 'mamba2'; supported: llama, .*, gpt-oss"),
-            ({"pre": "deepseek-coder"}, "pre-tokenizer is 'deepseek-coder'"),
+            ({"pre": "afmoe"}, "pre-tokenizer is 'afmoe'"),
             ({"llama.rope.scaling.type": "curled"}, "scales rotary positions by 'curled'"),
         ],
     )
@@ -341,6 +341,26 @@ class TestIrFolder:
         (ir_folder / "tokenizer.json").unlink()
         with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
             models.ensure(str(ir_folder))
+
+    @pytest.mark.parametrize("takes_tokens", [True, False])
+    def test_the_text_part_of_a_vision_language_model_is_taken(
+        self, models: ModelStore, ir_folder: Path, *, takes_tokens: bool
+    ) -> None:
+        config = json.loads((ir_folder / "config.json").read_text())
+        (ir_folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": config}))
+        (ir_folder / "openvino_model.bin").rename(ir_folder / "openvino_language_model.bin")
+        graph = (ir_folder / "openvino_model.xml").read_text()
+        (ir_folder / "openvino_model.xml").unlink()
+        graph = graph if takes_tokens else graph.replace("input_ids", "inputs_embeds")
+        (ir_folder / "openvino_language_model.xml").write_text(graph)
+        if takes_tokens:
+            pulled = models.ensure(str(ir_folder))
+            manifest = pulled.manifest
+            assert (manifest.architecture, manifest.context_length, manifest.vocab_size) == ("llama", 512, 320)
+            assert (pulled.path / "openvino_model.bin").samefile(ir_folder / "openvino_language_model.bin")
+        else:
+            with pytest.raises(UnsupportedModelError, match=r"takes .*inputs_embeds.*, but no input_ids"):
+                models.ensure(str(ir_folder))
 
     def test_of_no_text_model_is_refused(self, models: ModelStore, ir_folder: Path) -> None:
         (ir_folder / "config.json").write_text('{"model_type": "whisper"}')

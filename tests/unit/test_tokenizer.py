@@ -1,4 +1,4 @@
-"""The tokenizer against the real default model, an independent oracle, and other families' rules."""
+"""The tokenizer: the real default model's, what GGUF metadata describes, and what a `tokenizer.json` may be."""
 # ruff: noqa: RUF001
 
 import json
@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import openvino_genai
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -50,51 +49,34 @@ TEXTS = st.one_of(
 
 
 @pytest.fixture(scope="session")
-def oracle(model: Model) -> openvino_genai.Tokenizer:
-    """OpenVINO's tokenizer, made from the same GGUF by other code."""
-    return openvino_genai.Tokenizer(str(model.path))
-
-
-@pytest.fixture(scope="session")
 def library(model: Model) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(model.tokenizer_path))
 
 
-def oracle_ids(oracle: openvino_genai.Tokenizer, text: str) -> list[int]:
-    # It takes no empty string.
-    return oracle.encode(text, add_special_tokens=False).input_ids.data[0].tolist() if text else []
-
-
 class TestDefaultModel:
     @pytest.mark.parametrize("text", SAMPLES.values(), ids=SAMPLES.keys())
-    def test_samples_round_trip_and_agree_with_the_oracle(
-        self, tokenizer: Tokenizer, oracle: openvino_genai.Tokenizer, text: str
-    ) -> None:
+    def test_samples_round_trip(self, tokenizer: Tokenizer, text: str) -> None:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids, skip_special=False) == text
         assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
-        assert ids == oracle_ids(oracle, text)
 
     @settings(max_examples=300, deadline=None)
     @given(text=TEXTS)
-    def test_any_text_round_trips_and_agrees_with_the_oracle(
-        self, tokenizer: Tokenizer, oracle: openvino_genai.Tokenizer, text: str
-    ) -> None:
+    def test_any_text_round_trips(self, tokenizer: Tokenizer, text: str) -> None:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids, skip_special=False) == text
-        assert ids == oracle_ids(oracle, text)
 
     def test_bytes_without_a_token_are_left_out(self, tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(tokenizer.encode(f"a{LACKING}b")) == "ab"
 
     def test_special_tokens_in_text_become_those_tokens(
-        self, tokenizer: Tokenizer, oracle: openvino_genai.Tokenizer
+        self, tokenizer: Tokenizer, library: tokenizers.Tokenizer
     ) -> None:
         text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         ids = tokenizer.encode(text)
         start, end = tokenizer.token_id("<|im_start|>"), tokenizer.token_id("<|im_end|>")
         assert [id for id in ids if tokenizer.is_special(id)] == [start, end, start]
-        assert ids == oracle_ids(oracle, text)
+        assert ids == library.encode(text, add_special_tokens=False).ids
         assert tokenizer.decode(ids) == "user\nHi\nassistant\n"
         assert tokenizer.decode(ids, skip_special=False) == text
         assert [tokenizer.token_bytes(id) for id in (1, 2)] == [b"<|im_start|>", b"<|im_end|>"]
@@ -242,14 +224,14 @@ class TestFromGguf:
         assert loaded.encode(text) == Tokenizer(backend.to_str()).encode(text)
         assert loaded.is_special(256)
 
-    @pytest.mark.parametrize("pre", ["deepseek-coder", "default", None])
+    @pytest.mark.parametrize("pre", ["afmoe", "default", None])
     def test_other_pre_tokenizers_are_refused(self, pre: str | None) -> None:
-        with pytest.raises(UnsupportedModelError, match=f"pre-tokenizer is {pre!r}; supported: smollm, gpt-2"):
+        with pytest.raises(UnsupportedModelError, match=f"pre-tokenizer is {pre!r}; supported: gpt-2, olmo, smollm"):
             build_tokenizer(metadata("") | {"tokenizer.ggml.pre": pre})
 
     def test_other_tokenizer_models_are_refused(self) -> None:
-        with pytest.raises(UnsupportedModelError, match="tokenizer model is 'llama'; supported: 'gpt2'"):
-            build_tokenizer(metadata("qwen2") | {"tokenizer.ggml.model": "llama"})
+        with pytest.raises(UnsupportedModelError, match="tokenizer model is 'rwkv'; supported: 'gpt2'"):
+            build_tokenizer(metadata("qwen2") | {"tokenizer.ggml.model": "rwkv"})
 
     def test_a_missing_vocabulary_is_named(self) -> None:
         with pytest.raises(ModelError, match=r"tokenizer\.ggml\.tokens"):

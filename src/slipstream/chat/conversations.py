@@ -132,7 +132,7 @@ class Conversations:
         """
         setting = self._known_to(setting)
         texts = [self._renderer.whole([*messages, Message("user", probe)], setting) for probe in _PROBES]
-        return Prompt(self._common(texts), _new_id(), self._history(messages, setting, tenant))
+        return Prompt(self._common(texts, begins=True), _new_id(), self._history(messages, setting, tenant))
 
     @property
     def can_switch_reasoning(self) -> bool:
@@ -193,7 +193,7 @@ class Conversations:
             messages = [Message("user", "?"), answer, Message(role, probe, tool_call_id=call_id)]
             with suppress(InvalidRequestError):
                 tails.append(self._renderer.tail(messages, 1, generated, setting) or content(""))
-        ids = self._common(tails).ids
+        ids = self._common(tails, begins=self._tokenizer.begins_after(int(token_ids[-1]))).ids
         with self._lock:
             self._certain_tails[kind] = ids
             _forget_oldest(self._certain_tails, _RECENT_TAILS)
@@ -219,7 +219,7 @@ class Conversations:
             opened = self._dialect.reasoning.opened_by(text)
             return Prompt(tokens, part.entry.conversation_id, history, opens_reasoning=opened)
         self.renders["spliced"] += 1
-        ids = self._tokenizer.encode(tail)
+        ids = self._tokenizer.encode(tail, begins=self._tokenizer.begins_after(int(part.tokens.ids[-1])))
         with self._lock:
             tokens = part.tokens.extended(ids)
         opened = self._dialect.reasoning.opened_by(tail)
@@ -240,9 +240,9 @@ class Conversations:
         entry = self._entry(key)
         return Part(key, entry, self._ledger.tokens(key)) if entry is not None else None
 
-    def _common(self, texts: Sequence[Traced]) -> Tokens:
+    def _common(self, texts: Sequence[Traced], *, begins: bool) -> Tokens:
         """The tokens of what texts begin with alike."""
-        return Tokens(self._tokenizer.encode(commonprefix(texts)))  # noqa: RUF071
+        return Tokens(self._tokenizer.encode(commonprefix(texts), begins=begins))  # noqa: RUF071
 
     def _entry(self, key: Digest) -> LedgerEntry | None:
         """What the ledger has under a key, or had. The lock is held."""
@@ -276,9 +276,14 @@ class Conversations:
             end = placing.end_of(number, message, generated)
             start = end - len(generated) if end is not None else 0
             if end is not None and at <= start and str.__eq__(text[start:end], generated):
-                ids += [*self._tokenizer.encode(text[at:start]), *map(int, entry.answer)]
+                ids += self._encode_after(ids, text[at:start])
+                ids += map(int, entry.answer)
                 at = end
-        return Tokens(ids + self._tokenizer.encode(text[at:]))
+        return Tokens(ids + self._encode_after(ids, text[at:]))
+
+    def _encode_after(self, ids: Sequence[int], text: Traced) -> list[int]:
+        """The tokens of text that goes on from others."""
+        return self._tokenizer.encode(text, begins=not ids or self._tokenizer.begins_after(ids[-1]))
 
     def _written(self, token_ids: IntArray) -> str:
         """The last that a model wrote, control tokens and all."""

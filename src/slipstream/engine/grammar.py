@@ -279,7 +279,7 @@ class GrammarCompiler:
     ) -> None:
         self._vocabulary = tokenizer
         self._vocab_size = vocab_size
-        self._ends = [tokenizer.encode(end) for end in ends]
+        self._ends = [tokenizer.encode(end, begins=False) for end in ends]
         self._stop_token_ids = sorted(stop_token_ids)
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Grammar] = OrderedDict()

@@ -12,15 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import iterparse
 
 import tokenizers
 
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import Progress
-from slipstream.models.sources import IR_OPTIONAL, IR_REQUIRED, Artefact
+from slipstream.models.sources import Artefact, ir_files
 from slipstream.tokenizer import Tokenizer, build_tokenizer
-from slipstream.tokenizer.from_gguf import tokenizer_kind
+from slipstream.tokenizer.from_gguf import adds_bos, tokenizer_kind
 
 IR_FILE = "openvino_model.xml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -123,8 +124,7 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
         context_length=file.get("context_length"),
         vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
         tokenizer_kind=kind,
-        # Where the file doesn't say, Llama 3 is the one that wants it.
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token", kind == "llama-bpe"),
+        add_bos=adds_bos(metadata),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=eos,
         stop_token_ids=[id for id in ends if id is not None],
@@ -152,10 +152,13 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
 def _from_ir(path: Path, folder: Path, progress: Progress) -> _Facts:
     with progress.stage("Taking over the files"):
-        for name in (*IR_REQUIRED, *IR_OPTIONAL):
-            if (path / name).exists():
-                _link_or_copy((path / name).resolve(), folder / name)
+        files = ir_files(path)
+        for name, source in files.items():
+            _link_or_copy(source.resolve(), folder / name)
+    if files[IR_FILE].name != IR_FILE:
+        _check_takes_tokens(files[IR_FILE])
     config = _read_json(folder / "config.json")
+    config |= config.get("text_config", {})  # a vision-language model says there what its text part is
     generation = _read_json(folder / "generation_config.json")
     named = _read_json(folder / "tokenizer_config.json")
     _write_template(folder, named.get("chat_template"))
@@ -178,6 +181,18 @@ def _from_ir(path: Path, folder: Path, progress: Progress) -> _Facts:
         eos_token_id=eos,
         stop_token_ids=[id for id in (*ends, eos) if id is not None],
     )
+
+
+def _check_takes_tokens(graph: Path) -> None:
+    """Refuse the text part of a vision-language model that takes embeddings, which another part looks up."""
+    layers = (element for _, element in iterparse(graph) if element.tag == "layer")
+    inputs = {layer.get("name", "") for layer in layers if layer.get("type") == "Parameter"}
+    if "input_ids" not in inputs:
+        raise UnsupportedModelError(
+            f"{graph.name} takes {', '.join(sorted(inputs)) or 'nothing'}, but no input_ids: its embeddings are in a "
+            "graph of their own. Export the text model alone (`optimum-cli export openvino --task "
+            "text-generation-with-past`), or take a GGUF file of it"
+        )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

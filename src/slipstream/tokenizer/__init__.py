@@ -1,4 +1,4 @@
-"""Tokenizer: text to token ids and back, whole or as a stream, for byte-level BPE vocabularies."""
+"""Tokenizer: text to token ids and back, whole or as a stream, for byte-level and SentencePiece vocabularies."""
 
 from slipstream.tokenizer.from_gguf import build_tokenizer
 from slipstream.tokenizer.incremental import IncrementalDecoder

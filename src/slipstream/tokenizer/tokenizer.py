@@ -4,7 +4,8 @@ import json
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ _SPACE = "▁"
 
 
 class Tokenizer:
-    """A BPE tokenizer over bytes: byte-level, or one that falls back to bytes.
+    """A tokenizer of byte-level BPE, or as SentencePiece has them: BPE or unigram, of pieces that spell spaces `▁`.
 
     Every token is a byte string and a text's tokens concatenate to its UTF-8, so decoding is joining bytes.
     Incremental decoding and grammars over bytes rest on that; other kinds of tokenizer are refused.
+
+    Some of SentencePiece's put a space before a text. It is of the text then: nothing takes it away again, so that
+    what tokens spell doesn't depend on what stands before them.
 
     *Control tokens* are those that were added to the vocabulary, flagged special or not, unless they are white space
     or words. They are found here, in text that may hold them; all other text is encoded by a backend in which no text
@@ -43,6 +47,7 @@ class Tokenizer:
         try:
             described = json.loads(source)
             _check(described)
+            self._prefix = _Prefix.of(described)
             added = described["added_tokens"]
             self._special = frozenset(token["id"] for token in added if token["special"])
             no_control = _text_among({token["content"] for token in added}, described["model"])
@@ -60,7 +65,7 @@ class Tokenizer:
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._first = re.compile(f"[{re.escape(''.join(lengths))}]" if lengths else r"(?!)")
         vocabulary = self._plain.get_vocab(with_added_tokens=True)
-        spell = _unmap if described["decoder"]["type"] == "ByteLevel" else _unfall
+        spell = _speller(described)
         self._bytes = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for text, id in vocabulary.items():
             self._bytes[id] = self._control[id]["content"].encode() if id in self._control else spell(text)
@@ -71,7 +76,7 @@ class Tokenizer:
 
         Raises:
             ModelError: the file can't be read or isn't a tokenizer.
-            UnsupportedModelError: it isn't BPE over bytes.
+            UnsupportedModelError: it is of another kind.
         """
         try:
             source = path.read_text(encoding="utf-8")
@@ -93,8 +98,8 @@ class Tokenizer:
         """One more than the highest token id; the model's logits may be wider, with ids of no token."""
         return len(self._bytes)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no BOS is added.
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:
+        """Token ids of `text`, which `begins` here or goes on from other text (`begins_after` tells); no BOS is added.
 
         The texts of control tokens become those tokens in a plain string, and in a `Traced` one where all their
         characters are its own.
@@ -113,10 +118,15 @@ class Tokenizer:
         ids: list[int] = []
         at = 0
         for start, end, id in self._control_tokens(text):
-            ids += self._encode_plain(text, at, start)
+            ids += self._encode_plain(text, at, start, begins=begins)
             ids.append(id)
             at = end
-        return ids + self._encode_plain(text, at, len(text))
+            begins = self._prefix.each
+        return ids + self._encode_plain(text, at, len(text), begins=begins)
+
+    def begins_after(self, id: int) -> bool:
+        """Whether a text begins after this token as it does where there is nothing before it."""
+        return self._prefix.each and id in self._control
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, shown: Container[int] = ()) -> str:
         """The text of `ids`, without special tokens unless they are to be `shown`.
@@ -148,10 +158,13 @@ class Tokenizer:
         known = self._ids.get(text)
         return known if known is not None else self._plain.token_to_id(text)
 
-    def _encode_plain(self, text: str, start: int, end: int) -> list[int]:
+    def _encode_plain(self, text: str, start: int, end: int, *, begins: bool) -> list[int]:
         if start >= end:
             return []
-        ids: list[int] = self._plain.encode(str.__getitem__(text, slice(start, end)), add_special_tokens=False).ids
+        plain = str.__getitem__(text, slice(start, end))
+        ids: list[int] = self._plain.encode(
+            self._prefix.put_before(plain) if begins else plain, add_special_tokens=False
+        ).ids
         return ids
 
     def _control_tokens(self, text: str) -> Iterator[tuple[int, int, int]]:
@@ -180,23 +193,81 @@ class Tokenizer:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """The space that is put before texts."""
+
+    exists: bool
+    each: bool
+    """Whether it is put before each text between control tokens, not at the beginning alone."""
+    once: bool
+    """Whether a text that begins with a space has it already."""
+
+    @classmethod
+    def of(cls, source: dict[str, Any]) -> "_Prefix":
+        """That of a `tokenizer.json`."""
+        if any(step["type"] == "Prepend" for step in _steps(source, "normalizer")):
+            return cls(exists=True, each=True, once=False)
+        metaspace = next((step for step in _steps(source, "pre_tokenizer") if step["type"] == "Metaspace"), None)
+        scheme = _prepend_scheme(metaspace) if metaspace is not None else "never"
+        return cls(exists=scheme != "never", each=scheme == "always", once=True)
+
+    def put_before(self, text: str) -> str:
+        """The text with the space."""
+        return f" {text}" if self.exists and not (self.once and text.startswith((" ", _SPACE))) else text
+
+
+def _prepend_scheme(metaspace: dict[str, Any]) -> str:
+    """When it puts a space before a text; files of before 2024 say whether it does."""
+    by_default = "always" if metaspace.get("add_prefix_space", True) else "never"
+    return str(metaspace.get("prepend_scheme", by_default))
+
+
+_NESTED = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+
+
+def _steps(source: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """The steps of a part of the pipeline, of which there may be one or none."""
+    described = source.get(part)
+    if described is None:
+        return []
+    return list(described[_NESTED[part]]) if described["type"] == "Sequence" else [described]
+
+
+def _spells_spaces(source: dict[str, Any]) -> bool:
+    """Whether the vocabulary is as SentencePiece has it, with `▁` for spaces."""
+    replaced = (step.get("content") == _SPACE for step in _steps(source, "normalizer") if step["type"] == "Replace")
+    return any(replaced) or any(step["type"] == "Metaspace" for step in _steps(source, "pre_tokenizer"))
+
+
 def _check(source: dict[str, Any]) -> None:
-    """Refuse what is not BPE over bytes."""
-    model, decoder = source["model"], source["decoder"] or {"type": "none"}
-    if (kind := model.get("type", "BPE")) != "BPE":
-        raise UnsupportedModelError(f"the tokenizer's model is {kind}; only BPE over bytes is supported")
-    kinds = [each["type"] for each in decoder.get("decoders", [decoder])]
-    falls_back = model.get("byte_fallback") and "ByteFallback" in kinds and "Strip" not in kinds
-    if not falls_back and kinds != ["ByteLevel"]:
+    """Refuse what is of another kind."""
+    model = source["model"]
+    # Files of before 2021 don't say the kind; a unigram model's vocabulary is a list.
+    kind = model.get("type", "BPE" if isinstance(model["vocab"], dict) else "Unigram")
+    if kind not in ("BPE", "Unigram"):
+        raise UnsupportedModelError(f"the tokenizer's model is {kind}; BPE and Unigram are supported")
+    kinds = [step["type"] for step in _steps(source, "decoder")]
+    if kind == "BPE" and kinds == ["ByteLevel"]:
+        return
+    known = {*kinds} <= {
+        "Replace",
+        "ByteFallback",
+        "Fuse",
+        "Metaspace",
+        *(["Strip"] if _Prefix.of(source).exists else []),
+    }
+    if not known or not kinds or not _spells_spaces(source) or not {"Replace", "Metaspace"} & {*kinds}:
         raise UnsupportedModelError(
-            f"the tokenizer's decoder is {', '.join(kinds)}; ByteLevel and ByteFallback, without Strip, are supported"
+            f"the tokenizer's decoder is {', '.join(kinds) or 'none'}; supported: ByteLevel, or as SentencePiece has "
+            "it: Replace or Metaspace, ByteFallback, Fuse, and Strip of the space that is put before texts"
         )
 
 
 def _text_among(added: set[str], model: dict[str, Any]) -> set[str]:
     """Added tokens that are white space, or words that merges lead to anyway: nothing that controls anything."""
     space = {token for token in added if not token.replace(_SPACE, "").strip()}
-    words = {token for token in added - space if token in model["vocab"]}
+    words = {token for token in added - space if token in model["vocab"]} if "merges" in model else set()
     if words:
         words.intersection_update("".join(merge).replace(" ", "") for merge in model["merges"])
     return space | words
@@ -211,10 +282,42 @@ def _without_control_tokens(source: dict[str, Any], ids: dict[str, int]) -> str:
         token | {"content": names[token["content"]], "special": True} if token["content"] in names else token
         for token in source["added_tokens"]
     ]
-    model = source["model"] | {"vocab": {names.get(text, text): id for text, id in source["model"]["vocab"].items()}}
+    model, vocab = source["model"], source["model"]["vocab"]
+    renamed = (
+        {names.get(text, text): id for text, id in vocab.items()}
+        if isinstance(vocab, dict)
+        else [(names.get(text, text), score) for text, score in vocab]
+    )
     # A post-processor adds tokens that are not asked for here; padding and truncation are of somebody's training run.
-    others = {"post_processor": None, "padding": None, "truncation": None}
-    return json.dumps(source | others | {"added_tokens": added, "model": model}, ensure_ascii=False)
+    others: dict[str, Any] = {"post_processor": None, "padding": None, "truncation": None}
+    if _Prefix.of(source).exists:
+        others |= {part: _without_prefix(source, part) for part in ("normalizer", "pre_tokenizer")}
+    if _spells_spaces(source):
+        others["decoder"] = _BYTES_OF_PIECES
+    return json.dumps(
+        source | others | {"added_tokens": added, "model": model | {"vocab": renamed}}, ensure_ascii=False
+    )
+
+
+def _without_prefix(source: dict[str, Any], part: str) -> dict[str, Any] | None:
+    """A part of the pipeline that puts no space before texts: this is done here, where it is known what begins."""
+    steps = [
+        step | {"prepend_scheme": "never", "add_prefix_space": False} if step["type"] == "Metaspace" else step
+        for step in _steps(source, part)
+        if step["type"] != "Prepend"
+    ]
+    return {"type": "Sequence", _NESTED[part]: steps} if steps else None
+
+
+_BYTES_OF_PIECES = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ],
+}
+"""The decoder of tokens that are byte strings, which a grammar's compiler reads off the bytes from."""
 
 
 def _in_word(text: str, start: int, end: int) -> bool:
@@ -231,6 +334,13 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+
+
+def _speller(source: dict[str, Any]) -> Callable[[str], bytes]:
+    """What gives the bytes of a vocabulary's entries."""
+    if not _spells_spaces(source):
+        return _unmap
+    return _unfall if source["model"].get("byte_fallback") else lambda text: text.replace(_SPACE, " ").encode()
 
 
 def _unmap(text: str) -> bytes:
