@@ -104,7 +104,8 @@ def computed(path: Path, in_file: Any = None, in_decoder: Any = None) -> FloatAr
     logits = []
     for past in range(0, len(tokens), STEP):
         chunk = PagedChunk(tokens[past : past + STEP], past, np.arange(1, blocks, dtype=np.int32), STEP)
-        for name, array in lay_out([chunk], STEP, STEP).items():
+        inputs = lay_out([chunk], STEP, STEP)  # tensors share their memory, but don't keep it
+        for name, array in inputs.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.infer()
         logits.append(request.get_output_tensor(0).data.reshape(STEP, -1).astype(np.float64))

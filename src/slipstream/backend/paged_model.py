@@ -180,7 +180,8 @@ def _sample(compiled: ov.CompiledModel) -> bytes:
     table, found, past = np.arange(1, 4, dtype=np.int32), [], 0
     for size in (64, 2, 8):
         tokens = np.arange(past + 1, past + 1 + size, dtype=np.int32)
-        for name, array in lay_out([PagedChunk(tokens, past, table, 2)], size, 8).items():
+        inputs = lay_out([PagedChunk(tokens, past, table, 2)], size, 8)  # tensors share their memory, but don't keep it
+        for name, array in inputs.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.infer()
         found.append(request.get_output_tensor(0).data.tobytes())
