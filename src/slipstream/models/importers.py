@@ -122,7 +122,7 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
     return _Facts(
         architecture=file.architecture,
         context_length=file.get("context_length"),
-        vocab_size=int(file.tensors["token_embd.weight"].shape[-1]),
+        vocab_size=file.tensors["token_embd.weight"].shape[0],
         tokenizer_kind=kind,
         add_bos=adds_bos(metadata),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),

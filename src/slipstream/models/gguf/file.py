@@ -7,9 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
+import numpy.typing as npt
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
 from slipstream.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Where a tensor lies."""
+
+    path: Path
+    offset: int
+    """Of its bytes in the file."""
+    size: int
+    """In bytes."""
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    """Its rows' length last."""
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """Its bytes. Not by a map of the file, whose pages would count as this process's memory."""
+        return np.fromfile(self.path, np.uint8, self.size, offset=self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +36,7 @@ class GGUF:
     """Metadata with plain Python values, and the tensors by name; their bytes stay in the file until they are read."""
 
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, ReaderTensor]
+    tensors: Mapping[str, Tensor]
     paths: tuple[Path, ...] = ()
     """The files that it is in."""
 
@@ -40,10 +59,10 @@ class GGUF:
         """What the metadata says under a key of the architecture."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
-    def array(self, name: str) -> np.ndarray | None:
+    def array(self, name: str) -> npt.NDArray[np.float32] | None:
         """A small tensor's values, float32; None if there is no such tensor."""
         tensor = self.tensors.get(name)
-        return None if tensor is None else np.asarray(tensor.data, np.float32)
+        return None if tensor is None else dequantize(tensor.read(), tensor.kind).reshape(tensor.shape)
 
 
 def parts(path: Path, count: int) -> list[Path]:
@@ -79,10 +98,19 @@ def _read(path: Path, _modified: int, _size: int) -> GGUF:
     return file
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (OSError, ValueError, LookupError) as error:
         raise ModelError(f"{path} is not a readable GGUF file: {error}; fetch it again") from error
-    return metadata, {tensor.name: tensor for tensor in reader.tensors}
+    return metadata, {
+        tensor.name: Tensor(
+            path,
+            int(tensor.data_offset),
+            int(tensor.n_bytes),
+            tensor.tensor_type,
+            tuple(int(length) for length in tensor.shape[::-1]),
+        )
+        for tensor in reader.tensors
+    }

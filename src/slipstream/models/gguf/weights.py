@@ -14,7 +14,7 @@ from slipstream.models.gguf.families import Decoder
 from slipstream.models.gguf.file import GGUF
 from slipstream.models.gguf.quantised import Groups, groups_of
 
-_PLAIN = (Kind.F32, Kind.F16, Kind.BF16)
+_PLAIN = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: np.uint16}
 
 
 class Weights:
@@ -37,7 +37,7 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, innermost last."""
-        return tuple(int(length) for length in self._file.tensors[name].shape[::-1])
+        return self._file.tensors[name].shape
 
     def array(self, name: str) -> npt.NDArray[np.float32] | None:
         """A norm's weight, a bias, or what else is small; None if there is no such tensor."""
@@ -60,13 +60,12 @@ class Weights:
             tensors = [self._file.tensors[name] for name in names]
         except KeyError as error:
             raise ModelError(f"the GGUF has no tensor {error}: it is not a whole language model") from error
-        kind, shape = tensors[0].tensor_type, self.shape(names[0])
-        if any(tensor.tensor_type != kind for tensor in tensors):
+        kind, shape = tensors[0].kind, tensors[0].shape
+        if any(tensor.kind != kind for tensor in tensors):
             raise ModelError(f"{' and '.join(names)} differ in their quantisation")
-        data = [np.asarray(tensor.data) for tensor in tensors]
+        data = [tensor.read() for tensor in tensors]
         if kind in _PLAIN:
-            plain = [each.view(np.uint16) if kind == Kind.BF16 else each for each in data]
-            rows = np.concatenate([each.reshape(shape) for each in plain], axis=-2)
+            rows = np.concatenate([each.view(_PLAIN[kind]).reshape(shape) for each in data], axis=-2)
             return _plain(self._in_halves(names[0], rows), kind)
         groups = Groups.stacked([groups_of(kind, each, shape) for each in data])
         return compressed(groups.each(lambda rows: self._in_halves(names[0], rows)))
