@@ -160,8 +160,9 @@ def test_stream_adds_up_to_the_whole(client: Anthropic, messages: list[Any], mor
 
 
 def test_events_come_in_order(whole_http: httpx.Client) -> None:
-    body = {"max_tokens": 150, "messages": QUESTION, "tools": TOOLS, "tool_choice": ANY, "stream": True}
-    response = whole_http.post(MESSAGES, json={**body, "temperature": 0, "slipstream": {"response_cache": False}})
+    body = {"max_tokens": 150, "messages": several_calls(), "tools": TOOLS, "tool_choice": ANY, "stream": True}
+    body |= {"temperature": 0, "slipstream": {"response_cache": False}}
+    response = whole_http.post(MESSAGES, json=body)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = []
     for text in response.text.removesuffix("\n\n").split("\n\n"):
@@ -296,9 +297,25 @@ def test_tool_choice(whole_client: Anthropic) -> None:
 
     assert called(type="none") == []
     assert called(type="tool", name="get_time") == ["get_time"]
-    assert len(called(type="any")) > 1
+    message = ask(whole_client, several_calls(), tools=TOOLS, tool_choice=ANY, max_tokens=150)
+    assert len(results(message)) > 1
     assert len(called(type="any", disable_parallel_tool_use=True)) == 1
     assert ask(whole_client, tools=TOOLS, tool_choice=ONE, max_tokens=150).stop_reason == "tool_use"
+
+
+def several_calls() -> list[Any]:
+    """A conversation in which each question was answered by two calls, as even a small model then goes on to do."""
+    messages: list[Any] = []
+    for city in ("Oslo", "Rome", "Lima", "Bern"):
+        calls = [(f"{name}_{city}", name, {"city": city}) for name in ("get_weather", "get_time")]
+        used = [{"type": "tool_use", "id": id, "name": name, "input": arguments} for id, name, arguments in calls]
+        found = [{"type": "tool_result", "tool_use_id": id, "content": "fine"} for id, _, _ in calls]
+        messages += [
+            {"role": "user", "content": f"Weather and time in {city}?"},
+            {"role": "assistant", "content": used},
+        ]
+        messages += [{"role": "user", "content": found}, {"role": "assistant", "content": "It is fine."}]
+    return [*messages, {"role": "user", "content": "Weather and time in Paris?"}]
 
 
 @pytest.mark.parametrize("get", [ask, ask_streaming], ids=["whole", "stream"])
@@ -321,14 +338,14 @@ def test_tool_loop_computes_only_what_is_new(client: Anthropic, http: httpx.Clie
 
 
 def test_results_of_parallel_calls(whole_client: Anthropic) -> None:
-    more: Any = {"tools": TOOLS, "tool_choice": ANY, "max_tokens": 150, "system": "Call often."}
-    first = ask(whole_client, **more)
+    more: Any = {"tools": TOOLS, "tool_choice": ANY, "max_tokens": 150}
+    first = ask(whole_client, several_calls(), **more)
     found = results(first)
     assert len(found) > 1
     split = [{"role": "assistant", "content": [block]} for block in first.content]  # as some clients keep them
     reply = {"role": "user", "content": [*found, {"type": "text", "text": "Go on."}]}
     for answer in ([{"role": "assistant", "content": first.content}], split):
-        second = ask(whole_client, [*QUESTION, *answer, reply], **more)
+        second = ask(whole_client, [*several_calls(), *answer, reply], **more)
         assert second.usage.cache_read_input_tokens >= total(first.usage)
         assert second.slipstream["session_id"] == first.slipstream["session_id"]
 

@@ -23,14 +23,18 @@ RESPONSE = {"model": MODEL, "input": "Hello?", "max_output_tokens": 4}
 def test_the_database_is_used_on_other_threads_alone(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transaction, uses, on_the_loop = Database._transaction, [], []
+    uses: list[Any] = []
+    on_the_loop: list[Any] = []
 
-    def watched(database: Database, work: Callable[[Any], Any]) -> Any:
-        try:
-            on_the_loop.append(asyncio.get_running_loop())
-        except RuntimeError:  # there is none on this thread
-            uses.append(work)
-        return transaction(database, work)
+    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*args: Any, **kwargs: Any) -> Any:
+            try:
+                on_the_loop.append(asyncio.get_running_loop())
+            except RuntimeError:  # there is none on this thread
+                uses.append(method)
+            return method(*args, **kwargs)
+
+        return watching
 
     async def use(http: httpx.AsyncClient) -> None:
         for stream in (False, True):
@@ -68,7 +72,9 @@ def test_the_database_is_used_on_other_threads_alone(
 
     config = EngineConfig.model_validate({"kv_memory": room_for(2000), "state_dir": tmp_path})
     with Engine(model, config) as engine:
-        monkeypatch.setattr(Database, "_transaction", watched)
+        transactions = {name: method for name, method in vars(Database).items() if hasattr(method, "__wrapped__")}
+        for name, method in transactions.items():
+            monkeypatch.setattr(Database, name, watched(method))
         asyncio.run(serve(engine))
     assert len(uses) > 50
     assert on_the_loop == []

@@ -90,6 +90,8 @@ def write_gguf(path: Path, architecture: str = "llama") -> None:
     writer.add_head_count_kv(KV_HEADS)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     shapes = {
         "token_embd.weight": (32, HIDDEN, gguf.GGMLQuantizationType.Q8_0),
         "blk.0.attn_q.weight": (HEADS * HEAD_SIZE, HIDDEN, gguf.GGMLQuantizationType.Q4_1),
@@ -192,7 +194,8 @@ def test_a_model_becomes_a_folder_that_other_servers_read(model: Model) -> None:
 
 
 def test_a_gguf_that_changed_since_the_pull_is_refused(model: Model) -> None:
-    Path(model.manifest.source).write_bytes(b"something else")
+    with Path(model.manifest.source).open("ab") as file:
+        file.write(b"something more")
     with pytest.raises(PeerError, match="not what tiny was made from any more"):
         export.fetch_gguf(model, SILENT)
     assert not export.gguf_path(model).exists()
@@ -253,7 +256,8 @@ def test_vllm_speculates_and_writes_compact_json_when_at_its_best(model: Model) 
 def test_the_genai_app_is_kept_from_importing_its_neighbours(model: Model) -> None:
     default, best = (OpenVINOGenAI(model).command(way, 1) for way in OpenVINOGenAI.configurations)
     assert default[1] == "-P"
-    assert default[default.index("--model") + 1] == str(model.path)
+    assert default[default.index("--model") + 1] == str(export.weights_folder(model) / "genai")
+    assert default[default.index("--store") + 1] == str(model.path)
     assert set(best) - set(default) == {"--prompt-lookup", "--compact"}
 
 

@@ -32,9 +32,12 @@ Answers = st.lists(st.integers(1, 26), min_size=1, max_size=6)  # letters
 class ToyChatTokenizer(ToyTokenizer):
     """One that can read too; what it has no token for is its last."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:
         known = {spelled: id for id, spelled in enumerate(self._bytes)}
         return [known.get(letter.encode(), VOCABULARY - 1) for letter in text]
+
+    def begins_after(self, id: int) -> bool:
+        return False
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, shown: Container[int] = ()) -> str:
         assert STOP not in ids, "an answer is recorded without it"

@@ -75,7 +75,9 @@ def _best(work: Callable[[], object]) -> float:
 
 def _needs(ir_path: Path) -> dict[str, int]:
     """Bytes and weights of the model's matrices, KV bytes of a token, and operations of attention."""
-    model = ov.Core().read_model(ir_path)
+    core = ov.Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings paged attention
+    model = core.read_model(ir_path)
     vocabulary = int(model.output("logits").partial_shape[-1].get_length())
     needs = dict.fromkeys(("layer_bytes", "layer_weights", "head_bytes", "head_weights", "kv_bytes_per_token"), 0)
     needs["operations_per_pair"] = 0
@@ -84,9 +86,13 @@ def _needs(ir_path: Path) -> dict[str, int]:
             part = "head" if vocabulary in (rows_and_columns := list(shape.to_shape())) else "layer"
             needs[f"{part}_weights"] += int(np.prod(rows_and_columns))
             needs[f"{part}_bytes"] += sum(_constants(node.input_value(1).get_node()))
-        elif node.get_type_name() == "ReadValue":
+        elif node.get_type_name() == "ReadValue" or (
+            node.get_type_name() == "Parameter" and "_cache." in node.get_friendly_name()
+        ):
             _, heads, _, size = node.output(0).get_partial_shape()
             needs["kv_bytes_per_token"] += heads.get_length() * size.get_length() * _KV_ELEMENT_BYTES
+        elif node.get_type_name() == "PagedAttentionExtension":
+            needs["operations_per_pair"] += 2 * 2 * node.input(0).get_partial_shape()[1].get_length()
         elif node.get_type_name() == "ScaledDotProductAttention":
             _, heads, _, size = node.input(0).get_partial_shape()
             needs["operations_per_pair"] += 2 * 2 * heads.get_length() * size.get_length()

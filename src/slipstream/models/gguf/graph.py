@@ -66,6 +66,7 @@ class _Graph:
             logits = ops.matmul(x, embeddings, False, True).output(0)
         if decoder.logit_scale != 1:
             logits = ops.multiply(logits, _f32(decoder.logit_scale)).output(0)
+        logits.set_names({"logits"})
         self._weights.check_all_used()
         return ov.Model([ops.result(logits, name="logits")], list(self._inputs.values()), self._name)
 
