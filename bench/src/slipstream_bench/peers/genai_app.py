@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import openvino_genai as genai
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -53,6 +52,9 @@ class Engine:
     """GenAI's pipeline and the thread that drives it."""
 
     def __init__(self, folder: Path, store: Path, *, prompt_lookup: bool, compact: bool) -> None:
+        import openvino_genai as genai  # only the environment that serves has it
+
+        self._genai = genai
         # What LLMPipeline takes by itself: prefix caching, and prompts whole. A plain SchedulerConfig has neither.
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
@@ -72,7 +74,7 @@ class Engine:
 
     def config(self, body: dict[str, Any]) -> Any:
         """The generation config of a request: greedy, as the bench asks for."""
-        config = genai.GenerationConfig(max_new_tokens=body.get("max_tokens") or 256, apply_chat_template=False)
+        config = self._genai.GenerationConfig(max_new_tokens=body.get("max_tokens") or 256, apply_chat_template=False)
         config.stop_token_ids = self._ends
         if self._prompt_lookup:
             config.num_assistant_tokens, config.max_ngram_size = DRAFT_TOKENS, LONGEST_NGRAM
@@ -80,7 +82,7 @@ class Engine:
             schema = wanted["json_schema"]["schema"]
             pattern = compact_pattern(schema) if self._compact else None
             constraint = {"json_schema": json.dumps(schema)} if pattern is None else {"regex": pattern}
-            config.structured_output_config = genai.StructuredOutputConfig(**constraint)
+            config.structured_output_config = self._genai.StructuredOutputConfig(**constraint)
         return config
 
     def submit(self, job: Job) -> None:
@@ -116,9 +118,9 @@ class Engine:
         while job.handle.can_read():
             for output in job.handle.read().values():
                 job.generated += output.generated_ids
-                if output.finish_reason == genai.GenerationFinishReason.LENGTH:
+                if output.finish_reason == self._genai.GenerationFinishReason.LENGTH:
                     job.finish_reason = "length"
-        ended: bool = job.handle.get_status() != genai.GenerationStatus.RUNNING
+        ended: bool = job.handle.get_status() != self._genai.GenerationStatus.RUNNING
         text = self.tokenizer.decode(job.generated)
         if len(text) > job.told and (ended or not text.endswith("\ufffd")):  # half a character waits for the rest
             job.tell(text[job.told :])
