@@ -34,7 +34,7 @@ _RECORD = "record.json"
 _LOCK = ".lock"
 _REFUSED = ".refused"
 
-_ATTENTION = "PagedAttentionExtension"
+ATTENTION = "PagedAttentionExtension"
 _HEAD_FACTS = ("num_k_heads", "k_head_size", "num_v_heads", "v_head_size")
 _AS_IT_IS = {"keep_const_precision_0": 1}
 """What a pass notes about weights that must stay as narrow as they are; a graph in a file forgets it."""
@@ -106,10 +106,10 @@ def _load(core: ov.Core, place: Path) -> ov.Model | None:
         core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings the operations that passes put in
         graph = core.read_model(place / _GRAPH)
         for node in graph.get_ops():
-            if node.get_type_name() == _ATTENTION:
-                _note(node, record.heads[node.get_friendly_name()])
+            if node.get_type_name() == ATTENTION:
+                note(node, record.heads[node.get_friendly_name()])
             elif node.get_type_name() == "Constant":
-                _note(node, _AS_IT_IS)
+                note(node, _AS_IT_IS)
     except (OSError, ValidationError, KeyError, RuntimeError) as error:
         logger.warning("the lowered graph %s can't be used, and is made again: %s", place, error)
         return None
@@ -127,7 +127,7 @@ def _save(
     heads = {
         node.get_friendly_name(): {name: int(node.get_rt_info()[name].get()) for name in _HEAD_FACTS}
         for node in model.get_ops()
-        if node.get_type_name() == _ATTENTION
+        if node.get_type_name() == ATTENTION
     }
     expected, text, weights = _exported(core, model, options, compute)
     graph = core.read_model(text, ov.Tensor(weights, shared_memory=True))
@@ -162,10 +162,7 @@ def _exported(
 
 def _mend(graph: ov.Model) -> None:
     """Undo what would keep an exported graph from being compiled like the first time, or for one step size."""
-    for parameter in graph.get_parameters():
-        if "_cache." in parameter.get_friendly_name():  # a pass expects to decide on them, and would convert others
-            parameter.set_element_type(ov.Type.dynamic)
-            parameter.set_partial_shape(ov.PartialShape([-1] * 4))
+    open_caches(graph)
     for node in graph.get_ops():
         if node.get_type_name() == "ShapeOf":  # forgets, when the graph is reshaped, that it was turned to int32
             kind = "i32" if node.get_output_element_type(0) == ov.Type.i32 else "i64"
@@ -173,7 +170,15 @@ def _mend(graph: ov.Model) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def _note(node: ov.Node, facts: Mapping[str, int]) -> None:
+def open_caches(graph: ov.Model) -> None:
+    """Leave the caches' type and shape open: a pass expects to decide on them, and would convert others."""
+    for parameter in graph.get_parameters():
+        if "_cache." in parameter.get_friendly_name():
+            parameter.set_element_type(ov.Type.dynamic)
+            parameter.set_partial_shape(ov.PartialShape([-1] * 4))
+
+
+def note(node: ov.Node, facts: Mapping[str, int]) -> None:
     """Tell the passes something about an operation."""
     notes = node.get_rt_info()
     for name, value in facts.items():

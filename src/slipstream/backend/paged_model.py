@@ -10,7 +10,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from slipstream.backend.lowered import lowered
+from slipstream.backend.lowered import ATTENTION, lowered, note, open_caches
 from slipstream.backend.steps import PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.errors import ModelError, UnsupportedModelError
@@ -21,7 +21,6 @@ _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
 
 _ALIGNMENT = 64
-_ATTENTION = "PagedAttentionExtension"
 
 
 class PagedModel:
@@ -156,8 +155,8 @@ class PagedModel:
 
 def paged(model: ov.Model) -> ov.Model:
     """A model as it was read, made ready to be compiled: with paged attention, and logits of chosen rows alone."""
-    if any(node.get_type_name() == _ATTENTION for node in model.get_ops()):
-        _open_caches(model)
+    if any(node.get_type_name() == ATTENTION for node in model.get_ops()):
+        _note_heads(model)
     else:
         paged_attention_transformation(model)
         _gather_before_vocabulary(model)
@@ -200,22 +199,18 @@ def _machine() -> list[str]:
     return [ov.get_version(), processor.name, " ".join(processor.instruction_sets)]
 
 
-def _open_caches(model: ov.Model) -> None:
+def _note_heads(model: ov.Model) -> None:
     """Let the plugin lay out the caches of a model that has paged attention already.
 
     The shapes of its caches say how many heads there are and how large they are; the plugin wants that as notes on the
     operations, and caches of any shape.
     """
     for node in model.get_ops():
-        if node.get_type_name() == _ATTENTION:
+        if node.get_type_name() == ATTENTION:
             for kind, cache in (("k", 3), ("v", 4)):
                 _, heads, _, size = node.input_value(cache).get_partial_shape()
-                node.get_rt_info()[f"num_{kind}_heads"] = heads.get_length()
-                node.get_rt_info()[f"{kind}_head_size"] = size.get_length()
-    for parameter in model.get_parameters():
-        if "_cache." in parameter.get_friendly_name():
-            parameter.set_element_type(ov.Type.dynamic)
-            parameter.set_partial_shape(ov.PartialShape([-1] * 4))
+                note(node, {f"num_{kind}_heads": heads.get_length(), f"{kind}_head_size": size.get_length()})
+    open_caches(model)
     model.validate_nodes_and_infer_types()
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from slipstream.errors import ModelError
 from slipstream.models.catalog import CatalogEntry, Repository, Wheel
+from slipstream.models.parts import all_parts, first_part, is_part, without_part
 from slipstream.models.progress import Advance, Progress
 from slipstream.tokenizer.from_gguf import tokenizer_kind
 
@@ -38,7 +39,6 @@ _HUB_ORIGIN = re.compile(r"hub repository (?P<repo>\S+?)(?:, file (?P<file>.+))?
 _USUAL_QUANTISATION = "Q4_K_M"
 """What is taken of a repository of GGUF files if its spec names none."""
 _QUANTISATION = re.compile(r"\b(I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)\b", re.IGNORECASE)
-_PART = re.compile(r"-(?P<index>\d{5})-of-(?P<count>\d{5})(?=\.gguf$)", re.IGNORECASE)
 _CHUNK = 1 << 20
 
 
@@ -83,7 +83,7 @@ def parse_source(spec: str) -> Source | None:
         return LocalSource(path.resolve())
     match = _HUB_SPEC.fullmatch(spec)
     if match and not match["repo"].lower().endswith(".gguf"):
-        return HubSource(match["repo"], match["file"] and _first_part(match["file"]), match["quantisation"])
+        return HubSource(match["repo"], match["file"] and first_part(match["file"]), match["quantisation"])
     if path.suffix == ".gguf" or "/" in spec:
         raise ModelError(f"there is no file or folder {spec}")
     return None
@@ -178,7 +178,7 @@ class HubSource:
     @property
     def name(self) -> str:
         """The catalog name, else the file's stem, else the repository's name without its owner."""
-        stem = Path(_PART.sub("", self.file)).stem if self.file else self.repo.partition("/")[2]
+        stem = Path(without_part(self.file)).stem if self.file else self.repo.partition("/")[2]
         return self.alias or stem
 
     @property
@@ -232,7 +232,7 @@ class HubSource:
             disable_progress_bars()
         try:
             if self.file:
-                path, *_ = [huggingface_hub.hf_hub_download(self.repo, part) for part in _all_parts(self.file)]
+                path, *_ = [huggingface_hub.hf_hub_download(self.repo, part) for part in all_parts(self.file)]
             else:
                 path = huggingface_hub.snapshot_download(
                     self.repo, allow_patterns=[*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL]
@@ -261,10 +261,10 @@ def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str
     A model that is there both whole and in parts is taken whole.
     """
     models = {}
-    for file in sorted(files, key=lambda file: (_PART.search(file) is None, file)):
+    for file in sorted(files, key=lambda file: (not is_part(file), file)):
         # What a vision model sees with is a file of its own, of no use here.
         if file.lower().endswith(".gguf") and not Path(file).name.lower().startswith("mmproj"):
-            models[_PART.sub("", file)] = _first_part(file)
+            models[without_part(file)] = first_part(file)
     if not models:
         raise ModelError(f"hub repository {repo} has neither an OpenVINO IR nor a GGUF file of a language model")
     found = [file for file in models.values() if _has_quantisation(file, quantisation)]
@@ -282,20 +282,6 @@ def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str
 
 def _has_quantisation(file: str, quantisation: str) -> bool:
     return bool(re.search(rf"\b{re.escape(quantisation)}\b", file, re.IGNORECASE))
-
-
-def _first_part(file: str) -> str:
-    """The first file of the model that `file` is a part of; `file` if it's whole."""
-    return _PART.sub(lambda part: f"-{1:05}-of-{part['count']}", file)
-
-
-def _all_parts(file: str) -> list[str]:
-    """The files of the model that `file` is the first or only one of, in order."""
-    if not (part := _PART.search(file)):
-        return [file]
-    stem, ending = file[: part.start()], file[part.end() :]
-    count = int(part["count"])
-    return [f"{stem}-{index:05}-of-{count:05}{ending}" for index in range(1, count + 1)]
 
 
 def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:

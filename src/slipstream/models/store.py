@@ -123,7 +123,7 @@ class ModelStore:
         if model := self._by_name(spec):
             return model
         source = self._source(spec)
-        if _NAME.fullmatch(spec) and Manifest.origin_of_outdated(self._models / spec):
+        if self._origin_of_outdated(spec):
             progress.say(f"{spec} was imported by an earlier version, and is imported anew")
         try:
             with self._locked(progress):
@@ -146,7 +146,7 @@ class ModelStore:
             return catalog_source(CATALOG[spec])
         if source := parse_source(spec):
             return source
-        if origin := _NAME.fullmatch(spec) and Manifest.origin_of_outdated(self._models / spec):
+        if origin := self._origin_of_outdated(spec):
             if source := source_of(origin):
                 return source
             raise ModelError(f"{spec} was imported by an earlier version, and {origin} is gone: pull it once more")
@@ -156,6 +156,10 @@ class ModelStore:
             "A path to a .gguf file or an OpenVINO IR folder does as well, or a hub repository: owner/name, "
             "owner/name:Q4_K_M, owner/name:file.gguf"
         )
+
+    def _origin_of_outdated(self, spec: str) -> str | None:
+        """Where the model of that name came from, if an earlier version imported it."""
+        return Manifest.origin_of_outdated(self._models / spec) if _NAME.fullmatch(spec) else None
 
     def _by_name(self, spec: str) -> Model | None:
         model = self._load(spec)

@@ -25,6 +25,8 @@ class Family:
     """Whether queries and keys are normalised after their rotation."""
     window_every: int = 0
     """With a sliding window: layers have it but each so-manieth; 0 if all have it."""
+    window_base: float | None = None
+    """Base of the rotations in layers with a window, if it's another than in those without; the file may say one."""
     no_rope_every: int = 0
     """Each so-manieth layer knows no positions; 0 if all do."""
     scaled_embeddings: bool = False
@@ -53,7 +55,7 @@ FAMILIES = {
     "seed_oss": Family(feed_forward_norm="post_attention_norm"),
     "olmo2": Family(post_norms=True),
     "hunyuan-dense": Family(norm_after_rope=True),
-    "gemma3": Family(activation="gelu", post_norms=True, window_every=6, scaled_embeddings=True),
+    "gemma3": Family(activation="gelu", post_norms=True, window_every=6, window_base=10000.0, scaled_embeddings=True),
     "gpt-oss": Family(
         activation="clamped-silu",
         feed_forward_norm="post_attention_norm",
@@ -129,8 +131,8 @@ def decoder_of(file: GGUF) -> Decoder:
         window = 0
     rotation = _rotation(file, family, head_size, file.get("rope.freq_base", 10000.0), scaled=True)
     inner = rotation
-    if family.window_every and file.architecture == "gemma3":
-        inner = _rotation(file, family, head_size, file.get("rope.freq_base_swa", 10000.0), scaled=False)
+    if family.window_base is not None:
+        inner = _rotation(file, family, head_size, file.get("rope.freq_base_swa", family.window_base), scaled=False)
     layers = []
     for index in range(count):
         has_window = bool(window) and (not family.window_every or (index + 1) % family.window_every != 0)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
 from slipstream.errors import ModelError
+from slipstream.models.parts import all_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,10 @@ def parts(path: Path, count: int) -> list[Path]:
     """
     if count <= 1:
         return [path]
-    first = f"-{1:05}-of-{count:05}.gguf"
-    if not path.name.endswith(first):
-        raise ModelError(f"{path.name} is one of {count} files of a model; name the first, …{first}")
-    stem = path.name.removesuffix(first)
-    found = [path.with_name(f"{stem}-{index:05}-of-{count:05}.gguf") for index in range(1, count + 1)]
+    found = [path.with_name(name) for name in all_parts(path.name)]
+    if found[0] != path or len(found) != count:
+        first = f"…-{1:05}-of-{count:05}.gguf"
+        raise ModelError(f"{path.name} is one of {count} files of a model; name the first, {first}")
     if missing := [part.name for part in found if not part.exists()]:
         raise ModelError(f"{path.name} is one of {count} files of a model; beside it lacks {', '.join(missing)}")
     return found
