@@ -25,6 +25,7 @@ KEYS = {
     "decode_ms",
     "response_cache",
     "exact",
+    "warnings",
 }
 
 

@@ -59,6 +59,7 @@ def report_of(turn: LiveTurn) -> dict[str, Any]:
     A prompt counts once, however many choices were made of it: as the first of them found it. Everything else is
     the sum over the choices, and each time the longest of any. The response cache has a hit if nothing was computed.
     `exact` says whether the same request gives the same tokens on this machine, whatever happens around it.
+    `warnings` name what of the request was left out or loosened.
     """
     each = [choice.counters for choice in turn.choices]
     prompts = {choice.request: choice.counters for choice in reversed(turn.choices)}.values()
@@ -70,4 +71,5 @@ def report_of(turn: LiveTurn) -> dict[str, Any]:
         **{name: round(max(getattr(counters, name) for counters in each), 3) for name in _TIMES},
         "response_cache": uses.pop() if len(uses) == 1 else "miss",
         "exact": turn.exact,
+        "warnings": list(dict.fromkeys(warning for choice in turn.choices for warning in choice.request.warnings)),
     }

@@ -34,3 +34,5 @@ class TurnRequest:
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
+    warnings: tuple[str, ...] = ()
+    """What of the request was left out or loosened, for the client to read."""
