@@ -31,6 +31,8 @@ Progress = Callable[[float], None]
 """Is called with the fraction of the start-up work done."""
 Measure = Callable[[Progress], Backend]
 """The second half of loading a backend, which measures steps and wants the processor for itself."""
+Load = Callable[[Model, EngineConfig], Measure]
+"""The first half, which compiles the model."""
 
 
 def _openvino(model: Model, config: EngineConfig) -> Measure:
@@ -38,7 +40,7 @@ def _openvino(model: Model, config: EngineConfig) -> Measure:
     return lambda progress: OpenVINOBackend(paged, kv_memory=config.kv_memory, progress=progress)
 
 
-BACKENDS: dict[str, Callable[[Model, EngineConfig], Measure]] = {"openvino": _openvino}
+BACKENDS: dict[str, Load] = {"openvino": _openvino}
 """How each backend compiles a model."""
 
 
@@ -58,7 +60,7 @@ class Runtime:
         compiled = pool.submit(BACKENDS[config.backend], model, config)  # while the rest loads
         pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(model.tokenizer_path)
-        template = _chat_template(model, self.tokenizer)
+        template = chat_template(model, self.tokenizer)
         self.dialect = Dialect(template.shown if template is not None else "", self.tokenizer, config.tool_format)
         """How the model writes its answers."""
         self.conversations = Conversations(template, self.tokenizer, self.dialect)
@@ -136,7 +138,8 @@ def _open_database(model: Model, config: EngineConfig) -> Database:
         raise StateError(message, STATE_DIR) from error
 
 
-def _chat_template(model: Model, tokenizer: Tokenizer) -> ChatTemplate | None:
+def chat_template(model: Model, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """A model's own, told the texts of its tokens; raises `ModelError` if it does not compile."""
     if (source := model.chat_template) is None:
         return None
     tokens = {"bos_token": model.manifest.bos_token_id, "eos_token": model.manifest.eos_token_id}

@@ -62,7 +62,11 @@ def run_(
     model: Model = DEFAULT_MODEL,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
     constraint: Annotated[
-        ConstraintKind, typer.Option(help="How requests ask for a call; the same for all servers.")
+        ConstraintKind,
+        typer.Option(
+            help="How requests ask for a call; the same for all servers. With `prescribed` each answer is known in "
+            "advance, for models with random weights: run slipstream:prescribed, llama-server, openvino-genai."
+        ),
     ] = "response_format",
 ) -> None:
     """Run workloads on servers, alternately, and report.

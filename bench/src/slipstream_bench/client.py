@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from slipstream_bench.conversation import Answer, Conversation
-from slipstream_bench.peers.base import Endpoint
+from slipstream_bench.peers.base import Endpoint, PeerError, Prescribe
 from slipstream_bench.records import ConstraintKind, TurnResult
 from slipstream_bench.script import Script
 
@@ -29,7 +29,7 @@ class Client:
     """Requests to one server, over connections that stay open."""
 
     def __init__(self, endpoint: Endpoint, *, response_cache: bool) -> None:
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._fields = {**endpoint.extra_body, **({} if response_cache else endpoint.without_response_cache)}
         headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         self._http = httpx.AsyncClient(
@@ -44,13 +44,16 @@ class Client:
         await self._http.aclose()
 
     def agent(self, number: int, script: Script, constraint: ConstraintKind, *, rewrites: bool = False) -> "Agent":
-        """One that follows a script."""
-        return Agent(self, number, script, Conversation(script, constraint, rewrites=rewrites))
+        """One that follows a script; raises `PeerError` if its answers can't be prescribed to this server."""
+        if constraint == "prescribed" and self.endpoint.prescribed is None:
+            raise PeerError("it can't be made to answer a given text; of Slipstream, run slipstream:prescribed")
+        prescribed = self.endpoint.prescribed if constraint == "prescribed" else None
+        return Agent(self, number, script, Conversation(script, constraint, rewrites=rewrites), prescribed)
 
     async def ask(self, body: dict[str, Any]) -> "Stream":
         """Send a request and read its answer to the end; raises `httpx.HTTPError`, `ValueError` if it is spoilt."""
         stream = Stream(started=time.perf_counter())
-        options = {"model": self._endpoint.model, "stream": True, "stream_options": {"include_usage": True}}
+        options = {"model": self.endpoint.model, "stream": True, "stream_options": {"include_usage": True}}
         async with self._http.stream("POST", "chat/completions", json={**options, **body, **self._fields}) as response:
             if response.is_error:
                 text = (await response.aread()).decode(errors="replace")
@@ -68,17 +71,22 @@ class Client:
 class Agent:
     """A conversation with a server."""
 
-    def __init__(self, client: Client, number: int, script: Script, conversation: Conversation) -> None:
+    def __init__(
+        self, client: Client, number: int, script: Script, conversation: Conversation, prescribed: Prescribe | None
+    ) -> None:
         self.number = number
         self.turns = len(script.turns)
         self._client = client
         self._script = script
         self._conversation = conversation
+        self._prescribed = prescribed
 
     async def take(self, turn: int) -> TurnResult:
         """Ask for the next call; raises `TurnFailedError` if none comes."""
         known: dict[str, Any] = {"agent": self.number, "turn": turn, "tool": self._script.turns[turn].tool}
         body = self._conversation.request(turn)
+        if self._prescribed is not None:
+            body = self._prescribed(body, self._conversation.prescribed(turn))
         rewritten = self._conversation.rewritten
         started = time.perf_counter()
         try:

@@ -1,7 +1,8 @@
-"""A coding agent: its tools, and made-up results of them."""
+"""A coding agent: its tools, made-up results of them, and the calls that a sensible model would make."""
 
 import json
 import random
+import re
 from typing import Any
 
 from slipstream_bench.script import Script, ScriptedTurn, ToolDefinition, tool_definition
@@ -101,6 +102,45 @@ def coding_script(
     task = ScriptedTurn(order[0], user=f"Fix the failing test of {_path(rng)}. Begin with {order[0]}.")
     later = [ScriptedTurn(tool, result=_result(rng, tool, lines)) for tool in order[1:]]
     return Script(f"{head or unique_head(rng)} {SYSTEM}", offered, (task, *later))
+
+
+_NEXT = re.compile(r"Begin with (?P<first>\w+)\.|Next: (?P<tool>\w+) on (?P<path>\S+), line (?P<line>\d+)\.")
+_TASK = re.compile(r"Fix the failing test of (\S+)\. Begin with")
+
+
+def sensible_call(text: str) -> tuple[str, dict[str, Any]] | None:
+    """The tool that the end of a conversation asks for, and arguments for it: a pure function of the text.
+
+    They repeat what a model would repeat: paths and lines from the latest result. None if nothing is asked for.
+    """
+    asked = list(_NEXT.finditer(text))
+    if not asked:
+        return None
+    last = asked[-1]
+    tool = last["tool"] or last["first"]
+    path = last["path"] or _TASK.findall(text)[-1]
+    line = int(last["line"] or 1)
+    rng = random.Random(f"{tool} {path} {line}")
+    words = rng.sample(_WORDS, 3)
+    calls: dict[str, dict[str, Any]] = {
+        "read_file": {"path": path, "first_line": line, "last_line": line + rng.choice((20, 40, 80))},
+        "search_code": {
+            "query": f"{words[0]}_{words[1]}",
+            "path": path.rpartition("/")[0],
+            "case_sensitive": rng.random() < 0.5,
+            "max_results": rng.choice((10, 20, 50)),
+        },
+        "replace_lines": {
+            "path": path,
+            "first_line": line,
+            "last_line": line + rng.randint(0, 3),
+            "text": f"{words[0]}_{words[1]} = {words[2]}({rng.randint(0, 99)})",
+        },
+        "run_tests": {"path": path, "verbosity": rng.choice(("quiet", "normal")), "timeout_seconds": 60},
+        "list_folder": {"path": path.rpartition("/")[0], "recursive": rng.random() < 0.5, "max_results": 100},
+        "commit": {"message": f"Fix the {words[0]} of the {words[1]} when {words[2]} is empty", "branch": "fix"},
+    }
+    return tool, calls[tool]
 
 
 def unique_head(rng: random.Random) -> str:

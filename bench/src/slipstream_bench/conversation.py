@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import jsonschema
 
+from slipstream.errors import SlipstreamError
+from slipstream_bench.coding import sensible_call
 from slipstream_bench.records import ConstraintKind
 from slipstream_bench.script import Script
 
@@ -28,7 +30,7 @@ class Conversation:
 
     With `response_format`, tools are described in the system message, results come in as the user's, and an answer is a
     JSON object with the name of the tool and its arguments: it asks nothing of a model's chat template. With `tools`,
-    it's all in OpenAI's own fields.
+    it's all in OpenAI's own fields. With `prescribed`, all is as with `response_format`, and each answer is known.
     """
 
     def __init__(self, script: Script, constraint: ConstraintKind, *, rewrites: bool = False) -> None:
@@ -54,8 +56,18 @@ class Conversation:
         schema = {"name": scripted.tool, "schema": self._answer_schema(scripted.tool), "strict": True}
         return {**body, "response_format": {"type": "json_schema", "json_schema": schema}}
 
+    def prescribed(self, turn: int) -> str:
+        """The answer that the turn's request must get; raises `SlipstreamError` if there is none."""
+        scripted = self._script.turns[turn]
+        text = prescribed_answer(f"{scripted.result} {scripted.user}")
+        if text is None:
+            raise SlipstreamError("only coding workloads have answers to prescribe: agent-6, coding-35, fleet-8, …")
+        return text
+
     def is_valid(self, turn: int, answer: Answer) -> bool:
-        """Whether an answer calls the turn's tool as its schema says."""
+        """Whether an answer calls the turn's tool as its schema says; or is the one that was prescribed."""
+        if self._constraint == "prescribed":
+            return answer.text == self.prescribed(turn)
         tool = self._script.turns[turn].tool
         by_name = self._constraint == "tools"
         schema = self._script.parameters(tool) if by_name else self._answer_schema(tool)
@@ -81,7 +93,7 @@ class Conversation:
     def _incoming(self, result: str, user: str) -> list[dict[str, Any]]:
         if result:
             self._result_places.append(len(self._messages))
-        if self._constraint == "response_format":
+        if self._constraint != "tools":
             text = "\n\n".join(part for part in (result and f"Result:\n{result}", user) if part)
             return [{"role": "user", "content": text}]
         results = [{"role": "tool", "tool_call_id": self._call_id, "content": result}] if result else []
@@ -99,6 +111,12 @@ class Conversation:
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
+
+
+def prescribed_answer(prompt: str) -> str | None:
+    """The answer to a prompt, or to the end of one, of a coding workload: a sensible call, as compact as a server's."""
+    call = sensible_call(prompt)
+    return None if call is None else json.dumps({"name": call[0], "arguments": call[1]}, ensure_ascii=False)
 
 
 def _tools_as_text(script: Script) -> str:

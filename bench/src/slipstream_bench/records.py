@@ -10,7 +10,8 @@ from slipstream.errors import SlipstreamError
 
 RUN_FILE = "run.jsonl"
 
-ConstraintKind = Literal["response_format", "tools"]
+ConstraintKind = Literal["response_format", "tools", "prescribed"]
+"""How calls are asked for; `prescribed` is `response_format` with answers that are given: see `Endpoint.prescribed`."""
 
 
 class Record(BaseModel):

@@ -1,7 +1,7 @@
 """What the bench needs of a server that it measures: to set it up, to run it, and to say what that is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,10 @@ class Configuration:
     """What a fair reader has to know: other weights, a path it wasn't made for, what could not be switched on."""
 
 
+Prescribe = Callable[[Mapping[str, Any], str], dict[str, Any]]
+"""From a request's body and the text that it must be answered with to the body that brings this about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A peer that runs and answers."""
@@ -43,6 +47,8 @@ class Endpoint:
     without_response_cache: Mapping[str, Any] = field(default_factory=dict)
     """Further fields that keep the server from answering exact repeats from memory, where it does."""
     api_key: str | None = None
+    prescribed: Prescribe | None = None
+    """None if the server can't be made to answer a given text."""
 
 
 class Peer(ABC):

@@ -78,7 +78,10 @@ class Engine:
         config.stop_token_ids = self._ends
         if self._prompt_lookup:
             config.num_assistant_tokens, config.max_ngram_size = DRAFT_TOKENS, LONGEST_NGRAM
-        if (wanted := body.get("response_format") or {}).get("type") == "json_schema":
+        wanted = body.get("response_format") or {}
+        if wanted.get("type") == "regex":
+            config.structured_output_config = self._genai.StructuredOutputConfig(regex=wanted["regex"])
+        if wanted.get("type") == "json_schema":
             schema = wanted["json_schema"]["schema"]
             pattern = compact_pattern(schema) if self._compact else None
             constraint = {"json_schema": json.dumps(schema)} if pattern is None else {"regex": pattern}

@@ -2,10 +2,13 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from slipstream.models import Model, Progress
-from slipstream_bench.peers.base import Configuration
+from slipstream.tokenizer import Tokenizer
+from slipstream_bench.peers.base import Configuration, Prescribe
 from slipstream_bench.peers.environment import Environment
 from slipstream_bench.peers.export import fetch_gguf, gguf_path, weights_folder
 from slipstream_bench.peers.process import run_to_end
@@ -48,6 +51,18 @@ class LlamaServer(PackagedServer):
             "best", f"llama-server -m MODEL.{_REQUANTISED}.gguf {' '.join(_BEST)}", (_OTHER_WEIGHTS, *_NOTES)
         ),
     )
+
+    @property
+    def prescribe(self) -> Prescribe:
+        """A grammar of the answer's tokens one by one."""
+        tokenizer = Tokenizer.from_file(self.model.tokenizer_path)
+
+        def prescribed(body: Mapping[str, Any], answer: str) -> dict[str, Any]:
+            tokens = " ".join(f"<[{token}]>" for token in tokenizer.encode(answer, begins=False))
+            unconstrained = {name: value for name, value in body.items() if name != "response_format"}
+            return {**unconstrained, "grammar": f"root ::= {tokens}"}
+
+        return prescribed
 
     @property
     def binaries(self) -> Path:

@@ -1,10 +1,11 @@
 """OpenVINO GenAI: a library, so it is measured behind an app that does as little as possible, `genai_app.py`."""
 
+import re
 import tempfile
 from pathlib import Path
 
 from slipstream.models import Progress
-from slipstream_bench.peers.base import Configuration
+from slipstream_bench.peers.base import Configuration, Prescribe
 from slipstream_bench.peers.export import fetch_gguf, weights_folder
 from slipstream_bench.peers.process import run_to_end
 from slipstream_bench.peers.python_package import PackagedServer
@@ -46,6 +47,11 @@ class OpenVINOGenAI(PackagedServer):
             (*_NOTES, _COMPACT),
         ),
     )
+
+    @property
+    def prescribe(self) -> Prescribe:
+        """A regular expression of the answer's characters; which tokens spell them is the model's choice."""
+        return lambda body, answer: {**body, "response_format": {"type": "regex", "regex": re.escape(answer)}}
 
     @property
     def weights(self) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from slipstream.models import Progress
-from slipstream_bench.peers.base import Configuration, Endpoint, Peer
+from slipstream_bench.peers.base import Configuration, Endpoint, Peer, Prescribe
 from slipstream_bench.peers.environment import Environment
 from slipstream_bench.peers.export import fetch_safetensors, safetensors_folder
 from slipstream_bench.peers.process import free_port, server_process
@@ -49,6 +49,11 @@ class PackagedServer(Peer):
     def fetch_weights(self, progress: Progress) -> None:
         """Make the weights in a format that it reads, if they aren't there; raises `PeerError`."""
 
+    @property
+    def prescribe(self) -> Prescribe | None:
+        """How it's made to answer a given text; None if it can't be."""
+        return None
+
     @abstractmethod
     def command(self, configuration: Configuration, port: int) -> list[str]:
         """How its process is started."""
@@ -68,7 +73,7 @@ class PackagedServer(Peer):
             environment=self.variables(configuration),
         ) as group:
             version = self.environment.version(self.requirements[0].partition("==")[0])
-            yield Endpoint(f"http://127.0.0.1:{port}/v1", self.model.name, group, version)
+            yield Endpoint(f"http://127.0.0.1:{port}/v1", self.model.name, group, version, prescribed=self.prescribe)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from slipstream_bench.peers.base import Configuration, Endpoint, Peer, bench_home
 from slipstream_bench.peers.process import free_port, server_process
@@ -19,26 +20,40 @@ _NOTES = (
     "Forced tokens at the start of an answer are sent before the prompt is computed, so its time to the first token "
     "says little.",
 )
+_PRESCRIBED = Configuration(
+    "prescribed",
+    "python -m slipstream_bench.prescribed serve",
+    (
+        *_NOTES,
+        "Its model computes each step; then a script chooses the token. Drafts and forced tokens are as in service.",
+    ),
+)
 
 
 class Slipstream(Peer):
     """The installed `slipstream serve`, in a process of its own."""
 
     name = "slipstream"
-    configurations = tuple(
-        Configuration(name, " ".join(("slipstream serve", *switches)), _NOTES) for name, switches in _SWITCHES.items()
+    configurations = (
+        *(Configuration(name, " ".join(("slipstream serve", *flags)), _NOTES) for name, flags in _SWITCHES.items()),
+        _PRESCRIBED,
     )
 
     def running(self, configuration: Configuration) -> AbstractContextManager[Endpoint]:
         """`slipstream serve` with the configuration's switches."""
+        if configuration is _PRESCRIBED:
+            return serving(self.model.name, log=configuration.name, module="slipstream_bench.prescribed")
         return serving(self.model.name, *_SWITCHES[configuration.name], log=configuration.name)
 
 
 @contextmanager
-def serving(model: str, *options: str, log: str) -> Iterator[Endpoint]:
-    """`slipstream serve` on a free port, which logs to a file of the name `log`; raises `PeerError`."""
+def serving(model: str, *options: str, log: str, module: str = "slipstream") -> Iterator[Endpoint]:
+    """`slipstream serve` on a free port, which logs to a file of the name `log`; raises `PeerError`.
+
+    With another module, the command line that this one wraps.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "slipstream", "serve", "--model", model, "--port", str(port), *options]
+    command = [sys.executable, "-m", module, "serve", "--model", model, "--port", str(port), *options]
     # What a user has set for their own server is not part of what is measured; empty is as good as not set.
     unset = {name: "" for name in os.environ if name.startswith("SLIPSTREAM_") and name != "SLIPSTREAM_HOME"}
     url = f"http://127.0.0.1:{port}"
@@ -50,4 +65,9 @@ def serving(model: str, *options: str, log: str) -> Iterator[Endpoint]:
             process_group=group,
             version=version("slipstream"),
             without_response_cache={"slipstream": {"response_cache": False}},
+            prescribed=None if module == "slipstream" else _as_it_is,
         )
+
+
+def _as_it_is(body: Mapping[str, Any], _answer: str) -> dict[str, Any]:
+    return dict(body)
