@@ -64,7 +64,7 @@ class Runtime:
         self.dialect = Dialect(template.shown if template is not None else "", self.tokenizer, config.tool_format)
         """How the model writes its answers."""
         self.conversations = Conversations(template, self.tokenizer, self.dialect)
-        grammars = GrammarCompiler(
+        self.grammars = GrammarCompiler(
             self.tokenizer,
             vocab_size=manifest.vocab_size,
             stop_token_ids=manifest.stop_token_ids,
@@ -93,7 +93,7 @@ class Runtime:
             database=self.database if config.state_dir is not None else None,
             connector=self._open_connector(config.state_dir, config) if config.state_dir is not None else None,
         )
-        self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, grammars, self.encode)
+        self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self.encode)
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +113,7 @@ class Runtime:
         self.core.drain(drain_seconds)
         self.sessions.close()
         self.core.shutdown()
+        self.grammars.close()
         self.database.close()
 
     def encode(self, text: str) -> list[int]:

@@ -51,6 +51,12 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+def chained(length: int) -> dict[str, Any]:
+    """A schema that refers to one that refers to one, and so on."""
+    links = {f"d{at}": {"$ref": f"#/$defs/d{at + 1}"} for at in range(length)}
+    return {"$ref": "#/$defs/d0", "$defs": {**links, f"d{length}": {"type": "integer"}}}
+
+
 def with_answer(schema: object) -> dict[str, Any]:
     """A request for an answer that fits this schema."""
     return {**user("x"), "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
@@ -172,6 +178,8 @@ NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a"}}
         (with_parameter({"type": "string", "pattern": "("}), PARAMETERS, "unsupported_schema", "regex"),
         (with_parameter({"enum": []}), PARAMETERS, "unsupported_schema", "unsatisfiable"),
         (with_parameter({"enum": ["x" * 99] * 6000}), PARAMETERS, "schema_too_large", "limit"),
+        (with_parameter({"const": -(2**63)}), PARAMETERS, "schema_too_complex", "simplify"),
+        (with_answer(chained(9999)), "response_format.json_schema.schema", "schema_too_complex", "simplify"),
         (with_answer({"not": {}}), "response_format.json_schema.schema", "unsupported_schema", '"not"'),
         (with_answer("object"), "response_format.json_schema.schema", "invalid_value", "dictionary"),
         (with_answer({"enum": ["x" * 99] * 6000}), "response_format.json_schema.schema", "schema_too_large", "limit"),

@@ -42,13 +42,15 @@ class ToolUse:
     parallel: bool = True
 
     def __post_init__(self) -> None:
-        names = [tool.name for tool in self.tools]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise InvalidRequestError(f"two tools are named {name!r}: rename one", param=fields.TOOL_NAME.at(index))
+        names: dict[str, int] = {}
+        for index, tool in enumerate(self.tools):
+            if names.setdefault(tool.name, index) != index:
+                raise InvalidRequestError(
+                    f"two tools are named {tool.name!r}: rename one", param=fields.TOOL_NAME.at(index)
+                )
         if not names:
             return  # a session may have them
-        unknown = sorted((self.allowed or frozenset()) - set(names))
+        unknown = sorted((self.allowed or frozenset()) - names.keys())
         if unknown:
             raise InvalidRequestError(
                 fields.ALLOWED_TOOLS, f" names {', '.join(unknown)}, but ", fields.TOOLS, f" has {', '.join(names)}"

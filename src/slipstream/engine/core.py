@@ -20,6 +20,7 @@ from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler
 from slipstream.errors import EngineStoppedError, OverloadedError
 from slipstream.kv import KVMemory
+from slipstream.sandbox import roomy_stack
 from slipstream.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -70,7 +71,8 @@ class EngineCore:
         self._submitted = self._jobs_sent = 0
         self._draining = self._stopped = False
         self._thread = threading.Thread(target=self._loop.run, name="slipstream-engine", daemon=True)
-        self._thread.start()
+        with roomy_stack():  # a grammar that compiled on a smaller one may need more to be followed
+            self._thread.start()
 
     def submit(self, request: EngineRequest, sink: Callable[[Output], None]) -> ActiveRequest | None:
         """Queue a request; its outputs go to `sink`, which must not block.

@@ -1,5 +1,6 @@
 """Grammars that an answer must fit, compiled by llguidance: masks, forced tokens, and what a draft may hold."""
 
+import hashlib
 import logging
 import re
 import string
@@ -11,9 +12,11 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 
+from slipstream.engine.trial import TOO_MUCH, matcher_of
 from slipstream.errors import InvalidRequestError, SlipstreamError
+from slipstream.sandbox import Sandbox, SandboxError, on_roomy_stack
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced
 from slipstream.types import IntArray
@@ -25,10 +28,14 @@ logger = logging.getLogger(__name__)
 UNSUPPORTED = "unsupported_schema"
 """The code of errors about what the compiler can't express."""
 
+TOO_COMPLEX = "schema_too_complex"
+"""The code of errors about what takes too much to compile or to follow."""
+
 MAX_SOURCE = 512 * 1024
 """Characters of a grammar; what tools need is hundreds of times less."""
 
-_LIMITS = LLParserLimits(max_grammar_size=200_000, initial_lexer_fuel=2_000_000)
+_VERDICTS = 1024
+"""Grammars of which it's known what a trial came to."""
 
 
 class GrammarFailedError(InvalidRequestError):
@@ -36,7 +43,7 @@ class GrammarFailedError(InvalidRequestError):
 
     def __init__(self, param: str) -> None:
         message = "a schema is too complex to follow: simplify its patterns and bounds"
-        super().__init__(message, param=param, code="schema_too_complex")
+        super().__init__(message, param=param, code=TOO_COMPLEX)
 
 
 class GrammarBrokenError(SlipstreamError):
@@ -236,7 +243,7 @@ class Grammar:
         self.param = param
         self.vocab_size = vocab_size
         self.closers = closers
-        self.matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
+        self.matcher = matcher_of(source, tokenizer)
         """At the start; it may have an error, and is yet to be copied."""
         self._tokenizer = tokenizer
         texts = (token for token in _allowed(self.matcher.deep_copy()) if token not in tokenizer.eos_tokens)
@@ -265,7 +272,9 @@ class GrammarCompiler:
     """Compiles Lark grammars (with llguidance's `%json`) over a model's vocabulary, each distinct one once.
 
     `vocab_size` is the width of the logits. `ends` are what may end a text or a call in an answer, beside what JSON
-    ends with. Thread-safe, and meant for other threads than the engine's: a heavy schema takes a while.
+    ends with. What nobody has tried is tried first in a process of its own, since a schema can crash the compiler; not
+    so if the sources are `trusted`. Thread-safe, and meant for other threads than the engine's: a heavy schema takes a
+    while.
     """
 
     def __init__(
@@ -276,6 +285,7 @@ class GrammarCompiler:
         stop_token_ids: Iterable[int],
         ends: Iterable[Traced] = (),
         cache_size: int = 256,
+        trusted: bool = False,
     ) -> None:
         self._vocabulary = tokenizer
         self._vocab_size = vocab_size
@@ -285,6 +295,9 @@ class GrammarCompiler:
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
         self._loaded: tuple[LLTokenizer, _Closers] | None = None
+        self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digests of sources: "" for what is sound
+        self.sandbox = None if trusted else self._trial_sandbox()
+        """Where grammars are tried; a process that starts with the first."""
         self.compilations = 0
 
     def compile(self, source: str, *, param: str) -> Grammar:
@@ -296,20 +309,57 @@ class GrammarCompiler:
             if (known := self._cache.get(source)) is not None and known.usable:
                 self._cache.move_to_end(source)
                 return known
-        if len(source) > MAX_SOURCE:
-            complaint = f" makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it"
-            raise InvalidRequestError(param, complaint, code="schema_too_large")
+        self.check(source, param=param)
         tokenizer, closers = self._load()
-        grammar = Grammar(source, tokenizer, self._vocab_size, closers, param)
+        grammar = on_roomy_stack(lambda: Grammar(source, tokenizer, self._vocab_size, closers, param))
         if error := grammar.matcher.get_error():
-            complaint = f" has a schema that can't be enforced: {_complaint(error)}"
-            raise InvalidRequestError(param, complaint, code=UNSUPPORTED)
+            raise _unsupported(param, error)
         with self._lock:
             self.compilations += 1
             self._cache[source] = grammar
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         return grammar
+
+    def check(self, source: str, *, param: str) -> None:
+        """Raise what `compile` would raise, having tried it elsewhere; nothing is compiled here."""
+        if len(source) > MAX_SOURCE:
+            complaint = f" makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it"
+            raise InvalidRequestError(param, complaint, code="schema_too_large")
+        if self.sandbox is None:
+            return
+        key = hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        with self._lock:
+            verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = self._tried(self.sandbox, source)
+        with self._lock:
+            self._verdicts[key] = verdict
+            self._verdicts.move_to_end(key)
+            if len(self._verdicts) > _VERDICTS:
+                self._verdicts.popitem(last=False)
+        if verdict == TOO_MUCH:
+            complaint = " has a schema whose grammar takes too much time, memory or stack to compile: simplify it"
+            raise InvalidRequestError(param, complaint, code=TOO_COMPLEX)
+        if verdict:
+            raise _unsupported(param, verdict)
+
+    def close(self) -> None:
+        """End the process in which grammars are tried."""
+        if self.sandbox is not None:
+            self.sandbox.close()
+
+    def _trial_sandbox(self) -> Sandbox:
+        made_of = self._vocabulary.plain_json(), self._vocab_size, self._stop_token_ids
+        return Sandbox("slipstream.engine.trial:GrammarTrial", *made_of)
+
+    def _tried(self, sandbox: Sandbox, source: str) -> str:
+        sandbox.start()
+        self._load()  # meanwhile
+        try:
+            return str(sandbox.call("run", source))
+        except SandboxError:  # the compiler may panic, too
+            return TOO_MUCH
 
     def _load(self) -> tuple[LLTokenizer, _Closers]:
         with self._lock:
@@ -319,6 +369,11 @@ class GrammarCompiler:
                 )
                 self._loaded = tokenizer, _Closers(tokenizer, self._ends)
             return self._loaded
+
+
+def _unsupported(param: str, error: str) -> InvalidRequestError:
+    complaint = f" has a schema that can't be enforced: {_complaint(error)}"
+    return InvalidRequestError(param, complaint, code=UNSUPPORTED)
 
 
 def _complaint(error: str) -> str:

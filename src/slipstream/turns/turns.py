@@ -147,10 +147,11 @@ class Turns:
 
     def _blame(self, use: ToolUse, response_schema: Schema | None) -> None:
         """Raise the error of the one schema that can't be enforced, if it is one."""
+        allowed = {tool.name for tool in use.callable}
         for index, tool in enumerate(use.tools):
-            if tool in use.callable:
+            if tool.name in allowed:
                 source = f"start: {json_rule(closed_parameters(tool.parameters))}"
-                self._grammars.compile(source, param=fields.TOOL_PARAMETERS.at(index))
+                self._grammars.check(source, param=fields.TOOL_PARAMETERS.at(index))
         if response_schema is not None:
             source = f"start: {json_rule(closed(response_schema))}"
-            self._grammars.compile(source, param=fields.RESPONSE_SCHEMA)
+            self._grammars.check(source, param=fields.RESPONSE_SCHEMA)
