@@ -19,7 +19,7 @@ ALLOWED = {
     "models": {"tokenizer"},
     "kv": {"backend"},
     "engine": {"kv", "tokenizer", "backend", "sampling", "sandbox"},
-    "chat": {"tokenizer", "sandbox"},
+    "chat": {"tokenizer"},
     "config": {"models"},
     "sessions": {"chat", "engine", "backend"},
     "turns": {"sessions", "chat", "engine"},
