@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from slipstream.backend.paged_store import PagedStore
 from slipstream.kv import KVMemory, Sequence
-from tests.conformance.stores import KINDS, KVMemoryMachine, StoreMachine
+from tests.conformance.stores import KINDS, KVMemoryMachine, StoreMachine, compute, ids
 from tests.unit.toy_backend import ToyBackend
 
 BLOCK = 4
@@ -57,6 +57,18 @@ def test_rewinding_into_a_shared_block_leaves_the_other_holder_alone() -> None:
     assert store.rewind(state, 6) == 6
     assert blocks.copies == [(shared, state.block_table[1])]
     assert child.block_table[1] == shared
+
+
+def test_what_follows_a_rewind_is_not_written_to_blocks_of_a_fork() -> None:
+    backend = ToyBackend(20)
+    state = backend.store.open(20)
+    compute(backend, state, ids([1, 2, 3] * 4))
+    fork = backend.store.fork(state, 12, 12)
+    backend.store.rewind(state, BLOCK)
+    compute(backend, state, ids([9] * 5))
+    assert backend.contents(fork) == [1, 2, 3] * 4
+    assert backend.contents(state) == [1, 2, 3, 1, *[9] * 5]
+    backend.store.check([state, fork])
 
 
 def test_without_memory_for_a_copy_a_rewind_goes_on_to_the_block_s_beginning() -> None:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from slipstream.backend.pool import Pool
 from slipstream.backend.store import Blob, OutOfMemoryError, SequenceState, Span
 from slipstream.types import IntArray
 
@@ -73,23 +74,18 @@ class PagedStore:
         self.capacity = num_blocks * block_size - spare
         self.bytes_per_token = block_bytes // block_size
         self._blocks = blocks
-        self._num_blocks = num_blocks
+        self._pool = Pool(num_blocks)
         self._spare = spare
-        self._references = np.zeros(num_blocks + 1, np.int32)
-        self._evictable = np.zeros(num_blocks + 1, np.int32)
-        self._evictable_blocks = 0
-        self._free = np.arange(num_blocks, 0, -1, dtype=np.int32)  # a stack: a lightly used store touches few pages
-        self._free_count = num_blocks
 
     @property
     def free(self) -> int:
         """Memory that nothing holds, in tokens."""
-        return self._free_count * self.block_size
+        return self._pool.free * self.block_size
 
     @property
     def evictable(self) -> int:
         """Memory that evictable states alone hold, in tokens."""
-        return self._evictable_blocks * self.block_size
+        return self._pool.evictable * self.block_size
 
     def open(self, room: int) -> PagedState:
         """A state of no tokens, with blocks for `room` tokens."""
@@ -103,7 +99,7 @@ class PagedStore:
         child = PagedState()
         child.append(state.block_table[:full])
         self._require(cost := self.fork_cost(state, length, room))
-        self._count(child.block_table, references=1)
+        self._pool.share(child.block_table)
         self._take(child, cost)
         if partial:
             self._blocks.copy_block(int(state.block_table[full]), int(child.block_table[full]))
@@ -118,38 +114,40 @@ class PagedStore:
     def rewind(self, state: PagedState, length: int) -> int:
         """Forget all tokens after the first `length`.
 
-        If the new end falls into a block that another state has too, that block is copied; if memory has no block left
-        for it, the rewind goes on to where it begins.
+        Blocks from the new end on that another state has too are exchanged for free ones, as far as there are any. If
+        the end falls into such a block, that one is copied; if memory has none left for it, the rewind goes on to where
+        it begins.
         """
-        if self._ends_in_shared_block(state, length):
-            at = length // self.block_size
-            shared, *reserved = state.cut(at)
-            if self._free_count:
-                self._take(state, self.block_size)
-                self._blocks.copy_block(int(shared), int(state.block_table[at]))
-            else:
+        at, used = divmod(length, self.block_size)
+        if (shared := self._pool.shared(state.block_table[at:])).any():
+            tail = state.cut(at)
+            fresh = self._pool.take(min(self._pool.free, int(shared.sum())), state.evictable)
+            own = tail[~shared]
+            if used and shared[0] and len(fresh):
+                self._blocks.copy_block(int(tail[0]), int(fresh[0]))
+            elif used and shared[0]:
                 length = at * self.block_size
-            self._release(np.array([shared], np.int32), state.evictable)
-            state.append(np.array(reserved, np.int32))
+            self._pool.give_back(tail[shared], state.evictable)
+            state.append(np.concatenate((fresh, own) if shared[0] else (own, fresh)))
             self._note_room(state)
         state.length = length
         return length
 
     def trim(self, state: PagedState) -> None:
         """Give back the blocks beyond those of the state's tokens."""
-        self._release(state.cut(-(-state.length // self.block_size)), state.evictable)
+        self._pool.give_back(state.cut(-(-state.length // self.block_size)), state.evictable)
         self._note_room(state)
 
     def release(self, state: PagedState) -> None:
         """Give back all blocks; the state must not be used again."""
         assert state.length >= 0, "a state was released twice"
-        self._release(state.cut(0), state.evictable)
+        self._pool.give_back(state.cut(0), state.evictable)
         state.length = -1
 
     def set_evictable(self, state: PagedState, evictable: bool) -> None:
         """Declare whether a state belongs to nobody."""
         if state.evictable != evictable:
-            self._count(state.block_table, evictable=1 if evictable else -1)
+            self._pool.set_evictable(state.block_table, evictable)
             state.evictable = evictable
 
     def open_cost(self, room: int) -> int:
@@ -168,7 +166,7 @@ class PagedStore:
     def cut_cost(self, state: PagedState, length: int, room: int) -> int:
         """What a state has to take to lose its tail and have `room` tokens reserved, less what the tail alone held."""
         kept = -(-length // self.block_size)
-        freed = int((self._references[state.block_table[kept:]] == 1).sum())
+        freed = self._pool.unshared(state.block_table[kept:])
         copied = self._ends_in_shared_block(state, length)
         return max(0, self.open_cost(room) - kept * self.block_size) + (copied - freed) * self.block_size
 
@@ -198,18 +196,9 @@ class PagedStore:
 
     def check(self, states: Iterable[PagedState]) -> None:
         """Assert that each block is either free, once, or had by as many of these states as it counts (for tests)."""
-        counted, evictable = np.zeros_like(self._references), np.zeros_like(self._references)
-        for state in states:
-            counted[state.block_table] += 1
-            evictable[state.block_table] += state.evictable
-            assert 0 <= state.length <= len(state.block_table) * self.block_size
-        assert np.array_equal(counted, self._references), "reference counts differ from the block tables"
-        assert np.array_equal(evictable, self._evictable), "evictable counts differ from the block tables"
-        assert self._evictable_blocks == int(((counted > 0) & (counted == evictable)).sum())
-        free = self._free[: self._free_count]
-        assert len(np.unique(free)) == self._free_count, "a block is free twice"
-        assert not counted[free].any(), "a free block is in a block table"
-        assert (counted[1:] > 0).sum() == self._num_blocks - self._free_count, "a block is lost"
+        states = list(states)
+        self._pool.check((state.block_table, state.evictable) for state in states)
+        assert all(0 <= state.length <= len(state.block_table) * self.block_size for state in states)
 
     def _span(self, state: PagedState, start: int, end: int) -> IntArray:
         return state.block_table[start // self.block_size : -(-end // self.block_size)]
@@ -218,7 +207,7 @@ class PagedStore:
         """Whether slot `length` lies behind a token, in a block that another state has too."""
         block, used = divmod(length, self.block_size)
         table = state.block_table
-        return used > 0 and block < len(table) and bool(self._references[table[block]] > 1)
+        return used > 0 and block < len(table) and bool(self._pool.shared(table[block : block + 1])[0])
 
     def _require(self, size: int) -> None:
         if size > self.free:
@@ -227,30 +216,8 @@ class PagedStore:
     def _take(self, state: PagedState, size: int) -> None:
         """Give a state free blocks for `size` tokens."""
         self._require(size)
-        rest = self._free_count - size // self.block_size
-        blocks = self._free[rest : self._free_count][::-1].copy()
-        self._free_count = rest
-        self._count(blocks, references=1, evictable=int(state.evictable))
-        state.append(blocks)
+        state.append(self._pool.take(size // self.block_size, state.evictable))
         self._note_room(state)
 
     def _note_room(self, state: PagedState) -> None:
         state.room = len(state.block_table) * self.block_size - self._spare
-
-    def _release(self, blocks: IntArray, evictable: bool) -> None:
-        self._count(blocks, references=-1, evictable=-int(evictable))
-        freed = blocks[self._references[blocks] == 0]
-        self._free[self._free_count : self._free_count + len(freed)] = freed[::-1]
-        self._free_count += len(freed)
-
-    def _count(self, blocks: IntArray, *, references: int = 0, evictable: int = 0) -> None:
-        """Change the counts of (distinct) blocks."""
-        if len(blocks):
-            self._evictable_blocks -= self._evictable_among(blocks)
-            self._references[blocks] += references
-            self._evictable[blocks] += evictable
-            self._evictable_blocks += self._evictable_among(blocks)
-
-    def _evictable_among(self, blocks: IntArray) -> int:
-        held = self._references[blocks]
-        return int(((held > 0) & (held == self._evictable[blocks])).sum())
