@@ -45,6 +45,8 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = DEFAULT_MODEL
+    served_model_name: tuple[str, ...] = ()
+    """Aliases of the model, for clients that insist on a name; its own is served too."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = Field(default=None, min_length=1)

@@ -34,10 +34,17 @@ class InvalidRequestError(SlipstreamError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """Prompt, or prompt and `max_tokens` together, exceed the model's context or the KV memory."""
+    """Prompt, or prompt and `max_tokens` together, exceed the model's context or the KV memory.
 
-    def __init__(self, *message: str) -> None:
+    `prompt`, `wanted` and `limit` are tokens: of the prompt, of the answer as asked for (0 if it wasn't), and the most
+    that both may have together. Protocols have words of their own for them, by which clients recover.
+    """
+
+    def __init__(self, *message: str, prompt: int, wanted: int, limit: int) -> None:
         super().__init__(*message, param=PROMPT, code="context_length_exceeded")
+        self.prompt = prompt
+        self.wanted = wanted
+        self.limit = limit
 
 
 class OverloadedError(SlipstreamError):

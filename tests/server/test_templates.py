@@ -114,7 +114,7 @@ def test_messages_tell_the_template(anthropic: Anthropic) -> None:
     off = anthropic.messages.count_tokens(**ask, thinking={"type": "disabled"}).input_tokens
     assert off > plain
     usage = anthropic.messages.create(**ask, thinking={"type": "disabled"}, max_tokens=1).usage
-    assert usage.input_tokens + usage.cache_read_input_tokens == off
+    assert usage.input_tokens + usage.cache_read_input_tokens + usage.cache_creation_input_tokens == off
     assert anthropic.messages.count_tokens(**ask, thinking={"type": "adaptive"}).input_tokens == plain
 
 

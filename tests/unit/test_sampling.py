@@ -185,7 +185,7 @@ def drawn(params: SamplingParams, logits: list[float], positions: int = 300) -> 
     return {chosen.sample(row, position) for position in range(positions)}
 
 
-@pytest.mark.parametrize("top_p", [1e-9, 0.01])
+@pytest.mark.parametrize("top_p", [0.0, 1e-9, 0.01])
 def test_the_likeliest_token_always_remains(top_p: float) -> None:
     assert drawn(SamplingParams(top_p=top_p, min_p=1.0, top_k=1), [0, 2, 1]) == {1}
 
@@ -353,7 +353,7 @@ class TestValidation:
         [
             ("max_tokens", [0, -1]),
             ("temperature", [-0.1, 100.5, math.nan, math.inf]),
-            ("top_p", [0.0, -0.5, 1.01, math.nan]),
+            ("top_p", [-0.5, 1.01, math.nan]),
             ("top_k", [-1]),
             ("min_p", [-0.01, 1.01, math.nan]),
             ("presence_penalty", [-2.01, 2.01, math.nan]),
@@ -377,7 +377,7 @@ class TestValidation:
         [
             ("max_tokens", [None, 1]),
             ("temperature", [0.0, 100.0]),
-            ("top_p", [1e-9, 1.0]),
+            ("top_p", [0.0, 1e-9, 1.0]),
             ("top_k", [0, 10**6]),
             ("min_p", [0.0, 1.0]),
             ("presence_penalty", [-2.0, 2.0]),
@@ -403,7 +403,7 @@ def random_rows(count: int, seed: int) -> tuple[np.ndarray, list[Row]]:
         logits = np.round(logits)  # with ties
     params = SamplingParams(
         temperature=float(rng.choice([0, 0.01, 0.3, 0.8, 1.0, 2.0])),
-        top_p=float(rng.choice([1.0, 0.95, 0.5, 0.05])),
+        top_p=float(rng.choice([1.0, 0.95, 0.5, 0.05, 0.0])),
         top_k=int(rng.choice([0, 0, 3, 40])),
         min_p=float(rng.choice([0, 0, 0.05])),
         repetition_penalty=float(rng.choice([1.0, 1.0, 1.2])),

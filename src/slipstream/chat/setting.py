@@ -21,6 +21,8 @@ class Tool:
     name: str
     description: str = ""
     parameters: Schema = field(default_factory=dict)
+    deferred: bool = False
+    """Whether it's described where a message brings it up, and not in front of all messages."""
 
     def as_dict(self) -> dict[str, Any]:
         """The form that chat templates and models know."""
@@ -76,9 +78,14 @@ class ToolUse:
             return ()
         return tuple(tool for tool in self.tools if self.allowed is None or tool.name in self.allowed)
 
+    @property
+    def described(self) -> tuple[Tool, ...]:
+        """The tools that stand in front of all messages."""
+        return tuple(tool for tool in self.tools if not tool.deferred)
+
     def canonical(self) -> str:
         """A text that is equal for tools that read the same in a prompt."""
-        return json.dumps([tool.as_dict() for tool in self.tools], sort_keys=True)
+        return json.dumps([tool.as_dict() for tool in self.described], sort_keys=True)
 
 
 NO_TOOLS = ToolUse()

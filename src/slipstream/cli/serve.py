@@ -15,6 +15,10 @@ from slipstream.models import DEFAULT_MODEL
 
 def serve(
     model: Model = DEFAULT_MODEL,
+    served_model_name: Annotated[
+        list[str] | None,
+        Option(help="Another name for the model, for clients that insist on one; may be given several times."),
+    ] = None,
     host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     kv_memory: KVMemory = "1GiB",
@@ -72,6 +76,7 @@ def serve(
       slipstream serve --state-dir ~/.local/state/slipstream
     """
     options = locals()  # by the names of the configuration's fields
+    options["served_model_name"] = options["served_model_name"] or ()
     from slipstream import server  # the web framework takes a while to import, which other commands need not wait for
 
     with readable_errors():

@@ -52,5 +52,6 @@ class Limits:
                 else (f"the KV memory holds {self.max_sequence:,} tokens (", fields.KV_MEMORY, ")")
             )
             advice = ". Send a shorter prompt, or ask for fewer tokens."
-            raise ContextLengthError(f"a prompt of {prompt:,} tokens", *asked, " is too long: ", *cause, advice)
+            message = (f"a prompt of {prompt:,} tokens", *asked, " is too long: ", *cause, advice)
+            raise ContextLengthError(*message, prompt=prompt, wanted=wanted or 0, limit=self.max_sequence)
         return prompt + wanted if wanted else self.max_sequence

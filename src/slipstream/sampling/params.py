@@ -11,7 +11,8 @@ from slipstream.fields import Field
 class SamplingParams:
     """How tokens are chosen and when to stop; validated on construction.
 
-    `temperature` 0 is greedy. `max_tokens` None means as many as context and memory allow. `top_k` 0 is off. Presence
+    `temperature` 0 is greedy. `max_tokens` None means as many as context and memory allow. `top_k` 0 is off; `top_p` 0
+    leaves the likeliest token alone. Presence
     and frequency penalties count generated tokens (OpenAI); `repetition_penalty` divides positive and multiplies
     negative logits of all tokens seen (CTRL, arXiv 1909.05858). `min_p` drops tokens less likely than that share of the
     likeliest (arXiv 2407.01082). `seed` None draws one. `logprobs` is how many alternatives to report for each
@@ -39,7 +40,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "must be at least 1")
         _require(0.0 <= self.temperature <= 100.0, "temperature", "must be between 0 and 100")
-        _require(0.0 < self.top_p <= 1.0, "top_p", "must be above 0 and at most 1")
+        _require(0.0 <= self.top_p <= 1.0, "top_p", "must be between 0 and 1")
         _require(self.top_k >= 0, "top_k", "must be 0 (off) or more")
         _require(0.0 <= self.min_p <= 1.0, "min_p", "must be between 0 and 1")
         _require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "must be between -2 and 2")

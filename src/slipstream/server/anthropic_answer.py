@@ -18,8 +18,9 @@ from slipstream.turns import Choice, Piece
 class MessageAnswer(Answer):
     """A message with blocks of content. In a stream one block is open at a time: it's closed when the next begins."""
 
-    def __init__(self, model: str, turn: LiveTurn) -> None:
+    def __init__(self, model: str, turn: LiveTurn, *, shows_thinking: bool) -> None:
         super().__init__(turn)
+        self._shows_thinking = shows_thinking
         self._head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
         self._index = -1
         self._kind: str | None = None
@@ -28,7 +29,8 @@ class MessageAnswer(Answer):
     async def whole(self) -> bytes:
         """The message, and what it cost."""
         (choice,) = self.turn.choices
-        body = {"content": _content(choice), **_ending(choice), "usage": _usage(choice.counters)}
+        content = _content(choice, shows_thinking=self._shows_thinking)
+        body = {"content": content, **_ending(choice), "usage": _usage(choice, choice.counters)}
         return to_json(self._head | body | {"slipstream": report_of(self.turn)}, inf_nan_mode="null")
 
     def events(self, piece: Piece) -> Iterator[bytes]:
@@ -42,7 +44,8 @@ class MessageAnswer(Answer):
         """Why the message ends, and what it cost."""
         (choice,) = self.turn.choices
         closed, report = self._close(), report_of(self.turn)
-        ending = _event("message_delta", delta=_ending(choice), usage=_usage(choice.counters), slipstream=report)
+        usage = _usage(choice, choice.counters)
+        ending = _event("message_delta", delta=_ending(choice), usage=usage, slipstream=report)
         return closed + ending + _event("message_stop")
 
     def failed(self, failure: Failure) -> bytes:
@@ -52,7 +55,7 @@ class MessageAnswer(Answer):
     def _start(self, choice: Choice) -> bytes:
         """The message without content, and what its prompt cost."""
         counters = choice.counters if choice.active is None else choice.active.counters
-        usage = _usage(counters) | {"output_tokens": 0}
+        usage = _usage(choice, counters) | {"output_tokens": 0}
         empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return _event("message_start", message=self._head | empty) + _event("ping")
 
@@ -67,6 +70,8 @@ class MessageAnswer(Answer):
             return opening + self._delta({"type": "text_delta", "text": piece.text})
         thinking = {"type": "thinking", "thinking": "", "signature": ""}
         opening = b"" if self._kind == "thinking" else self._open(thinking)
+        if not self._shows_thinking:
+            return opening
         return opening + self._delta({"type": "thinking_delta", "thinking": piece.reasoning})
 
     def _open(self, block: dict[str, Any]) -> bytes:
@@ -86,11 +91,11 @@ def _event(kind: str, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, kind)
 
 
-def _content(choice: Choice) -> list[dict[str, Any]]:
+def _content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     message = choice.message
-    if choice.reader.reasoning:
-        content.append({"type": "thinking", "thinking": choice.reader.reasoning, "signature": ""})
+    if thought := choice.reader.reasoning:
+        content.append({"type": "thinking", "thinking": thought if shows_thinking else "", "signature": ""})
     if message.text:
         content.append({"type": "text", "text": message.text})
     for call in message.tool_calls:
@@ -102,6 +107,8 @@ def _content(choice: Choice) -> list[dict[str, Any]]:
 
 def _ending(choice: Choice) -> dict[str, str | None]:
     """How a finished answer ended."""
+    if not choice.request.answers:
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
     last = choice.outputs[-1]
     reason = "tool_use" if choice.reader.calls_to_run else "end_turn"
     if last.stop_string is not None:
@@ -111,11 +118,15 @@ def _ending(choice: Choice) -> dict[str, str | None]:
     return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
 
-def _usage(counters: TurnCounters) -> dict[str, int]:
-    """What was read from memory is not among the input tokens; nothing is charged for keeping the rest."""
+def _usage(choice: Choice, counters: TurnCounters) -> dict[str, int]:
+    """The tokens of a turn; clients add up the first three for those of the prompt.
+
+    What was computed is kept, so it counts as written to the cache, unless the request keeps nothing.
+    """
+    kept = choice.request.reuse
     return {
-        "input_tokens": counters.delta_tokens,
+        "input_tokens": 0 if kept else counters.delta_tokens,
         "cache_read_input_tokens": counters.reused_tokens,
-        "cache_creation_input_tokens": 0,
-        "output_tokens": counters.completion_tokens,
+        "cache_creation_input_tokens": counters.delta_tokens if kept else 0,
+        "output_tokens": counters.completion_tokens if choice.request.answers else 0,
     }

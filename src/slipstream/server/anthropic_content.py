@@ -2,25 +2,28 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
 
-from slipstream.chat import Message, ToolCall
-from slipstream.server.errors import unreadable, unsupported
+from slipstream.chat import Message, Tool, ToolCall
+from slipstream.server.anthropic_blocks import (
+    DocumentBlock,
+    OtherBlock,
+    Readable,
+    SearchResultBlock,
+    TextBlock,
+    ToolChangeBlock,
+    ToolReferenceBlock,
+    block_text,
+)
+from slipstream.server.errors import unsupported
 
 # Claude Code begins the system prompt with a line for Anthropic's accounts. It differs from request to request, so that
 # nothing after it would ever be found again.
 _BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
-
-
-class TextBlock(BaseModel):
-    """A text; `cache_control` and `citations` are ignored."""
-
-    type: Literal["text"]
-    text: str
 
 
 class ToolUseBlock(BaseModel):
@@ -30,12 +33,6 @@ class ToolUseBlock(BaseModel):
     id: str
     name: str
     input: dict[str, Any]
-
-
-class OtherBlock(BaseModel):
-    """A block that can't be read."""
-
-    type: str
 
 
 class ThinkingBlock(BaseModel):
@@ -54,24 +51,31 @@ def _tag(block: object, *known: str) -> str:
     return f"[{kind}]" if kind in known else "[other]"
 
 
+_TEXTS = ("text", "document", "search_result", "tool_reference", "tool_addition", "tool_removal")
+
+
 def _text_tag(block: object) -> str:
-    return _tag(block, "text")
+    return _tag(block, *_TEXTS)
 
 
 def _block_tag(block: object) -> str:
-    return _tag(block, "text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+    return _tag(block, *_TEXTS, "tool_use", "tool_result", "thinking", "redacted_thinking")
 
 
+_ReadableBlock = (
+    Annotated[TextBlock, Tag("[text]")]
+    | Annotated[DocumentBlock, Tag("[document]")]
+    | Annotated[SearchResultBlock, Tag("[search_result]")]
+    | Annotated[ToolReferenceBlock, Tag("[tool_reference]")]
+    | Annotated[ToolChangeBlock, Tag("[tool_addition]")]
+    | Annotated[ToolChangeBlock, Tag("[tool_removal]")]
+    | Annotated[OtherBlock, Tag("[other]")]
+)
 TextContent = Annotated[
-    list[
-        Annotated[
-            Annotated[TextBlock, Tag("[text]")] | Annotated[OtherBlock, Tag("[other]")],
-            Discriminator(_text_tag),
-        ]
-    ],
+    list[Annotated[_ReadableBlock, Discriminator(_text_tag)]],
     BeforeValidator(_as_blocks),
 ]
-"""Where nothing but text can be read: the system prompt, and the result of a call."""
+"""Where nothing but text is read: the system prompt, and the result of a call."""
 
 
 class ToolResultBlock(BaseModel):
@@ -86,18 +90,17 @@ class ToolResultBlock(BaseModel):
 Content = Annotated[
     list[
         Annotated[
-            Annotated[TextBlock, Tag("[text]")]
+            _ReadableBlock
             | Annotated[ToolUseBlock, Tag("[tool_use]")]
             | Annotated[ToolResultBlock, Tag("[tool_result]")]
             | Annotated[ThinkingBlock, Tag("[thinking]")]
-            | Annotated[ThinkingBlock, Tag("[redacted_thinking]")]
-            | Annotated[OtherBlock, Tag("[other]")],
+            | Annotated[ThinkingBlock, Tag("[redacted_thinking]")],
             Discriminator(_block_tag),
         ]
     ],
     BeforeValidator(_as_blocks),
 ]
-Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | OtherBlock
+Block = Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock
 
 
 class InputMessage(BaseModel):
@@ -108,19 +111,20 @@ class InputMessage(BaseModel):
 
 
 def conversation(
-    system: Sequence[TextBlock | OtherBlock] | None, messages: Sequence[InputMessage]
+    system: Sequence[Readable] | None, messages: Sequence[InputMessage], tools: Iterable[Tool] = ()
 ) -> tuple[Message, ...]:
-    """The conversation in no protocol's terms.
+    """The conversation in no protocol's terms; `tools` are those that messages may bring up.
 
     What one side says in several blocks, or messages in a row, is one message: an assistant's text as it was cut, any
     other with line ends between. Results of calls are messages of their own. Raises `InvalidRequestError` naming the
     field.
     """
+    reader = _Reader({tool.name: tool for tool in tools})
     parts = []
-    if instructions := _BILLING_LINE.sub("", _text(system or (), "system")):
+    if instructions := _BILLING_LINE.sub("", reader.text(system or (), "system")):
         parts.append(Message("system", instructions))
     for index, message in enumerate(messages):
-        parts += _parts(message, f"messages[{index}]")
+        parts += reader.parts(message, f"messages[{index}]")
     if parts and parts[-1].role == "assistant":
         param = f"messages[{len(messages) - 1}]"
         raise unsupported(param, "is the assistant's, but answers can't be begun for it: end with a user's message")
@@ -138,34 +142,40 @@ def _joined(role: str, parts: Sequence[Message]) -> Message:
     return Message(role, between.join(part.text for part in parts), calls, reasoning=reasoning)
 
 
-def _parts(message: InputMessage, param: str) -> Iterator[Message]:
-    """A message for each block that says something."""
-    if message.role == "assistant":
-        yield Message("assistant")  # also when it has no blocks: so may an answer be
-    for index, block in enumerate(message.content):
-        yield _part(message.role, block, f"{param}.content[{index}]")
+class _Reader:
+    """Reads messages, block by block."""
 
+    def __init__(self, tools: Mapping[str, Tool]) -> None:
+        self._tools = tools
 
-def _part(role: str, block: Block, param: str) -> Message:
-    match role, block:
-        case "assistant", ThinkingBlock():
-            return Message("assistant", reasoning=block.thinking)
-        case "assistant", ToolUseBlock():
-            call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
-            return Message("assistant", tool_calls=(call,))
-        case "user", ToolResultBlock():
-            result = _text(block.content or (), f"{param}.content")
-            return Message("tool", f"Error: {result}" if block.is_error else result, tool_call_id=block.tool_use_id)
-        case _, ToolUseBlock() | ToolResultBlock() | ThinkingBlock():
-            raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
-    return Message(role, _block_text(block, param))
+    def parts(self, message: InputMessage, param: str) -> Iterator[Message]:
+        """A message for each block that says something."""
+        calls = any(isinstance(block, ToolUseBlock) for block in message.content)
+        if message.role == "assistant":
+            yield Message("assistant")  # also when it has no blocks: so may an answer be
+        for index, block in enumerate(message.content):
+            if not (calls and isinstance(block, TextBlock) and block.stands_in):
+                yield self._part(message.role, block, f"{param}.content[{index}]")
 
+    def text(self, blocks: Sequence[Readable], param: str, *, in_result: bool = False) -> str:
+        """The text of several blocks."""
+        texts = (
+            block_text(block, f"{param}[{index}]", self._tools, in_result=in_result)
+            for index, block in enumerate(blocks)
+        )
+        return "\n".join(texts)
 
-def _text(blocks: Sequence[Block], param: str) -> str:
-    return "\n".join(_block_text(block, f"{param}[{index}]") for index, block in enumerate(blocks))
-
-
-def _block_text(block: Block, param: str) -> str:
-    if not isinstance(block, TextBlock):
-        raise unreadable(param, block.type)
-    return block.text
+    def _part(self, role: str, block: Block, param: str) -> Message:
+        match role, block:
+            case "assistant", ThinkingBlock():
+                return Message("assistant", reasoning=block.thinking)
+            case "assistant", ToolUseBlock():
+                call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+                return Message("assistant", tool_calls=(call,))
+            case "user", ToolResultBlock():
+                result = self.text(block.content or (), f"{param}.content", in_result=True)
+                said = f"Error: {result}" if block.is_error else result
+                return Message("tool", said, tool_call_id=block.tool_use_id)
+            case _, ToolUseBlock() | ToolResultBlock() | ThinkingBlock():
+                raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
+        return Message(role, block_text(block, param, self._tools))

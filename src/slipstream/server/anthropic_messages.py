@@ -1,11 +1,11 @@
 """Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
 import asyncio
-from collections.abc import Sequence
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
 
 from slipstream.chat import NO_TOOLS, Message, Schema, Setting, Tool, ToolUse
 from slipstream.chat.setting import reasoning_kwargs
@@ -14,9 +14,8 @@ from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
-from slipstream.server.errors import missing, unsupported
+from slipstream.server.errors import left_out, missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
-from slipstream.server.openai_common import AtLeastOne, check_model
 from slipstream.server.stream import respond
 from slipstream.server.turn import TurnRunner
 from slipstream.turns import TurnRequest
@@ -27,6 +26,10 @@ _MODES: dict[str, Literal["none", "auto", "required"]] = {
     "any": "required",
     "tool": "required",
 }
+
+
+_HOSTED = re.compile(r"(web_search|web_fetch|code_execution|tool_search_tool_\w+|mcp_toolset|advisor)(_\d{8})?")
+"""Types of tools that Anthropic runs, or has run."""
 
 
 def _custom(kind: str | None) -> str | None:
@@ -48,6 +51,29 @@ class ToolDefinition(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: str | None = None
     input_schema: Annotated[dict[str, Any], AfterValidator(_of_object)]
+    defer_loading: bool | None = None
+
+    @property
+    def tool(self) -> Tool:
+        """The tool in no protocol's terms."""
+        return Tool(self.name, self.description or "", self.input_schema, deferred=bool(self.defer_loading))
+
+
+class HostedTool(BaseModel):
+    """A tool that is run by the server, on Anthropic's: here it's left out."""
+
+    type: str
+    name: str | None = None
+
+
+def _kind_of_tool(tool: object) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    return "[hosted]" if isinstance(kind, str) and _HOSTED.fullmatch(kind) else "[custom]"
+
+
+AnyTool = Annotated[
+    Annotated[ToolDefinition, Tag("[custom]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_kind_of_tool)
+]
 
 
 class ToolChoice(BaseModel):
@@ -88,7 +114,7 @@ class Thinking(BaseModel):
         if not runtime.dialect.reasons:
             return False
         stuck = not self.enabled and not runtime.conversations.can_switch_reasoning
-        return stuck or self.type == "between_tools" or self.display == "omitted"
+        return stuck or self.type == "between_tools"
 
 
 class PromptFields(BaseModel):
@@ -97,25 +123,50 @@ class PromptFields(BaseModel):
     model: str | None = None
     messages: list[InputMessage]
     system: TextContent | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: list[AnyTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    def prompt(self, runtime: Runtime) -> tuple[tuple[Message, ...], Setting]:
+    def prompt(self) -> tuple[tuple[Message, ...], Setting]:
         """The conversation and its setting, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-        check_model(runtime, self.model)
         effort = self.output_config.effort if self.output_config else None
         reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
-        tools = _tool_use(self.tools, self.tool_choice)
-        return conversation(self.system, self.messages), Setting(tools, reasoning | (self.chat_template_kwargs or {}))
+        tools = self._tool_use()
+        messages = conversation(self.system, self.messages, tools.tools)
+        return messages, Setting(tools, reasoning | (self.chat_template_kwargs or {}))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is left out."""
+        hosted = [tool for tool in self.tools or () if isinstance(tool, HostedTool)]
+        return tuple(left_out(f"tools[{(self.tools or []).index(tool)}]", tool.type) for tool in hosted)
+
+    def _tool_use(self) -> ToolUse:
+        """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field.
+
+        A tool that is named by the choice is called once.
+        """
+        known = tuple(tool.tool for tool in self.tools or () if isinstance(tool, ToolDefinition))
+        choice = self.tool_choice
+        if choice is None or (choice.type == "auto" and not known):
+            return ToolUse(known) if known else NO_TOOLS
+        named = choice.type == "tool"
+        if named and choice.name is None:
+            raise missing("tool_choice.name")
+        return ToolUse(
+            known,
+            _MODES[choice.type],
+            frozenset({choice.name or ""}) if named else None,
+            parallel=not (named or choice.disable_parallel_tool_use),
+        )
 
 
 class MessagesRequest(PromptFields):
     """The body of a request for an answer. A null is as good as nothing."""
 
-    max_tokens: AtLeastOne
+    max_tokens: Annotated[int, Field(ge=0)]
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -130,7 +181,7 @@ class MessagesRequest(PromptFields):
     def turn(self, runtime: Runtime) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
         self._check_support(runtime)
-        prompt, setting = self.prompt(runtime)
+        prompt, setting = self.prompt()
         system = prompt[0] if prompt and prompt[0].role == "system" else None
         return TurnRequest(
             prompt=prompt if system is None else prompt[1:],
@@ -138,12 +189,19 @@ class MessagesRequest(PromptFields):
             params=self._sampling_params(),
             setting=setting,
             response_schema=_response_schema(self.output_config, self.output_format),
+            answers=self.max_tokens > 0,
+            warnings=self.warnings,
             **(self.slipstream or SlipstreamOptions()).model_dump(),
         )
 
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the client wants to see reasoning."""
+        return self.thinking is None or self.thinking.display != "omitted"
+
     def _sampling_params(self) -> SamplingParams:
-        given = self.model_dump(include={"max_tokens", "temperature", "top_p", "top_k"}, exclude_none=True)
-        return SamplingParams(**given, stop=self.stop_sequences or ())
+        given = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
+        return SamplingParams(**given, max_tokens=max(self.max_tokens, 1), stop=self.stop_sequences or ())
 
     def _check_support(self, runtime: Runtime) -> None:
         """Refuse what would make a difference and can't be had."""
@@ -173,34 +231,17 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/messages")
     async def messages(http: Request, body: MessagesRequest) -> Response:
+        model = runner.names.check(body.model)
         turn = await runner.start([in_session(body.turn(runtime), http)])
-        return await respond(http, MessageAnswer(runtime.model.name, turn), stream=body.stream)
+        return await respond(http, MessageAnswer(model, turn, shows_thinking=body.shows_thinking), stream=body.stream)
 
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: PromptFields) -> TokenCount:
-        prompt = await asyncio.to_thread(runtime.conversations.prompt, *body.prompt(runtime))
+        runner.names.check(body.model)
+        prompt = await asyncio.to_thread(runtime.conversations.prompt, *body.prompt())
         return TokenCount(input_tokens=len(prompt.token_ids))
 
     return routes
-
-
-def _tool_use(tools: Sequence[ToolDefinition] | None, choice: ToolChoice | None) -> ToolUse:
-    """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field.
-
-    A tool that is named by the choice is called once.
-    """
-    known = tuple(Tool(tool.name, tool.description or "", tool.input_schema) for tool in tools or ())
-    if choice is None:
-        return ToolUse(known) if known else NO_TOOLS
-    named = choice.type == "tool"
-    if named and choice.name is None:
-        raise missing("tool_choice.name")
-    return ToolUse(
-        known,
-        _MODES[choice.type],
-        frozenset({choice.name or ""}) if named else None,
-        parallel=not (named or choice.disable_parallel_tool_use),
-    )
 
 
 def _response_schema(config: OutputConfig | None, output_format: OutputFormat | None) -> Schema | None:

@@ -14,14 +14,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipstream.errors import (
+    ContextLengthError,
     EngineStoppedError,
     InvalidRequestError,
     OverloadedError,
     SessionConflictError,
     SlipstreamError,
 )
-from slipstream.fields import Field
+from slipstream.fields import PROMPT, Field
 from slipstream.server.field_names import names_at
+from slipstream.server.overflow import overflow_message
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,11 @@ def failure_of(error: Exception, path: str) -> Failure:
     if isinstance(error, RequestValidationError):
         error = _invalid_body(error.errors())
     match error:
+        case ContextLengthError():
+            message = overflow_message(error, path, error.worded(names))
+            # Anthropic's clients match its whole message, which no name of a field may begin.
+            param = None if path.startswith("/v1/messages") else PROMPT.named(names)
+            return Failure(400, message, param=param, code=error.code)
         case InvalidRequestError():
             status = 404 if error.code.endswith("_not_found") else 400
             param = error.param.named(names) if isinstance(error.param, Field) else error.param
@@ -93,6 +100,16 @@ def unreadable(param: str, kind: str, wanted: str = "text") -> InvalidRequestErr
     """An error about content of a kind that no model here reads."""
     complaint = f"is of type {kind!r}, but this server's models read text alone: send type {wanted!r}"
     return unsupported(param, complaint)
+
+
+def left_out(param: str, kind: str) -> str:
+    """A warning about a tool that somebody else's server would run."""
+    return f"{param} is of type {kind!r}, which is run by the server that it's made for: it was left out here"
+
+
+def not_read(kind: str) -> str:
+    """The text that stands for content of a kind that no model here reads, in the result of a call."""
+    return f"[{kind}: left out, because this model reads text alone]"
 
 
 def openai_body(failure: Failure) -> bytes:

@@ -12,7 +12,7 @@ from slipstream.server.metrics import Metrics
 MAX_BODY_BYTES = 16 * 2**20
 """Far more text than a long context takes, and little enough to parse without stalling the others."""
 
-_OPEN_PATHS = frozenset({"/health"})
+_OPEN_PATHS = frozenset({"/", "/health"})
 _NO_ENTRY = Failure(
     status=401,
     message="the API key is missing or wrong: send the server's as `Authorization: Bearer KEY` or `x-api-key: KEY`",

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 from slipstream.chat import AnswerDelta, Setting
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import TokenLogprob
-from slipstream.runtime import Runtime
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import in_session, session_hint
 from slipstream.server.openai_common import (
@@ -16,7 +15,6 @@ from slipstream.server.openai_common import (
     AtLeastOne,
     CompletionAnswer,
     SamplingFields,
-    check_model,
     finish_reason,
 )
 from slipstream.server.openai_messages import ChatMessage, chat_messages
@@ -51,9 +49,8 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     prompt_cache_key: str | None = None
 
-    def turn(self, runtime: Runtime) -> TurnRequest:
+    def turn(self) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-        check_model(runtime, self.model)
         if self.functions or self.function_call not in (None, "none", "auto"):
             param = "functions" if self.functions else "function_call"
             raise unsupported(param, "is deprecated: send tools and tool_choice instead")
@@ -82,8 +79,10 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
-        turn = await runner.start([in_session(body.turn(runtime), http)])
-        return await respond(http, ChatAnswer(runtime, turn, include_usage=body.include_usage), stream=body.stream)
+        model = runner.names.check(body.model)
+        turn = await runner.start([in_session(body.turn(), http)])
+        answer = ChatAnswer(runtime, turn, model, include_usage=body.include_usage)
+        return await respond(http, answer, stream=body.stream)
 
     return routes
 

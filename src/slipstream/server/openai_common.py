@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import to_json
 
 from slipstream.engine import SamplingParams
-from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.extension import SlipstreamOptions, report_of
 from slipstream.server.stream import Answer, event
@@ -75,21 +74,17 @@ class SamplingFields(BaseModel):
         return (self.slipstream or SlipstreamOptions()).model_dump()
 
 
-def check_model(runtime: Runtime, asked: str | None) -> None:
-    """Raise `InvalidRequestError` if a request asks for a model that isn't served; None takes what there is."""
-    if asked is not None and asked != runtime.model.name:
-        message = f"the model {asked!r} is not served here; served: {runtime.model.name!r}"
-        raise InvalidRequestError(message, param="model", code="model_not_found")
-
-
-def usage_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's `usage`, by a turn's report."""
+def usage_of(report: Mapping[str, Any], *, kept: bool) -> dict[str, Any]:
+    """OpenAI's `usage`, by a turn's report; what was computed counts as written to the cache if it's `kept`."""
     prompt, completion = report["prompt_tokens"], report["completion_tokens"]
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": report["reused_tokens"]},
+        "prompt_tokens_details": {
+            "cached_tokens": report["reused_tokens"],
+            "cache_write_tokens": report["delta_tokens"] if kept else 0,
+        },
     }
 
 
@@ -110,15 +105,16 @@ class CompletionAnswer(Answer):
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, *, include_usage: bool) -> None:
+    def __init__(self, runtime: Runtime, turn: LiveTurn, model: str, *, include_usage: bool) -> None:
         super().__init__(turn)
         self.tokenizer = runtime.tokenizer
         self._include_usage = include_usage
         self._unfinished = len(turn.choices)
+        self._kept = turn.choices[0].request.reuse
         self._head = {
             "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
-            "model": runtime.model.name,
+            "model": model,
             "system_fingerprint": f"fp_{runtime.model.fingerprint[:12]}",
         }
 
@@ -133,7 +129,7 @@ class CompletionAnswer(Answer):
     async def whole(self) -> bytes:
         """All choices, and what they cost."""
         report = report_of(self.turn)
-        cost = {"usage": usage_of(report), "slipstream": report}
+        cost = {"usage": usage_of(report, kept=self._kept), "slipstream": report}
         choices = [self.choice(choice) for choice in self.turn.choices]
         return to_json(self._head | cost | {"object": self.kind, "choices": choices}, inf_nan_mode="null")
 
@@ -151,7 +147,7 @@ class CompletionAnswer(Answer):
         if not self._include_usage:
             return _DONE
         report = report_of(self.turn)
-        return event(self._chunk(usage=usage_of(report), slipstream=report)) + _DONE
+        return event(self._chunk(usage=usage_of(report, kept=self._kept), slipstream=report)) + _DONE
 
     def token_text(self, token_id: int) -> str:
         """The text of a token; bytes that are no text alone are replaced."""

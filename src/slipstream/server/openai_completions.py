@@ -16,7 +16,6 @@ from slipstream.server.openai_common import (
     AtLeastOne,
     CompletionAnswer,
     SamplingFields,
-    check_model,
     finish_reason,
 )
 from slipstream.server.stream import respond
@@ -50,9 +49,8 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = None
     best_of: int | None = None
 
-    def turns(self, runtime: Runtime) -> list[TurnRequest]:
+    def turns(self) -> list[TurnRequest]:
         """What it asks for, prompt by prompt, in no protocol's terms; raises `InvalidRequestError`."""
-        check_model(runtime, self.model)
         self._refuse_unsupported()
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         params = self.sampling_params(max_tokens=limit, logprobs=self.logprobs)
@@ -82,8 +80,10 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/completions")
     async def completions(http: Request, body: CompletionRequest) -> Response:
-        turn = await runner.start(body.turns(runtime))
-        return await respond(http, TextAnswer(runtime, turn, include_usage=body.include_usage), stream=body.stream)
+        model = runner.names.check(body.model)
+        turn = await runner.start(body.turns())
+        answer = TextAnswer(runtime, turn, model, include_usage=body.include_usage)
+        return await respond(http, answer, stream=body.stream)
 
     return routes
 
@@ -93,8 +93,8 @@ class TextAnswer(CompletionAnswer):
 
     id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, *, include_usage: bool) -> None:
-        super().__init__(runtime, turn, include_usage=include_usage)
+    def __init__(self, runtime: Runtime, turn: LiveTurn, model: str, *, include_usage: bool) -> None:
+        super().__init__(runtime, turn, model, include_usage=include_usage)
         self._lengths = [0] * len(turn.choices)
         """How many characters the tokens of each choice have so far."""
 

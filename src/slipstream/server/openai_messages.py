@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from slipstream.chat import Message, ToolCall
-from slipstream.server.errors import missing, unreadable
+from slipstream.server.errors import missing, not_read, unreadable
 
 
 def _as_parts(content: object) -> object:
@@ -65,7 +65,8 @@ def _message(message: ChatMessage, param: str) -> Message:
     if message.tool_call_id is None and message.role == "tool":
         raise missing(f"{param}.tool_call_id")
     parts = enumerate(message.content or ())
-    text = "\n".join(_text(part, f"{param}.content[{index}]") for index, part in parts)
+    in_result = message.role == "tool"
+    text = "\n".join(_text(part, f"{param}.content[{index}]", in_result=in_result) for index, part in parts)
     if message.role == "assistant":
         # Without its name: some clients add the agent's to an answer that had none, and it's the same answer.
         calls = message.tool_calls or ()
@@ -79,8 +80,10 @@ def _message(message: ChatMessage, param: str) -> Message:
     return Message(role, text, tool_call_id=message.tool_call_id, name=message.name)
 
 
-def _text(part: ContentPart, param: str) -> str:
+def _text(part: ContentPart, param: str, *, in_result: bool) -> str:
     if part.type not in ("text", "refusal"):
+        if in_result:  # the client keeps it in its history, so a refusal would end the conversation for ever
+            return not_read(part.type)
         raise unreadable(param, part.type)
     text = part.text if part.type == "text" else part.refusal
     if text is None:

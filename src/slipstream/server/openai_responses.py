@@ -66,8 +66,9 @@ def router(runner: TurnRunner) -> APIRouter:
     async def create_response(http: Request, body: ResponseRequest) -> Response:
         named = SESSION_HEADER in http.headers
         items, messages = await asyncio.to_thread(_brought, body, store, in_session=named)
-        turn = await runner.start([in_session(body.turn(runtime, messages), http)])
-        return await respond(http, _ResponseAnswer(runtime, turn, body, items), stream=body.stream)
+        model = runner.names.check(body.model)
+        turn = await runner.start([in_session(body.turn(messages), http)])
+        return await respond(http, _ResponseAnswer(runtime, turn, body, items, model), stream=body.stream)
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
@@ -140,7 +141,9 @@ def _brought(
 class _ResponseAnswer(Answer):
     """A response object, which is stored once it's finished unless the request says otherwise."""
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, items: Sequence[InputItem]) -> None:
+    def __init__(
+        self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, items: Sequence[InputItem], model: str
+    ) -> None:
         super().__init__(turn)
         (self._choice,) = turn.choices
         self._runtime = runtime
@@ -156,7 +159,7 @@ class _ResponseAnswer(Answer):
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "model": runtime.model.name,
+            "model": model,
             "output": [],
             "service_tier": "default",
             "truncation": "disabled",
@@ -219,7 +222,7 @@ class _ResponseAnswer(Answer):
                 "input_tokens": report["prompt_tokens"],
                 "input_tokens_details": {
                     "cached_tokens": report["reused_tokens"],
-                    "cache_write_tokens": report["delta_tokens"],
+                    "cache_write_tokens": report["delta_tokens"] if choice.request.reuse else 0,
                 },
                 "output_tokens": report["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": len(reasoning)},

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
-from slipstream.server.errors import missing, unreadable
+from slipstream.server.errors import missing, not_read, unreadable
 from slipstream.server.openai_messages import ContentPart
 from slipstream.sessions import StoredResponse
 
@@ -147,14 +147,17 @@ def _call(item: InputItem, param: str) -> ToolCall:
 
 
 def _result(item: InputItem, param: str) -> Message:
-    text = _text(_given(item.output, f"{param}.output"), f"{param}.output")
+    text = _text(_given(item.output, f"{param}.output"), f"{param}.output", in_result=True)
     return Message("tool", text, tool_call_id=_given(item.call_id, f"{param}.call_id"))
 
 
-def _text(parts: Sequence[Part], param: str) -> str:
-    """The parts' texts, joined by line ends."""
+def _text(parts: Sequence[Part], param: str, *, in_result: bool = False) -> str:
+    """The parts' texts, joined by line ends. In a call's result a text stands for what can't be read."""
     texts = []
     for index, part in enumerate(parts):
+        if part.type not in _TEXTS and in_result:
+            texts.append(not_read(part.type))
+            continue
         if part.type not in _TEXTS:
             raise unreadable(f"{param}[{index}]", part.type, "input_text")
         field = "refusal" if part.type == "refusal" else "text"

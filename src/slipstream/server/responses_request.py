@@ -6,10 +6,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from slipstream.chat import Message, Setting
 from slipstream.chat.setting import reasoning_kwargs
-from slipstream.runtime import Runtime
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import SessionId, session_hint
-from slipstream.server.openai_common import AtLeastOne, SamplingFields, check_model
+from slipstream.server.openai_common import AtLeastOne, SamplingFields
 from slipstream.server.openai_tools import (
     FunctionChoice,
     FunctionDefinition,
@@ -113,12 +112,11 @@ class ResponseRequest(SamplingFields):
         if self.previous_response_id is not None and self.conversation is not None:
             raise unsupported("previous_response_id", "and conversation both say what came before: send one")
 
-    def turn(self, runtime: Runtime, messages: tuple[Message, ...]) -> TurnRequest:
+    def turn(self, messages: tuple[Message, ...]) -> TurnRequest:
         """What it asks for, in no protocol's terms, where `messages` are the conversation without instructions.
 
         They are all of it, but with a `conversation`, which is a session, its next ones.
         """
-        check_model(runtime, self.model)
         text = self.text_format
         switches = self.switches()
         if self.conversation is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -10,25 +11,34 @@ from pydantic import BaseModel
 
 from slipstream.runtime import Runtime
 from slipstream.server.metrics import Metrics
-from slipstream.server.openai_common import check_model
+from slipstream.server.served_names import ServedNames
 
 
 class Model(BaseModel):
-    """A served model."""
+    """A served model, under one of its names, as OpenAI's and Anthropic's clients read it."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: str
+    owned_by: Literal["slipstream"] = "slipstream"
     max_model_len: int
     """Tokens that prompt and answer may have together."""
+    type: Literal["model"] = "model"
+    display_name: str
+    created_at: datetime
+    lifecycle: Literal["active"] = "active"
+    max_input_tokens: int
+    max_tokens: int
 
 
 class ModelList(BaseModel):
-    """All of them."""
+    """All of them, on one page."""
 
     object: Literal["list"] = "list"
     data: list[Model]
+    has_more: Literal[False] = False
+    first_id: str
+    last_id: str
 
 
 class Health(BaseModel):
@@ -39,15 +49,25 @@ class Health(BaseModel):
     """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
 
 
-def router(runtime: Runtime, metrics: Metrics) -> APIRouter:
+def router(runtime: Runtime, names: ServedNames, metrics: Metrics) -> APIRouter:
     """The routes."""
     routes = APIRouter()
-    model = Model(
-        id=runtime.model.name,
-        created=int(time.time()),
-        owned_by="slipstream",
-        max_model_len=runtime.core.limits.max_sequence,
-    )
+    created, longest = int(time.time()), runtime.core.limits.max_sequence
+
+    def model(name: str) -> Model:
+        return Model(
+            id=name,
+            created=created,
+            max_model_len=longest,
+            display_name=name,
+            created_at=datetime.fromtimestamp(created, UTC),
+            max_input_tokens=longest,
+            max_tokens=longest,
+        )
+
+    @routes.api_route("/", methods=["GET", "HEAD"])
+    async def root() -> dict[str, str]:  # some clients look whether anybody is there
+        return {"server": "slipstream", "documentation": "/docs"}
 
     @routes.get("/health")
     async def health(response: Response) -> Health:
@@ -56,12 +76,11 @@ def router(runtime: Runtime, metrics: Metrics) -> APIRouter:
 
     @routes.get("/v1/models")
     async def models() -> ModelList:
-        return ModelList(object="list", data=[model])
+        return ModelList(data=[model(name) for name in names.all], first_id=names.all[0], last_id=names.all[-1])
 
     @routes.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Model:
-        check_model(runtime, name)
-        return model
+        return model(names.check(name))
 
     @routes.get("/metrics")
     async def all_metrics(http: Request) -> Response:

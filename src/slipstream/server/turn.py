@@ -12,6 +12,7 @@ from slipstream.errors import InvalidRequestError
 from slipstream.fields import CHOICES
 from slipstream.runtime import Runtime
 from slipstream.server.metrics import Metrics
+from slipstream.server.served_names import ServedNames
 from slipstream.turns import Choice, Piece, Turn, TurnRequest
 
 MAX_CHOICES = 128
@@ -100,6 +101,7 @@ class TurnRunner:
 
     def __init__(self, runtime: Runtime, metrics: Metrics, config: ServerConfig) -> None:
         self.runtime = runtime
+        self.names = ServedNames(runtime.model.name, config.served_model_name)
         self._metrics = metrics
         self._config = config
         self._endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts

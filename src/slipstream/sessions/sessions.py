@@ -227,11 +227,10 @@ class Sessions:
         asks = any(message.role == "user" for message in state.messages)
         render = self._conversations.prompt if asks else self._conversations.beginning
         prompt = render(state.messages, state.setting, tenant=state.tenant)
-        if len(prompt.token_ids) >= self._core.limits.max_sequence:
-            raise ContextLengthError(
-                f"the session would have {len(prompt.token_ids):,} tokens, but there is room for "
-                f"{self._core.limits.max_sequence:,}: append less, or roll it back"
-            )
+        length, limit = len(prompt.token_ids), self._core.limits.max_sequence
+        if length >= limit:
+            message = f"the session would have {length:,} tokens, but there is room for {limit:,}: "
+            raise ContextLengthError(message, "append less, or roll it back", prompt=length, wanted=0, limit=limit)
         return prompt
 
     def _changed(self, state: SessionState, prompt: Prompt | None) -> None:

@@ -107,7 +107,7 @@ class SessionTurns:
             self._ahead.count(state, counters)
             asked = turn.history or History.of(turn.messages, state.history)
             turn.history = state.history = asked.then(answer)
-            state.tools = turn.setting.tools.tools
+            state.tools = turn.setting.tools.described
             state.template_kwargs = turn.setting.template_kwargs
             state.named = state.named or turn.alone
             state.token_ids = part.token_ids if part is not None else prompt.token_ids

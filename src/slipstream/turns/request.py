@@ -34,5 +34,7 @@ class TurnRequest:
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
+    answers: bool = True
+    """Whether there is to be an answer; without, the prompt is computed for later ones, and one token is dropped."""
     warnings: tuple[str, ...] = ()
     """What of the request was left out or loosened, for the client to read."""

@@ -146,6 +146,10 @@ class Turn:
             raise EngineStoppedError("the request was cancelled")
         if choice.conversation is None:
             return Piece(choice, output, [])
+        if not choice.request.answers:
+            if last and choice.session_turn is not None:
+                self._session_turns.release(choice.session_turn)
+            return Piece(choice, output, [])
         deltas = choice.reader.feed(output.text, last=last)
         if last and choice.session_turn is not None:
             whole = choice.answer

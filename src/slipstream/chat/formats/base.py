@@ -61,7 +61,7 @@ class ToolFormat(ABC):
 
     def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:
         """The tools as the template takes them; None where there are none, or they are part of the messages."""
-        return [tool.as_dict() for tool in use.tools] or None
+        return [tool.as_dict() for tool in use.described] or None
 
     @abstractmethod
     def grammar(self, use: ToolUse) -> str:

@@ -1,4 +1,4 @@
-"""For templates that know no tools: they are described in the system message, calls and results are in Hermes form."""
+"""For templates that know no tools: the system message begins with them, calls and results are in Hermes form."""
 
 import json
 from collections.abc import Sequence
@@ -46,16 +46,17 @@ class Generic(Hermes):
                 text = joined("\n", (part for part in (content(message.text), *calls) if part))
                 thoughts = dict.fromkeys(self.THOUGHTS, message.reasoning) if message.reasoning else {}
                 result.append({"role": message.role, "content": text, **thoughts})
-        if use.tools:
+        if use.described:
             self._describe(result, use)
         return result
 
     @staticmethod
     def _describe(messages: list[dict[str, Any]], use: ToolUse) -> None:
-        tools = "\n".join(json.dumps(tool.as_dict()["function"], ensure_ascii=False) for tool in use.tools)
+        tools = "\n".join(json.dumps(tool.as_dict()["function"], ensure_ascii=False) for tool in use.described)
         instructions = own(_INSTRUCTIONS).replace("TOOLS", content(tools))
+        # Clients change their system text, by the date or the state of a repository, and hardly ever their tools.
         if messages and messages[0]["role"] == "system":
-            messages[0]["content"] += own("\n\n") + instructions
+            messages[0]["content"] = instructions + own("\n\n") + messages[0]["content"]
         else:
             messages.insert(0, {"role": "system", "content": instructions})
 

@@ -84,10 +84,10 @@ class Phi4Mini(ListedCalls):
     def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
         """See `ToolFormat.messages`."""
         result = super().messages(messages, use)
-        if use.tools:
+        if use.described:
             if not result or result[0]["role"] != "system":
                 result.insert(0, {"role": "system", "content": ""})
-            functions = [tool.as_dict()["function"] for tool in use.tools]
+            functions = [tool.as_dict()["function"] for tool in use.described]
             result[0]["tools"] = json.dumps(functions, ensure_ascii=False)
         return result
 
