@@ -15,6 +15,14 @@ Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class TextGrammar:
+    """What a text must fit."""
+
+    syntax: Literal["lark", "regex"]
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A function as its caller describes it; `parameters` is a JSON Schema of an object."""
 
@@ -23,6 +31,8 @@ class Tool:
     parameters: Schema = field(default_factory=dict)
     deferred: bool = False
     """Whether it's described where a message brings it up, and not in front of all messages."""
+    text: TextGrammar | None = None
+    """What its only parameter, a string, must fit, where arguments are JSON."""
 
     def as_dict(self) -> dict[str, Any]:
         """The form that chat templates and models know."""

@@ -27,6 +27,9 @@ from slipstream.server.overflow import overflow_message
 
 logger = logging.getLogger(__name__)
 
+OVERFLOW = "context_length_exceeded"
+"""The code of a prompt that is too long."""
+
 CLIENT_GONE = 499
 """Nobody reads it; it keeps such requests apart in the metrics (nginx's number)."""
 

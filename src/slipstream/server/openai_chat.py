@@ -23,6 +23,7 @@ from slipstream.server.openai_tools import (
     ToolChoice,
     ToolDefinition,
     call_objects,
+    function_tools,
     response_schema,
     tool_use,
 )
@@ -58,7 +59,7 @@ class ChatRequest(SamplingFields):
             raise unsupported("top_logprobs", "needs logprobs to be true")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        functions = [tool.function for tool in self.tools or ()]
+        functions = function_tools(tool.function for tool in self.tools or ())
         tools = tool_use(functions, self.tool_choice, parallel=self.parallel_tool_calls is not False)
         wanted = self.response_format
         return TurnRequest(

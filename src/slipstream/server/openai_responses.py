@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: `/v1/responses`, and `/v1/conversations`, which are sessions here."""
+"""OpenAI's Responses API: `/v1/responses` and what belongs to it; `/v1/conversations` are sessions here."""
 
 import asyncio
 import json
@@ -14,13 +14,16 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from slipstream.chat import Message
-from slipstream.errors import InvalidRequestError
+from slipstream.engine import SamplingParams
+from slipstream.errors import ContextLengthError, InvalidRequestError
 from slipstream.runtime import Runtime
-from slipstream.server.errors import Failure, unsupported
+from slipstream.server.errors import Failure, failure_of, unsupported
 from slipstream.server.extension import SESSION_HEADER, in_session, report_of
-from slipstream.server.responses_items import InputItem, Item, item_messages, listed, resolved
+from slipstream.server.responses_compaction import CompactionAnswer, compaction, response_usage
+from slipstream.server.responses_items import InputItem, item_messages, listed, resolved
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
-from slipstream.server.responses_request import ResponseRequest
+from slipstream.server.responses_request import PromptRequest, ResponseRequest
+from slipstream.server.responses_tools import Item
 from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
 from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
@@ -67,8 +70,29 @@ def router(runner: TurnRunner) -> APIRouter:
         named = SESSION_HEADER in http.headers
         items, messages = await asyncio.to_thread(_brought, body, store, in_session=named)
         model = runner.names.check(body.model)
-        turn = await runner.start([in_session(body.turn(messages), http)])
+        request = in_session(body.turn(messages), http)
+        try:
+            turn = await runner.start([request])
+        except ContextLengthError as error:
+            if not body.stream:
+                raise
+            return _refused_stream(_head(request.params, body, model), failure_of(error, http.url.path))
         return await respond(http, _ResponseAnswer(runtime, turn, body, items, model), stream=body.stream)
+
+    @routes.post("/v1/responses/input_tokens")
+    async def count_input_tokens(http: Request, body: PromptRequest) -> Response:
+        runner.names.check(body.model)
+        _, messages = await asyncio.to_thread(_brought, body, store, in_session=SESSION_HEADER in http.headers)
+        request = in_session(body.turn(messages), http)
+        count = await asyncio.to_thread(runtime.turns.count, request)
+        return _json({"object": "response.input_tokens", "input_tokens": count})
+
+    @routes.post("/v1/responses/compact")
+    async def compact(http: Request, body: PromptRequest) -> Response:
+        runner.names.check(body.model)
+        _, messages = await asyncio.to_thread(_brought, body, store, in_session=False)
+        turn = await runner.start([compaction(body.turn(messages))])
+        return await respond(http, CompactionAnswer(turn, messages), stream=False)
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
@@ -122,9 +146,7 @@ def conversations(sessions: Sessions) -> APIRouter:
     return routes
 
 
-def _brought(
-    body: ResponseRequest, store: Database, *, in_session: bool
-) -> tuple[list[InputItem], tuple[Message, ...]]:
+def _brought(body: PromptRequest, store: Database, *, in_session: bool) -> tuple[list[InputItem], tuple[Message, ...]]:
     """The items that a request brings, and the conversation without instructions.
 
     Where a session holds what came before, that the body or something else names, it's what is new. Raises
@@ -149,26 +171,11 @@ class _ResponseAnswer(Answer):
         self._runtime = runtime
         self._items = items
         self._kept = body.store is not False
-        params = self._choice.request.params
-        self._response = {
-            "id": f"resp_{secrets.token_hex(12)}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "status": "in_progress",
-            "completed_at": None,
-            "background": False,
-            "error": None,
-            "incomplete_details": None,
-            "model": model,
-            "output": [],
-            "service_tier": "default",
-            "truncation": "disabled",
-            "usage": None,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            **body.echo(),
-        }
-        self._writer = EventWriter(self._response, self._choice)
+        self._response = _head(self._choice.request.params, body, model)
+        self._toolbox = body.toolbox
+        self._writer = EventWriter(
+            self._response, partial(output_items, self._choice, self._response["id"], self._toolbox), self._toolbox
+        )
 
     async def whole(self) -> bytes:
         """The response."""
@@ -217,19 +224,38 @@ class _ResponseAnswer(Answer):
             "status": "incomplete" if cut else "completed",
             "completed_at": None if cut else int(time.time()),
             "incomplete_details": cut,
-            "output": output_items(choice, self._response["id"]),
-            "usage": {
-                "input_tokens": report["prompt_tokens"],
-                "input_tokens_details": {
-                    "cached_tokens": report["reused_tokens"],
-                    "cache_write_tokens": report["delta_tokens"] if choice.request.reuse else 0,
-                },
-                "output_tokens": report["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": len(reasoning)},
-                "total_tokens": report["prompt_tokens"] + report["completion_tokens"],
-            },
+            "output": output_items(choice, self._response["id"], self._toolbox),
+            "usage": response_usage(report, kept=choice.request.reuse, reasoning=len(reasoning)),
             "slipstream": report,
         }
+
+
+def _head(params: SamplingParams, body: ResponseRequest, model: str) -> dict[str, Any]:
+    """A response before there is anything in it."""
+    return {
+        "id": f"resp_{secrets.token_hex(12)}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "completed_at": None,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        "service_tier": "default",
+        "truncation": "disabled",
+        "usage": None,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        **body.echo(),
+    }
+
+
+def _refused_stream(response: dict[str, Any], failure: Failure) -> Response:
+    """The events of a response whose prompt is too long: Codex compacts the conversation by them, not by a status."""
+    writer = EventWriter(response)
+    return Response(writer.created() + writer.failed(failure), media_type="text/event-stream")
 
 
 def _conversation(state: SessionState) -> Conversation:

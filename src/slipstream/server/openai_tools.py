@@ -9,13 +9,13 @@ from slipstream.chat import Schema, Tool, ToolCall, ToolUse
 from slipstream.fields import RESPONSE_SCHEMA
 from slipstream.server.errors import missing
 
-_NAME = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
+ToolName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
 
 
 class FunctionDefinition(BaseModel):
     """A function that may be called. `strict` changes nothing: every call fits its schema."""
 
-    name: _NAME
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -47,9 +47,11 @@ class NamedTool(BaseModel):
 
 
 class NamedFunction(FunctionName):
-    """A tool by its name, in the Responses API."""
+    """A tool by its name, in the Responses API; one of a namespace may be named with it."""
 
-    type: Literal["function"]
+    type: Literal["function", "custom", "local_shell"]
+    name: str = "local_shell"
+    namespace: str | None = None
 
 
 Named = TypeVar("Named", NamedTool, NamedFunction)
@@ -96,7 +98,12 @@ ToolChoice = Annotated[
 ]
 FunctionChoice = Annotated[
     _Word | NamedFunction | AllowedTools[NamedFunction],
-    _choice_validator({"function": NamedFunction, "allowed_tools": AllowedTools[NamedFunction]}),
+    _choice_validator(
+        {
+            **dict.fromkeys(("function", "custom", "local_shell"), NamedFunction),
+            "allowed_tools": AllowedTools[NamedFunction],
+        }
+    ),
 ]
 """The same in the Responses API."""
 
@@ -117,17 +124,32 @@ class ResponseFormat(BaseModel):
     json_schema: JSONSchemaFormat | None = None
 
 
+def function_tools(functions: Iterable[FunctionDefinition]) -> tuple[Tool, ...]:
+    """Functions in no protocol's terms."""
+    return tuple(Tool(each.name, each.description or "", each.parameters or {}) for each in functions)
+
+
 def tool_use(
-    functions: Iterable[FunctionDefinition], choice: ToolChoice | FunctionChoice | None = None, *, parallel: bool = True
+    known: tuple[Tool, ...], choice: ToolChoice | FunctionChoice | None = None, *, parallel: bool = True
 ) -> ToolUse:
-    """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field."""
-    known = tuple(Tool(each.name, each.description or "", each.parameters or {}) for each in functions)
+    """Tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field."""
     wanted = choice.allowed_tools if isinstance(choice, AllowedToolsChoice) else choice
     if wanted is None or isinstance(wanted, str):
         return ToolUse(known, wanted or "auto", None, parallel)
     if isinstance(wanted, AllowedTools):
-        return ToolUse(known, wanted.mode, frozenset(tool.name for tool in wanted.tools), parallel)
-    return ToolUse(known, "required", frozenset({wanted.name}), parallel=False)
+        return ToolUse(known, wanted.mode, frozenset(map(_flat_name, wanted.tools)), parallel)
+    return ToolUse(known, "required", frozenset({_flat_name(wanted)}), parallel=False)
+
+
+def flat_name(namespace: str | None, name: str) -> str:
+    """The name by which the model knows a tool of a namespace."""
+    if namespace is None:
+        return name
+    return f"{namespace}{name}" if namespace.endswith("__") else f"{namespace}__{name}"
+
+
+def _flat_name(tool: NamedTool | NamedFunction) -> str:
+    return flat_name(tool.namespace if isinstance(tool, NamedFunction) else None, tool.name)
 
 
 def call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:

@@ -12,14 +12,27 @@ from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
 from slipstream.server.errors import missing, not_read, unreadable
 from slipstream.server.openai_messages import ContentPart
+from slipstream.server.openai_tools import flat_name
+from slipstream.server.responses_summary import summary_of
+from slipstream.server.responses_tools import SHELL_NAME, Item, custom_arguments, shell_arguments
 from slipstream.sessions import StoredResponse
 
 T = TypeVar("T")
-Item = dict[str, Any]
-"""An item as JSON has it."""
 
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "local_shell_call": "lsh",
+    "local_shell_call_output": "lsho",
+    "reasoning": "rs",
+    "compaction": "cmp",
+}
 _KINDS = (*_PREFIXES, "item_reference")
+_SILENT = re.compile(r"(web_search|file_search|code_interpreter|image_generation|computer|mcp|tool_search)_\w+")
+"""Items of tools that another server ran, in a conversation that began there: they say nothing here."""
 _OWN_ID = re.compile(r"[a-z]+_([0-9a-f]{24})_i?\d+")
 _TEXTS = ("input_text", "output_text", "text", "refusal")
 
@@ -41,8 +54,12 @@ class InputItem(BaseModel):
     content: list[Part] | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
+    input: str | None = None
+    action: dict[str, Any] | None = None
     output: list[Part] | None = None
+    encrypted_content: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -51,6 +68,9 @@ class InputItem(BaseModel):
         if not isinstance(item, dict):
             return item
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
+        kind = {"compaction_summary": "compaction"}.get(kind, kind)
+        if isinstance(kind, str) and _SILENT.fullmatch(kind):
+            return {"type": kind}
         if kind not in _KINDS:
             raise ValueError(f"an item must be of type {', '.join(_KINDS)}")
         answer = {"type": "output_text", "annotations": []}
@@ -66,10 +86,11 @@ def item_id(response_id: str, kind: str, place: int | str) -> str:
 
 
 def resolved(items: Sequence[InputItem], find: Callable[[str], StoredResponse | None]) -> list[InputItem]:
-    """The items, each reference replaced by the item of that id in the stored response that `find` gives."""
+    """The items that say something; for each reference, the item of that id in the stored response that `find` gives."""
     return [
         _referred(item, f"input[{index}].id", find) if item.type == "item_reference" else item
         for index, item in enumerate(items)
+        if not _SILENT.fullmatch(item.type)
     ]
 
 
@@ -91,7 +112,10 @@ def item_messages(items: Sequence[InputItem], field: str, known_calls: Iterable[
                 message = _message(item, param)
                 messages.append(replace(message, reasoning=thought) if message.role == "assistant" else message)
                 thought = ""
-            case "function_call":
+            case "compaction":
+                summary = summary_of(_given(item.encrypted_content, f"{param}.encrypted_content"), param)
+                messages.append(Message("user", summary))
+            case "function_call" | "custom_tool_call" | "local_shell_call":
                 call = _call(item, param)
                 if calls is not None:
                     calls.add(call.id)
@@ -99,7 +123,7 @@ def item_messages(items: Sequence[InputItem], field: str, known_calls: Iterable[
                     messages.append(Message("assistant", reasoning=thought))
                     thought = ""
                 messages[-1] = replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
-            case "function_call_output":
+            case "function_call_output" | "custom_tool_call_output" | "local_shell_call_output":
                 result = _result(item, param)
                 if calls is not None and result.tool_call_id not in calls:
                     complaint = f"{param}.call_id is {result.tool_call_id!r}, but there is no such call before it: "
@@ -139,16 +163,19 @@ def _message(item: InputItem, param: str) -> Message:
 
 
 def _call(item: InputItem, param: str) -> ToolCall:
-    return ToolCall(
-        _given(item.call_id, f"{param}.call_id"),
-        _given(item.name, f"{param}.name"),
-        _given(item.arguments, f"{param}.arguments"),
-    )
+    call_id = _given(item.call_id, f"{param}.call_id")
+    if item.type == "local_shell_call":
+        return ToolCall(call_id, SHELL_NAME, shell_arguments(_given(item.action, f"{param}.action")))
+    name = flat_name(item.namespace, _given(item.name, f"{param}.name"))
+    if item.type == "custom_tool_call":
+        return ToolCall(call_id, name, custom_arguments(_given(item.input, f"{param}.input")))
+    return ToolCall(call_id, name, _given(item.arguments, f"{param}.arguments"))
 
 
 def _result(item: InputItem, param: str) -> Message:
     text = _text(_given(item.output, f"{param}.output"), f"{param}.output", in_result=True)
-    return Message("tool", text, tool_call_id=_given(item.call_id, f"{param}.call_id"))
+    call_id = item.call_id if item.type != "local_shell_call_output" else item.call_id or item.id
+    return Message("tool", text, tool_call_id=_given(call_id, f"{param}.call_id"))
 
 
 def _text(parts: Sequence[Part], param: str, *, in_result: bool = False) -> str:

@@ -1,13 +1,14 @@
 """The output of the Responses API: the items of an answer, whole and as a stream of events."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
-from slipstream.chat import AnswerDelta
-from slipstream.server.errors import Failure
-from slipstream.server.responses_items import Item, item_id
+from slipstream.chat import AnswerDelta, ToolCall
+from slipstream.server.errors import OVERFLOW, Failure
+from slipstream.server.responses_items import item_id
+from slipstream.server.responses_tools import Item, Toolbox, input_of
 from slipstream.turns import Choice
 
 _TEXT_EVENTS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -17,7 +18,14 @@ _TEXT_EVENTS: Mapping[str, tuple[str, dict[str, Any]]] = {
 """By the type of an item: what the events of its text are called, and what they have besides."""
 
 
-def output_items(choice: Choice, response_id: str) -> list[Item]:
+_INPUT_EVENTS = {
+    "function_call": ("response.function_call_arguments", "arguments"),
+    "custom_tool_call": ("response.custom_tool_call_input", "input"),
+}
+"""By the type of a call: what the events of its arguments are called, and the field that holds them."""
+
+
+def output_items(choice: Choice, response_id: str, toolbox: Toolbox) -> list[Item]:
     """What an answer consists of so far: reasoning, text, calls. An answer that says nothing is an empty text.
 
     What is not there yet comes after what is, so an item's place does not change.
@@ -28,10 +36,7 @@ def output_items(choice: Choice, response_id: str) -> list[Item]:
         items.append({"type": "reasoning", "summary": [], "content": [_part("reasoning", reasoning)]})
     if message.text or not message.tool_calls:
         items.append({"type": "message", "role": "assistant", "content": [_part("message", message.text)]})
-    items += [
-        {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
-        for call in message.tool_calls
-    ]
+    items += map(toolbox.call_item, message.tool_calls)
     items = [
         {"id": item_id(response_id, item["type"], place), **item, "status": "completed"}
         for place, item in enumerate(items)
@@ -50,14 +55,22 @@ def cut_short(choice: Choice) -> dict[str, Any] | None:
 
 
 class EventWriter:
-    """Writes the events of one stream, in the protocol's order. `response` is the response while it is in progress.
+    """Writes the events of one stream, in the protocol's order.
+
+    `response` is the response while it is in progress, `items` gives what the answer consists of so far, and `toolbox`
+    knows the tools that it may call.
 
     One item is open at a time: it's closed when the next one begins.
     """
 
-    def __init__(self, response: dict[str, Any], choice: Choice) -> None:
+    def __init__(
+        self, response: dict[str, Any], items: Callable[[], list[Item]] = list, toolbox: Toolbox | None = None
+    ) -> None:
         self._response = response
-        self._choice = choice
+        self._items = items
+        self._toolbox = toolbox or Toolbox(())
+        self._arguments = ""
+        """Of the call that is open, as far as they came."""
         self._numbers = count()
         self._place = -1
         self._open: Item | None = None
@@ -69,14 +82,14 @@ class EventWriter:
 
     def piece(self, delta: AnswerDelta) -> bytes:
         """The events of a piece of an answer, which may begin another item."""
-        kind = "message" if delta.text else "reasoning" if delta.reasoning else "function_call"
+        kind = "message" if delta.text else "reasoning" if delta.reasoning else "call"
         begun = b""
-        if self._open is None or delta.id is not None or self._open["type"] != kind:
-            begun = self._close() + self._begin(kind, delta)
-        if kind == "function_call":
-            if not delta.arguments:
-                return begun
-            return begun + self._item_event("response.function_call_arguments.delta", delta=delta.arguments)
+        if delta.id is not None:
+            begun = self._close() + self._begin_call(delta)
+        elif kind != "call" and (self._open is None or self._open["type"] != kind):
+            begun = self._close() + self._begin(kind)
+        if kind == "call":
+            return begun + self._call_piece(delta.arguments)
         name, rest = _TEXT_EVENTS[kind]
         return begun + self._part_event(f"{name}.delta", delta=delta.text or delta.reasoning, **rest)
 
@@ -84,37 +97,51 @@ class EventWriter:
         """The last events, with the finished response."""
         events = self._close()
         if self._place + 1 < len(response["output"]):  # a text that is empty
-            events += self._begin("message", AnswerDelta()) + self._close()
+            events += self._begin("message") + self._close()
         return events + self._event(f"response.{response['status']}", response=response)
 
     def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off."""
         code = "invalid_prompt" if failure.type == "invalid_request_error" else "server_error"
+        if failure.code == OVERFLOW:
+            code = OVERFLOW  # by which clients notice that they have to compact
         problem = {"code": code, "message": failure.message}
         return self._event("response.failed", response=self._response | {"status": "failed", "error": problem})
 
-    def _begin(self, kind: str, delta: AnswerDelta) -> bytes:
-        self._place += 1
-        self._open = {"id": item_id(self._response["id"], kind, self._place), "type": kind, "status": "in_progress"}
-        begun: Item = {"role": "assistant", "content": []}
-        if kind == "function_call":
-            begun = {"call_id": delta.id, "name": delta.name, "arguments": ""}
-        elif kind == "reasoning":
-            begun = {"summary": [], "content": []}
-        added = self._event("response.output_item.added", output_index=self._place, item=self._open | begun)
-        if kind == "function_call":
-            return added
+    def _call_piece(self, arguments: str) -> bytes:
+        """The event of a piece of a call's arguments, if its type has one and it says something."""
+        assert self._open is not None
+        before, self._arguments = self._arguments, self._arguments + arguments
+        name, _ = _INPUT_EVENTS.get(self._open["type"], (None, None))
+        if self._open["type"] == "custom_tool_call":
+            arguments = input_of(self._arguments)[len(input_of(before)) :]
+        return self._item_event(f"{name}.delta", delta=arguments) if name and arguments else b""
+
+    def _begin_call(self, delta: AnswerDelta) -> bytes:
+        self._arguments = ""
+        begun = self._toolbox.call_item(ToolCall(delta.id or "", delta.name or "", ""))
+        return self._added(begun)
+
+    def _begin(self, kind: str) -> bytes:
+        begun: Item = {"role": "assistant", "content": []} if kind == "message" else {"summary": [], "content": []}
+        added = self._added({"type": kind, **begun})
         return added + self._part_event("response.content_part.added", part=_part(kind, ""))
+
+    def _added(self, item: Item) -> bytes:
+        self._place += 1
+        id = item_id(self._response["id"], item["type"], self._place)
+        self._open = {"id": id, "type": item["type"], "status": "in_progress"}
+        return self._event("response.output_item.added", output_index=self._place, item=self._open | item)
 
     def _close(self) -> bytes:
         if self._open is None:
             return b""
-        item = output_items(self._choice, self._response["id"])[self._place]
-        kind = item["type"]
-        if kind == "function_call":
-            told = {"name": item["name"], "arguments": item["arguments"]}
-            done = self._item_event("response.function_call_arguments.done", **told)
-        else:
+        item = self._items()[self._place]
+        kind, done = item["type"], b""
+        if kind in _INPUT_EVENTS:
+            name, field = _INPUT_EVENTS[kind]
+            done = self._item_event(f"{name}.done", **{"name": item["name"], field: item[field]})
+        elif kind in _TEXT_EVENTS:
             (part,) = item["content"]
             name, rest = _TEXT_EVENTS[kind]
             done = self._part_event(f"{name}.done", text=part["text"], **rest)

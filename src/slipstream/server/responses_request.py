@@ -1,8 +1,9 @@
 """The body of a request to the Responses API, and what it asks for."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from slipstream.chat import Message, Setting
 from slipstream.chat.setting import reasoning_kwargs
@@ -11,12 +12,12 @@ from slipstream.server.extension import SessionId, session_hint
 from slipstream.server.openai_common import AtLeastOne, SamplingFields
 from slipstream.server.openai_tools import (
     FunctionChoice,
-    FunctionDefinition,
     JSONSchemaFormat,
     response_schema,
     tool_use,
 )
 from slipstream.server.responses_items import InputItem
+from slipstream.server.responses_tools import AnyTool, Toolbox
 from slipstream.turns import TurnRequest
 
 _REFUSED = {
@@ -26,19 +27,6 @@ _REFUSED = {
     "top_logprobs": "log-probabilities are part of /v1/chat/completions alone",
 }
 _LOGPROBS = "message.output_text.logprobs"
-
-
-class FunctionTool(FunctionDefinition):
-    """A tool; functions are the only kind."""
-
-    type: Literal["function"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_functions(cls, tool: Any) -> Any:
-        if isinstance(tool, dict) and tool.get("type") != "function":
-            raise ValueError("no tools are run here: send type 'function' and run it yourself")
-        return tool
 
 
 class TextFormat(JSONSchemaFormat):
@@ -63,6 +51,8 @@ class ReasoningConfig(BaseModel):
 
 
 def _as_items(value: object) -> object:
+    if value is None:
+        return []
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
@@ -70,17 +60,17 @@ def _as_id(value: object) -> object:
     return value["id"] if isinstance(value, dict) and "id" in value else value
 
 
-class ResponseRequest(SamplingFields):
+class PromptRequest(SamplingFields):
     """The body of a request. Most of `include` asks for what makes no difference here."""
 
-    input: Annotated[list[InputItem], BeforeValidator(_as_items), Field(min_length=1)]
+    input: Annotated[list[InputItem], BeforeValidator(_as_items)] = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: Annotated[SessionId | None, BeforeValidator(_as_id)] = None
     store: bool | None = None
     max_output_tokens: AtLeastOne | None = None
     max_tool_calls: int | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[AnyTool] | None = None
     tool_choice: FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -96,6 +86,11 @@ class ResponseRequest(SamplingFields):
     user: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+
+    @cached_property
+    def toolbox(self) -> Toolbox:
+        """The tools, as the model knows them."""
+        return Toolbox(self.tools or ())
 
     @property
     def text_format(self) -> TextFormat:
@@ -123,7 +118,7 @@ class ResponseRequest(SamplingFields):
             switches |= {"session_id": self.conversation, "continues": True}
         elif self.previous_response_id is not None:
             switches |= {"continues": False}
-        tools = tool_use(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        tools = tool_use(self.toolbox.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
         reasoning = reasoning_kwargs(self.reasoning.effort if self.reasoning else None)
         return TurnRequest(
             prompt=messages,
@@ -132,6 +127,7 @@ class ResponseRequest(SamplingFields):
             setting=Setting(tools, reasoning | (self.chat_template_kwargs or {})),
             response_schema=response_schema(text.type, text),
             session_hint=session_hint(self.prompt_cache_key),
+            warnings=self.toolbox.warnings,
             **switches,
         )
 
@@ -152,6 +148,12 @@ class ResponseRequest(SamplingFields):
             "store": self.store is not False,
             "text": {"format": self.text_format.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "tools": [tool.model_dump(exclude_unset=True) for tool in self.tools or ()],
             "user": self.user,
         }
+
+
+class ResponseRequest(PromptRequest):
+    """The body of a request for a response, which has to bring something."""
+
+    input: Annotated[list[InputItem], BeforeValidator(_as_items), Field(min_length=1)]

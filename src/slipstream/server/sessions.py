@@ -12,7 +12,7 @@ from slipstream.chat import Message, Setting
 from slipstream.errors import SessionNotFoundError
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
-from slipstream.server.openai_tools import ToolDefinition, call_objects, tool_use
+from slipstream.server.openai_tools import ToolDefinition, call_objects, function_tools, tool_use
 from slipstream.server.turn import TENANT
 from slipstream.sessions import SessionInfo, Sessions, SessionState
 
@@ -115,7 +115,7 @@ def router(sessions: Sessions) -> APIRouter:
 
     @routes.post("", status_code=201)
     async def create(body: CreateSession) -> SessionObject:
-        tools = tool_use(tool.function for tool in body.tools or ())
+        tools = tool_use(function_tools(tool.function for tool in body.tools or ()))
         messages, setting = chat_messages(body.messages), Setting(tools, body.chat_template_kwargs or {})
         ttl, pinned = body.ttl_seconds, body.pinned
 

@@ -10,7 +10,7 @@ from slipstream.chat import Setting
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.openai_messages import ChatMessage, chat_messages
-from slipstream.server.openai_tools import ToolDefinition, tool_use
+from slipstream.server.openai_tools import ToolDefinition, function_tools, tool_use
 
 
 class TokenizeRequest(BaseModel):
@@ -74,7 +74,9 @@ def _tokens(runtime: Runtime, body: TokenizeRequest) -> list[int]:
         message = f"send one of content, prompt and messages; this request has {found}"
         raise InvalidRequestError(message, param=given[1] if given else "content")
     if body.messages is not None:
-        setting = Setting(tool_use(tool.function for tool in body.tools or ()), body.chat_template_kwargs or {})
+        setting = Setting(
+            tool_use(function_tools(tool.function for tool in body.tools or ())), body.chat_template_kwargs or {}
+        )
         return list(map(int, runtime.conversations.prompt(chat_messages(body.messages), setting).token_ids))
     text = body.content if body.content is not None else body.prompt
     assert text is not None

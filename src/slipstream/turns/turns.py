@@ -71,6 +71,19 @@ class Turns:
         finally:
             turn.cancel()
 
+    def count(self, request: TurnRequest) -> int:
+        """The tokens of the prompt that a request for an answer to messages would have; computes nothing.
+
+        Raises `InvalidRequestError` and `SessionConflictError`.
+        """
+        turn = Turn(self._core, self._session_turns, self._conversations)
+        try:
+            claimed = self._claim(turn, request)
+            assert claimed is not None
+            return len(self._conversations.prompt(claimed.messages, claimed.setting, tenant=request.tenant).token_ids)
+        finally:
+            turn.cancel()
+
     def _claim(self, turn: Turn, request: TurnRequest) -> SessionTurn | None:
         """Claim the session of a request until it is answered."""
         if not isinstance(request.prompt, tuple):

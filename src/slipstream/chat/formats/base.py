@@ -12,6 +12,7 @@ from slipstream.chat.reasoning import Reasoning
 from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
 from slipstream.chat.setting import Schema, Tool, ToolUse
 from slipstream.chat.tags import Tag, Tags, rule_until
+from slipstream.chat.text_grammar import text_rules
 from slipstream.tokenizer.provenance import Traced, content, origin_of, own
 
 
@@ -211,8 +212,13 @@ def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> l
 
 def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> list[str]:
     """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
-    arguments = json_rule(closed_parameters(tool.parameters))
-    return [f"{rule}: {before} {rule}_arguments {after}", f"{rule}_arguments: {arguments}"]
+    call = f"{rule}: {before} {rule}_arguments {after}"
+    if tool.text is None:
+        return [call, f"{rule}_arguments: {json_rule(closed_parameters(tool.parameters))}"]
+    (parameter,) = tool.parameters["properties"]
+    opening, ending, inside = literal(f'{{{json.dumps(parameter)}: "'), literal('"}'), f"{rule}_text_"
+    arguments = f"{rule}_arguments: {opening} {inside}start {ending}"
+    return [call, arguments, *text_rules(tool.text, inside)]
 
 
 MORE = "{0,15}"
