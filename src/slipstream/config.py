@@ -21,6 +21,12 @@ class EngineConfig(BaseModel):
     """Bytes for answers that exact repeats of deterministic requests get from memory; 0 for none."""
     session_ttl: float = Field(default=86_400.0, gt=0)
     """Seconds that a session stays without being used."""
+    max_sessions: int = Field(default=2048, ge=1)
+    """Sessions of a tenant, those that are pinned aside; the least recently used are forgotten for more."""
+    max_pins: int = Field(default=128, ge=0)
+    """Pinned sessions of a tenant."""
+    max_session_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("256MiB"), gt=0)
+    """Bytes of messages and tools of a tenant's sessions in memory; the least recently used leave it for more."""
     state_dir: Path | None = None
     """A folder where sessions and their KV outlive the process; None keeps them in memory alone."""
     state_disk: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("10GiB"), gt=0)
@@ -37,6 +43,37 @@ class EngineConfig(BaseModel):
     """Requests computed at the same time."""
     max_waiting: int = Field(default=256, ge=1)
     """Requests that may queue; more are answered with 429."""
+
+
+class LimitsConfig(BaseModel):
+    """What a request, and all together, may take of the server before the engine sees them. See docs/limits.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("8MiB"), gt=0)
+    """Bytes of a body."""
+    max_values: int = Field(default=150_000, ge=1)
+    """Values in a body's JSON, which take far more memory and time than their bytes."""
+    max_characters: int = Field(default=4_000_000, ge=1)
+    """Characters of all text in a body."""
+    max_messages: int = Field(default=10_000, ge=1)
+    """Messages of a conversation, or items of an input."""
+    max_tools: int = Field(default=512, ge=1)
+    """Tools of a request."""
+    max_schema: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("512KiB"), gt=0)
+    """Bytes of all JSON Schemas of a request together."""
+    max_stop: int = Field(default=64, ge=1)
+    """Stop strings, and stop tokens, of a request."""
+    max_logit_bias: int = Field(default=1024, ge=1)
+    """Tokens whose logits a request may shift."""
+    max_choices: int = Field(default=128, ge=1)
+    """Answers that one request may ask for, prompts times choices."""
+    max_requests: int = Field(default=1024, ge=1)
+    """Requests that are read, wait or are answered at the same time; more are answered with 429."""
+    max_bodies: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("128MiB"), gt=0)
+    """Bytes of the bodies of all those requests together."""
+    read_timeout: float = Field(default=30.0, gt=0)
+    """Seconds that a client may take for the head of a request, and again between two parts of its body."""
 
 
 class ServerConfig(BaseModel):
@@ -61,8 +98,10 @@ class ServerConfig(BaseModel):
     """Whether exact repeats of deterministic requests are answered from memory."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """How long running requests may go on after a signal to stop."""
+    limits: LimitsConfig = LimitsConfig()
     engine: EngineConfig = EngineConfig()
 
 
-FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*EngineConfig.model_fields, *ServerConfig.model_fields)}
+_FIELDS = (*EngineConfig.model_fields, *LimitsConfig.model_fields, *ServerConfig.model_fields)
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in _FIELDS}
 """The options of `slipstream serve` that set these fields."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from slipstream.fields import PROMPT, SESSION_ID, Field
+from slipstream.fields import PROMPT, SESSION_ID, Field, Option
 
 
 class SlipstreamError(Exception):
@@ -47,8 +47,27 @@ class ContextLengthError(InvalidRequestError):
         self.limit = limit
 
 
+class LimitError(InvalidRequestError):
+    """A request wants more than an option of the server lets it have: `count` of `unit`, where `most` are allowed.
+
+    `param` is the field at fault, None for the whole body.
+    """
+
+    def __init__(
+        self, param: str | None, count: int, unit: str, limit: Option, most: int, *, code: str = "limit_exceeded"
+    ) -> None:
+        subject = "the body" if param is None else param
+        message = f" has {count:,} {unit}; the limit is {most:,} ("
+        super().__init__(subject, message, limit, ")", param=param, code=code)
+        self.limit: str = limit
+
+
 class OverloadedError(SlipstreamError):
-    """The waiting queue is full."""
+    """The waiting queue is full; `limit` is the option that says when."""
+
+    def __init__(self, *message: str, retry_after: int, limit: str = "max_waiting") -> None:
+        super().__init__(*message, retry_after=retry_after)
+        self.limit = limit
 
 
 class EngineStoppedError(SlipstreamError):
@@ -73,6 +92,10 @@ class SessionNotFoundError(InvalidRequestError):
 
 class SessionConflictError(SlipstreamError):
     """The session is in use by another request, or its name is taken."""
+
+
+class StorageError(SlipstreamError):
+    """The disk refuses a change, such as one that is full; nothing was changed."""
 
 
 class StateError(SlipstreamError):

@@ -20,7 +20,7 @@ from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import StateError
 from slipstream.fields import STATE_DIR
 from slipstream.models import Model
-from slipstream.sessions import Database, KVConnector, SavedKV, Sessions
+from slipstream.sessions import Database, KVConnector, SavedKV, SessionLimits, Sessions
 from slipstream.tokenizer import Tokenizer
 from slipstream.turns import Turns
 
@@ -90,10 +90,14 @@ class Runtime:
             self.core,
             self.conversations,
             ttl=config.session_ttl,
+            limits=SessionLimits(config.max_sessions, config.max_pins, config.max_session_memory),
             database=self.database if config.state_dir is not None else None,
             connector=self._open_connector(config.state_dir, config) if config.state_dir is not None else None,
         )
-        self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self.encode)
+        self.conversations.check_length = self.core.limits.check_characters
+        self.turns = Turns(
+            self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self._encode_prompt
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +125,10 @@ class Runtime:
         ids = self.tokenizer.encode(text)
         bos = self.model.manifest.bos_token_id
         return [bos, *ids] if self.model.manifest.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def _encode_prompt(self, text: str) -> list[int]:
+        self.core.limits.check_characters(len(text))
+        return self.encode(text)
 
     def _open_connector(self, state_dir: Path, config: EngineConfig) -> KVConnector:
         fingerprint = f"{self.model.fingerprint}; {self.backend.fingerprint}"

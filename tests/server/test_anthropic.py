@@ -492,7 +492,7 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
     [
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens: input should be greater"),
-        (user({"type": "text", "text": "\ud800"}), "messages: the text has a lone surrogate"),
+        (user({"type": "text", "text": "\ud800"}), "messages[0].content[0].text: the text has a lone surrogate"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs has 'messages'"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages is empty"),
@@ -557,8 +557,8 @@ def test_bad_prompt_can_not_be_counted(http: httpx.Client) -> None:
 def test_other_errors_have_the_protocols_shape(http: httpx.Client) -> None:
     assert_error(http.get(MESSAGES), 405, "invalid_request_error", "POST")
     assert_error(http.post(f"{MESSAGES}/batches"), 404, "not_found_error", f"{MESSAGES}/batches")
-    too_large = http.post(MESSAGES, content=b" " * (16 * 2**20 + 1))
-    assert_error(too_large, 413, "request_too_large", "16 MiB")
+    too_large = http.post(MESSAGES, content=b" " * (8 * 2**20 + 1))
+    assert_error(too_large, 413, "request_too_large", "8.0MiB")
 
 
 def test_stream_that_breaks_off_ends_with_an_error_event(client: Anthropic) -> None:

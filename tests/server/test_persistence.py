@@ -310,22 +310,6 @@ def test_killed_server_loses_nothing_that_was_saved(model: Model, tmp_path: Path
             assert_only_new(go_on(http, names[kind], named=kind != "unnamed"))
 
 
-def test_half_a_surrogate_pair_outlives_the_server_too(model: Model, tmp_path: Path) -> None:
-    """No encoding of Unicode has it, but JSON can escape it."""
-    place, half = Place(tmp_path), "\ud83c"
-    thought = {"role": "assistant", "content": "Yes.", "reasoning_content": half}
-    messages = [{**user("Is it dark?"), "name": half}, thought, user("And now?")]
-    body = {"model": MODEL, "messages": messages, "max_tokens": 4}
-    with place.served() as server, server.http() as http:
-        headers = {"X-Session-Id": "odd", "Content-Type": "application/json"}
-        response = http.post("/v1/chat/completions", content=json.dumps(body), headers=headers)
-        assert response.status_code == 200, response.text
-        before = session(http, "odd")["messages"]
-        assert before[0]["name"] == before[1]["reasoning_content"] == half
-    with place.served() as server, server.http() as http:
-        assert session(http, "odd")["messages"] == before
-
-
 @pytest.mark.long
 def test_evicted_conversations_come_back_from_disk(model: Model, tmp_path: Path) -> None:
     """Memory for some 1,400 tokens, conversations of 2,400 together."""

@@ -15,7 +15,7 @@ from slipstream.chat import NO_SETTING, ChatTemplate, Conversations, Message
 from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.errors import ContextLengthError, InvalidRequestError, SessionConflictError, SessionNotFoundError
-from slipstream.sessions import Sessions, SessionTurn, directory
+from slipstream.sessions import SessionLimits, Sessions, SessionTurn
 from slipstream.tokenizer import Tokenizer
 from tests.looking import Look
 from tests.unit.toy_backend import STOP, VOCABULARY, ToyBackend, ToyTokenizer
@@ -70,14 +70,12 @@ class SessionsMachine(RuleBasedStateMachine):
             stop_token_ids=frozenset({STOP}),
         )
         self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
-        self.usual_limit, directory.MAX_SESSIONS = directory.MAX_SESSIONS, self.limit
-        self.sessions = Sessions(self.core, self.conversations, ttl=1000)
+        self.sessions = Sessions(self.core, self.conversations, ttl=1000, limits=SessionLimits(self.limit))
         self.expected: dict[str, Expected] = {}  # least recently used first
 
     def teardown(self) -> None:
         self.core.shutdown()
         self.sessions.close()
-        directory.MAX_SESSIONS = self.usual_limit
         assert not self.backend.violations
 
     # What should happen
@@ -90,7 +88,8 @@ class SessionsMachine(RuleBasedStateMachine):
         """Forget sessions that are too many, but not the one that has just come."""
         others = ((name, session) for name, session in self.expected.items() if name != newest)
         idle = [name for name, session in others if not session.pinned and session.turn is None]
-        for name in idle[: max(0, len(self.expected) - self.limit)]:
+        pins = sum(session.pinned for session in self.expected.values())
+        for name in idle[: max(0, len(self.expected) - pins - self.limit)]:
             del self.expected[name]
 
     def refused(self, name: str, action: Callable[[], Any], *, alone: bool = True) -> bool:

@@ -69,6 +69,7 @@ class Toy:
     """A deterministic `Backend` whose steps take `SECONDS_PER_TOKEN` of the clock's time for each token."""
 
     vocab_size = VOCABULARY
+    longest_token = 6
     fingerprint = "toy"
     exact = True
     largest_draft: int | None = None
@@ -375,6 +376,7 @@ class ToyTokenizer:
     """As much of a tokenizer as the engine uses; the last two tokens are halves of `é`."""
 
     vocab_size = VOCABULARY
+    longest_token = 6
     _bytes = (
         b"<stop>",
         *(bytes([byte]) for byte in b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTU"),

@@ -98,6 +98,8 @@ class Conversations:
         self._certain_tails: dict[Digest, IntArray] = {}  # oldest first
         self.recall: Callable[[Digest], Iterable[tuple[Digest, LedgerEntry]]] = lambda _: ()
         """Finds the parts of a conversation that the ledger has forgotten, parents before their children."""
+        self.check_length: Callable[[int], None] = lambda _: None
+        """Raises `ContextLengthError` for more characters than any prompt can have, before they are tokenised."""
         self.renders: Counter[str] = Counter()
         """Prompts by how they were made: `first` (nothing known), `spliced`, `full` (known, but the template moved
         something), `repeated` (just made before)."""
@@ -131,7 +133,7 @@ class Conversations:
         Raises what `prompt` raises.
         """
         setting = self._known_to(setting)
-        texts = [self._renderer.whole([*messages, Message("user", probe)], setting) for probe in _PROBES]
+        texts = [self._whole([*messages, Message("user", probe)], setting) for probe in _PROBES]
         return Prompt(self._common(texts, begins=True), _new_id(), self._history(messages, setting, tenant))
 
     @property
@@ -205,7 +207,7 @@ class Conversations:
         """The prompt, rendered from what follows the last known answer."""
         if known is None:
             self.renders["first"] += 1
-            text = self._renderer.whole(messages, setting)
+            text = self._whole(messages, setting)
             opened = self._dialect.reasoning.opened_by(text)
             return Prompt(Tokens(self._tokenizer.encode(text)), _new_id(), history, opens_reasoning=opened)
         number, part = known
@@ -214,16 +216,23 @@ class Conversations:
         tail = self._renderer.tail(messages, number, generated, setting)
         if tail is None:
             self.renders["full"] += 1
-            text = self._renderer.whole(messages, setting)
+            text = self._whole(messages, setting)
             tokens = self._with_answers(text, messages, history)
             opened = self._dialect.reasoning.opened_by(text)
             return Prompt(tokens, part.entry.conversation_id, history, opens_reasoning=opened)
         self.renders["spliced"] += 1
+        self.check_length(len(tail))
         ids = self._tokenizer.encode(tail, begins=self._tokenizer.begins_after(int(part.tokens.ids[-1])))
         with self._lock:
             tokens = part.tokens.extended(ids)
         opened = self._dialect.reasoning.opened_by(tail)
         return Prompt(tokens, part.entry.conversation_id, history, part.key, len(part.tokens), opened)
+
+    def _whole(self, messages: Sequence[Message], setting: Setting) -> Traced:
+        """A whole conversation, rendered, unless it's longer than any prompt can be."""
+        text = self._renderer.whole(messages, setting)
+        self.check_length(len(text))
+        return text
 
     @staticmethod
     def _history(messages: Sequence[Message], setting: Setting, tenant: str) -> History:

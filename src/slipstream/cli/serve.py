@@ -9,8 +9,10 @@ from typer import Option
 from slipstream.chat.formats import FORMATS
 from slipstream.cli.loading import load_engine
 from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
-from slipstream.config import EngineConfig, ServerConfig
+from slipstream.config import EngineConfig, LimitsConfig, ServerConfig
 from slipstream.models import DEFAULT_MODEL
+
+LIMITS = "Limits"
 
 
 def serve(
@@ -56,6 +58,40 @@ def serve(
         bool, Option(help="Answer exact repeats of greedy or seeded requests from memory.")
     ] = True,
     response_cache_memory: Annotated[str, Option(help="Memory for such answers.")] = "64MiB",
+    max_sessions: Annotated[
+        int, Option(min=1, help="Sessions of a tenant, pinned ones aside.", rich_help_panel=LIMITS)
+    ] = 2048,
+    max_pins: Annotated[int, Option(min=0, help="Pinned sessions of a tenant.", rich_help_panel=LIMITS)] = 128,
+    max_session_memory: Annotated[
+        str, Option(help="Memory for the text of a tenant's sessions.", rich_help_panel=LIMITS)
+    ] = "256MiB",
+    max_body: Annotated[str, Option(help="Bytes of a request's body.", rich_help_panel=LIMITS)] = "8MiB",
+    max_values: Annotated[int, Option(min=1, help="Values in a body's JSON.", rich_help_panel=LIMITS)] = 150_000,
+    max_characters: Annotated[
+        int, Option(min=1, help="Characters of all text in a body.", rich_help_panel=LIMITS)
+    ] = 4_000_000,
+    max_messages: Annotated[
+        int, Option(min=1, help="Messages of a request, or items of its input.", rich_help_panel=LIMITS)
+    ] = 10_000,
+    max_tools: Annotated[int, Option(min=1, help="Tools of a request.", rich_help_panel=LIMITS)] = 512,
+    max_schema: Annotated[
+        str, Option(help="Bytes of all JSON Schemas of a request together.", rich_help_panel=LIMITS)
+    ] = "512KiB",
+    max_stop: Annotated[int, Option(min=1, help="Stop strings of a request.", rich_help_panel=LIMITS)] = 64,
+    max_logit_bias: Annotated[int, Option(min=1, help="Entries of logit_bias.", rich_help_panel=LIMITS)] = 1024,
+    max_choices: Annotated[
+        int, Option(min=1, help="Answers that a request may ask for, prompts times n.", rich_help_panel=LIMITS)
+    ] = 128,
+    max_requests: Annotated[
+        int, Option(min=1, help="Requests at the same time, before 429.", rich_help_panel=LIMITS)
+    ] = 1024,
+    max_bodies: Annotated[
+        str, Option(help="Bytes of the bodies of all those requests, before 429.", rich_help_panel=LIMITS)
+    ] = "128MiB",
+    read_timeout: Annotated[
+        float,
+        Option(help="Seconds for a request's head, and between two parts of its body.", rich_help_panel=LIMITS),
+    ] = 30.0,
     tool_format: Annotated[
         str | None,
         Option(help=f"How the model writes tool calls: {', '.join(FORMATS)}. By default what its chat template shows."),
@@ -81,5 +117,6 @@ def serve(
 
     with readable_errors():
         engine = {name: options.pop(name) for name in EngineConfig.model_fields if name in options}
-        config = ServerConfig.model_validate(options | {"engine": engine})
+        limits = {name: options.pop(name) for name in LimitsConfig.model_fields}
+        config = ServerConfig.model_validate(options | {"engine": engine, "limits": limits})
         server.run(lambda: load_engine(config.model, config.engine, Console()), config)

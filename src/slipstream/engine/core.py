@@ -61,7 +61,7 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._max_waiting = max_waiting
-        self.limits = Limits(backend.vocab_size, context_length, kv.capacity)
+        self.limits = Limits(backend.vocab_size, context_length, kv.capacity, tokenizer.longest_token)
         self.response_cache = response_cache
         self.on_rescue: Callable[[bytes, Blob], None] = lambda *_: None
         """Called on the engine's thread with what is guarded (see `Guard`) and about to be evicted."""

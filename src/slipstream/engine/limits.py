@@ -18,6 +18,8 @@ class Limits:
     """What the model was trained for, in tokens."""
     capacity: int
     """What the KV memory holds of one sequence, in tokens."""
+    longest_token: int
+    """Bytes of the longest token of the vocabulary."""
 
     @property
     def max_sequence(self) -> int:
@@ -36,6 +38,11 @@ class Limits:
                 complaint = f" has token ids outside the vocabulary: they must be 0 to {self.vocab_size - 1}"
                 raise InvalidRequestError(field, complaint)
 
+    def check_characters(self, count: int) -> None:
+        """Raise `ContextLengthError` for a text of so many characters that it can't fit, however it's tokenised."""
+        if count > self.max_sequence * self.longest_token:
+            raise self._too_long((f"a prompt of {count:,} characters",), -(-count // self.longest_token), 0)
+
     def sequence_limit(self, request: EngineRequest) -> int:
         """How long prompt and answer may get together, in tokens.
 
@@ -46,12 +53,15 @@ class Limits:
             raise InvalidRequestError("the prompt is empty: it needs at least one token", param=fields.PROMPT)
         if prompt >= self.max_sequence or prompt + (wanted or 0) > self.max_sequence:
             asked = (" and ", fields.MAX_TOKENS, f" of {wanted:,}") if wanted else ()
-            cause = (
-                (f"the model's context is {self.context_length:,} tokens",)
-                if self.max_sequence == self.context_length
-                else (f"the KV memory holds {self.max_sequence:,} tokens (", fields.KV_MEMORY, ")")
-            )
-            advice = ". Send a shorter prompt, or ask for fewer tokens."
-            message = (f"a prompt of {prompt:,} tokens", *asked, " is too long: ", *cause, advice)
-            raise ContextLengthError(*message, prompt=prompt, wanted=wanted or 0, limit=self.max_sequence)
+            raise self._too_long((f"a prompt of {prompt:,} tokens", *asked), prompt, wanted or 0)
         return prompt + wanted if wanted else self.max_sequence
+
+    def _too_long(self, asked: tuple[str, ...], prompt: int, wanted: int) -> ContextLengthError:
+        cause = (
+            (f"the model's context is {self.context_length:,} tokens",)
+            if self.max_sequence == self.context_length
+            else (f"the KV memory holds {self.max_sequence:,} tokens (", fields.KV_MEMORY, ")")
+        )
+        advice = ". Send a shorter prompt, or ask for fewer tokens."
+        message = (*asked, " is too long: ", *cause, advice)
+        return ContextLengthError(*message, prompt=prompt, wanted=wanted, limit=self.max_sequence)

@@ -14,6 +14,7 @@ from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import left_out, missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.stream import respond
@@ -226,13 +227,13 @@ class TokenCount(BaseModel):
 
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
     @routes.post("/v1/messages")
     async def messages(http: Request, body: MessagesRequest) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start([in_session(body.turn(runtime), http)])
+        turn = await runner.start(lambda: [in_session(body.turn(runtime), http)])
         return await respond(http, MessageAnswer(model, turn, shows_thinking=body.shows_thinking), stream=body.stream)
 
     @routes.post("/v1/messages/count_tokens")

@@ -17,9 +17,11 @@ from slipstream.errors import (
     ContextLengthError,
     EngineStoppedError,
     InvalidRequestError,
+    LimitError,
     OverloadedError,
     SessionConflictError,
     SlipstreamError,
+    StorageError,
 )
 from slipstream.fields import PROMPT, Field
 from slipstream.server.field_names import names_at
@@ -43,6 +45,7 @@ _ANTHROPIC_TYPES = {
 """By status; others are the client's fault or the server's."""
 
 _KINDS: Mapping[type[SlipstreamError], tuple[int, str, str]] = {
+    StorageError: (507, "server_error", "storage_failed"),
     OverloadedError: (429, "rate_limit_error", "overloaded"),
     SessionConflictError: (409, "invalid_request_error", "session_conflict"),
     EngineStoppedError: (503, "server_error", "shutting_down"),
@@ -65,6 +68,8 @@ class Failure:
 def failure_of(error: Exception, path: str) -> Failure:
     """The failure in the words of the protocol at `path`; what nobody foresaw goes to the log, not to the client."""
     names = names_at(path)
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, SlipstreamError):
+        error = error.__cause__  # which the framework made an HTTP error of, while it read the body
     if isinstance(error, RequestValidationError):
         error = _invalid_body(error.errors())
     match error:
@@ -77,7 +82,7 @@ def failure_of(error: Exception, path: str) -> Failure:
             status = 404 if error.code.endswith("_not_found") else 400
             param = error.param.named(names) if isinstance(error.param, Field) else error.param
             return Failure(status, error.worded(names), param=param, code=error.code)
-        case OverloadedError() | SessionConflictError() | EngineStoppedError():
+        case OverloadedError() | SessionConflictError() | EngineStoppedError() | StorageError():
             status, kind, code = _KINDS[type(error)]
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
             return Failure(status, error.worded(names), kind, code=code, headers=headers)
@@ -184,8 +189,11 @@ class _LastResort:
 
 def _answer(request: Request, error: Exception) -> Response:
     failure = failure_of(error, request.url.path)
-    if isinstance(error, HTTPException) and (message := _advice(request, error)) is not None:
-        failure = replace(failure, message=message)
+    cause = error.__cause__ if isinstance(error, HTTPException) else error
+    if isinstance(cause, LimitError | OverloadedError):
+        request.app.state.metrics.refused(cause.limit)
+    elif isinstance(error, HTTPException) and not isinstance(cause, SlipstreamError):
+        failure = replace(failure, message=_advice(request, error) or failure.message)
     return error_response(failure, request.url.path)
 
 

@@ -1,16 +1,12 @@
-"""What every request passes before it reaches a route: who asks, how much they send; and that it's counted."""
+"""What every request passes before it reaches a route: who asks; and that it's counted."""
 
 import hmac
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipstream.server.errors import CLIENT_GONE, Failure, error_response, failure_of
+from slipstream.server.errors import CLIENT_GONE, Failure, error_response
 from slipstream.server.metrics import Metrics
-
-MAX_BODY_BYTES = 16 * 2**20
-"""Far more text than a long context takes, and little enough to parse without stalling the others."""
 
 _OPEN_PATHS = frozenset({"/", "/health"})
 _NO_ENTRY = Failure(
@@ -22,7 +18,7 @@ _NO_ENTRY = Failure(
 
 
 class Gate:
-    """ASGI middleware that refuses requests without the API key, and bodies that are too large."""
+    """ASGI middleware that refuses requests without the API key."""
 
     def __init__(self, app: ASGIApp, *, api_key: str | None) -> None:
         self._app = app
@@ -34,13 +30,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        declared = headers.get("content-length", "")
         if scope["path"] not in _OPEN_PATHS and not self._admits(headers):
             await error_response(_NO_ENTRY, scope["path"])(scope, receive, send)
-        elif declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
-            await error_response(failure_of(_too_large(), scope["path"]), scope["path"])(scope, receive, send)
         else:
-            await self._app(scope, _limited(receive), send)
+            await self._app(scope, receive, send)
 
     def _admits(self, headers: Headers) -> bool:
         if self._api_key is None:
@@ -75,21 +68,3 @@ class RequestCounter:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.answered(route, scope["method"], status)
-
-
-def _limited(receive: Receive) -> Receive:
-    total = 0
-
-    async def counting() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
-        if total > MAX_BODY_BYTES:
-            raise _too_large()
-        return message
-
-    return counting
-
-
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"the body is too large: send at most {MAX_BODY_BYTES // 2**20} MiB")

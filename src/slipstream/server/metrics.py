@@ -37,6 +37,7 @@ class Metrics:
         self.registry.register(_EngineCollector(runtime))
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
+        self._refused = self._counter("refusals", "Requests refused for a limit, by the option that sets it.", "limit")
         self._finished = self._counter("choices", "Answers ended, by the reason.", "finish_reason")
         self._totals = {name: self._counter(name, help) for name, help in _TOTALS.items()}
         self._first = self._histogram("time_to_first_token_seconds", "From a request's parsed body to its first token.")
@@ -53,6 +54,10 @@ class Metrics:
             total.inc(getattr(counters, name))
         for name, time in self._times.items():
             time.observe(getattr(counters, f"{name}_ms") / 1e3)
+
+    def refused(self, limit: str) -> None:
+        """A request was refused for a limit."""
+        self._refused.labels(limit).inc()
 
     def answered(self, route: str, method: str, status: int) -> None:
         """An HTTP request was answered; `route` is the path as it was declared."""

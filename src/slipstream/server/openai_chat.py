@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from slipstream.chat import AnswerDelta, Setting
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import TokenLogprob
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import in_session, session_hint
 from slipstream.server.openai_common import (
@@ -75,13 +76,13 @@ class ChatRequest(SamplingFields):
 
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start([in_session(body.turn(), http)])
+        turn = await runner.start(lambda: [in_session(body.turn(), http)])
         answer = ChatAnswer(runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
 

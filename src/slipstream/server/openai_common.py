@@ -14,7 +14,7 @@ from slipstream.engine import SamplingParams
 from slipstream.runtime import Runtime
 from slipstream.server.extension import SlipstreamOptions, report_of
 from slipstream.server.stream import Answer, event
-from slipstream.server.turn import MAX_CHOICES, LiveTurn
+from slipstream.server.turn import LiveTurn
 from slipstream.turns import Choice, Piece
 
 _DONE = b"data: [DONE]\n\n"
@@ -54,7 +54,7 @@ class SamplingFields(BaseModel):
     stop: Annotated[tuple[str, ...] | None, BeforeValidator(_as_list)] = None
     stop_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool | None = None
-    n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
+    n: Annotated[int | None, Field(ge=1)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     slipstream: SlipstreamOptions | None = None

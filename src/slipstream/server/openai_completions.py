@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from slipstream.engine import TokenLogprob
 from slipstream.runtime import Runtime
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import unsupported
 from slipstream.server.openai_common import (
     Alternatives,
@@ -75,13 +76,13 @@ class CompletionRequest(SamplingFields):
 
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
     @routes.post("/v1/completions")
     async def completions(http: Request, body: CompletionRequest) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start(body.turns())
+        turn = await runner.start(body.turns)
         answer = TextAnswer(runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
 

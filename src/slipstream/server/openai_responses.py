@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from slipstream.chat import Message
 from slipstream.engine import SamplingParams
-from slipstream.errors import ContextLengthError, InvalidRequestError
+from slipstream.errors import ContextLengthError, InvalidRequestError, StorageError
 from slipstream.runtime import Runtime
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import Failure, failure_of, unsupported
 from slipstream.server.extension import SESSION_HEADER, in_session, report_of
 from slipstream.server.responses_compaction import CompactionAnswer, compaction, response_usage
@@ -61,7 +62,7 @@ class DeletedConversation(BaseModel):
 
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
     store = runtime.database
 
@@ -70,9 +71,9 @@ def router(runner: TurnRunner) -> APIRouter:
         named = SESSION_HEADER in http.headers
         items, messages = await asyncio.to_thread(_brought, body, store, in_session=named)
         model = runner.names.check(body.model)
-        request = in_session(body.turn(messages), http)
+        request = await asyncio.to_thread(lambda: in_session(body.turn(messages), http))
         try:
-            turn = await runner.start([request])
+            turn = await runner.start(lambda: [request])
         except ContextLengthError as error:
             if not body.stream:
                 raise
@@ -91,7 +92,7 @@ def router(runner: TurnRunner) -> APIRouter:
     async def compact(http: Request, body: PromptRequest) -> Response:
         runner.names.check(body.model)
         _, messages = await asyncio.to_thread(_brought, body, store, in_session=False)
-        turn = await runner.start([compaction(body.turn(messages))])
+        turn = await runner.start(lambda: [compaction(body.turn(messages))])
         return await respond(http, CompactionAnswer(turn, messages), stream=False)
 
     @routes.get("/v1/responses/{response_id}")
@@ -103,7 +104,12 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str) -> Response:
-        if not await asyncio.to_thread(store.delete_response, TENANT, response_id):
+        try:
+            there = await asyncio.to_thread(store.delete_response, TENANT, response_id)
+        except sqlite3.Error as error:
+            message = f"response {response_id!r} can't be deleted on disk, so nothing of it was: free some space"
+            raise StorageError(message) from error
+        if not there:
             raise _not_found(response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
@@ -124,7 +130,7 @@ def router(runner: TurnRunner) -> APIRouter:
 
 def conversations(sessions: Sessions) -> APIRouter:
     """The routes of conversations, to go on with through the others."""
-    routes = APIRouter(prefix="/v1/conversations")
+    routes = APIRouter(prefix="/v1/conversations", route_class=BodyRoute)
 
     @routes.post("")
     async def create(body: CreateConversation) -> Conversation:

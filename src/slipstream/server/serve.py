@@ -16,6 +16,7 @@ import uvicorn
 from slipstream.config import ServerConfig
 from slipstream.errors import SlipstreamError
 from slipstream.runtime import Runtime
+from slipstream.server.connections import TimedProtocol
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -54,7 +55,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none" if sys.platform == "win32" else "uvloop",
-                http="httptools",
+                http=_protocol(config),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -105,6 +106,10 @@ class _Server(uvicorn.Server):
     async def _close_runtime(self) -> None:
         await asyncio.sleep(self._settings.drain_seconds)
         await asyncio.to_thread(self._runtime.close)
+
+
+def _protocol(config: ServerConfig) -> type[TimedProtocol]:
+    return type("Protocol", (TimedProtocol,), {"read_timeout": config.limits.read_timeout})
 
 
 def _bind(host: str, port: int) -> socket.socket:

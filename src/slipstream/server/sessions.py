@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.chat import Message, Setting
 from slipstream.errors import SessionNotFoundError
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, call_objects, function_tools, tool_use
@@ -107,7 +108,7 @@ class DeletedSession(BaseModel):
 
 def router(sessions: Sessions) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+    routes = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=BodyRoute)
 
     async def told(action: Callable[[], SessionState]) -> SessionObject:
         """Do something to a session, off the event loop, and tell how it is then."""

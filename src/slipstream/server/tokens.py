@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from slipstream.chat import Setting
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, function_tools, tool_use
 
@@ -52,7 +53,7 @@ class Text(BaseModel):
 
 def router(runtime: Runtime) -> APIRouter:
     """The routes."""
-    routes = APIRouter()
+    routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> Tokens:
@@ -61,7 +62,7 @@ def router(runtime: Runtime) -> APIRouter:
 
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Text:
-        text = runtime.tokenizer.decode(body.tokens, skip_special=False)
+        text = await asyncio.to_thread(runtime.tokenizer.decode, body.tokens, skip_special=False)
         return Text(content=text, prompt=text)
 
     return routes

@@ -2,22 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from slipstream.config import ServerConfig
 from slipstream.engine import Output
-from slipstream.errors import InvalidRequestError
-from slipstream.fields import CHOICES
+from slipstream.errors import LimitError
+from slipstream.fields import CHOICES, MAX_CHOICES
 from slipstream.runtime import Runtime
 from slipstream.server.metrics import Metrics
 from slipstream.server.served_names import ServedNames
 from slipstream.turns import Choice, Piece, Turn, TurnRequest
-
-MAX_CHOICES = 128
-"""Answers that one HTTP request may ask for, prompts times choices."""
-
 
 TENANT = ""
 """There is one API key, so all clients are one."""
@@ -46,9 +42,9 @@ class LiveTurn:
         """In the order of the requests, those of one request together."""
         return self._turn.choices
 
-    async def start(self, requests: Sequence[TurnRequest]) -> None:
-        """Make the prompts and grammars, off the event loop, and submit them all, or none."""
-        self._turn = await asyncio.to_thread(self._runtime.turns.start, requests, self._notify)
+    async def start(self, make: Callable[[], Sequence[TurnRequest]]) -> None:
+        """Make requests, their prompts and grammars, off the event loop, and submit them all, or none."""
+        self._turn = await asyncio.to_thread(lambda: self._runtime.turns.start(make(), self._notify))
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
         """The pieces of all answers as they come, those that came together in one list.
@@ -106,19 +102,21 @@ class TurnRunner:
         self._config = config
         self._endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
 
-    async def start(self, requests: Sequence[TurnRequest]) -> LiveTurn:
-        """Start a turn of all requests, or of none.
+    async def start(self, make: Callable[[], Sequence[TurnRequest]]) -> LiveTurn:
+        """Start a turn of all the requests that `make` makes, or of none; it is called on another thread.
 
         Raises `InvalidRequestError`, `SessionConflictError`, `OverloadedError` and `EngineStoppedError`.
         """
-        asked = sum(request.choices for request in requests)
-        if asked > MAX_CHOICES:
-            raise InvalidRequestError(
-                f"{asked} answers are too many for one request: ask for at most {MAX_CHOICES}", param=CHOICES
-            )
         turn = LiveTurn(self.runtime, self._metrics, self._endings)
-        await turn.start([self._allowed(request) for request in requests])
+        await turn.start(lambda: self._allowed(make()))
         return turn
 
-    def _allowed(self, request: TurnRequest) -> TurnRequest:
-        return replace(request, **{name: getattr(request, name) and getattr(self._config, name) for name in _SWITCHES})
+    def _allowed(self, requests: Sequence[TurnRequest]) -> list[TurnRequest]:
+        """The requests without what is switched off; raises `LimitError` if they are for too many answers."""
+        asked, most = sum(request.choices for request in requests), self._config.limits.max_choices
+        if asked > most:
+            raise LimitError(CHOICES, asked, "choices (prompts times n)", MAX_CHOICES, most)
+        return [
+            replace(request, **{name: getattr(request, name) and getattr(self._config, name) for name in _SWITCHES})
+            for request in requests
+        ]

@@ -5,7 +5,7 @@ from slipstream.sessions.history import History
 from slipstream.sessions.kv_connector import KVConnector
 from slipstream.sessions.saved_kv import SavedKV
 from slipstream.sessions.sessions import Sessions
-from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn
+from slipstream.sessions.state import SessionInfo, SessionLimits, SessionState, SessionTurn
 from slipstream.sessions.turns import SessionTurns
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "KVConnector",
     "SavedKV",
     "SessionInfo",
+    "SessionLimits",
     "SessionState",
     "SessionTurn",
     "SessionTurns",

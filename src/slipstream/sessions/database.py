@@ -179,9 +179,11 @@ class Database:
         ]
 
     @_transaction
-    def session_count(self) -> int:
-        """How many sessions are saved."""
-        return int(self._connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
+    def session_count(self, tenant: str | None = None) -> int:
+        """How many sessions are saved, of one tenant or of all."""
+        of_one = "SELECT count(*) FROM sessions WHERE tenant = ?", (tenant,)
+        query = of_one if tenant is not None else ("SELECT count(*) FROM sessions",)
+        return int(self._connection.execute(*query).fetchone()[0])
 
     @_transaction
     def knows(self, key: Digest) -> bool:

@@ -7,26 +7,25 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
 
+from slipstream import fields
 from slipstream.chat import NO_SETTING, Conversations, Setting
 from slipstream.engine import EngineCore
 from slipstream.engine.commands import Discard, Unpin
-from slipstream.errors import EngineStoppedError
+from slipstream.errors import EngineStoppedError, LimitError, StorageError
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.database import Database
 from slipstream.sessions.history import History
 from slipstream.sessions.kv_connector import KVConnector
-from slipstream.sessions.state import SessionState, tokens_of
+from slipstream.sessions.state import SessionLimits, SessionState, tokens_of
 from slipstream.sessions.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-MAX_SESSIONS = 2048
-"""When there are more, the least recently used are forgotten, but none that is pinned."""
 
 _EXPIRY_INTERVAL = 10.0
 
@@ -62,9 +61,11 @@ class Directory:
         worker: Worker,
         *,
         ttl: float,
+        limits: SessionLimits,
         database: Database | None,
         connector: KVConnector | None,
     ) -> None:
+        self._limits = limits
         self._core = core
         self._conversations = conversations
         self._ahead = ahead
@@ -73,7 +74,11 @@ class Directory:
         self._database = database
         self._connector = connector
         self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._memory: Counter[str] = Counter()  # the sums of those sizes, by tenant
         self._unsaved: set[tuple[str, str]] = set()
+        self._outdated: set[tuple[str, str]] = set()
+        """Of those in the database, which are not there as they are now."""
         self.lock = threading.RLock()
         if database is not None:
             conversations.recall = database.recorded
@@ -105,6 +110,7 @@ class Directory:
                 state = self._database.session(tenant, name)
                 if state is not None:
                     self._states[tenant, name] = state
+                    self._measure((tenant, name), state.size)
             return state
 
     def new(
@@ -128,6 +134,7 @@ class Directory:
             if self._states.pop(key, None) is None:
                 self._unsaved.add(key)
             self._states[key] = state
+            self._measure(key, state.size)
 
     def note_use(self, state: SessionState) -> None:
         """Count a session as used now."""
@@ -145,45 +152,103 @@ class Directory:
                 known, lineage = self._database.knows, self._conversations.lineage(state.node)
                 gone = self._database.save(state, list(takewhile(lambda part: not known(part[0]), lineage)))
                 self._unsaved.discard(key)
+                self._outdated.discard(key)
             except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
+                self._outdated.add(key)
                 logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
                 return
         self._forget_kv(gone)
 
     def remove(self, entries: Iterable[tuple[str, str]]) -> list[SessionState]:
-        """Forget sessions by tenant and name; returns those that were in memory."""
+        """Forget sessions by tenant and name; returns those that were in memory.
+
+        One that the disk doesn't let go is not forgotten at all.
+        """
         removed, gone = [], []
         with self.lock:
             for key in entries:
-                if (state := self._states.pop(key, None)) is not None:
-                    state.forgotten = True
-                    removed.append(state)
-                if key in self._unsaved:
-                    self._unsaved.discard(key)
-                elif self._database is not None:
+                if self._database is not None and key not in self._unsaved:
                     try:
                         gone += self._database.delete(*key)
                     except sqlite3.Error as error:
-                        logger.warning("session %s can't be deleted on disk, and will be back: %s", key[1], error)
+                        logger.warning("session %s can't be deleted on disk, and stays: %s", key[1], error)
+                        continue
+                self._unsaved.discard(key)
+                if (state := self._unload(key)) is not None:
+                    state.forgotten = True
+                    removed.append(state)
         self._forget_kv(gone)
         return removed
 
+    def require_room(self, state: SessionState, *, pinned: bool = False) -> None:
+        """Raise `LimitError` for a session that is too large for its tenant's memory, or one too many that's pinned."""
+        if state.size > self._limits.memory:
+            most = self._limits.memory
+            raise LimitError(None, state.size, "bytes for the session", fields.MAX_SESSION_MEMORY, most)
+        if pinned and not state.pinned:
+            with self.lock:
+                pins = self._pins(state.tenant) + 1
+            if pins > self._limits.pins:
+                raise LimitError(fields.PINNED, pins, "sessions", fields.MAX_PINS, self._limits.pins)
+
     def forget(self, state: SessionState) -> None:
-        """Forget a session now; raises `SessionConflictError` while a turn is under way."""
+        """Forget a session now.
+
+        Raises `SessionConflictError` while a turn is under way, `StorageError` if the disk doesn't let it go.
+        """
         with self.lock:
             state.require_idle()
             gone = self.remove([(state.tenant, state.id)])
+        if not gone:
+            raise StorageError(f"session {state.id!r} can't be deleted on disk, so nothing of it was: free some space")
         self._free(gone)
 
     def forget_surplus(self, newest: SessionState) -> None:
-        """Forget the least recently used sessions if there are too many, but never the newest."""
+        """Forget the least recently used sessions of a tenant if there are too many, but never the newest."""
+        tenant = newest.tenant
         with self.lock:
-            surplus = len(self) - MAX_SESSIONS
-            if surplus <= 0:
+            surplus = self._count(tenant) - self._limits.sessions
+            if surplus > 0:
+                surplus -= self._pins(tenant)
+            excess = self._memory[tenant] - self._limits.memory
+            if surplus <= 0 and excess <= 0:
                 return
-            idle = self._idle(lambda entry: entry.expires is not None and entry.state is not newest)
-            gone = self.remove(idle[:surplus])
+            idle = self._idle(
+                lambda entry: entry.expires is not None and entry.state is not newest and entry.tenant == tenant
+            )
+            chosen = idle[: max(0, surplus)]
+            for key in idle[len(chosen) :]:
+                if excess <= sum(self._sizes.get(each, 0) for each in chosen):
+                    break
+                if self._database is not None and key not in self._unsaved | self._outdated:
+                    excess -= self._sizes.get(key, 0)
+                    self._unload(key)  # it's found on disk again
+                else:
+                    chosen.append(key)
+            gone = self.remove(chosen)
         self._worker.run(lambda: self._free(gone))
+
+    def _count(self, tenant: str) -> int:
+        unsaved = sum(1 for key in self._unsaved if key[0] == tenant)
+        return unsaved + (self._database.session_count(tenant) if self._database is not None else 0)
+
+    def _pins(self, tenant: str) -> int:
+        """How many sessions of a tenant are pinned. The lock is held."""
+        in_memory = {key for key, state in self._states.items() if state.pinned and key[0] == tenant}
+        listed = self._database.listed(pinned=True) if self._database is not None else []
+        return len(in_memory | {(of, id) for of, id, *_ in listed if of == tenant and (of, id) not in self._states})
+
+    def _measure(self, key: tuple[str, str], size: int) -> None:
+        """Note what a session takes. The lock is held."""
+        self._memory[key[0]] += size - self._sizes.pop(key, 0)
+        if size:
+            self._sizes[key] = size
+
+    def _unload(self, key: tuple[str, str]) -> SessionState | None:
+        """Take a session out of memory. The lock is held."""
+        self._measure(key, 0)
+        self._outdated.discard(key)
+        return self._states.pop(key, None)
 
     def _tidy(self) -> None:
         """Forget what has expired, from time to time."""

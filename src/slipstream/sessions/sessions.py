@@ -23,7 +23,7 @@ from slipstream.sessions.database import Database
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
 from slipstream.sessions.kv_connector import KVConnector
-from slipstream.sessions.state import SessionInfo, SessionState, SessionTurn, tokens_of
+from slipstream.sessions.state import SessionInfo, SessionLimits, SessionState, SessionTurn, tokens_of
 from slipstream.sessions.turns import SessionTurns
 from slipstream.sessions.worker import Worker
 
@@ -42,6 +42,7 @@ class Sessions:
         conversations: Conversations,
         *,
         ttl: float,
+        limits: SessionLimits | None = None,
         database: Database | None = None,
         connector: KVConnector | None = None,
     ) -> None:
@@ -51,7 +52,14 @@ class Sessions:
         self.connector = connector
         self.ahead = AheadOfTime(core, conversations, self._worker)
         self._directory = Directory(
-            core, conversations, self.ahead, self._worker, ttl=ttl, database=database, connector=connector
+            core,
+            conversations,
+            self.ahead,
+            self._worker,
+            ttl=ttl,
+            limits=limits or SessionLimits(),
+            database=database,
+            connector=connector,
         )
         self.turns = SessionTurns(self._directory, conversations, self.ahead, connector)
         for state in self._directory.pinned():
@@ -128,9 +136,11 @@ class Sessions:
     def pin(self, tenant: str, name: str) -> SessionState:
         """Keep a session, and its KV in memory, until it is unpinned.
 
-        Raises `InvalidRequestError` if pinned sessions would take more memory than requests can spare.
+        Raises `InvalidRequestError` if pinned sessions would take more memory than requests can spare, `LimitError` if
+        they are too many.
         """
         state = self.get(tenant, name)
+        self._directory.require_room(state, pinned=True)
         tokens = tokens_of(state, self._conversations)
         if not self._core.call(Pin(state.pin_name, tenant, tokens)):
             advice = "there is no room for another pinned session: unpin one, or raise "
@@ -193,6 +203,7 @@ class Sessions:
 
     def _add(self, state: SessionState, *, pinned: bool = False) -> SessionState:
         """Have a new session found, unless its name is taken or it can't be rendered."""
+        self._directory.require_room(state, pinned=pinned)
         state.pinned = pinned
         prompt = self._prompt(state)
         with self._directory.lock:
@@ -209,6 +220,7 @@ class Sessions:
             state = self.get(tenant, name)
             state.require_idle()
             changed = replace(state, history=change(state), token_ids=None)
+            self._directory.require_room(changed)
             state.turn = SessionTurn(tenant, name, changed.messages, state.setting, alone=True)
         try:
             prompt = self._prompt(changed)

@@ -1,5 +1,6 @@
 """What a session is."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,18 @@ from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
 from slipstream.sessions.history import History
 from slipstream.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What the sessions of one tenant may take together."""
+
+    sessions: int = 2048
+    """When there are more, the least recently used are forgotten; pinned ones don't count."""
+    pins: int = 128
+    """How many may be pinned."""
+    memory: int = 256 * 2**20
+    """Bytes of messages, tools and variables in memory. The least recently used leave it first."""
 
 
 @dataclass(slots=True)
@@ -48,6 +61,8 @@ class SessionState:
     ahead: Ahead | None = field(default=None, compare=False)
     """What was computed ahead of the next turn."""
 
+    setting_size: tuple[object, object, int] = field(default=(None, None, 0), compare=False, repr=False)
+    """The tools and variables that were measured last, and what they take."""
     forgotten: bool = field(default=False, compare=False)
     """Whether it is no session any more."""
 
@@ -60,6 +75,15 @@ class SessionState:
     def setting(self) -> Setting:
         """What its messages stand in."""
         return Setting(ToolUse(self.tools), self.template_kwargs)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its messages, tools and variables, about."""
+        tools, kwargs, setting = self.setting_size
+        if tools is not self.tools or kwargs is not self.template_kwargs:
+            setting = len(json.dumps([[tool.as_dict() for tool in self.tools], dict(self.template_kwargs)]))
+            self.setting_size = self.tools, self.template_kwargs, setting
+        return setting + sum(map(_size, self.messages))
 
     @property
     def pin_name(self) -> str:
@@ -141,6 +165,11 @@ class SessionTurn:
     """Whether the session begins with it."""
     history: History | None = None
     """The messages as storage knows them, once that's known; then with the answer."""
+
+
+def _size(message: Message) -> int:
+    calls = sum(len(call.arguments) + len(call.name) for call in message.tool_calls)
+    return 100 + len(message.text) + len(message.reasoning) + calls
 
 
 def tokens_of(state: SessionState, conversations: Conversations) -> IntArray:

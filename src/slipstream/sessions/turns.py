@@ -107,8 +107,9 @@ class SessionTurns:
             self._ahead.count(state, counters)
             asked = turn.history or History.of(turn.messages, state.history)
             turn.history = state.history = asked.then(answer)
-            state.tools = turn.setting.tools.described
-            state.template_kwargs = turn.setting.template_kwargs
+            described, variables = turn.setting.tools.described, turn.setting.template_kwargs
+            if (state.tools, state.template_kwargs) != (described, variables):
+                state.tools, state.template_kwargs = described, variables
             state.named = state.named or turn.alone
             state.token_ids = part.token_ids if part is not None else prompt.token_ids
             state.node = part.key if part is not None else prompt.parent

@@ -124,6 +124,11 @@ class Tokenizer:
             begins = self._prefix.each
         return ids + self._encode_plain(text, at, len(text), begins=begins)
 
+    @property
+    def longest_token(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, self._bytes), default=0)
+
     def begins_after(self, id: int) -> bool:
         """Whether a text begins after this token as it does where there is nothing before it."""
         return self._prefix.each and id in self._control
@@ -162,9 +167,10 @@ class Tokenizer:
         if start >= end:
             return []
         plain = str.__getitem__(text, slice(start, end))
-        ids: list[int] = self._plain.encode(
-            self._prefix.put_before(plain) if begins else plain, add_special_tokens=False
-        ).ids
+        whole = self._prefix.put_before(plain) if begins else plain
+        # Of the library's ways to encode, the one that lets go of the interpreter's lock; it leaves out offsets, too.
+        (encoded,) = self._plain.encode_batch_fast([whole], add_special_tokens=False)
+        ids: list[int] = encoded.ids
         return ids
 
     def _control_tokens(self, text: str) -> Iterator[tuple[int, int, int]]:

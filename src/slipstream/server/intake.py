@@ -1,0 +1,106 @@
+"""How much may come in at the same time, and how slowly: counted before anything is read, and while it is."""
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slipstream import fields
+from slipstream.config import LimitsConfig
+from slipstream.errors import OverloadedError, SlipstreamError
+from slipstream.fields import Option
+from slipstream.server.errors import error_response, failure_of
+from slipstream.server.metrics import Metrics
+
+RETRY_AFTER_SECONDS = 1
+
+_UNCOUNTED = frozenset({"/health", "/metrics"})
+"""What tells how a server fares that is full."""
+
+
+class Intake:
+    """ASGI middleware that bounds requests in flight, the bytes of their bodies, and how long one takes to send."""
+
+    def __init__(self, app: ASGIApp, *, limits: LimitsConfig, metrics: Metrics) -> None:
+        self._app = app
+        self._limits = limits
+        self._metrics = metrics
+        self._requests = 0
+        self._bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request pass, or answer it."""
+        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
+            await self._app(scope, receive, send)
+            return
+        body = _Body(self, receive)
+        self._requests += 1
+        try:
+            if (refusal := self._refusal(Headers(scope=scope))) is None:
+                await self._app(scope, body.receive, send)
+            else:
+                await error_response(failure_of(refusal, scope["path"]), scope["path"])(scope, receive, send)
+        finally:
+            self._requests -= 1
+            self._bytes -= body.size
+
+    def take(self, body: "_Body", size: int) -> None:
+        """Count bytes of a body; raises `HTTPException` and `OverloadedError` if they are too many."""
+        body.size += size
+        self._bytes += size
+        if body.size > self._limits.max_body:
+            raise self._too_large()
+        if self._bytes > self._limits.max_bodies:
+            raise self._full(fields.MAX_BODIES)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the next part of a body."""
+        return self._limits.read_timeout
+
+    def too_slow(self) -> HTTPException:
+        """The error about a body that doesn't come."""
+        self._metrics.refused(fields.READ_TIMEOUT)
+        return HTTPException(408, f"the body did not come within {self.patience:g} s (--read-timeout): send it again")
+
+    def _refusal(self, headers: Mapping[str, str]) -> Exception | None:
+        declared = headers.get("content-length", "")
+        size = int(declared) if declared.isdecimal() and len(declared) < 20 else 0
+        if size > self._limits.max_body:
+            return self._too_large()
+        if self._requests > self._limits.max_requests:
+            return self._full(fields.MAX_REQUESTS)
+        return self._full(fields.MAX_BODIES) if self._bytes + size > self._limits.max_bodies else None
+
+    def _too_large(self) -> HTTPException:
+        self._metrics.refused(fields.MAX_BODY)
+        most = self._limits.max_body.human_readable()
+        return HTTPException(413, f"the body is too large: send at most {most} (--max-body)")
+
+    def _full(self, limit: Option) -> SlipstreamError:
+        message = "the server has as many requests as it takes at a time ("
+        return OverloadedError(message, limit, "): try again", retry_after=RETRY_AFTER_SECONDS, limit=limit)
+
+
+class _Body:
+    """The body of one request, while it comes in."""
+
+    def __init__(self, intake: Intake, receive: Receive) -> None:
+        self.size = 0
+        self._intake = intake
+        self._receive = receive
+        self._complete = False
+
+    async def receive(self) -> Message:
+        """The next part of it, within the time for one; afterwards that the client has gone."""
+        if self._complete:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._intake.patience)
+        except TimeoutError:
+            raise self._intake.too_slow() from None
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        self._intake.take(self, len(message.get("body", b"")))
+        return message
