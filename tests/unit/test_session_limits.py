@@ -31,7 +31,7 @@ def opened() -> Iterator[Open]:
         core = EngineCore(ToyBackend(num_blocks=80), tokenizer, context_length=64, stop_token_ids=frozenset({STOP}))
         cores.append(core)
         conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
-        made.append(Sessions(core, conversations, ttl=1000, limits=LIMITS, database=database))
+        made.append(Sessions(core, conversations, ttl=1000.0, limits=LIMITS, database=database))
         return made[-1]
 
     yield make
