@@ -30,7 +30,7 @@ class ToyModel(ToyRunner):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.ir_path = folder / "openvino_model.xml"
+        self.path = folder / "openvino_model.xml"
         self.copies: set[int] = set()
         self.wrong_copies = False
         self.error: Exception | None = None
@@ -80,7 +80,7 @@ def backend(model: object, kv_memory: int = 40_000) -> OpenVINOBackend:
 
 
 def kept(model: ToyModel) -> list[Path]:
-    return list((model.ir_path.parent / "calibration").iterdir())
+    return list((model.path.parent / "calibration").iterdir())
 
 
 def test_the_second_start_compares_a_few_steps_and_measures_nothing(model: ToyModel) -> None:
@@ -106,7 +106,7 @@ def test_progress_is_told_up_to_the_end(model: ToyModel) -> None:
 def test_other_settings_and_other_weights_are_measured_apart(model: ToyModel) -> None:
     found = {backend(model).fingerprint, backend(Emulated(model, sizes=AVX2)).fingerprint}
     assert len(kept(model)) == len(found) == 2
-    model.ir_path.with_suffix(".bin").write_bytes(b"other weights")
+    model.path.with_suffix(".bin").write_bytes(b"other weights")
     backend(model)
     assert len(kept(model)) == 3
 
@@ -139,7 +139,7 @@ def test_a_file_that_is_damaged_is_written_again(model: ToyModel) -> None:
 def test_a_folder_that_cannot_be_written_costs_the_next_start(
     model: ToyModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (model.ir_path.parent / "calibration").write_text("not a folder")
+    (model.path.parent / "calibration").write_text("not a folder")
     assert backend(model).exact
     assert "the next start measures again" in caplog.text
 

@@ -1,23 +1,14 @@
-"""OpenVINO backend: steps of one class over KV blocks."""
+"""OpenVINO backend: a paged one that compiles copies of a small model for the step sizes that are used much."""
 
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import openvino as ov
 
-from slipstream.backend import calibration
 from slipstream.backend.base import Chunk
+from slipstream.backend.paged import PagedBackend, PagedTicket
 from slipstream.backend.paged_model import PagedModel
-from slipstream.backend.paged_store import PagedState, PagedStore
-from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, Probe
-from slipstream.backend.step_cost import StepCost
-from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, StepClass
-from slipstream.errors import ModelError
-from slipstream.fields import KV_MEMORY
-from slipstream.sampling import Choice, Row, choose_on_host
-from slipstream.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -28,90 +19,21 @@ _WORTH_A_COPY = 200
 """Steps of a size after which a copy for it is compiled: it takes about as long as it then saves in as many more."""
 
 
-_SPARE_SLOTS = LONE_TOKEN_SIZE - 1
-"""Slots after a sequence's last token that a step may write rubbish to: the dummies that fill a short chunk."""
-
-
-class OpenVINOBackend:
-    """A model whose steps are all of one class: the one that a self-test found to keep every token's bits.
-
-    What the self-test finds, and what steps cost, is kept beside the model; later starts compare a few bits. `progress`
-    is called with the fraction done of the first start's work. Raises `ModelError` if the KV memory, in bytes, is too
-    small.
-    """
+class OpenVINOBackend(PagedBackend[PagedModel]):
+    """A `PagedBackend` on a processor."""
 
     def __init__(
         self, model: PagedModel, *, kv_memory: int, progress: Callable[[float], None] = lambda _: None
     ) -> None:
-        self._model = model
-        self.vocab_size = model.vocab_size
-        self._num_blocks = kv_memory // model.block_bytes - 1  # block 0 takes the KV of padding
-        if self._num_blocks < 2:
-            raise ModelError(
-                f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise ", KV_MEMORY
-            )
-        self._calibration, self._probe = self._calibrated(progress)
-        self.step_class = self._calibration.step_class
-        self.exact: bool = self._calibration.exact
-        self.fingerprint = f"{model.settings}; {self._calibration.witness or self.step_class}"
-        self.largest_draft: int | None = min(self.step_class.sizes[-1], self.step_class.row_counts[-1]) - 1
-        self.cost = StepCost(
-            self._calibration.measurements, smallest_chunk=LONE_TOKEN_SIZE, prepared=lambda: model.prepared
-        )
-        self.store = self.new_store(self._num_blocks)
+        super().__init__(model, kv_memory=kv_memory, progress=progress)
         self._without_copy = [size for size in self.step_sizes if size <= _COPIED_UP_TO] if model.is_small else []
         self._compiling: tuple[int, Future[ov.CompiledModel]] | None = None
         self._compiler = ThreadPoolExecutor(1, "slipstream-compiler")
 
-    def new_store(self, num_blocks: int) -> PagedStore:
-        """A store of the first so many blocks; only one may be in use."""
-        model = self._model
-        size, spare = BLOCK_SIZE, _SPARE_SLOTS
-        return PagedStore(model, num_blocks=num_blocks, block_size=size, block_bytes=model.block_bytes, spare=spare)
-
-    @property
-    def step_sizes(self) -> tuple[int, ...]:
-        """Tokens that a step may have, rising; others are padded or split."""
-        return self.step_class.sizes
-
-    @property
-    def threads(self) -> int:
-        """Threads of a forward pass."""
-        return self._model.threads
-
-    @property
-    def precision(self) -> str:
-        """What keys and values are kept in."""
-        return self._model.precision
-
-    def launch(self, chunks: Sequence[Chunk]) -> "OpenVINOTicket":
-        """Start a step, or the first of several if the chunks don't fit into one; see `Backend.launch`."""
+    def launch(self, chunks: Sequence[Chunk]) -> PagedTicket:
+        """Start a step; see `Backend.launch`."""
         self._copy_what_is_used()
-        return OpenVINOTicket(self._model, self.step_class, self.cost, chunks)
-
-    def _calibrated(self, progress: Callable[[float], None]) -> tuple[calibration.Calibration, Probe]:
-        """What is known of the model's steps on this machine, checked; or found out now, and kept."""
-        model = self._model
-        known = calibration.load(model.ir_path, model.settings)
-        if known is not None:
-            probe = self._allocate(known.step_class)  # in a large step, on whose bits those of the small one depend
-            sizes, row_counts = known.step_class.sizes, known.step_class.row_counts
-            if not known.exact or probe.agrees(sizes[0], row_counts[0], known.witness):
-                return known, probe
-            logger.warning("steps give other bits than when they were measured on this machine: they are measured anew")
-        model.allocate(SELF_TEST_BLOCKS)
-        found = calibration.calibrate(model, progress)
-        probe = self._allocate(found.step_class)
-        if found.exact:
-            witness = probe.witness(found.step_class)
-            found = replace(found, exact=witness is not None, witness=witness or "")
-        calibration.save(model.ir_path, model.settings, found)
-        return found, probe
-
-    def _allocate(self, step_class: StepClass) -> Probe:
-        """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
-        self._model.allocate(1 + self._num_blocks + PROBE_BLOCKS)
-        return Probe(self._model, first_block=1 + self._num_blocks, step_class=step_class)
+        return super().launch(chunks)
 
     def _copy_what_is_used(self) -> None:
         """Compile a copy for a small size that is used much, in the background, and use it when it's ready."""
@@ -136,35 +58,3 @@ class OpenVINOBackend:
         if self.exact and not self._probe.agrees(size, self.step_class.row_counts[0], self._calibration.witness):
             logger.warning("a copy of the model for steps of %d tokens gives other bits, and is not used", size)
             self._model.drop_copy(size)
-
-
-class OpenVINOTicket:
-    """A step under way."""
-
-    def __init__(self, model: PagedModel, step_class: StepClass, cost: StepCost, chunks: Sequence[Chunk]) -> None:
-        self._model = model
-        self._cost = cost
-        self._chunks = chunks
-        self._load = cost.load((len(chunk.tokens), chunk.past) for chunk in chunks)
-        self._prepared = model.prepared
-        self._seconds_before = model.seconds
-        self.logits: FloatArray
-        """Float32 [rows, vocab_size], once the step is done and until the next is launched."""
-        self._finish = step_class.start(model, [_paged(chunk) for chunk in chunks])
-
-    def wait(self) -> None:
-        """Return when the step is done; see `Ticket.wait`."""
-        self.logits = self._finish()
-        for chunk in self._chunks:
-            chunk.state.length += len(chunk.tokens)
-        self._cost.observe(self._load, self._prepared, self._model.seconds - self._seconds_before)
-
-    def choose(self, rows: Sequence[Row]) -> list[Choice]:
-        """Choose tokens from the step's logits; see `Ticket.choose`."""
-        return choose_on_host(self.logits, rows)
-
-
-def _paged(chunk: Chunk) -> PagedChunk:
-    state = chunk.state
-    assert isinstance(state, PagedState)
-    return PagedChunk(chunk.tokens, chunk.past, state.block_table, chunk.rows)

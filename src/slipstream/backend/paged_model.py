@@ -33,8 +33,10 @@ class PagedModel:
     `UnsupportedModelError` for a model whose layers differ in KV shape.
     """
 
-    def __init__(self, ir_path: Path, *, threads: int | None = None) -> None:
-        self.ir_path = ir_path
+    gpu: str | None = None
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self.path = path
         self._core = ov.Core()
         bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bf16" if bf16 else "f16"
@@ -67,7 +69,7 @@ class PagedModel:
     @property
     def is_small(self) -> bool:
         """Whether there is memory to spare for copies of it."""
-        weights = self.ir_path.with_suffix(".bin")
+        weights = self.path.with_suffix(".bin")
         return weights.exists() and weights.stat().st_size <= _SMALL_MODEL_BYTES
 
     def compile_copy(self, size: int) -> ov.CompiledModel:
@@ -135,15 +137,15 @@ class PagedModel:
     def _read(self) -> ov.Model:
         """The model with paged attention, in which a step names the rows that it wants logits of."""
         try:
-            model = self._core.read_model(self.ir_path)
+            model = self._core.read_model(self.path)
         except RuntimeError as error:
-            raise ModelError(f"{self.ir_path} is not a readable OpenVINO model: {error}") from error
+            raise ModelError(f"{self.path} is not a readable OpenVINO model: {error}") from error
         return paged(model)
 
     def _lowered(self) -> ov.Model | None:
         """The same, after the runtime's passes; None if it can't be had."""
         facts = "; ".join(map(str, [*_machine(), this_processor().cores, *self._options.values()]))
-        return lowered(self._core, self.ir_path, facts, self._read, self._options, _sample)
+        return lowered(self._core, self.path, facts, self._read, self._options, _sample)
 
     def _compile(self, model: ov.Model) -> ov.CompiledModel:
         return self._core.compile_model(model, "CPU", self._options)

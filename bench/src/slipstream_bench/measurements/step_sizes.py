@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from slipstream.backend import Chunk
-from slipstream.backend.openvino import OpenVINOBackend, OpenVINOTicket
+from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged import PagedTicket
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import ROW_COUNTS, SIZES
 from slipstream.backend.steps import StepClass
@@ -40,7 +41,7 @@ def main() -> None:
     decoded: dict[str, list[float]] = {name: [] for name in candidates}
     differing: dict[str, int] = {}
 
-    def compute(count: int) -> OpenVINOTicket:
+    def compute(count: int) -> PagedTicket:
         ticket = backend.launch([Chunk(state, tokens[state.length : state.length + count], 1)])
         ticket.wait()
         return ticket
