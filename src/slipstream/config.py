@@ -13,8 +13,8 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backend: Literal["openvino"] = "openvino"
-    """What computes the model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What computes a model in safetensors; `auto` is a GPU where there is one. All others run on the processor."""
     kv_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("1GiB"), gt=0)
     """Bytes for keys and values of all conversations together."""
     response_cache_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("64MiB"), ge=0)

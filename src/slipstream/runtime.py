@@ -17,8 +17,8 @@ from slipstream.config import EngineConfig
 from slipstream.engine import EngineCore
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.engine.response_cache import ResponseCache
-from slipstream.errors import StateError
-from slipstream.fields import STATE_DIR
+from slipstream.errors import ModelError, StateError
+from slipstream.fields import DEVICE, STATE_DIR
 from slipstream.models import Model
 from slipstream.sessions import Database, KVConnector, SavedKV, SessionLimits, Sessions
 from slipstream.tokenizer import Tokenizer
@@ -36,12 +36,29 @@ Load = Callable[[Model, EngineConfig], Measure]
 
 
 def _openvino(model: Model, config: EngineConfig) -> Measure:
+    if config.device == "cuda":
+        raise ModelError(f"{model.name} runs on the processor; a GPU takes models in safetensors: leave out ", DEVICE)
     paged = PagedModel(model.ir_path, threads=config.threads)
     return lambda progress: OpenVINOBackend(paged, kv_memory=config.kv_memory, progress=progress)
 
 
-BACKENDS: dict[str, Load] = {"openvino": _openvino}
-"""How each backend compiles a model."""
+def _torch(model: Model, config: EngineConfig) -> Measure:
+    try:
+        from slipstream.backend.torch.backend import TorchBackend, operators_for  # torch is not installed everywhere
+        from slipstream.backend.torch.model import TorchModel, device_of
+    except ImportError as error:
+        raise ModelError(
+            f"{model.name} is a model in safetensors, which needs packages that are not installed ({error}): "
+            "pip install 'slipstream[gpu]', or take a GGUF file or an OpenVINO IR"
+        ) from error
+    device = device_of(config.device)
+    operators = operators_for(device)
+    loaded = TorchModel.load(model.path, device, operators[0], config.threads)
+    return lambda progress: TorchBackend(loaded, operators, kv_memory=config.kv_memory, progress=progress)
+
+
+BACKENDS: dict[str, Load] = {"openvino": _openvino, "safetensors": _torch}
+"""What loads a model, by the kind of its weights."""
 
 
 class Runtime:
@@ -57,7 +74,7 @@ class Runtime:
         self.model = model
         manifest = model.manifest
         pool = ThreadPoolExecutor(1)
-        compiled = pool.submit(BACKENDS[config.backend], model, config)  # while the rest loads
+        compiled = pool.submit(BACKENDS[model.weights], model, config)  # while the rest loads
         pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(model.tokenizer_path)
         template = chat_template(model, self.tokenizer)

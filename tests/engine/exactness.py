@@ -13,16 +13,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from slipstream.backend import Chunk, StepCost, StepMeasurements
 from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged import PagedBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.chat import Tool, ToolUse
 from slipstream.chat.answers import Dialect
+from slipstream.config import EngineConfig
 from slipstream.engine import ActiveRequest, EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.closing import Closer
 from slipstream.engine.commands import Export, Install, Pin
@@ -30,6 +33,7 @@ from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.idle import IdlePrefill
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
+from slipstream.runtime import BACKENDS
 from slipstream.sampling import Sampler
 from slipstream.sampling.sampler import masked
 from slipstream.tokenizer import Tokenizer
@@ -59,14 +63,17 @@ class Processor:
     step_class: StepClass | None = None
     """What steps are to be, in place of what the self-test finds."""
 
-    def backend(self, model: Model, kv_memory: int) -> OpenVINOBackend:
+    def backend(self, model: Model, kv_memory: int) -> PagedBackend[Any]:
         backend = self._measured(model, kv_memory)
         backend.step_class = self.step_class or backend.step_class
         return backend
 
-    def _measured(self, model: Model, kv_memory: int) -> OpenVINOBackend:
+    def _measured(self, model: Model, kv_memory: int) -> PagedBackend[Any]:
         if self.folder is None:
-            return OpenVINOBackend(PagedModel(model.ir_path), kv_memory=kv_memory)
+            config = EngineConfig.model_validate({"kv_memory": kv_memory})
+            backend = BACKENDS[model.weights](model, config)(lambda _: None)
+            assert isinstance(backend, PagedBackend)
+            return backend
         for path in (model.ir_path, model.ir_path.with_suffix(".bin")):
             if not (self.folder / path.name).exists():
                 (self.folder / path.name).symlink_to(path)
@@ -80,7 +87,7 @@ THIS_PROCESSOR = Processor()
 class NarrowBackend:
     """A backend of which an engine may use only some blocks, so that memory runs out, and steps of other sizes."""
 
-    def __init__(self, backend: OpenVINOBackend, num_blocks: int, largest_step: int) -> None:
+    def __init__(self, backend: PagedBackend[Any], num_blocks: int, largest_step: int) -> None:
         self._backend = backend
         self.store = backend.new_store(num_blocks)
         measured = StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest_step))
@@ -148,7 +155,7 @@ class Oracle:
 
 
 def rounds(
-    rng: random.Random, backend: OpenVINOBackend, tokenizer: Tokenizer, model: Model, longest: int
+    rng: random.Random, backend: PagedBackend[Any], tokenizer: Tokenizer, model: Model, longest: int
 ) -> Iterator[list[Scenario]]:
     """Endless rounds of scenarios that run at the same time, on engines of many shapes.
 

@@ -94,7 +94,7 @@ def running_server(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
         )
     try:
-        url, greeting = _greeting(process, model)
+        url, greeting = _greeting(process, Path(model).name)
         yield Server(process, url, api_key or "none", greeting)
     finally:
         process.terminate()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from slipstream.cli.loading import load_backend
-from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
+from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
 from slipstream.models import DEFAULT_MODEL
 from slipstream.processor import this_processor
 
+_RUNTIMES = {"openvino": "openvino", "safetensors": "torch"}
+"""The packages that compute models, by the kind of their weights."""
 _LARGE_STEP = 64
 """Tokens; what one costs in a step of this size is what one of a long prompt costs."""
 
@@ -24,6 +27,7 @@ Report = dict[str, Any]
 
 def doctor(
     model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
     kv_memory: KVMemory = "1GiB",
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
@@ -40,23 +44,27 @@ def doctor(
       slipstream doctor --model ./Qwen3-0.6B-Q8_0.gguf --json
     """
     with readable_errors():
-        report = _examine(model, kv_memory, threads, Console(stderr=as_json))
+        options = {"device": device, "kv_memory": kv_memory, "threads": threads}
+        report = _examine(model, options, Console(stderr=as_json))
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _print(report, Console())
 
 
-def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -> Report:
-    model, config, backend = load_backend(name, kv_memory, threads, console)
+def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
+    model, config, backend = load_backend(name, options, console)
     processor = this_processor()
+    package = _RUNTIMES[model.weights]
+    runtime = f"{package} {version(package)}"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     seconds = dict(backend.cost.measured.seconds)
     large = max((size for size in backend.step_sizes if size <= _LARGE_STEP), default=backend.step_sizes[0])
     store = backend.store
     report: Report = {
         "slipstream": version("slipstream"),
-        "openvino": version("openvino"),
+        "runtime": runtime,
+        "gpu": backend.gpu,
         "processor": processor.name,
         "instruction_sets": processor.instruction_sets,
         "cores": processor.cores,
@@ -79,7 +87,6 @@ def _examine(name: str, kv_memory: str, threads: int | None, console: Console) -
 
 def _advice(report: Report, block_size: int) -> list[str]:
     """What would make it exact, faster, or larger, the most important first."""
-    cores, threads, sets = report["cores"], report["threads"], set(report["instruction_sets"])
     short_of = report["context_length"] - report["kv_tokens"]
     advice = []
     if not report["exact"]:
@@ -87,16 +94,8 @@ def _advice(report: Report, block_size: int) -> list[str]:
             "No step sizes give the same bits here, so answers may depend on what else is computed. The response cache "
             "is off. Another precision of the model's weights, or another release of OpenVINO, may have a class."
         )
-    if threads < cores:
-        advice.append(f"{cores} cores are there, {threads} are used: raise --threads, or leave it out.")
-    if not {"avx512f", "asimd"} & sets:
-        advice.append(
-            "Without AVX-512, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
-        )
-    elif not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
-        advice.append(
-            "Without bfloat16, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
-        )
+    if not report["gpu"]:
+        advice += _processor_advice(report)
     if short_of > 0:
         needed = (report["context_length"] + 2 * block_size) * report["kv_bytes_per_token"]
         advice.append(
@@ -108,12 +107,29 @@ def _advice(report: Report, block_size: int) -> list[str]:
     return advice
 
 
+def _processor_advice(report: Report) -> list[str]:
+    cores, threads, sets = report["cores"], report["threads"], set(report["instruction_sets"])
+    advice = []
+    if threads < cores:
+        advice.append(f"{cores} cores are there, {threads} are used: raise --threads, or leave it out.")
+    if not {"avx512f", "asimd"} & sets:
+        advice.append(
+            "Without AVX-512, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
+        )
+    elif not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
+        advice.append(
+            "Without bfloat16, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
+        )
+    return advice
+
+
 def _print(report: Report, console: Console) -> None:
     table = Table(show_header=False, box=None)
     sets, sizes = ", ".join(report["instruction_sets"]) or "none that matter here", report["step_sizes"]
     context = report["context_length"]
     for name, value in (
-        ("Slipstream", f"{report['slipstream']}, OpenVINO {report['openvino']}"),
+        ("Slipstream", f"{report['slipstream']}, {report['runtime']}"),
+        *([("GPU", report["gpu"])] if report["gpu"] else []),
         ("processor", f"{report['processor']} ({sets})"),
         ("threads", f"{report['threads']} of {report['cores']} cores"),
         ("memory", f"{report['memory'] / 2**30:.1f} GiB"),

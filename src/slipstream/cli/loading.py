@@ -1,16 +1,17 @@
 """Fetch and load a model with progress on the terminal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from slipstream.backend.openvino import OpenVINOBackend
-from slipstream.backend.paged_model import PagedModel
+from slipstream.backend.paged import PagedBackend
 from slipstream.config import EngineConfig
 from slipstream.embedded import Engine
 from slipstream.models import ConsoleProgress, Model, ModelStore
+from slipstream.runtime import BACKENDS
 
 
 def load_engine(model: str, config: EngineConfig, console: Console) -> Engine:
@@ -21,14 +22,15 @@ def load_engine(model: str, config: EngineConfig, console: Console) -> Engine:
 
 
 def load_backend(
-    model: str, kv_memory: str, threads: int | None, console: Console
-) -> tuple[Model, EngineConfig, OpenVINOBackend]:
+    model: str, options: Mapping[str, Any], console: Console
+) -> tuple[Model, EngineConfig, PagedBackend[Any]]:
     """A model's backend alone, with nothing around it; raises `ModelError`, and `ValidationError` for bad options."""
-    config = EngineConfig.model_validate({"kv_memory": kv_memory, "threads": threads})
+    config = EngineConfig.model_validate(options)
     pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
     with _loading(pulled, console) as progress:
-        paged = PagedModel(pulled.ir_path, threads=config.threads)
-        return pulled, config, OpenVINOBackend(paged, kv_memory=config.kv_memory, progress=progress)
+        backend = BACKENDS[pulled.weights](pulled, config)(progress)
+        assert isinstance(backend, PagedBackend)
+        return pulled, config, backend
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -20,7 +20,8 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="SLIPSTREAM_MODEL",
-        help="A model's name, a .gguf file, an OpenVINO IR folder, or a hub repository. Fetched if it's missing.",
+        help="A model's name, a .gguf file, a folder with an OpenVINO IR or safetensors, or a hub repository. "
+        "Fetched if it's missing.",
     ),
 ]
 KVMemory = Annotated[
@@ -34,6 +35,13 @@ KVMemory = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(envvar="SLIPSTREAM_THREADS", min=1, help="Threads of a forward pass; by default all cores."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(
+        envvar="SLIPSTREAM_DEVICE",
+        help="What computes a model in safetensors; auto takes a GPU where there is one. Other models run on the CPU.",
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from typer import Option
 
 from slipstream.chat.formats import FORMATS
 from slipstream.cli.loading import load_engine
-from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
+from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
 from slipstream.config import EngineConfig, LimitsConfig, ServerConfig
 from slipstream.models import DEFAULT_MODEL
 
@@ -23,6 +23,7 @@ def serve(
     ] = None,
     host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    device: Device = "auto",
     kv_memory: KVMemory = "1GiB",
     state_dir: Annotated[
         Path | None,

@@ -1,9 +1,8 @@
-"""Make a model folder from an artefact: OpenVINO IR, `tokenizer.json`, chat template, manifest.
+"""Make a model folder from an artefact: OpenVINO IR or safetensors, `tokenizer.json`, chat template, manifest.
 
 A GGUF is converted once, here; its weights keep their codes. No request ever needs the file again.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,9 +16,10 @@ from xml.etree.ElementTree import iterparse
 import tokenizers
 
 from slipstream.errors import ModelError, UnsupportedModelError
+from slipstream.models import safetensors
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import Progress
-from slipstream.models.sources import Artefact, ir_files
+from slipstream.models.sources import Artefact, ir_files, read_json
 from slipstream.tokenizer import Tokenizer, build_tokenizer
 from slipstream.tokenizer.from_gguf import adds_bos, tokenizer_kind
 
@@ -35,7 +35,7 @@ def import_artefact(artefact: Artefact, folder: Path, *, name: str, origin: str,
         UnsupportedModelError: the architecture, the tokenizer or a variant of them isn't supported; names it.
         ModelError: the artefact is broken.
     """
-    bring = _from_ir if artefact.path.is_dir() else _from_gguf
+    bring = _from_folder if artefact.path.is_dir() else _from_gguf
     facts = bring(artefact.path, folder, progress)
     tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
     stop = {*facts.stop_token_ids, *end_tokens(tokenizer)} - {*inner_ends(tokenizer)}
@@ -147,20 +147,22 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         raise ModelError(f"can't convert {path.name}: {why[0]}")
 
 
-# --- OpenVINO IR ---
+# --- Folders: OpenVINO IR, safetensors ---
 
 
-def _from_ir(path: Path, folder: Path, progress: Progress) -> _Facts:
+def _from_folder(path: Path, folder: Path, progress: Progress) -> _Facts:
     with progress.stage("Taking over the files"):
         files = ir_files(path)
+        if IR_FILE not in files:
+            files = safetensors.files_of(path)
         for name, source in files.items():
             _link_or_copy(source.resolve(), folder / name)
-    if files[IR_FILE].name != IR_FILE:
+    if IR_FILE in files and files[IR_FILE].name != IR_FILE:
         _check_takes_tokens(files[IR_FILE])
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     config |= config.get("text_config", {})  # a vision-language model says there what its text part is
-    generation = _read_json(folder / "generation_config.json")
-    named = _read_json(folder / "tokenizer_config.json")
+    generation = read_json(folder / "generation_config.json")
+    named = read_json(folder / "tokenizer_config.json")
     _write_template(folder, named.get("chat_template"))
     try:
         architecture, context, vocab = (config[key] for key in ("model_type", "max_position_embeddings", "vocab_size"))
@@ -201,19 +203,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.name} holds no JSON object")
-    return content
 
 
 def _write_template(folder: Path, template: str | list[dict[str, str]] | None) -> None:

@@ -1,18 +1,21 @@
 """Where models come from: the catalog, a local file or folder, a hub repository.
 
-A source turns into an artefact: a GGUF file or a folder with an OpenVINO IR, on this disk, its SHA-256 known.
+A source turns into an artefact on this disk, its SHA-256 known: a GGUF file, or a folder with an OpenVINO IR or
+safetensors.
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from slipstream.errors import ModelError
+from slipstream.models import safetensors
 from slipstream.models.catalog import CatalogEntry, Repository, Wheel
 from slipstream.models.parts import all_parts, first_part, is_part, without_part
 from slipstream.models.progress import Advance, Progress
@@ -44,7 +47,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A GGUF file, or a folder with an OpenVINO IR, and the SHA-256 of what makes the model in it."""
+    """A GGUF file or a model's folder, and the SHA-256 of what makes the model in it."""
 
     path: Path
     sha256: str
@@ -144,7 +147,7 @@ class WheelSource:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A GGUF file or an OpenVINO IR folder on this machine; it is left as it is."""
+    """A GGUF file or a model's folder on this machine; it is left as it is."""
 
     path: Path
 
@@ -165,7 +168,7 @@ class LocalSource:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A hub repository: a GGUF file of it, or its OpenVINO IR. It stays in the hub client's own cache."""
+    """A hub repository: a GGUF file of it, its OpenVINO IR or its safetensors. It stays in the hub client's cache."""
 
     repo: str
     file: str | None = None
@@ -174,6 +177,8 @@ class HubSource:
     """Stands for the GGUF file of that quantisation until `resolved` has found it."""
     alias: str | None = None
     """The model's name in the catalog."""
+    in_safetensors: bool = False
+    """Whether these are what is taken of it, as `resolved` finds out."""
 
     @property
     def name(self) -> str:
@@ -190,7 +195,7 @@ class HubSource:
     def is_origin(self, origin: str) -> bool:
         """Whether a model that came from `origin` is what this means, as far as that is known without asking the hub.
 
-        A repository alone means its IR or, as it has seldom both, its GGUF of the usual quantisation.
+        A repository alone means its IR or safetensors or, as it has seldom several, its GGUF of the usual quantisation.
         """
         match = _HUB_ORIGIN.fullmatch(origin)
         if not match or match["repo"].lower() != self.repo.lower():
@@ -207,6 +212,7 @@ class HubSource:
 
         Raises:
             ModelError: the repository can't be listed, or has no such file, or several.
+            UnsupportedModelError: it has safetensors of a model that can't be computed.
         """
         if self.file:
             return self
@@ -218,8 +224,11 @@ class HubSource:
             raise self._cannot_fetch(error) from error
         if not self.quantisation and {IR_REQUIRED[0], _TEXT_PART[IR_REQUIRED[0]]} & set(files):
             return self
+        if not self.quantisation and safetensors.are_in(files):
+            self._check(safetensors.CONFIG_FILE)
+            return replace(self, in_safetensors=True)
         file = _file_of_quantisation(self.repo, files, self.quantisation or _USUAL_QUANTISATION)
-        return HubSource(self.repo, file, alias=self.alias)
+        return replace(self, file=file, quantisation=None)
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
         """Download it, or what is new of it."""
@@ -234,15 +243,26 @@ class HubSource:
             if self.file:
                 path, *_ = [huggingface_hub.hf_hub_download(self.repo, part) for part in all_parts(self.file)]
             else:
-                path = huggingface_hub.snapshot_download(
-                    self.repo, allow_patterns=[*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL]
+                wanted = (
+                    safetensors.PATTERNS if self.in_safetensors else (*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL)
                 )
+                path = huggingface_hub.snapshot_download(self.repo, allow_patterns=[*wanted])
         except _HUB_ERRORS as error:
             raise self._cannot_fetch(error) from error
         finally:
             if muted:
                 enable_progress_bars()
         return _artefact(Path(path), progress)
+
+    def _check(self, config: str) -> None:
+        """Refuse what can't be computed before gigabytes are fetched."""
+        import huggingface_hub
+
+        try:
+            path = huggingface_hub.hf_hub_download(self.repo, config)
+        except _HUB_ERRORS as error:
+            raise self._cannot_fetch(error) from error
+        safetensors.check(read_json(Path(path)))
 
     def _cannot_fetch(self, error: Exception) -> ModelError:
         return ModelError(
@@ -266,7 +286,9 @@ def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str
         if file.lower().endswith(".gguf") and not Path(file).name.lower().startswith("mmproj"):
             models[without_part(file)] = first_part(file)
     if not models:
-        raise ModelError(f"hub repository {repo} has neither an OpenVINO IR nor a GGUF file of a language model")
+        raise ModelError(
+            f"hub repository {repo} has neither an OpenVINO IR nor a GGUF file of a language model nor safetensors"
+        )
     found = [file for file in models.values() if _has_quantisation(file, quantisation)]
     if len(found) == 1:
         return found[0]
@@ -331,16 +353,9 @@ def ir_files(folder: Path) -> dict[str, Path]:
 
 def _artefact(path: Path, progress: Progress) -> Artefact:
     if path.is_dir():
-        files = ir_files(path)
-        missing = [name for name in IR_REQUIRED if name not in files]
-        if missing:
-            raise ModelError(
-                f"{path} is no OpenVINO IR folder: it has no {', '.join(missing)}. Export one with "
-                "`optimum-cli export openvino`, or name a GGUF file: ./model.gguf, owner/name:model.gguf"
-            )
-        return Artefact(path, _sha256(tuple(files[name] for name in _IR_HASHED), progress))
+        return _folder(path, progress)
     if path.suffix.lower() != ".gguf":
-        raise ModelError(f"{path} is neither a .gguf file nor a folder with an OpenVINO IR")
+        raise ModelError(f"{path} is neither a .gguf file nor a folder with an OpenVINO IR or safetensors")
     from slipstream.models.gguf import GGUF, decoder_of  # what they import takes a while, and only an import needs it
 
     with progress.stage("Reading what is in it"):
@@ -348,6 +363,34 @@ def _artefact(path: Path, progress: Progress) -> Artefact:
         decoder_of(file)  # what can't be converted is refused before gigabytes are hashed
         tokenizer_kind(file.metadata)
     return Artefact(path, _sha256(file.paths, progress))
+
+
+def _folder(path: Path, progress: Progress) -> Artefact:
+    files = ir_files(path)
+    missing = [name for name in IR_REQUIRED if name not in files]
+    if not missing:
+        return Artefact(path, _sha256(tuple(files[name] for name in _IR_HASHED), progress))
+    if found := safetensors.files_of(path):
+        safetensors.check(read_json(path / safetensors.CONFIG_FILE))
+        hashed = sorted({*found} - {*safetensors.OPTIONAL})
+        return Artefact(path, _sha256(tuple(found[name] for name in hashed), progress))
+    raise ModelError(
+        f"{path} is no OpenVINO IR folder: it has no {', '.join(missing)}; and it has no {safetensors.WEIGHTS_FILE}. "
+        "Export one with `optimum-cli export openvino`, or name a GGUF file: ./model.gguf, owner/name:model.gguf"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file. Raises `ModelError` if it holds something else."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name} holds no JSON object")
+    return content
 
 
 def _sha256(paths: tuple[Path, ...], progress: Progress) -> str:

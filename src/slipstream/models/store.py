@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from slipstream.errors import ModelError
 from slipstream.models.catalog import CATALOG
@@ -42,6 +43,11 @@ class Model:
     def ir_path(self) -> Path:
         """`openvino_model.xml`, its weights beside it."""
         return self.path / IR_FILE
+
+    @property
+    def weights(self) -> Literal["openvino", "safetensors"]:
+        """The kind of its files, which decides the backend that computes it."""
+        return "openvino" if IR_FILE in self.manifest.files else "safetensors"
 
     @property
     def tokenizer_path(self) -> Path:
@@ -112,8 +118,9 @@ class ModelStore:
 
         Args:
             spec: a catalog name, the name of a model in the store, a path to a `.gguf` file or to a folder
-                with an OpenVINO IR, or a hub repository: `owner/name:Q4_K_M` or `owner/name:file.gguf` for a GGUF
-                file, `owner/name` for an IR or, if there is none, for the GGUF file of Q4_K_M.
+                with an OpenVINO IR or safetensors, or a hub repository: `owner/name:Q4_K_M` or `owner/name:file.gguf`
+                for a GGUF file, `owner/name` for what is first there of an IR, the GGUF file of Q4_K_M, and
+                safetensors.
             progress: told of each stage.
 
         Raises:
@@ -153,8 +160,8 @@ class ModelStore:
         stored = ", ".join(model.name for model in self.list()) or "none"
         raise ModelError(
             f"no model is called {spec!r}. Known names: {', '.join(CATALOG)}; in the store: {stored}. "
-            "A path to a .gguf file or an OpenVINO IR folder does as well, or a hub repository: owner/name, "
-            "owner/name:Q4_K_M, owner/name:file.gguf"
+            "A path to a .gguf file or to a folder with an OpenVINO IR or safetensors does as well, or a hub "
+            "repository: owner/name, owner/name:Q4_K_M, owner/name:file.gguf"
         )
 
     def _origin_of_outdated(self, spec: str) -> str | None:

@@ -1,0 +1,175 @@
+"""A model of `transformers` that runs steps over KV blocks of ours."""
+
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import transformers
+
+from slipstream.backend.steps import BLOCK_SIZE, StepInputs
+from slipstream.backend.store import Blob
+from slipstream.backend.torch.hooks import NAME, computing
+from slipstream.backend.torch.operators import Operators, Step
+from slipstream.errors import ModelError
+from slipstream.processor import this_processor
+from slipstream.types import FloatArray, IntArray
+
+_WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
+
+
+class TorchModel:
+    """A model on its device: a `BlockModel`.
+
+    KV is `[blocks, layers, 2, kv_heads, 32, head_dim]` in the weights' precision: a block is contiguous over layers, so
+    that copying one is one copy, and exporting some is one gather. `path` is the file of the weights, or their index.
+    """
+
+    def __init__(self, model: Any, path: Path, operators: Operators) -> None:
+        self.path = path
+        self.operators = operators
+        self._model = model
+        self._device: torch.device = model.device
+        self.threads = torch.get_num_threads()
+        on_gpu = self._device.type == "cuda"
+        self.gpu = str(torch.cuda.get_device_name(self._device)) if on_gpu else None
+        config = self._model.config.get_text_config()
+        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        self._dtype: torch.dtype = self._model.dtype
+        self.precision = str(self._dtype).removeprefix("torch.")
+        """Of weights, keys and values: `bfloat16`, `float16` or `float32`."""
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._block = (config.num_hidden_layers, 2, config.num_key_value_heads, BLOCK_SIZE, head_dim)
+        self.block_bytes = int(np.prod(self._block)) * self._dtype.itemsize
+        self.seconds = 0.0
+        self._logits: torch.Tensor
+        self._clock = _DeviceClock() if on_gpu else _HostClock()
+        self.allocate(0)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, operators: Operators, threads: int | None = None) -> Self:
+        """That of a folder with `config.json` and safetensors; raises `ModelError` if it can't be had."""
+        if threads:
+            torch.set_num_threads(threads)
+        path = next((folder / name for name in _WEIGHTS if (folder / name).exists()), folder / _WEIGHTS[-1])
+        return cls(_load(folder, device), path, operators)
+
+    @property
+    def settings(self) -> str:
+        """All that decides which kernels compute a step, and how KV is stored."""
+        processor = this_processor()
+        device = self.gpu or f"{processor.name} {' '.join(processor.instruction_sets)}, {self.threads} threads"
+        versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        return "; ".join((versions, device, self.precision, self.operators.name))
+
+    @property
+    def prepared(self) -> tuple[int, ...]:
+        """Nothing has to be prepared for a step's size."""
+        return ()
+
+    def allocate(self, num_blocks: int) -> None:
+        """Have so many blocks, all zero, in place of those before. Raises `ModelError` if they don't fit."""
+        self._kv = torch.empty(0)  # first give back what there was
+        try:
+            self._kv = torch.zeros((num_blocks, *self._block), dtype=self._dtype, device=self._device)
+        except RuntimeError as error:
+            size = num_blocks * self.block_bytes
+            raise ModelError(f"{size:,} bytes for keys and values don't fit beside the weights: {error}") from error
+
+    def start(self, inputs: StepInputs) -> None:
+        """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed."""
+        self._clock.start()
+        try:
+            step = Step.of(inputs, BLOCK_SIZE, self._device)
+            with torch.inference_mode(), computing(self.operators, step, self._kv):
+                found = self._model(
+                    input_ids=step.tokens,
+                    position_ids=step.positions,
+                    use_cache=False,
+                    logits_to_keep=step.logit_rows,
+                )
+            self._logits = found.logits[0]
+            self._clock.stop()
+        except RuntimeError as error:
+            raise ModelError(f"the forward pass failed: {error}") from error
+
+    def finish(self) -> FloatArray:
+        """Wait for the step; see `Runner.finish`. Raises `ModelError` if it failed."""
+        try:
+            logits: FloatArray = self._logits.float().cpu().numpy()
+        except RuntimeError as error:
+            raise ModelError(f"the forward pass failed: {error}") from error
+        self.seconds += self._clock.seconds()
+        return logits
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of one block to another, in all layers."""
+        self._kv[target].copy_(self._kv[source])
+
+    def read_blocks(self, blocks: IntArray) -> Blob:
+        """A copy of what the blocks hold, uint16 [blocks, elements]."""
+        found: Blob = self._kv[self._at(blocks)].flatten(1).cpu().view(torch.int16).numpy().view(np.uint16)
+        return found
+
+    def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
+        """Fill blocks with what `read_blocks` gave."""
+        given = torch.from_numpy(np.ascontiguousarray(contents).view(np.int16)).view(self._dtype)
+        self._kv[self._at(blocks)] = given.to(self._device).view(-1, *self._block)
+
+    def _at(self, blocks: IntArray) -> torch.Tensor:
+        return torch.from_numpy(blocks.astype(np.int64)).to(self._device)
+
+
+class _HostClock:
+    """How long a step takes where it is computed at once."""
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._ended = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._ended - self._started
+
+
+class _DeviceClock:
+    """How long a step takes on a device that runs beside the host."""
+
+    def __init__(self) -> None:
+        self._ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def start(self) -> None:
+        self._ends[0].record()
+
+    def stop(self) -> None:
+        self._ends[1].record()
+
+    def seconds(self) -> float:
+        """Of a step that is done."""
+        return float(self._ends[0].elapsed_time(self._ends[1])) / 1e3
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a name means; `auto` is a GPU where there is one. Raises `ModelError` if it isn't there."""
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ModelError("there is no GPU that this build of torch can use: take --device cpu, or install torch for it")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def _load(folder: Path, device: torch.device) -> Any:
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto",
+            attn_implementation=NAME,
+            experts_implementation=NAME,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+        return model.eval().to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder} can't be loaded: {error}") from error

@@ -1,0 +1,103 @@
+"""What a model's sums are computed with, and a step as it lies on the device."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from slipstream.backend.steps import StepInputs
+
+Tensor: TypeAlias = torch.Tensor
+
+SEGMENT = 256
+"""Keys that attention sums up at a time. A token's segments begin at the same positions in every step, and are combined
+in order; so how many there are and where a chunk begins changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of `n` tokens of several chunks on the device; integers are int32 where nothing else is said."""
+
+    tokens: Tensor
+    """Int64 [1, n]."""
+    positions: Tensor
+    """Int64 [1, n], of each token in its sequence."""
+    blocks: Tensor
+    """Int64 [n], the block that takes a token's KV."""
+    slots: Tensor
+    """Int64 [n], its place in the block."""
+    pasts: Tensor
+    """[chunks], tokens before a chunk."""
+    begins: Tensor
+    """[chunks + 1], where chunks begin in the step."""
+    table: Tensor
+    """[sum of block counts], the blocks of all chunks, one chunk after the other."""
+    table_begins: Tensor
+    """[chunks + 1], where a chunk's blocks begin in the table."""
+    chunks: tuple[tuple[int, int, int], ...]
+    """The same on the host: each chunk's past, length and first block in the table."""
+    logit_rows: Tensor
+    """Int64 [rows], the tokens that give logits."""
+
+    @classmethod
+    def of(cls, inputs: StepInputs, block_size: int, device: torch.device) -> "Step":
+        """A step as the planner lays it out (`steps.lay_out`)."""
+        positions, begins = inputs["position_ids"], inputs["subsequence_begins"]
+        tables, pasts = inputs["block_indices_begins"], inputs["past_lens"]
+        lengths = begins[1:] - begins[:-1]
+        places = tables[:-1].repeat(lengths) + positions // block_size
+        on_device = {
+            "tokens": inputs["input_ids"][None],
+            "positions": positions[None],
+            "blocks": inputs["block_indices"][places].astype("int64"),
+            "slots": positions % block_size,
+            "pasts": pasts,
+            "begins": begins,
+            "table": inputs["block_indices"],
+            "table_begins": tables,
+            "logit_rows": inputs["logit_rows"],
+        }
+        return cls(
+            **{name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in on_device.items()},
+            chunks=tuple(zip(pasts.tolist(), lengths.tolist(), tables.tolist()[:-1], strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What varies between the attentions of models, and of layers."""
+
+    scale: float
+    window: int = 0
+    """Keys that a token sees, its own included; 0 for all before it."""
+    softcap: float = 0.0
+    """What scores are squeezed between, by a hyperbolic tangent; 0 for no limit."""
+
+
+class Operators(Protocol):
+    """Every operator that adds up more than a few numbers; a row of each depends on that row's inputs alone."""
+
+    name: str
+    """Part of what decides a model's bits."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`: x [..., k], weight [n, k], bias [n]; [..., n]."""
+        ...
+
+    def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
+        """Causal attention of each chunk to its sequence: query [n, heads, dim], kv [blocks, 2, kv_heads, 32, dim].
+
+        A sink is a score [heads] that takes part in the softmax and has no value. Returns [n, heads, dim].
+        """
+        ...
+
+    def write(self, kv: Tensor, key: Tensor, value: Tensor, step: Step) -> None:
+        """Put keys and values [n, kv_heads, dim] into their slots."""
+        ...
+
+    def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, in the router's order.
+
+        `module` is the experts' module of `transformers`; x [n, k], index and weights [n, experts of a token].
+        """
+        ...
