@@ -96,6 +96,8 @@ class ServerConfig(BaseModel):
     """Whether drafts are verified along with the tokens that need a pass anyway."""
     response_cache: bool = True
     """Whether exact repeats of deterministic requests are answered from memory."""
+    keep_alive_seconds: float = Field(default=5.0, gt=0)
+    """How often a stream that has nothing to say shows that it's alive."""
     drain_seconds: float = Field(default=10.0, ge=0)
     """How long running requests may go on after a signal to stop."""
     limits: LimitsConfig = LimitsConfig()

@@ -114,7 +114,8 @@ class Reading:
     def add_arguments(self, text: str) -> None:
         """Note a piece of the arguments of the last call."""
         if text:
-            text = str.__str__(text)
+            # Line ends to JavaScript and to Python's `splitlines`, but not to JSON, where they may stand as they are.
+            text = str.__str__(text).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
             self.calls[-1].arguments.append(text)
             self.deltas.append(AnswerDelta(index=len(self.calls) - 1, arguments=text))
 

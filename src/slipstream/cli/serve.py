@@ -51,6 +51,9 @@ def serve(
     ] = 400.0,
     max_running: Annotated[int, Option(min=1, help="Requests computed at the same time.")] = 64,
     max_waiting: Annotated[int, Option(min=1, help="Requests that may queue before 429.")] = 256,
+    keep_alive_seconds: Annotated[
+        float, Option(help="How often a stream shows that it's alive while a long prompt is computed.")
+    ] = 5.0,
     drain_seconds: Annotated[float, Option(min=0, help="Time for running answers on Ctrl-C or SIGTERM.")] = 10.0,
     reuse: Annotated[bool, Option(help="Keep the KV of conversations between turns.")] = True,
     jump_forward: Annotated[bool, Option(help="Take tokens that a grammar forces without computing them.")] = True,

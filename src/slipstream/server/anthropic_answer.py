@@ -48,6 +48,10 @@ class MessageAnswer(Answer):
         ending = _event("message_delta", delta=_ending(choice), usage=usage, slipstream=report)
         return closed + ending + _event("message_stop")
 
+    def alive(self) -> bytes:
+        """A ping."""
+        return _event("ping", **self.progress())
+
     def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off."""
         return anthropic_event(failure)

@@ -27,6 +27,8 @@ class SlipstreamOptions(BaseModel):
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
+    progress: bool = False
+    """Whether a stream tells how much of a long prompt is computed, each time that it shows that it's alive."""
 
 
 def in_session(request: TurnRequest, http: Request) -> TurnRequest:

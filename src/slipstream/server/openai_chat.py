@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from slipstream.chat import AnswerDelta, Setting
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import TokenLogprob
+from slipstream.runtime import Runtime
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import in_session, session_hint
@@ -29,7 +30,7 @@ from slipstream.server.openai_tools import (
     tool_use,
 )
 from slipstream.server.stream import respond
-from slipstream.server.turn import TurnRunner
+from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import Choice, Piece, TurnRequest
 
 
@@ -94,6 +95,11 @@ class ChatAnswer(CompletionAnswer):
 
     id_prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, runtime: Runtime, turn: LiveTurn, model: str, *, include_usage: bool) -> None:
+        super().__init__(runtime, turn, model, include_usage=include_usage)
+        self._begun: set[int] = set()
+        """The choices whose role was told."""
+
     def choice(self, choice: Choice) -> dict[str, Any]:
         """The answer as a message; its `content` is null where there are calls alone."""
         text, calls = choice.message.text, choice.message.tool_calls
@@ -116,9 +122,14 @@ class ChatAnswer(CompletionAnswer):
         if output.logprobs:
             pieces = pieces or [_piece(choice, {})]
             pieces[0]["logprobs"] = self._logprobs(output.logprobs)
-        if output is choice.outputs[0]:
-            pieces.insert(0, _piece(choice, {"role": "assistant", "content": ""}))
-        if output.finish_reason is not None:
+        last = output.finish_reason is not None
+        if choice.index not in self._begun and (pieces or last):
+            self._begun.add(choice.index)
+            # What begins with a call has no text: some clients would keep an empty one, and send it back.
+            said = deltas[0] if deltas else AnswerDelta()
+            content = None if said.id is not None or said.reasoning else ""
+            pieces.insert(0, _piece(choice, {"role": "assistant", "content": content}))
+        if last:
             pieces.append(_piece(choice, {}) | {"finish_reason": finish_reason(choice)})
         return pieces
 

@@ -142,6 +142,11 @@ class CompletionAnswer(Answer):
                 cost = {"slipstream": report_of(self.turn)}
         return [event(self._chunk(each, **(cost if each is pieces[-1] else {}))) for each in pieces]
 
+    def alive(self) -> bytes:
+        """A comment, or a chunk without choices if the request wants to see the progress."""
+        progress = self.progress()
+        return event(self._chunk(**progress)) if progress else super().alive()
+
     async def end(self) -> bytes:
         """The chunk for the usage alone, if it's wanted, and the mark of the end."""
         if not self._include_usage:

@@ -84,8 +84,7 @@ def router(runner: TurnRunner) -> APIRouter:
     async def count_input_tokens(http: Request, body: PromptRequest) -> Response:
         runner.names.check(body.model)
         _, messages = await asyncio.to_thread(_brought, body, store, in_session=SESSION_HEADER in http.headers)
-        request = in_session(body.turn(messages), http)
-        count = await asyncio.to_thread(runtime.turns.count, request)
+        count = await asyncio.to_thread(lambda: runtime.turns.count(in_session(body.turn(messages), http)))
         return _json({"object": "response.input_tokens", "input_tokens": count})
 
     @routes.post("/v1/responses/compact")
@@ -198,6 +197,10 @@ class _ResponseAnswer(Answer):
     async def end(self) -> bytes:
         """The last events, with the response."""
         return self._writer.end(await self._completed())
+
+    def alive(self) -> bytes:
+        """That the response is in progress, once more: Codex counts events, comments it doesn't see."""
+        return self._writer.alive(self.progress())
 
     def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off."""

@@ -86,7 +86,7 @@ def item_id(response_id: str, kind: str, place: int | str) -> str:
 
 
 def resolved(items: Sequence[InputItem], find: Callable[[str], StoredResponse | None]) -> list[InputItem]:
-    """The items that say something; for each reference, the item of that id in the stored response that `find` gives."""
+    """The items that say something; in place of a reference, the item of that id in the response that `find` gives."""
     return [
         _referred(item, f"input[{index}].id", find) if item.type == "item_reference" else item
         for index, item in enumerate(items)

@@ -80,6 +80,10 @@ class EventWriter:
         created = self._event("response.created", response=self._response)
         return created + self._event("response.in_progress", response=self._response)
 
+    def alive(self, progress: dict[str, Any]) -> bytes:
+        """A sign of life between other events."""
+        return self._event("response.in_progress", response=self._response, **progress)
+
     def piece(self, delta: AnswerDelta) -> bytes:
         """The events of a piece of an answer, which may begin another item."""
         kind = "message" if delta.text else "reasoning" if delta.reasoning else "call"

@@ -42,6 +42,22 @@ class Answer(ABC):
     async def end(self) -> bytes:
         """The last events of a finished turn."""
 
+    def alive(self) -> bytes:
+        """A sign of life while there is nothing to say, with the progress of the prompt if the request asked for it.
+
+        Clients give up on a stream after some silence. A comment is for those that look at bytes.
+        """
+        return b": keep-alive\n\n"
+
+    def progress(self) -> dict[str, Any]:
+        """How much of the prompt is computed, as a `slipstream` object, if the request asked for it."""
+        choice = self.turn.choices[0]
+        if not choice.request.progress or choice.active is None:
+            return {}
+        sequence, total = choice.active.sequence, choice.active.counters.prompt_tokens
+        done = 0 if sequence is None else min(sequence.computed, total)
+        return {"slipstream": {"progress": {"prompt_tokens": total, "computed_tokens": done}}}
+
     def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off, as most of OpenAI's clients expect it."""
         return openai_event(failure)
@@ -109,9 +125,15 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
     """All events, those that came together in one piece."""
     if begun := answer.begin():
         yield begun
+    silent = True
     async for batch in answer.turn.batches():
         if events := b"".join(chain.from_iterable(map(answer.events, batch))):
             yield events
+            silent = False
+        elif not batch:
+            if silent:
+                yield answer.alive()
+            silent = True
     yield await answer.end()
 
 

@@ -24,12 +24,15 @@ _SWITCHES = ("reuse", "jump_forward", "speculation", "response_cache")
 class LiveTurn:
     """Answers under way. Belongs to the event loop that it was made on; `cancel` it when nobody waits for them."""
 
-    def __init__(self, runtime: Runtime, metrics: Metrics, endings: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, runtime: Runtime, metrics: Metrics, endings: ThreadPoolExecutor, *, quiet_seconds: float
+    ) -> None:
         self.exact = runtime.exact
         """Whether the same request gives the same tokens, whatever happens around it."""
         self._runtime = runtime
         self._metrics = metrics
         self._endings = endings
+        self._quiet_seconds = quiet_seconds
         self._loop = asyncio.get_running_loop()
         self._started = time.perf_counter()
         self._arrived: list[tuple[Choice, Output]] = []
@@ -49,20 +52,26 @@ class LiveTurn:
     async def batches(self) -> AsyncIterator[list[Piece]]:
         """The pieces of all answers as they come, those that came together in one list.
 
+        The list is empty now and then: every `quiet_seconds` there is one, so that a stream can show that it's alive.
         By the time an answer's last piece is seen, the conversation's next turn will find it. Raises the error that
         ended a request; whatever ends the iteration, what is unfinished then is cancelled.
         """
+        tick = self._tick()
         try:
             while self._turn.unread:
                 await self._wake.wait()
                 self._wake.clear()
                 arrived, self._arrived = self._arrived, []
+                if tick.when() <= self._loop.time():
+                    tick = self._tick()
+                    yield []
                 if any(output.finish_reason is not None for _, output in arrived):
                     yield await self._loop.run_in_executor(self._endings, self._read, arrived)
-                else:
+                elif arrived:
                     yield self._read(arrived)
             self._over = True
         finally:
+            tick.cancel()
             self.cancel()
 
     async def finish(self) -> None:
@@ -75,6 +84,10 @@ class LiveTurn:
         if not self._over:
             self._over = True
             self._loop.run_in_executor(self._endings, self._turn.cancel)  # whose session may just be written
+
+    def _tick(self) -> asyncio.TimerHandle:
+        """Wake the reader in a while, though nothing came."""
+        return self._loop.call_later(self._quiet_seconds, self._wake.set)
 
     def _read(self, arrived: Sequence[tuple[Choice, Output]]) -> list[Piece]:
         return [self._turn.read(*each) for each in arrived]
@@ -107,7 +120,8 @@ class TurnRunner:
 
         Raises `InvalidRequestError`, `SessionConflictError`, `OverloadedError` and `EngineStoppedError`.
         """
-        turn = LiveTurn(self.runtime, self._metrics, self._endings)
+        quiet = self._config.keep_alive_seconds
+        turn = LiveTurn(self.runtime, self._metrics, self._endings, quiet_seconds=quiet)
         await turn.start(lambda: self._allowed(make()))
         return turn
 

@@ -34,6 +34,8 @@ class TurnRequest:
     speculation: bool = True
     jump_forward: bool = True
     response_cache: bool = True
+    progress: bool = False
+    """Whether the client wants to see how much of the prompt is computed."""
     answers: bool = True
     """Whether there is to be an answer; without, the prompt is computed for later ones, and one token is dropped."""
     warnings: tuple[str, ...] = ()
