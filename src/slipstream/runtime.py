@@ -11,7 +11,7 @@ from typing import Self
 from slipstream.backend import Backend
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
-from slipstream.chat import ChatTemplate, Conversations
+from slipstream.chat import Conversations, Template, template_of
 from slipstream.chat.answers import Dialect
 from slipstream.config import EngineConfig
 from slipstream.engine import EngineCore
@@ -77,7 +77,7 @@ class Runtime:
         compiled = pool.submit(BACKENDS[model.weights], model, config)  # while the rest loads
         pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(model.tokenizer_path)
-        template = chat_template(model, self.tokenizer)
+        self._template = template = chat_template(model, self.tokenizer)
         self.dialect = Dialect(template.shown if template is not None else "", self.tokenizer, config.tool_format)
         """How the model writes its answers."""
         self.conversations = Conversations(template, self.tokenizer, self.dialect)
@@ -135,6 +135,8 @@ class Runtime:
         self.sessions.close()
         self.core.shutdown()
         self.grammars.close()
+        if self._template is not None:
+            self._template.close()
         self.database.close()
 
     def encode(self, text: str) -> list[int]:
@@ -164,10 +166,10 @@ def _open_database(model: Model, config: EngineConfig) -> Database:
         raise StateError(message, STATE_DIR) from error
 
 
-def chat_template(model: Model, tokenizer: Tokenizer) -> ChatTemplate | None:
+def chat_template(model: Model, tokenizer: Tokenizer) -> Template | None:
     """A model's own, told the texts of its tokens; raises `ModelError` if it does not compile."""
     if (source := model.chat_template) is None:
         return None
     tokens = {"bos_token": model.manifest.bos_token_id, "eos_token": model.manifest.eos_token_id}
     texts = {name: tokenizer.token_bytes(id).decode() for name, id in tokens.items() if id is not None}
-    return ChatTemplate(source, texts)
+    return template_of(source, texts)

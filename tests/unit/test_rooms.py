@@ -19,7 +19,7 @@ ALLOWED = {
     "models": {"tokenizer"},
     "kv": {"backend"},
     "engine": {"kv", "tokenizer", "backend", "sampling", "sandbox"},
-    "chat": {"tokenizer"},
+    "chat": {"tokenizer", "sandbox"},
     "config": {"models"},
     "sessions": {"chat", "engine", "backend"},
     "turns": {"sessions", "chat", "engine"},

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from slipstream.backend import Backend, Chunk, SequenceState, Store, Ticket
-from slipstream.chat import ChatTemplate
+from slipstream.chat import Template
 from slipstream.errors import ModelError
 from slipstream.sampling import Choice, Row
 from slipstream.tokenizer import Tokenizer
@@ -92,7 +92,7 @@ class ScriptedBackend:
         return None
 
 
-def opening_of(template: ChatTemplate | None, tokenizer: Tokenizer) -> IntArray:
+def opening_of(template: Template | None, tokenizer: Tokenizer) -> IntArray:
     """The tokens with which a chat template opens an answer, from its last control token on.
 
     Raises `ModelError` if there is no template, or it opens answers without a control token.

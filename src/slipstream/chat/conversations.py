@@ -15,7 +15,7 @@ from slipstream.chat.messages import Digest, History, Message, digest
 from slipstream.chat.placing import Placing
 from slipstream.chat.rendering import Renderer
 from slipstream.chat.setting import NO_SETTING, SWITCHES, Setting
-from slipstream.chat.template import ChatTemplate
+from slipstream.chat.template import Template
 from slipstream.errors import InvalidRequestError
 from slipstream.fields import MESSAGES
 from slipstream.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ class Conversations:
 
     def __init__(
         self,
-        template: ChatTemplate | None,
+        template: Template | None,
         tokenizer: Tokenizer,
         dialect: Dialect,
         *,

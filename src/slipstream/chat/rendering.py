@@ -9,7 +9,7 @@ from slipstream.chat.answers import Dialect
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.placing import Placing
 from slipstream.chat.setting import Setting, Tool, ToolUse
-from slipstream.chat.template import ChatTemplate
+from slipstream.chat.template import Template
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer.provenance import Traced, origin
 
@@ -36,7 +36,7 @@ class Renderer:
     doubled; where it doesn't hold, whole conversations are rendered.
     """
 
-    def __init__(self, template: ChatTemplate | None, dialect: Dialect) -> None:
+    def __init__(self, template: Template | None, dialect: Dialect) -> None:
         self._template = template
         self._format = dialect.tool_format
         self.elides = template is None or all(self._ends_alike(*_conversation(shape), "", _TRIED) for shape in _SHAPES)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
 from itertools import product
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from jinja2 import TemplateError, nodes, pass_environment
 from jinja2.compiler import CodeGenerator, Frame, optimizeconst
@@ -19,6 +19,26 @@ from jinja2.sandbox import SandboxedEnvironment
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.fields import MESSAGES
 from slipstream.tokenizer.provenance import Traced, as_content, joined, made_of, origin
+
+
+class Template(Protocol):
+    """What a chat template is to others."""
+
+    shown: str
+    """Its source, and what it makes of a call."""
+    variables: frozenset[str]
+    """What it can be told, by name."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Traced:
+        """See `ChatTemplate.render`."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
 
 
 class ChatTemplate:
@@ -35,7 +55,7 @@ class ChatTemplate:
             self._template = environment.from_string(source, globals=dict(variables))
             self.variables = frozenset(find_undeclared_variables(environment.parse(source)))
             """What it can be told, by name."""
-        except TemplateError as error:
+        except Exception as error:  # a deep one is too much for the parser's stack, or for Python's compiler
             raise ModelError(f"the model's chat template does not compile: {error}") from error
         self._takes_system = self._shows_system()
         self._lists_tools = self._tried(_USER, tools=None) is None and self._tried(_USER, tools=[]) is not None
@@ -77,6 +97,9 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages: {error}", param=MESSAGES, code="invalid_messages"
             ) from error
         return joined("", (text,))
+
+    def close(self) -> None:
+        """Give back nothing: it holds nothing."""
 
     def _shows_system(self) -> bool:
         """Whether it makes a difference to the template what a system message says."""

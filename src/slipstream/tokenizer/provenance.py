@@ -39,6 +39,9 @@ class Traced(str):
     def __str__(self) -> str:
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Traced, (str.__add__("", self), self.mask)
+
     def __add__(self, other: str) -> "Traced":
         return Traced(str.__add__(self, other), self.mask + mask_of(other))
 
