@@ -101,6 +101,8 @@ class ServerConfig(BaseModel):
     drain_seconds: float = Field(default=10.0, ge=0)
     """How long running requests may go on after a signal to stop."""
     limits: LimitsConfig = LimitsConfig()
+    step_timeout: float = Field(default=120.0, gt=0)
+    """Seconds of one step after which `/health` says that the engine has stalled."""
     engine: EngineConfig = EngineConfig()
 
 

@@ -2,8 +2,11 @@
 
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from slipstream.models import Model
 from tests.server.process import MODEL, Server, running_server
 from tests.waiting import HANG, wait_until
 
@@ -121,3 +125,37 @@ def test_second_signal_ends_at_once(server: Server) -> None:
         with pytest.raises(openai.APIError, match="shut down"):
             list(stream)
         assert ending.wait_for_end() == 0
+
+
+STUCK = """
+import logging, threading
+from slipstream.cli import main
+from slipstream.server import serve
+from slipstream.turns import Turns
+
+def start(*arguments):
+    logging.warning("stuck")
+    threading.Event().wait()
+
+serve._END_SECONDS = 1.0
+Turns.start = start
+main()
+"""
+
+
+def test_a_server_ends_whatever_runs(model: Model, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = (sys.executable, "-c", STUCK)
+
+    def ask() -> None:
+        with ending.http() as http, suppress(httpx.HTTPError):
+            http.post("/v1/completions", json={"prompt": "a"})
+
+    with running_server("--drain-seconds", "0.1", command=command, log=log) as ending:
+        asking = threading.Thread(target=ask)
+        asking.start()
+        wait_until(lambda: "stuck" in log.read_text())
+        ending.process.send_signal(signal.SIGTERM)
+        assert ending.wait_for_end() == 1
+        asking.join()
+    assert "in wait" in log.read_text()

@@ -32,7 +32,7 @@ from slipstream.engine import (
 from slipstream.engine.commands import Export, Guard, Install
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
-from slipstream.kv import KVUsage
+from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Sampler
 from slipstream.tokenizer import Tokenizer
 from tests.looking import Look
@@ -900,6 +900,29 @@ class TestFailures:
             assert "a step failed" in caplog.text
             for call in calls[2:]:
                 assert_right(call)
+
+    def test_an_engine_that_is_not_sound_after_a_failure_takes_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with toy_engine() as engine:
+            engine.backend.before_step = failing_in_step(engine, 2)
+            with monkeypatch.context() as patch:
+                patch.setattr(KVMemory, "check", mock.Mock(side_effect=AssertionError("lost")))
+                assert engine.answer(request(prompt(5), max_tokens=5)).reason == "error"
+                wait_until(lambda: not engine.core.alive)
+            with pytest.raises(EngineStoppedError):
+                engine.submit(request(prompt(5)))
+
+    def test_a_step_that_hangs_is_noticed(self) -> None:
+        going_on = threading.Event()
+        with toy_engine() as engine:
+            assert engine.core.stalled_seconds == 0
+            engine.backend.before_step = lambda: going_on.wait(HANG)
+            call = engine.submit(request(prompt(5), max_tokens=2))
+            wait_until(lambda: engine.core.stalled_seconds > 0.05)
+            engine.backend.before_step = lambda: None
+            going_on.set()
+            engine.settled()
+            assert_right(call)
+            wait_until(lambda: engine.core.stalled_seconds == 0)
 
     def test_what_was_computed_before_the_failure_is_still_good(self) -> None:
         with toy_engine() as engine:

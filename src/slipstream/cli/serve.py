@@ -62,6 +62,9 @@ def serve(
         bool, Option(help="Answer exact repeats of greedy or seeded requests from memory.")
     ] = True,
     response_cache_memory: Annotated[str, Option(help="Memory for such answers.")] = "64MiB",
+    step_timeout: Annotated[
+        float, Option(help="Seconds of one step after which /health answers 503.", rich_help_panel=LIMITS)
+    ] = 120.0,
     max_sessions: Annotated[
         int, Option(min=1, help="Sessions of a tenant, pinned ones aside.", rich_help_panel=LIMITS)
     ] = 2048,

@@ -165,6 +165,12 @@ class EngineCore:
         """Whether it takes requests."""
         return not self._draining and self._loop.failure is None
 
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long it has been at one step, or whatever else it does between two looks at its inbox."""
+        since = self._loop.busy_since
+        return time.monotonic() - since if since is not None else 0.0
+
     def drain(self, seconds: float = 0.0) -> None:
         """Take no more requests, give those that run so long to finish, and abort the rest; commands still work."""
         done: Future[None] = Future()

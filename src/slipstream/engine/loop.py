@@ -74,6 +74,8 @@ class EngineLoop:
         self._stopped = False
         self.failure: EngineStoppedError | None = None
         """Why nothing is computed any more, if so."""
+        self.busy_since: float | None = None
+        """Since which `monotonic` time it is at what it does now, a step in most cases; None if it waits."""
         self._patient_until = 0.0
         """When to begin with idle work, for a turn may come in that would have to wait for it."""
         self._totals = EngineStats(kv=kv.usage())
@@ -93,8 +95,10 @@ class EngineLoop:
 
     def _serve(self) -> None:
         while not self._stopped:
+            self.busy_since = None
             self._receive(wait=self._seconds_to_work())
             started = time.perf_counter()
+            self.busy_since = time.monotonic()
             self._drop_cancelled()
             self._end_drains()
             if self.failure is None:
@@ -258,6 +262,7 @@ class EngineLoop:
             for part in parts:
                 if part.item.active in self._scheduler.running:
                     self._give_back(part, error)
+            self._kv.check()  # what is not sound must not go on: no answer is better than a wrong one
 
     def _run(self, chunks: list[Chunk], meanwhile: Callable[[], object] = lambda: None) -> Ticket:
         """Have the backend run a step, and count it."""

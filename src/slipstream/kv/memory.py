@@ -203,7 +203,7 @@ class KVMemory:
             pass
 
     def check(self) -> None:
-        """Assert that nothing is lost and nothing is held twice (for tests)."""
+        """Assert that nothing is lost and nothing is held twice: in tests, and after a step that failed."""
         self._store.check([sequence.state for sequence in self._tenants])
         assert len(self._tenants) == len(self._running) + len(self._cached) + len(self._pinned)
         for sequence, tenant in self._tenants.items():

@@ -35,7 +35,7 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
     app.include_router(anthropic_messages.router(runner))
     app.include_router(sessions.router(runtime.sessions))
     app.include_router(tokens.router(runtime))
-    app.include_router(status.router(runtime, runner.names, metrics))
+    app.include_router(status.router(runtime, runner.names, metrics, step_timeout=config.step_timeout))
     app.add_middleware(Intake, limits=config.limits, metrics=metrics)
     app.add_middleware(Gate, api_key=config.api_key)
     install_error_handlers(app)

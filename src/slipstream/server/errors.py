@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -89,8 +90,9 @@ def failure_of(error: Exception, path: str) -> Failure:
         case HTTPException():
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
             return Failure(error.status_code, str(error.detail), code=code, headers=error.headers or {})
-    logger.error("%s failed", path, exc_info=error)
-    message = "the server failed to answer this request; its log says more"
+    id = f"err_{secrets.token_hex(8)}"
+    logger.error("%s failed (%s)", path, id, exc_info=error)
+    message = f"the server failed to answer this request; its log says more, under {id}"
     return Failure(500, message, "server_error", code="internal_error")
 
 

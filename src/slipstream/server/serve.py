@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import signal
 import socket
@@ -45,6 +46,10 @@ def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
 
         with loading.result() as runtime:
             _Server(create_app(runtime, config), runtime, config, listener).run(sockets=[listener])
+
+
+_END_SECONDS = 30.0
+"""For the rest of a clean end: last words, and the checkpoint of what was saved."""
 
 
 class _Server(uvicorn.Server):
@@ -99,7 +104,10 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's interface
-        """Begin to end at the first signal, end at the second."""
+        """Begin to end at the first signal, end at the second; and in any case soon, whatever runs."""
+        # A thread without Python's lock counts the time, says on standard error what still ran, and ends the process.
+        patience = _LAST_WORDS_SECONDS if self.should_exit else self._settings.drain_seconds
+        faulthandler.dump_traceback_later(patience + _END_SECONDS, exit=True)
         self.force_exit = self.should_exit
         self.should_exit = True
 

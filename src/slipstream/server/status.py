@@ -42,14 +42,14 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """The server listens only once the model is ready, so it is well unless its engine ended."""
+    """The server listens only once the model is ready, so it is well unless its engine ended, or hangs in a step."""
 
-    status: Literal["ok", "stopped"]
+    status: Literal["ok", "stalled", "stopped"]
     exact: bool
     """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
 
 
-def router(runtime: Runtime, names: ServedNames, metrics: Metrics) -> APIRouter:
+def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeout: float) -> APIRouter:
     """The routes."""
     routes = APIRouter()
     created, longest = int(time.time()), runtime.core.limits.max_sequence
@@ -71,8 +71,13 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics) -> APIRouter:
 
     @routes.get("/health")
     async def health(response: Response) -> Health:
-        response.status_code = 200 if runtime.core.alive else 503
-        return Health(status="ok" if runtime.core.alive else "stopped", exact=runtime.exact)
+        status: Literal["ok", "stalled", "stopped"] = "ok"
+        if not runtime.core.alive:
+            status = "stopped"
+        elif runtime.core.stalled_seconds > step_timeout:
+            status = "stalled"
+        response.status_code = 200 if status == "ok" else 503
+        return Health(status=status, exact=runtime.exact)
 
     @routes.get("/v1/models")
     async def models() -> ModelList:
