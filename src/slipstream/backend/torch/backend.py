@@ -36,6 +36,10 @@ class TorchBackend(PagedBackend[TorchModel]):
             logger.warning("steps are not exact with operators of kind %s", candidate.name)
 
 
-def operators_for(_device: torch.device) -> list[Operators]:
+def operators_for(device: torch.device) -> list[Operators]:
     """What a device can compute with, the fastest first."""
+    if device.type == "cuda":
+        from slipstream.backend.torch.kernel_operators import KernelOperators  # needs Triton, which is for GPUs
+
+        return [KernelOperators(), PlainOperators()]
     return [PlainOperators()]

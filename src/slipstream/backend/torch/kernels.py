@@ -1,0 +1,182 @@
+"""The same operators as Triton kernels, each with a fixed order of sums.
+
+A kernel's blocks have constant sizes, but for the tile of tokens in products, which grows with the step. Weights take
+the tall side of the matrix unit there (`out.T = weight @ x.T`), so a tile of 16 to 128 tokens is the unit's other side
+and becomes the same kind of instruction, which adds up in the same order; and 16 tokens waste nothing. Products of
+float32 ask for `ieee`, since TF32 is the default.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def linear(
+    x, weight, bias, out, rows, n_size, k_size,
+    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """`out[rows, n] = x[rows, k] @ weight[n, k].T + bias[n]`; k in SPLIT parts, summed apart and added in order."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    part = tl.cdiv(tl.cdiv(k_size, BLOCK_K), SPLIT) * BLOCK_K
+    for split in range(SPLIT):
+        end = tl.minimum(k_size, (split + 1) * part)
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        for start in range(split * part, end, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            of_weight = n[:, None].to(tl.int64) * k_size + k[None, :]
+            of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
+            left = tl.load(weight + of_weight, (n < n_size)[:, None] & (k < end)[None, :], 0.0)
+            right = tl.load(x + of_x, (m < rows)[None, :] & (k < end)[:, None], 0.0)
+            acc = tl.dot(left, right, acc, input_precision="ieee")
+        total += acc
+    if BIAS:
+        total += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
+    place = out + m[None, :].to(tl.int64) * n_size + n[:, None]
+    tl.store(place, total.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
+
+
+@triton.jit
+def experts_linear(
+    x, weight, bias, out, order, tile_expert, tile_begin, tile_end, n_size, k_size, stride_e, stride_n, stride_k, share,
+    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The product of each pair of a token and one of its experts with that expert's weight: `out[pair, n]`.
+
+    `order` has the pairs sorted by expert; a tile is some of them that share one: places `tile_begin` to `tile_end`.
+    `share` pairs have the same row of `x`.
+    """
+    tile = tl.program_id(1)
+    expert = tl.load(tile_expert + tile).to(tl.int64)
+    begin, end = tl.load(tile_begin + tile), tl.load(tile_end + tile)
+    if begin >= end:
+        return
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    place = begin + tl.arange(0, BLOCK_M)
+    real = place < end
+    pair = tl.load(order + place, real, 0).to(tl.int64)
+    row = pair // share
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, k_size, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        at = expert * stride_e + n[:, None].to(tl.int64) * stride_n + k[None, :].to(tl.int64) * stride_k
+        left = tl.load(weight + at, (n < n_size)[:, None] & (k < k_size)[None, :], 0.0)
+        right = tl.load(x + row[None, :] * k_size + k[:, None], real[None, :] & (k < k_size)[:, None], 0.0)
+        acc = tl.dot(left, right, acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + expert * n_size + n, n < n_size, 0.0).to(tl.float32)[:, None]
+    tl.store(
+        out + pair[None, :] * n_size + n[:, None], acc.to(out.dtype.element_ty), real[None, :] & (n < n_size)[:, None]
+    )
+
+
+@triton.jit
+def write(
+    kv, key, value, blocks, slots, block_stride, value_stride, head_stride,
+    key_stride, key_head_stride, value_row_stride, value_head_stride,
+    DIM: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """Put a token's keys and values `[tokens, heads, DIM]` into its slot."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    d = tl.arange(0, DIMS)
+    place = tl.load(blocks + token) * block_stride + head * head_stride + tl.load(slots + token) * DIM + d
+    of_key, of_value = token * key_stride + head * key_head_stride, token * value_row_stride + head * value_head_stride
+    tl.store(kv + place, tl.load(key + of_key + d, d < DIM), d < DIM)
+    tl.store(kv + value_stride + place, tl.load(value + of_value + d, d < DIM), d < DIM)
+
+
+@triton.jit
+def attend(
+    query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, segments, scale,
+    block_stride, value_stride, head_stride,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries, a few tokens times the heads that share keys, against one segment of its sequence's keys.
+
+    Leaves, for each token, head and segment, the values summed by weight, the highest score and the sum of weights.
+    """
+    tile, head, segment = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    TOKENS: tl.constexpr = ROWS // GROUP
+    chunk, first = tl.load(tiles + 2 * tile), tl.load(tiles + 2 * tile + 1)
+    begin = tl.load(begins + chunk)
+    count = tl.load(begins + chunk + 1) - begin
+    past = tl.load(pasts + chunk)
+    last = past + tl.minimum(first + TOKENS, count)  # keys that the tile's last token sees
+    if segment * SEGMENT >= last:
+        return
+    if (WINDOW > 0) & ((segment + 1) * SEGMENT <= past + first + 1 - WINDOW):
+        return
+    rows = tl.arange(0, ROWS)
+    token = first + rows // GROUP
+    real = (rows < TOKENS * GROUP) & (token < count)
+    position = past + token
+    heads = head * GROUP + rows % GROUP
+    d = tl.arange(0, DIMS)
+    at = (begin + token).to(tl.int64)[:, None] * (HEADS * DIM) + heads[:, None] * DIM + d[None, :]
+    queries = tl.load(query + at, real[:, None] & (d < DIM)[None, :], 0.0)
+    peak = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIMS], tl.float32)
+    slots = tl.arange(0, BLOCK)
+    blocks = table + tl.load(table_begins + chunk)
+    for start in range(segment * SEGMENT, tl.minimum(last, (segment + 1) * SEGMENT), BLOCK):
+        block = tl.load(blocks + start // BLOCK).to(tl.int64)
+        base = kv + block * block_stride + head * head_stride + slots[:, None] * DIM + d[None, :]
+        key = start + slots
+        there = (key < last)[:, None] & (d < DIM)[None, :]
+        scores = tl.dot(queries, tl.trans(tl.load(base, there, 0.0)), input_precision="ieee") * scale
+        if CAP > 0:
+            small = tl.exp(-2.0 * tl.abs(scores) / CAP)
+            squeezed = (1 - small) / (1 + small)
+            scores = CAP * tl.where(scores < 0, -squeezed, squeezed)
+        seen = key[None, :] <= position[:, None]
+        if WINDOW > 0:
+            seen = seen & (key[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+        top = tl.maximum(peak, tl.max(scores, 1))
+        safe = tl.where(top == float("-inf"), 0.0, top)
+        weights = tl.exp(scores - safe[:, None])
+        fade = tl.exp(peak - safe)
+        values = tl.load(base + value_stride, there, 0.0)
+        total = total * fade + tl.sum(weights, 1)
+        acc = acc * fade[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        peak = top
+    place = ((begin + token - first_token).to(tl.int64) * HEADS + heads) * segments + segment
+    tl.store(part + place[:, None] * DIM + d[None, :], acc, real[:, None] & (d < DIM)[None, :])
+    tl.store(part_peak + place, peak, real)
+    tl.store(part_sum + place, total, real)
+
+
+@triton.jit
+def combine(
+    part, part_peak, part_sum, positions, sinks, out, first_token, segments,
+    HEADS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+):  # fmt: skip
+    """The segments of a token and head, in order: the one place where their sums meet."""
+    token, head = tl.program_id(0), tl.program_id(1)
+    keys = (tl.load(positions + first_token + token) + 1).to(tl.int32)
+    d = tl.arange(0, DIMS)
+    row = token.to(tl.int64) * HEADS + head
+    peak = float("-inf")
+    total = 0.0
+    if SINKS:
+        peak = tl.load(sinks + head).to(tl.float32)
+        total = 1.0
+    acc = tl.zeros([DIMS], tl.float32)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(0, keys - WINDOW) // SEGMENT
+    for segment in range(first, tl.cdiv(keys, SEGMENT)):
+        place = row * segments + segment
+        of_segment = tl.load(part_peak + place)
+        top = tl.maximum(peak, of_segment)
+        safe = tl.where(top == float("-inf"), 0.0, top)
+        before, here = tl.exp(peak - safe), tl.exp(of_segment - safe)
+        total = total * before + tl.load(part_sum + place) * here
+        acc = acc * before + tl.load(part + place * DIM + d, d < DIM, 0.0) * here
+        peak = top
+    at = ((first_token + token).to(tl.int64) * HEADS + head) * DIM + d
+    tl.store(out + at, (acc / total).to(out.dtype.element_ty), d < DIM)

@@ -1,0 +1,78 @@
+"""Compile the kernels for GPUs that this machine need not have, and list the kinds of their matrix instructions.
+
+`python -m tests.torch_backend.compiled cuda:90 …` prints JSON: by target and kernel, the kinds for each tile of tokens.
+A kind leaves out how wide the instruction is on the tokens' side: each number of its result is summed alike.
+"""
+
+import json
+import re
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from slipstream.backend.torch import kernels
+from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS, TOKEN_TILES
+from slipstream.backend.torch.operators import SEGMENT
+
+_INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
+_INTEGERS = {"rows", "n_size", "k_size", "first_token", "segments", "share"}
+_INDICES = {"table", "table_begins", "pasts", "begins", "tiles", "order", "tile_expert", "tile_begin", "tile_end"}
+_FLOATS = {"part", "part_peak", "part_sum"}
+_BLOCKS = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+
+
+def _signature(name: str) -> tuple[str, list[Any]]:
+    """The type of a kernel's argument as in a bfloat16 model, and what is known of its value."""
+    divisible = [["tt.divisibility", 16]]
+    if name in _INTEGERS:
+        return "i32", divisible if name.endswith("_size") else []
+    if name == "scale":
+        return "fp32", []
+    if name.startswith("stride") or name.endswith("_stride"):
+        return "i32", divisible
+    kind = "*i32" if name in _INDICES else "*fp32" if name in _FLOATS else "*bf16"
+    return kind, divisible
+
+
+def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[str]:
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else _signature(name)[0] for name in names}
+    attributes = {
+        (at,): facts for at, name in enumerate(names) if name not in constants and (facts := _signature(name)[1])
+    }
+    source = ASTSource(
+        kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs=attributes,
+    )
+    options = OPTIONS | ({"matrix_instr_nonkdim": 16} if target.backend == "hip" else {})
+    code = triton.compile(source, target=target, options=options).asm
+    found = _INSTRUCTION.findall(code.get("ptx") or code["amdgcn"])
+    return sorted({re.sub(r"(wgmma\S*\.m64)n\d+", r"\1", each) for each in found})
+
+
+def main() -> None:
+    report: dict[str, dict[str, list[list[str]]]] = {}
+    for name in sys.argv[1:]:
+        backend, _, architecture = name.partition(":")
+        cuda = backend == "cuda"
+        target = GPUTarget(backend, int(architecture) if cuda else architecture, 32 if cuda else 64)
+        attention = {
+            "HEADS": 32, "GROUP": 4, "DIM": 128, "DIMS": 128, "BLOCK": 32,
+            "ROWS": QUERY_ROWS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
+        }  # fmt: skip
+        of_linear = {"BIAS": False, "SPLIT": 1, **_BLOCKS}
+        report[name] = {
+            "linear": [_kinds(kernels.linear, target, of_linear | {"BLOCK_M": tile}) for tile in TOKEN_TILES],
+            "experts": [_kinds(kernels.experts_linear, target, {"BIAS": False, "BLOCK_M": TOKEN_TILES[0], **_BLOCKS})],
+            "attend": [_kinds(kernels.attend, target, attention)],
+        }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Each kernel against the plain operators: in Triton's interpreter, which shows the logic, never the bits of a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slipstream.backend.steps import PagedChunk, lay_out
+from slipstream.backend.torch import kernel_operators
+from slipstream.backend.torch.kernel_operators import KernelOperators
+from slipstream.backend.torch.model import TorchModel
+from slipstream.backend.torch.operators import AttentionShape, Step
+from slipstream.backend.torch.plain import PlainOperators
+from slipstream.models import Model
+
+pytestmark = pytest.mark.torch
+KERNELS, PLAIN = KernelOperators(), PlainOperators()
+CPU = torch.device("cpu")
+BLOCK = 32
+HEADS, KV_HEADS, DIM = 6, 2, 24  # three heads share keys, and neither is a power of two
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def step_of(*chunks: tuple[int, int, list[int]]) -> Step:
+    """A step of chunks, each with its past, its length and its blocks; padded as a backend's steps are."""
+    paged = [PagedChunk(np.ones(n, np.int32), past, np.array(blocks, np.int32), 0) for past, n, blocks in chunks]
+    return Step.of(lay_out(paged, sum(max(2, n) for _, n, _ in chunks) + 2, 1), BLOCK, CPU)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 40])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products(rows: int, bias: bool) -> None:
+    x, weight = random(1, rows, 80), random(96, 80, seed=1)
+    offset = random(96, seed=2) if bias else None
+    assert_close(KERNELS.linear(x, weight, offset), PLAIN.linear(x, weight, offset))
+
+
+STEP = step_of((100, 3, [1, 2, 3, 4]), (0, 9, [5]), (290, 1, [6, 7, 8, 9, 10, 11, 12, 13, 14, 15]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sinks"),
+    [(AttentionShape(0.2), False), (AttentionShape(0.2, softcap=5.0), False), (AttentionShape(0.2, window=40), True)],
+    ids=["all", "cap", "window and sinks"],
+)
+def test_attention(shape: AttentionShape, sinks: bool) -> None:
+    query, kv = random(STEP.tokens.shape[1], HEADS, DIM), random(16, 2, KV_HEADS, BLOCK, DIM, seed=1)
+    scores = random(HEADS, seed=2) if sinks else None
+    assert_close(KERNELS.attend(query, kv, STEP, shape, scores), PLAIN.attend(query, kv, STEP, shape, scores))
+
+
+def test_attention_of_a_step_too_long_for_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_operators, "_PARTIAL_SUMS", HEADS * DIM * 10)
+    step, shape = step_of((3, 23, [1])), AttentionShape(0.2)
+    query, kv = random(step.tokens.shape[1], HEADS, DIM), random(2, 2, KV_HEADS, BLOCK, DIM, seed=1)
+    assert_close(KERNELS.attend(query, kv, step, shape, None), PLAIN.attend(query, kv, step, shape, None))
+
+
+def test_plain_attention_keeps_its_bits_over_cuts() -> None:
+    kv, table = random(16, 2, KV_HEADS, BLOCK, DIM, seed=1), [*range(1, 11)]
+    query, other = random(40, HEADS, DIM), random(2, HEADS, DIM, seed=3)
+
+    def attend(start: int, end: int) -> torch.Tensor:
+        step = step_of((70, 2, [11, 12, 13]), (240 + start, end - start, table))
+        dummies = random(step.tokens.shape[1] - 2 - (end - start), HEADS, DIM, seed=4)
+        rows = torch.cat((other, query[start:end], dummies))
+        return PLAIN.attend(rows, kv, step, AttentionShape(0.2), None)[2:][: end - start]
+
+    whole = attend(0, 40)
+    assert torch.equal(torch.cat([attend(0, 15), attend(15, 16), attend(16, 19), attend(19, 40)]), whole)
+
+
+def test_writing() -> None:
+    key, value = (random(KV_HEADS, STEP.tokens.shape[1], DIM, seed=seed).transpose(0, 1) for seed in (1, 2))
+    found, expected = (random(16, 3, 2, KV_HEADS, BLOCK, DIM)[:, 1] for _ in range(2))
+    KERNELS.write(found, key, value, STEP)
+    PLAIN.write(expected, key, value, STEP)
+    assert torch.equal(found[1:], expected[1:])  # several dummies share a slot of the scratch block
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts(transposed: bool) -> None:
+    experts, inner, width, top, tokens = 5, 40, 48, 2, 12
+    up, down = random(experts, 2 * inner, width, seed=1), random(experts, width, inner, seed=2)
+    module: Any = SimpleNamespace(
+        num_experts=experts,
+        is_transposed=transposed,
+        has_bias=transposed,
+        gate_up_proj=up.mT.contiguous() if transposed else up,
+        down_proj=down.mT.contiguous() if transposed else down,
+        gate_up_proj_bias=random(experts, 2 * inner, seed=3),
+        down_proj_bias=random(experts, width, seed=4),
+        _apply_gate=lambda both: both[..., :inner] * both[..., inner:].tanh(),
+    )
+    x, weights = random(tokens, width), random(tokens, top, seed=5).softmax(-1)
+    index = torch.stack([torch.randperm(experts - 1)[:top] for _ in range(tokens)])  # the last expert has no tokens
+    index[:, 0] = torch.where(index[:, 1] != 0, 0, index[:, 0])  # and the first has more than a tile of them
+    found = KERNELS.experts(module, x, index, weights)
+    assert_close(found, PLAIN.experts(module, x, index, weights), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("tiny", ["gpt_oss"], indirect=True)
+def test_a_whole_model(tiny: Model) -> None:
+    model = TorchModel.load(tiny.path, CPU, PLAIN)
+    inputs = lay_out([PagedChunk(np.arange(5, 12, dtype=np.int32), 0, np.array([1], np.int32), 2)], 8, 2)
+    found = []
+    for operators in (PLAIN, KERNELS):
+        model.operators = operators
+        model.allocate(2)
+        model.start(inputs)
+        found.append(torch.from_numpy(model.finish().copy()))
+    assert_close(found[1], found[0])
+
+
+TARGETS = ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"]
+
+
+def test_one_kind_of_matrix_instruction_for_all_tiles_of_tokens(tmp_path: Path) -> None:
+    """Compiled, on a machine without a GPU: an instruction of another shape adds up in another order."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-m", "tests.torch_backend.compiled", *TARGETS]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found: dict[str, dict[str, list[list[str]]]] = json.loads(run.stdout)
+    assert [*found] == TARGETS
+    for target, kernels in found.items():
+        for kernel, by_tile in kernels.items():
+            assert by_tile[0], f"{kernel} has no matrix instruction on {target}"
+            assert all(kinds == by_tile[0] for kinds in by_tile), (target, kernel, by_tile)
+        assert len({tuple(kinds) for kinds in kernels["linear"]}) == 1
