@@ -1,0 +1,317 @@
+"""What a GPU makes of the torch backend: products, attention and whole steps, by bits and by time, in one table.
+
+    python -m slipstream_bench.gpu_check
+
+Needs no network: weights are random, and made on the device. Where there is no GPU it runs on the processor in tiny
+sizes, which shows that it works and nothing else. Results are written as JSON, and compared with those of the last run
+on the same device that are kept in a folder.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from slipstream.backend import calibration
+from slipstream.backend.self_test import SELF_TEST_BLOCKS
+from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, lay_out
+from slipstream.backend.torch.backend import operators_for
+from slipstream.backend.torch.hooks import NAME
+from slipstream.backend.torch.model import TorchModel
+from slipstream.backend.torch.operators import AttentionShape, Operators, Step, Tensor
+from slipstream.processor import this_processor
+
+_QUERIES = 48
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    rows: tuple[int, ...]
+    """Of products, whose bits are compared."""
+    timed_rows: tuple[int, ...]
+    shapes: dict[str, tuple[int, int]]
+    """Of weights, by name."""
+    heads: tuple[int, int, int]
+    """Heads, those of keys, and the size of one."""
+    contexts: tuple[int, ...]
+    models: dict[str, dict[str, int]]
+    steps: tuple[int, ...]
+    copied: int
+    """Bytes that are copied to measure bandwidth."""
+    dtype: torch.dtype
+
+
+FULL = Sizes(
+    rows=(1, 2, 3, 4, 7, 8, 16, 17, 32, 48, 64, 96, 128, 200, 256, 512),
+    timed_rows=(1, 16, 64, 128, 512),
+    shapes={
+        "8B qkv": (6144, 4096),
+        "8B o": (4096, 4096),
+        "8B gate, up": (24576, 4096),
+        "8B down": (4096, 12288),
+        "1.7B gate, up": (12288, 2048),
+        "0.6B down": (1024, 3072),
+        "8B head": (151936, 4096),
+    },
+    heads=(32, 8, 128),
+    contexts=(1000, 8000, 32000),
+    models={
+        "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
+        "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
+        "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+    },
+    steps=(1, 16, 128, 512),
+    copied=1 << 30,
+    dtype=torch.bfloat16,
+)
+TINY = Sizes(
+    rows=(1, 3, 17),
+    timed_rows=(1, 17),
+    shapes={"tiny": (96, 128)},
+    heads=(4, 2, 16),
+    contexts=(70,),
+    models={"tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}},
+    steps=(1, 16),
+    copied=1 << 20,
+    dtype=torch.float32,
+)
+
+
+@dataclass
+class Result:
+    """One row of the table."""
+
+    part: str
+    case: str
+    choice: str
+    exact: bool | None = None
+    """Whether bits were the same for all rows, cuts and neighbours that were tried."""
+    note: str = ""
+    ms: dict[str, float] = field(default_factory=dict)
+    """By number of tokens."""
+    floor_ms: float | None = None
+    """What reading the weights, or keys and values, takes at the bandwidth of a copy."""
+
+
+class Check:
+    """A run on one device, until its time is up."""
+
+    def __init__(self, device: torch.device, sizes: Sizes, seconds: float) -> None:
+        self.device = device
+        self.sizes = sizes
+        self._until = time.monotonic() + seconds
+        self.machine = self._machine()
+
+    @property
+    def timely(self) -> bool:
+        """Whether there is time for more."""
+        return time.monotonic() < self._until
+
+    def run(self) -> Iterator[Result]:
+        """All parts, the cheapest first."""
+        yield from self._products()
+        yield from self._attention()
+        yield from self._steps()
+
+    def _machine(self) -> dict[str, Any]:
+        source = torch.empty(self.sizes.copied, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        copied = 2 * self.sizes.copied / self.ms(lambda: target.copy_(source)) / 1e6
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        packages = {name: version(name) for name in ("slipstream", "torch", "transformers")}
+        return {"device": gpu or this_processor().name, "gpu": bool(gpu), "gb_per_second": round(copied, 1), **packages}
+
+    def _products(self) -> Iterator[Result]:
+        """Products by number of rows: the library's own, those of rows padded to sixteen, and the operators'."""
+        choices: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "library": F.linear,
+            "library, padded": lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)],
+        }
+        choices |= {kind_of(each): each.linear for each in operators_for(self.device)}
+        for case, (n, k) in self.sizes.shapes.items():
+            weight, x = self.random(n, k) * 0.02, self.random(self.sizes.rows[-1], k)
+            for choice, product in choices.items():
+                if not self.timely:
+                    return
+                yield self._product(Result("product", case, choice), product, x, weight)
+
+    def _product(
+        self, result: Result, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
+    ) -> Result:
+        whole = product(x, weight)
+        exact = x[:16].double() @ weight.double().T
+        differ = [rows for rows in self.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
+        moved = not torch.equal(product(x.flip(0).contiguous(), weight).flip(0), whole)
+        result.exact = not differ and not moved
+        error = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
+        result.note = (
+            f"error {error:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
+        )
+        result.ms = {str(rows): self.ms(partial(product, x[:rows], weight)) for rows in self.sizes.timed_rows}
+        result.floor_ms = self._floor(weight.numel() * weight.element_size())
+        return result
+
+    def _attention(self) -> Iterator[Result]:
+        """Attention after contexts of some lengths: over cuts and beside another sequence, and how long it takes."""
+        _, kv_heads, dim = self.sizes.heads
+        for context in self.sizes.contexts:
+            sequence = _Sequence(self, context)
+            for operators in operators_for(self.device):
+                if not self.timely:
+                    return
+                whole = sequence.attend(operators, 0, _QUERIES)
+                cuts = pairwise((0, 7, 9, 40, _QUERIES))
+                parts = torch.cat([sequence.attend(operators, start, end, beside=5) for start, end in cuts])
+                result = Result("attention", f"{context} keys", kind_of(operators), torch.equal(parts, whole))
+                for tokens in (2, 16, _QUERIES):
+                    result.ms[str(tokens)] = self.ms(partial(sequence.attend, operators, 0, tokens))
+                result.floor_ms = self._floor(2 * kv_heads * dim * context * self.sizes.dtype.itemsize)
+                yield result
+
+    def _steps(self) -> Iterator[Result]:
+        """Whole steps of models of random weights: the self-test, and what steps take."""
+        for case, shape in self.sizes.models.items():
+            if not self.timely:
+                return
+            model = self._model(shape)
+            weights = sum(each.numel() * each.element_size() for each in model.parameters())
+            with TemporaryDirectory() as folder:
+                runner = TorchModel(model, Path(folder) / "none", operators_for(self.device)[0])
+                runner.allocate(SELF_TEST_BLOCKS)
+                found = calibration.calibrate(runner, lambda _: None)
+                result = Result("step", case, kind_of(runner.operators), found.exact)
+                result.note = f"steps of {found.step_class.sizes[0]} to {found.step_class.sizes[-1]} tokens"
+                for tokens in self.sizes.steps:
+                    result.ms[str(tokens)] = self.ms(partial(_compute, runner, tokens))
+            result.floor_ms = self._floor(weights)
+            yield result
+            del model, runner
+
+    def _model(self, shape: dict[str, int]) -> Any:
+        heads, kv_heads, dim = self.sizes.heads
+        vocabulary = 151_936 if heads > 4 else 320
+        config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=kv_heads, head_dim=dim, **shape)
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            return AutoModelForCausalLM.from_config(
+                config, dtype=self.sizes.dtype, attn_implementation=NAME, experts_implementation=NAME
+            ).eval()
+
+    def random(self, *shape: int) -> Tensor:
+        """Numbers that are the same at each run."""
+        generator = torch.Generator(self.device).manual_seed(sum(shape))
+        return torch.randn(*shape, generator=generator, device=self.device, dtype=self.sizes.dtype)
+
+    def _floor(self, size: int) -> float:
+        """Milliseconds to read so many bytes at the bandwidth of a copy."""
+        return round(size / float(self.machine["gb_per_second"]) / 1e6, 4)
+
+    def ms(self, work: Callable[[], object]) -> float:
+        """The median of a few runs, the device's work included."""
+        taken = []
+        for _ in range(8):
+            started = time.perf_counter()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            taken.append((time.perf_counter() - started) * 1e3)
+        return round(statistics.median(taken[2:]), 4)
+
+
+class _Sequence:
+    """Queries after a context, and the blocks of theirs and of another sequence."""
+
+    def __init__(self, check: Check, context: int) -> None:
+        heads, kv_heads, dim = check.sizes.heads
+        blocks = -(-(context + _QUERIES + 2) // BLOCK_SIZE)
+        self._context = context
+        self._device = check.device
+        self._tables = np.random.default_rng(0).permutation(2 * blocks).astype(np.int32).reshape(2, -1) + 1
+        self._kv = check.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim)
+        self._query = check.random(_QUERIES, heads, dim)
+
+    def attend(self, operators: Operators, start: int, end: int, beside: int = 0) -> Tensor:
+        """The attention of queries `start` to `end`, in a step with so many tokens of the other sequence."""
+        own = PagedChunk(np.ones(end - start, np.int32), self._context + start, self._tables[0], 0)
+        other = PagedChunk(np.ones(beside, np.int32), 40, self._tables[1], 0)
+        chunks = [other, own] if beside else [own]
+        step = Step.of(lay_out(chunks, sum(max(2, len(each.tokens)) for each in chunks), 1), BLOCK_SIZE, self._device)
+        rows = torch.cat((self._query[:beside], self._query[start:end]))
+        rows = F.pad(rows, (0, 0, 0, 0, 0, step.tokens.shape[1] - len(rows)))  # a lone token has a dummy beside it
+        found = operators.attend(rows, self._kv, step, AttentionShape(rows.shape[2] ** -0.5), None)
+        return found[beside : beside + end - start]
+
+
+def kind_of(operators: Operators) -> str:
+    """What operators are called, without their sizes."""
+    return operators.name.partition(",")[0]
+
+
+def _compute(runner: TorchModel, tokens: int) -> None:
+    """A step of one sequence without a past, over the scratch block."""
+    count = max(2, tokens)
+    table = np.zeros(-(-(count + 1) // BLOCK_SIZE), np.int32)
+    runner.start(lay_out([PagedChunk(np.ones(tokens, np.int32), 0, table, 1)], count, 1))
+    runner.finish()
+
+
+def print_table(machine: dict[str, Any], results: Sequence[Result], before: Sequence[dict[str, Any]]) -> None:
+    """All results; beside a time, how many times as long it took at the last run that was kept."""
+    last = {(each["part"], each["case"], each["choice"]): each["ms"] for each in before}
+    title = f"{machine['device']}, {machine['gb_per_second']} GB/s, torch {machine['torch']}"
+    table = Table(title=title if machine["gpu"] else f"{title}. Not a GPU: tiny sizes, no measurement")
+    for column in ("part", "case", "choice", "exact", "ms by tokens", "floor ms", "note"):
+        table.add_column(column)
+    for result in results:
+        then = last.get((result.part, result.case, result.choice), {})
+        times = [
+            f"{tokens}: {ms:.3g}" + (f" (x{ms / then[tokens]:.2f})" if then.get(tokens) else "")
+            for tokens, ms in result.ms.items()
+        ]
+        floor = "" if result.floor_ms is None else f"{result.floor_ms:.3g}"
+        exact = {True: "yes", False: "no", None: ""}[result.exact]
+        table.add_row(result.part, result.case, result.choice, exact, ", ".join(times), floor, result.note)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run all parts, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=540, help="after which nothing more is begun")
+    parser.add_argument("--out", type=Path, default=Path("bench-results/gpu-check.json"))
+    parser.add_argument("--kept", type=Path, default=Path("bench/gpu-check"), help="results to compare with")
+    options = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
+    check = Check(torch.device("cuda" if on_gpu else "cpu"), FULL if on_gpu else TINY, options.seconds)
+    with torch.inference_mode():
+        results = list(check.run())
+    before: list[dict[str, Any]] = []
+    for path in sorted(options.kept.glob("*.json")):
+        kept = json.loads(path.read_bytes())
+        before = kept["results"] if kept["machine"]["device"] == check.machine["device"] else before
+    print_table(check.machine, results, before)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {"machine": check.machine, "results": [asdict(result) for result in results]}
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    Console().print(f"written to {options.out}; keep it in {options.kept} to compare later runs with it")
+
+
+if __name__ == "__main__":
+    main()
