@@ -5,6 +5,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+_STATM = Path("/proc/self/statm")
 _TELLING_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "bf16")
 
 
@@ -38,3 +39,12 @@ def _facts(path: Path) -> dict[str, str]:
         return {}
     first = path.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def resident_bytes() -> int:
+    """Memory that this process takes now; 0 where the system doesn't say."""
+    try:
+        pages = _STATM.read_text().split()
+    except OSError:
+        return 0
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import ModelError, StateError
 from slipstream.fields import DEVICE, STATE_DIR
 from slipstream.models import Model
+from slipstream.processor import resident_bytes
 from slipstream.sessions import Database, KVConnector, SavedKV, SessionLimits, Sessions
 from slipstream.tokenizer import Tokenizer
 from slipstream.turns import Turns
@@ -61,6 +63,20 @@ BACKENDS: dict[str, Load] = {"openvino": _openvino, "safetensors": _torch}
 """What loads a model, by the kind of its weights."""
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory of this process, in bytes, as the system has it; all zero where the system doesn't say."""
+
+    resident: int
+    """All of it."""
+    model: int
+    """The weights, with what was loaded beside them: tokenizer and grammar tables."""
+    kv: int
+    """Keys and values: it grows with the tokens held, up to `--kv-memory`."""
+    other: int
+    """The interpreter, libraries, conversations, cached answers, and the rest."""
+
+
 class Runtime:
     """A model, ready to generate; close it, or use it in a `with` statement.
 
@@ -72,6 +88,7 @@ class Runtime:
 
     def __init__(self, model: Model, config: EngineConfig, *, on_warm_up: Progress | None = None) -> None:
         self.model = model
+        before = resident_bytes()
         manifest = model.manifest
         pool = ThreadPoolExecutor(1)
         compiled = pool.submit(BACKENDS[model.weights], model, config)  # while the rest loads
@@ -115,6 +132,7 @@ class Runtime:
         self.turns = Turns(
             self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self._encode_prompt
         )
+        self._model_bytes = max(0, resident_bytes() - before)
 
     def __enter__(self) -> Self:
         return self
@@ -128,6 +146,14 @@ class Runtime:
     def exact(self) -> bool:
         """Whether the same request gives the same tokens here, whatever was cached, batched, drafted or evicted."""
         return self.backend.exact
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What takes how much memory now."""
+        if not (resident := resident_bytes()):
+            return MemoryUse(0, 0, 0, 0)
+        kv = self.core.stats().kv.peak * self.backend.store.bytes_per_token
+        return MemoryUse(resident, self._model_bytes, kv, max(0, resident - self._model_bytes - kv))
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, abort the rest, and end the engine."""

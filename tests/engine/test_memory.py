@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slipstream import Engine, EngineConfig, Message, SamplingParams, Session
+from slipstream.backend.paged_model import PagedModel
 from slipstream.models import Model
 from tests.looking import Look
 from tests.short_model import room_for
@@ -18,6 +20,18 @@ SYSTEM = "You are agent of a team that looks after a warehouse and answers in a 
 
 def resident_megabytes() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def test_memory_for_keys_and_values_is_taken_when_they_are_written(model: Model) -> None:
+    paged = PagedModel(model.ir_path)
+    before = resident_megabytes()
+    paged.allocate(2**32 // paged.block_bytes)
+    assert resident_megabytes() - before < 20, "4 GiB take nothing"
+    blocks = np.arange(1000, dtype=np.int32)
+    contents = np.ones_like(paged.read_blocks(blocks))
+    before = resident_megabytes()
+    paged.write_blocks(blocks, contents)
+    assert resident_megabytes() - before == pytest.approx(1000 * paged.block_bytes / 1e6, rel=0.1)
 
 
 def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) -> None:

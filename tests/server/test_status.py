@@ -1,13 +1,27 @@
 """What is served, and the metrics."""
 
 import httpx
+import pytest
 from openai import OpenAI
 
 from tests.server.process import MODEL, Server
+from tests.short_model import TOKEN_BYTES
 
 
 def test_health(http: httpx.Client) -> None:
-    assert http.get("/health").json() == {"status": "ok", "exact": True}
+    health = http.get("/health").json()
+    assert health.pop("memory")["resident"] > 0
+    assert health == {"status": "ok", "exact": True, "kv_tokens": http.get("/v1/models").json()["data"][0]["kv_tokens"]}
+
+
+def test_memory_is_what_the_system_says(server: Server, http: httpx.Client) -> None:
+    server.wait_until_idle()
+    memory, metrics = http.get("/health").json()["memory"], server.metrics()
+    assert memory["model"] + memory["kv"] + memory["other"] == memory["resident"]
+    assert memory["resident"] == pytest.approx(metrics["process_resident_memory_bytes"], rel=0.1)
+    held = metrics["slipstream_kv_capacity_tokens"] - metrics["slipstream_kv_free_tokens"]
+    assert held * TOKEN_BYTES <= memory["kv"] <= metrics["slipstream_kv_capacity_tokens"] * TOKEN_BYTES
+    assert memory["kv"] == metrics["slipstream_memory_bytes kv"]
 
 
 def test_models(client: OpenAI, http: httpx.Client) -> None:

@@ -54,6 +54,9 @@ class ToyModel(ToyRunner):
     def allocate(self, num_blocks: int) -> None:
         self.slots = np.zeros((num_blocks, BLOCK_SIZE), np.int32)
 
+    def give_back_files(self) -> None:
+        pass
+
     def compile_copy(self, size: int) -> int:
         if self.error is not None:
             raise self.error

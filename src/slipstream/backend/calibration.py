@@ -17,13 +17,15 @@ from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runn
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Goes up when the self-test finds other things than before."""
 _FOLDER = "calibration"
 
 _TIMED_SIZES = (2, 8, 16, 64, 128, 512)
 """What other sizes take is read off between these, as far as the class goes."""
 _TIMED_RUNS = 3
+_LONG_ENOUGH = 0.5
+"""Seconds of steps of one kind after which no more are timed."""
 _CONTEXT = 2048
 """Tokens of context at which it is measured what contexts cost."""
 
@@ -82,8 +84,15 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
         step_class.run(runner, [PagedChunk(tokens[:size], past, scratch, 1)])
         return time.perf_counter() - started
 
+    def least(time_once: Callable[[], float]) -> float:
+        """The shortest of a few times; the first step of a size prepares it."""
+        times: list[float] = []
+        while len(times) < _TIMED_RUNS and sum(times) < _LONG_ENOUGH:
+            times.append(time_once())
+        return min(times)
+
     def shortest(size: int, past: int = 0) -> float:
-        return min(run(size, past) for _ in range(_TIMED_RUNS))  # the first prepares the size
+        return least(lambda: run(size, past))
 
     timed = {}
     timed_sizes = sorted({next_size(sizes, min(size, sizes[-1])) for size in _TIMED_SIZES})
@@ -93,7 +102,7 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
     # A larger step never takes less time, but on a machine with other work its measurement may.
     seconds = np.interp(sizes, list(timed), np.maximum.accumulate(list(timed.values())))
     small, large = sizes[0], next_size(sizes, min(64, sizes[-1]))
-    alternating = min(run(small) + run(large) for _ in range(_TIMED_RUNS))
+    alternating = least(lambda: run(small) + run(large))
     change = max(0.0, alternating - timed[small] - timed[large]) / 2
     added = [shortest(size, _CONTEXT) - timed[size] for size in (small, large)]
     per_pair = max(0.0, added[1] - added[0]) / max(1, large - small) / _CONTEXT

@@ -6,11 +6,14 @@ and gives the passes little to do, so it's compiled in less than half the time, 
 The runtime's own cache would leave out even that, but can't load a model with paged attention: 2026.4.1 loses the
 attention's head sizes on the way. So what the runtime exports for its cache is mended and kept as a model again. The
 runtime promises none of that, so a graph is kept only if it gives the bits of the model that it was made from.
+
+Most of its weights are those of the model, so only the others are kept with the graph.
 """
 
 import fcntl
 import hashlib
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,11 +25,12 @@ import openvino as ov
 from openvino import opset13 as ops
 from pydantic import TypeAdapter, ValidationError
 
+from slipstream.backend.pages import Bytes, joined, whole_pages
 from slipstream.backend.place import place_beside
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Goes up when the graphs made here change."""
 _FOLDER = "lowered"
 _GRAPH = "graph.xml"
@@ -36,8 +40,22 @@ _REFUSED = ".refused"
 
 ATTENTION = "PagedAttentionExtension"
 _HEAD_FACTS = ("num_k_heads", "k_head_size", "num_v_heads", "v_head_size")
+_SPAN = re.compile(rb' offset="(\d+)" size="(\d+)"')
+"""Where a graph's text says that the bytes of a constant are."""
+_WORTH_SHARING = 4096
+"""Bytes of a constant."""
+_ALIGNMENT = 64
+
 _AS_IT_IS = {"keep_const_precision_0": 1}
 """What a pass notes about weights that must stay as narrow as they are; a graph in a file forgets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A lowered graph and its weights, which have to be kept as long as it's used: it doesn't do that itself."""
+
+    graph: ov.Model
+    weights: Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +78,7 @@ def lowered(
     read: Callable[[], ov.Model],
     options: Mapping[str, object],
     compute: Callable[[ov.CompiledModel], bytes],
-) -> ov.Model | None:
+) -> Lowered | None:
     """The lowered graph of a model file, made from what `read` gives if there is none yet under these `facts`.
 
     `facts` are all that may decide what the passes do, besides the model. There is one graph for each model file;
@@ -74,8 +92,8 @@ def lowered(
     if refused.exists():
         return None
     if place.exists():
-        if (graph := _load(core, place)) is not None:
-            return graph
+        if (found := _load(core, model, place)) is not None:
+            return found
         damaged = True
     try:
         place.parent.mkdir(exist_ok=True)
@@ -84,19 +102,19 @@ def lowered(
             if damaged or not place.exists():  # another process may have made it meanwhile
                 _make_room(place.parent)
                 try:
-                    _save(core, read(), options, place, compute)
+                    _save(core, model, read(), options, place, compute)
                 except (LookupError, ValueError, RuntimeError) as error:
                     logger.warning("the model can't be lowered here, so starts take longer: %s", error)
                     _make_room(place.parent)
                     refused.touch()
                     return None
-            return _load(core, place)
+            return _load(core, model, place)
     except OSError as error:
         logger.warning("no lowered graph in %s, so starts take longer: %s", place.parent, error)
         return None
 
 
-def _load(core: ov.Core, place: Path) -> ov.Model | None:
+def _load(core: ov.Core, model: Path, place: Path) -> Lowered | None:
     """The graph that is kept there, if it is whole."""
     try:
         record = _RECORDS.validate_json((place / _RECORD).read_bytes())
@@ -104,7 +122,8 @@ def _load(core: ov.Core, place: Path) -> ov.Model | None:
             logger.warning("the lowered graph %s is damaged, and is made again", place)
             return None
         core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings the operations that passes put in
-        graph = core.read_model(place / _GRAPH)
+        weights = joined(model.with_suffix(".bin"), (place / _GRAPH).with_suffix(".bin"))
+        graph = core.read_model((place / _GRAPH).read_bytes(), ov.Tensor(weights, shared_memory=True))
         for node in graph.get_ops():
             if node.get_type_name() == ATTENTION:
                 note(node, record.heads[node.get_friendly_name()])
@@ -113,11 +132,12 @@ def _load(core: ov.Core, place: Path) -> ov.Model | None:
     except (OSError, ValidationError, KeyError, RuntimeError) as error:
         logger.warning("the lowered graph %s can't be used, and is made again: %s", place, error)
         return None
-    return graph
+    return Lowered(graph, weights)
 
 
 def _save(
     core: ov.Core,
+    path: Path,
     model: ov.Model,
     options: Mapping[str, object],
     place: Path,
@@ -129,17 +149,70 @@ def _save(
         for node in model.get_ops()
         if node.get_type_name() == ATTENTION
     }
+    staging = place.with_suffix(".tmp")
+    staging.mkdir()
+    expected = _write(core, model, options, compute, staging / _GRAPH)
+    _share_weights(path, staging / _GRAPH)
+    (staging / _RECORD).write_bytes(_RECORDS.dump_json(_Record(_sha256(staging), heads), indent=2))
+    made = _load(core, path, staging)
+    if made is None or compute(core.compile_model(made.graph, "CPU", options)) != expected:
+        raise RuntimeError("its lowered graph gives other bits")
+    staging.rename(place)
+
+
+def _write(
+    core: ov.Core,
+    model: ov.Model,
+    options: Mapping[str, object],
+    compute: Callable[[ov.CompiledModel], bytes],
+    path: Path,
+) -> bytes:
+    """Write a model's lowered graph with all its weights; returns what the model computes."""
     expected, text, weights = _exported(core, model, options, compute)
     graph = core.read_model(text, ov.Tensor(weights, shared_memory=True))
     _mend(graph)
-    staging = place.with_suffix(".tmp")
-    staging.mkdir()
-    ov.serialize(graph, staging / _GRAPH)
-    (staging / _RECORD).write_bytes(_RECORDS.dump_json(_Record(_sha256(staging), heads), indent=2))
-    made = _load(core, staging)
-    if made is None or compute(core.compile_model(made, "CPU", options)) != expected:
-        raise RuntimeError("its lowered graph gives other bits")
-    staging.rename(place)
+    ov.serialize(graph, path)
+    return expected
+
+
+def _share_weights(model: Path, graph: Path) -> None:
+    """Let a graph's file name weights of the model where they are the same, and keep the others alone; see `joined`."""
+    theirs, ours = np.memmap(model.with_suffix(".bin"), np.uint8), np.memmap(graph.with_suffix(".bin"), np.uint8)
+
+    def digest(of: Bytes, offset: int, size: int) -> bytes:
+        return hashlib.blake2b(of[offset : offset + size].data, digest_size=16).digest()
+
+    spans = {(int(offset), int(size)) for offset, size in _SPAN.findall(model.read_bytes())}
+    known = {(size, digest(theirs, offset, size)): offset for offset, size in spans if size >= _WORTH_SHARING}
+    beside = graph.with_suffix(".own")
+    moved: dict[tuple[int, int], int] = {}
+    with beside.open("wb") as file:
+
+        def place(found: re.Match[bytes]) -> bytes:
+            offset, size = map(int, found.groups())
+            if (offset, size) not in moved:
+                at = known.get((size, digest(ours, offset, size))) if size >= _WORTH_SHARING else None
+                if at is None:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    at = whole_pages(len(theirs)) + file.tell()
+                    file.write(ours[offset : offset + size].data)
+                moved[offset, size] = at
+            return b' offset="%d" size="%d"' % (moved[offset, size], size)
+
+        text = _SPAN.sub(place, graph.read_bytes())
+    graph.write_bytes(text)
+    beside.replace(graph.with_suffix(".bin"))
+
+
+def can_be_lowered(model: Path) -> bool:
+    """Whether the machine has memory to lower a model: its weights are there several times meanwhile."""
+    weights = model.with_suffix(".bin")
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return weights.exists() and weights.stat().st_size * _COPIES_MEANWHILE <= physical
+
+
+_COPIES_MEANWHILE = 6
+"""Of the weights, at most, while a model is lowered: packed twice, exported, and copied by the runtime for that."""
 
 
 def _exported(

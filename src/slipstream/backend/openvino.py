@@ -26,6 +26,7 @@ class OpenVINOBackend(PagedBackend[PagedModel]):
         self, model: PagedModel, *, kv_memory: int, progress: Callable[[float], None] = lambda _: None
     ) -> None:
         super().__init__(model, kv_memory=kv_memory, progress=progress)
+        model.give_back_files()
         self._without_copy = [size for size in self.step_sizes if size <= _COPIED_UP_TO] if model.is_small else []
         self._compiling: tuple[int, Future[ov.CompiledModel]] | None = None
         self._compiler = ThreadPoolExecutor(1, "slipstream-compiler")

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 from slipstream.backend import calibration
 from slipstream.backend.base import Chunk
 from slipstream.backend.paged_store import PagedState, PagedStore
-from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, Probe
+from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, WITNESS_CONTEXT, Probe
 from slipstream.backend.step_cost import StepCost
 from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, Runner, StepClass
 from slipstream.backend.store import Blob
@@ -123,7 +123,7 @@ class PagedBackend(Generic[AnyModel]):
         model = self._model
         known = calibration.load(model.path, model.settings)
         if known is not None:
-            probe = self._allocate(known.step_class)  # in a large step, on whose bits those of the small one depend
+            probe = self._allocate(known.step_class)
             sizes, row_counts = known.step_class.sizes, known.step_class.row_counts
             if not known.exact or probe.agrees(sizes[0], row_counts[0], known.witness):
                 return known, probe
@@ -140,7 +140,8 @@ class PagedBackend(Generic[AnyModel]):
     def _allocate(self, step_class: StepClass) -> Probe:
         """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
         self._model.allocate(1 + self._num_blocks + PROBE_BLOCKS)
-        return Probe(self._model, first_block=1 + self._num_blocks, step_class=step_class)
+        first = 1 + self._num_blocks
+        return Probe(self._model, first_block=first, step_class=step_class, context=WITNESS_CONTEXT)
 
 
 class PagedTicket:

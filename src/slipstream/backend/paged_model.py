@@ -10,7 +10,8 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from slipstream.backend.lowered import ATTENTION, lowered, note, open_caches
+from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lowered, note, open_caches
+from slipstream.backend.pages import forget_pages
 from slipstream.backend.steps import PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.errors import ModelError, UnsupportedModelError
@@ -29,8 +30,7 @@ class PagedModel:
     KV is kept in bfloat16 where the machine computes in it, else in float16: the plugin's default, u8, quantises a
     block at a time and would let a rejected draft leave a trace.
 
-    Blocks are numbered from 0; there are none before `allocate`. Raises `ModelError` for a file that can't be read,
-    `UnsupportedModelError` for a model whose layers differ in KV shape.
+    Blocks are numbered from 0; there are none before `allocate`. Raises `ModelError` for a file that can't be read.
     """
 
     gpu: str | None = None
@@ -44,12 +44,13 @@ class PagedModel:
         self._options: dict[str, object] = {"KV_CACHE_PRECISION": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        self._model = (self._lowered() if self.is_small else None) or self._read()
+        self._lowered = self._lower() if can_be_lowered(ir_path) else None
+        self._model = self._lowered.graph if self._lowered is not None else self._read()
         compiled = self._compile(self._model)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
         self._caches = _caches_of(compiled)
-        self.block_bytes = len(self._caches) * 2 * _block_elements(self._caches)
+        self.block_bytes = 2 * sum(map(_block_elements, self._caches))
         """Memory that a block takes, in all layers."""
         self._any_size = compiled.create_infer_request()
         self._copies: dict[int, ov.InferRequest] = {}
@@ -89,10 +90,17 @@ class PagedModel:
         del self._copies[size]
 
     def allocate(self, num_blocks: int) -> None:
-        """Have so many blocks, all zero, in place of those before; pages become resident when first written."""
-        self._kv = _zeros_aligned((len(self._caches), num_blocks, _block_elements(self._caches)))
+        """Have so many blocks, all zero, in place of those before; the system gives memory when they are written."""
+        self._kv = _Blocks(self._caches, num_blocks)
         for request in (self._any_size, *self._copies.values()):
             self._attach(request)
+
+    def give_back_files(self) -> None:
+        """Take no memory for the pages of weight files: the kernels have weights in an order of their own.
+
+        What is read from there again, such as the embeddings of a token, comes back page by page.
+        """
+        forget_pages(self.path.with_suffix(".bin"))
 
     @property
     def prepared(self) -> set[int]:
@@ -124,15 +132,15 @@ class PagedModel:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
-        self._kv[:, target] = self._kv[:, source]
+        self._kv.copy(source, target)
 
     def read_blocks(self, blocks: IntArray) -> Blob:
-        """A copy of what the blocks hold, uint16 [blocks, layers * 2, elements]."""
-        return np.ascontiguousarray(self._kv[:, blocks].swapaxes(0, 1))
+        """A copy of what the blocks hold, uint16 [blocks, ...]."""
+        return self._kv.read(blocks)
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         """Fill blocks with what `read_blocks` gave."""
-        self._kv[:, blocks] = contents.swapaxes(0, 1)
+        self._kv.write(blocks, contents)
 
     def _read(self) -> ov.Model:
         """The model with paged attention, in which a step names the rows that it wants logits of."""
@@ -142,7 +150,7 @@ class PagedModel:
             raise ModelError(f"{self.path} is not a readable OpenVINO model: {error}") from error
         return paged(model)
 
-    def _lowered(self) -> ov.Model | None:
+    def _lower(self) -> Lowered | None:
         """The same, after the runtime's passes; None if it can't be had."""
         facts = "; ".join(map(str, [*_machine(), this_processor().cores, *self._options.values()]))
         return lowered(self._core, self.path, facts, self._read, self._options, _sample)
@@ -152,7 +160,7 @@ class PagedModel:
 
     def _attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on the blocks."""
-        _attach(request, self._caches, self._kv)
+        self._kv.attach(request)
 
 
 def paged(model: ov.Model) -> ov.Model:
@@ -165,19 +173,55 @@ def paged(model: ov.Model) -> ov.Model:
     return model
 
 
-def _attach(request: ov.InferRequest, caches: Sequence[ov.ConstOutput], kv: npt.NDArray[np.uint16]) -> None:
-    """Let a request compute on blocks, [caches, blocks, elements]."""
-    for storage, port in zip(kv, caches, strict=True):
-        shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
-        request.set_tensor(port.any_name, ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type))
+class _Blocks:
+    """Keys and values of a model's layers: one array for all caches that have blocks of one size.
+
+    Layers may differ in how many heads they have and how large these are, and keys from values.
+    """
+
+    def __init__(self, caches: Sequence[ov.ConstOutput], num_blocks: int) -> None:
+        by_size: dict[int, list[ov.ConstOutput]] = {}
+        for port in caches:
+            by_size.setdefault(_block_elements(port), []).append(port)
+        self._groups = [
+            (ports, _zeros_aligned((len(ports), num_blocks, elements))) for elements, ports in by_size.items()
+        ]
+
+    def attach(self, request: ov.InferRequest) -> None:
+        """Let a request compute on them."""
+        for ports, arrays in self._groups:
+            for port, storage in zip(ports, arrays, strict=True):
+                shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
+                tensor = ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type)
+                request.set_tensor(port.any_name, tensor)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one block to another."""
+        for _, arrays in self._groups:
+            arrays[:, target] = arrays[:, source]
+
+    def read(self, blocks: IntArray) -> Blob:
+        """A copy of blocks, [blocks, caches, elements], or [blocks, all elements] if caches differ in size."""
+        parts = [arrays[:, blocks].swapaxes(0, 1) for _, arrays in self._groups]
+        if len(parts) == 1:
+            return np.ascontiguousarray(parts[0])
+        return np.concatenate([part.reshape(len(blocks), -1) for part in parts], axis=1)
+
+    def write(self, blocks: IntArray, contents: Blob) -> None:
+        """Fill blocks with what `read` gave."""
+        begin, rows = 0, contents.reshape(len(blocks), -1)
+        for _, arrays in self._groups:
+            count, _, elements = arrays.shape
+            part = rows[:, begin : begin + count * elements].reshape(len(blocks), count, elements)
+            arrays[:, blocks] = part.swapaxes(0, 1)
+            begin += count * elements
 
 
 def _sample(compiled: ov.CompiledModel) -> bytes:
     """The bits that a compiled model gives for a few steps, logits and KV."""
-    caches = _caches_of(compiled)
-    kv = _zeros_aligned((len(caches), 4, _block_elements(caches)))
+    kv = _Blocks(_caches_of(compiled), 4)
     request = compiled.create_infer_request()
-    _attach(request, caches, kv)
+    kv.attach(request)
     table, found, past = np.arange(1, 4, dtype=np.int32), [], 0
     for size in (64, 2, 8):
         tokens = np.arange(past + 1, past + 1 + size, dtype=np.int32)
@@ -187,7 +231,7 @@ def _sample(compiled: ov.CompiledModel) -> bytes:
         request.infer()
         found.append(request.get_output_tensor(0).data.tobytes())
         past += size
-    return b"".join((*found, kv.tobytes()))
+    return b"".join((*found, kv.read(np.arange(4, dtype=np.int32)).tobytes()))
 
 
 def _caches_of(compiled: ov.CompiledModel) -> list[ov.ConstOutput]:
@@ -231,12 +275,9 @@ def _gather_before_vocabulary(model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _block_elements(caches: Sequence[ov.ConstOutput]) -> int:
-    """Elements in one block of one key or value cache, the same in all layers."""
-    sizes = {tuple(d.get_length() for d in list(port.partial_shape)[1:]) for port in caches}
-    if len({int(np.prod(size)) for size in sizes}) != 1:
-        raise UnsupportedModelError(f"the model's layers differ in the shape of their KV cache: {sorted(sizes)}")
-    return int(np.prod(sizes.pop()))
+def _block_elements(cache: ov.ConstOutput) -> int:
+    """Elements in one block of a key or value cache."""
+    return int(np.prod([size.get_length() for size in list(cache.partial_shape)[1:]]))
 
 
 def _zeros_aligned(shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:

@@ -32,6 +32,7 @@ SIZES = (2, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 256, 16), *range(256, 513,
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 PROBE_BLOCKS = 5
+"""KV blocks that a probe takes, at most."""
 SELF_TEST_BLOCKS = 1 + PROBE_BLOCKS + 3 * (3 + 1)
 """KV blocks that the test overwrites, the scratch block among them."""
 
@@ -42,8 +43,12 @@ _USABLE = 4
 _PATIENCE = 5.0
 """Seconds after which no larger size is tried."""
 _CONTEXT = 2 * BLOCK_SIZE + 6
+WITNESS_CONTEXT = 6
+"""Tokens of context where no class is looked for, but a known one confirmed: a large model takes seconds for more."""
 _PROBE = 13
 """Tokens that follow the context, of which the first two are compared."""
+_SLOW = 0.5
+"""Seconds of a step beside which it makes no difference that its first run has to prepare its size."""
 _PROBED_SIZE = 16
 _PROBED_ROWS = 8
 _FOR_CONTEXT = StepClass((8, 64), (_PROBED_ROWS,))
@@ -116,7 +121,7 @@ def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Tr
         if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
             break
         trial = probe.trial(size, _PROBED_ROWS)
-        if size <= _NEEDED:  # the first step of a size prepares it, which would make small ones look expensive
+        if size <= _NEEDED and trial.seconds < _SLOW:  # the first has to prepare the size, and looks expensive by it
             trial = replace(trial, seconds=probe.trial(size, _PROBED_ROWS).seconds)
         trials[size] = trial
         progress(done / len(SIZES))
@@ -135,14 +140,17 @@ class Probe:
     steps the context is computed, as long as all trials see the same; those of a class all give the same.
     """
 
-    def __init__(self, runner: Runner, *, first_block: int, step_class: StepClass = _FOR_CONTEXT) -> None:
+    def __init__(
+        self, runner: Runner, *, first_block: int, step_class: StepClass = _FOR_CONTEXT, context: int = _CONTEXT
+    ) -> None:
         self._runner = runner
-        tokens = _random_tokens(runner, _CONTEXT + _PROBE, seed=_SEED)
-        self._tokens = tokens[_CONTEXT:]
+        self._past = context
+        tokens = _random_tokens(runner, context + _PROBE, seed=_SEED)
+        self._tokens = tokens[context:]
         self._others = _random_tokens(runner, SIZES[-1], seed=_SEED + 1)
-        *shared, partial = range(first_block, first_block + 3)
-        self._tables = [np.array([*shared, own], np.int32) for own in range(partial, first_block + PROBE_BLOCKS)]
-        step_class.run(runner, [PagedChunk(tokens[:_CONTEXT], 0, self._tables[0], 0)])
+        *shared, partial = range(first_block, first_block + context // BLOCK_SIZE + 1)
+        self._tables = [np.array([*shared, own], np.int32) for own in range(partial, partial + 3)]
+        step_class.run(runner, [PagedChunk(tokens[:context], 0, self._tables[0], 0)])
         for table in self._tables[1:]:
             runner.copy_block(partial, int(table[-1]))
 
@@ -190,7 +198,7 @@ class Probe:
         return [chunk for chunk in (*chunks, self._chunk(2, 1)) if len(chunk.tokens)], places
 
     def _chunk(self, fork: int, count: int) -> PagedChunk:
-        return PagedChunk(self._tokens[:count], _CONTEXT, self._tables[fork], 0)
+        return PagedChunk(self._tokens[:count], self._past, self._tables[fork], 0)
 
     def _filler(self, count: int) -> PagedChunk:
         """Tokens of no sequence at all, to be computed beside the others."""

@@ -25,6 +25,8 @@ class KVUsage:
     pinned_sequences: int = 0
     evictions: int = 0
     """Cached sequences given up for others since the start."""
+    peak: int = 0
+    """The most that was held at once: so much of the capacity takes memory of the system, which pages don't leave."""
 
 
 class KVMemory:
@@ -38,6 +40,7 @@ class KVMemory:
     def __init__(self, store: Store[Any], *, reserved: int = 0) -> None:
         self._store = store
         self._size = store.free
+        self._peak = 0
         self._pinnable = max(0, self._size - (store.open_cost(reserved) if reserved else 0))
         self._indexes: dict[str, PrefixIndex[Sequence]] = {}
         self._tenants: dict[Sequence, str] = {}
@@ -61,6 +64,7 @@ class KVMemory:
 
     def usage(self) -> KVUsage:
         """What the memory holds now."""
+        self._peak = max(self._peak, self._size - self._store.free)
         return KVUsage(
             capacity=self._size,
             free=self._store.free,
@@ -68,6 +72,7 @@ class KVMemory:
             cached_sequences=len(self._cached),
             pinned_sequences=len(self._pinned),
             evictions=self.evictions,
+            peak=self._peak,
         )
 
     def open(self, tenant: str, tokens: IntArray, *, room: int, reuse: bool = True) -> Sequence | None:

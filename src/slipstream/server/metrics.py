@@ -1,6 +1,7 @@
 """What Prometheus is told: the engine's own totals, read when asked, and what turns and requests add up to."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -88,6 +89,11 @@ class _EngineCollector(Collector):
         yield _gauge("choices_waiting", "Choices that wait to be computed.", stats.waiting)
         yield _gauge("kv_capacity_tokens", "KV memory.", kv.capacity)
         yield _gauge("kv_free_tokens", "KV memory that nothing holds.", kv.free)
+        memory = GaugeMetricFamily("slipstream_memory_bytes", "Resident memory, by what takes it.", labels=["part"])
+        for part, size in asdict(self._runtime.memory).items():
+            if part != "resident":  # which is process_resident_memory_bytes
+                memory.add_metric([part], size)
+        yield memory
         sequences = GaugeMetricFamily("slipstream_kv_sequences", "Sequences in KV memory.", labels=["state"])
         sequences.add_metric(["running"], kv.running_sequences)
         sequences.add_metric(["retained"], kv.cached_sequences)

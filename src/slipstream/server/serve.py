@@ -32,8 +32,8 @@ _LAST_WORDS_SECONDS = 2.0
 def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
     """Load an engine, serve it until SIGINT or SIGTERM, and close it; returns after a clean end.
 
-    Once the socket listens, `Slipstream serves MODEL on URL`, and whether it is exact there, is printed to standard
-    output. Port 0 takes a free one.
+    Once the socket listens, `Slipstream serves MODEL on URL`, whether it is exact there, and how many tokens of context
+    its memory holds, is printed to standard output. Port 0 takes a free one.
     On the first signal no more connections are accepted and running requests have `config.drain_seconds` to finish;
     the second signal ends them at once.
 
@@ -80,7 +80,8 @@ class _Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         exact = "exact" if self._runtime.exact else "not exact on this processor: see `slipstream doctor`"
-        print(f"Slipstream serves {self._runtime.model.name} on http://{address} ({exact})", flush=True)
+        tokens = f"memory for {self._runtime.core.stats().kv.capacity:,} tokens of context"
+        print(f"Slipstream serves {self._runtime.model.name} on http://{address} ({exact}; {tokens})", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let running requests finish; those that take too long are told so."""

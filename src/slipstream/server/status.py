@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -23,6 +24,8 @@ class Model(BaseModel):
     owned_by: Literal["slipstream"] = "slipstream"
     max_model_len: int
     """Tokens that prompt and answer may have together."""
+    kv_tokens: int
+    """Tokens of context that the KV memory holds, of all conversations together."""
     type: Literal["model"] = "model"
     display_name: str
     created_at: datetime
@@ -41,12 +44,25 @@ class ModelList(BaseModel):
     last_id: str
 
 
+class Memory(BaseModel):
+    """Bytes that the server's process takes, as the system has them; all zero where the system doesn't say."""
+
+    resident: int
+    model: int
+    """Weights, tokenizer and grammar tables."""
+    kv: int
+    other: int
+
+
 class Health(BaseModel):
     """The server listens only once the model is ready, so it is well unless its engine ended, or hangs in a step."""
 
     status: Literal["ok", "stalled", "stopped"]
     exact: bool
     """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
+    kv_tokens: int
+    """Tokens of context that the KV memory holds, of all conversations together."""
+    memory: Memory
 
 
 def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeout: float) -> APIRouter:
@@ -59,6 +75,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
             id=name,
             created=created,
             max_model_len=longest,
+            kv_tokens=runtime.core.stats().kv.capacity,
             display_name=name,
             created_at=datetime.fromtimestamp(created, UTC),
             max_input_tokens=longest,
@@ -77,7 +94,12 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
         elif runtime.core.stalled_seconds > step_timeout:
             status = "stalled"
         response.status_code = 200 if status == "ok" else 503
-        return Health(status=status, exact=runtime.exact)
+        return Health(
+            status=status,
+            exact=runtime.exact,
+            kv_tokens=runtime.core.stats().kv.capacity,
+            memory=Memory.model_validate(asdict(runtime.memory)),
+        )
 
     @routes.get("/v1/models")
     async def models() -> ModelList:
