@@ -11,6 +11,7 @@ from typing import Self
 
 from slipstream.backend import Backend
 from slipstream.backend.openvino import OpenVINOBackend
+from slipstream.backend.paged import PagedBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.chat import Conversations, Template, template_of
 from slipstream.chat.answers import Dialect
@@ -72,7 +73,7 @@ class MemoryUse:
     model: int
     """The weights, with what was loaded beside them: tokenizer and grammar tables."""
     kv: int
-    """Keys and values: it grows with the tokens held, up to `--kv-memory`."""
+    """Keys and values: it grows with the tokens held, up to `--kv-memory`; 0 if they are on a GPU."""
     other: int
     """The interpreter, libraries, conversations, cached answers, and the rest."""
 
@@ -152,7 +153,8 @@ class Runtime:
         """What takes how much memory now."""
         if not (resident := resident_bytes()):
             return MemoryUse(0, 0, 0, 0)
-        kv = self.core.stats().kv.peak * self.backend.store.bytes_per_token
+        on_gpu = isinstance(self.backend, PagedBackend) and self.backend.gpu is not None
+        kv = 0 if on_gpu else self.core.stats().kv.peak * self.backend.store.bytes_per_token
         return MemoryUse(resident, self._model_bytes, kv, max(0, resident - self._model_bytes - kv))
 
     def close(self, *, drain_seconds: float = 0.0) -> None:

@@ -25,7 +25,7 @@ from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
 from slipstream.models.catalog import Wheel
-from slipstream.models.gguf import FAMILIES
+from slipstream.models.gguf import FAMILIES, remarks
 from slipstream.models.sources import IR_REQUIRED
 from slipstream.tokenizer import Tokenizer
 from tests.vocabularies import Flag, with_tags
@@ -42,8 +42,16 @@ STORED = {
 }
 
 
-def write_gguf(path: Path, *, seed: int = 0, arch: str = "llama", pre: str = "llama-bpe", **more: Any) -> Path:
-    """A random one-layer Llama with a vocabulary of bytes; `more` are further string values."""
+def write_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    arch: str = "llama",
+    pre: str = "llama-bpe",
+    gate: gguf.GGMLQuantizationType | None = None,
+    **more: Any,
+) -> Path:
+    """A random one-layer Llama with bytes for a vocabulary, and its `gate` quantised; `more` are further string values."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(256)
     writer.add_embedding_length(64)
@@ -79,6 +87,12 @@ def write_gguf(path: Path, *, seed: int = 0, arch: str = "llama", pre: str = "ll
     }
     for name, shape in shapes.items():
         kind = np.float32 if len(shape) == 1 else np.float16
+        if gate is not None and name == "blk.0.ffn_gate":
+            block, size = gguf.GGML_QUANT_SIZES[gate]
+            writer.add_tensor(
+                f"{name}.weight", np.zeros((shape[0], shape[1] // block * size), np.uint8), raw_dtype=gate
+            )
+            continue
         writer.add_tensor(f"{name}.weight", (random.standard_normal(shape) * 0.05).astype(kind))
     for key, value in more.items():
         writer.add_string(key, value)
@@ -557,6 +571,14 @@ class TestPullCommand:
         assert result.exit_code == 0
         last = result.output.splitlines()[-1]
         assert last == f"tiny-model.q8 is ready: {home}/models/tiny-model.q8, 0 MB, context of 256 tokens"
+
+    def test_tells_which_weights_take_more_memory_or_change(self, home: Path, tmp_path: Path) -> None:
+        path = write_gguf(tmp_path / "uneven.gguf", gate=gguf.GGMLQuantizationType.IQ4_NL)
+        result = CliRunner().invoke(app, ["pull", str(path)], env={"SLIPSTREAM_HOME": str(home)})
+        assert result.exit_code == 0
+        assert "weights in IQ4_NL take 8 bits each" in " ".join(result.output.split())
+        (changed,) = remarks([gguf.GGMLQuantizationType.TQ1_0, gguf.GGMLQuantizationType.Q4_K])
+        assert changed.startswith("weights in TQ1_0 are quantised anew, to 8 bits")
 
     def test_a_failure_is_one_message_and_exit_code_1(self, home: Path) -> None:
         result = CliRunner().invoke(app, ["pull", "nonsense"], env={"SLIPSTREAM_HOME": str(home)})

@@ -44,7 +44,7 @@ class PagedModel:
         self._options: dict[str, object] = {"KV_CACHE_PRECISION": self.precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
-        self._lowered = self._lower() if can_be_lowered(ir_path) else None
+        self._lowered = self._lower() if can_be_lowered(path) else None
         self._model = self._lowered.graph if self._lowered is not None else self._read()
         compiled = self._compile(self._model)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))

@@ -107,7 +107,7 @@ _CONVERT = "from slipstream.models.gguf.convert import main; main()"
 
 
 def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
-    from slipstream.models.gguf import GGUF  # what they import takes a while, and only an import needs it
+    from slipstream.models.gguf import GGUF, remarks  # what they import takes a while, and only an import needs it
 
     with progress.stage("Making the tokenizer"):
         file = GGUF.read(path)
@@ -115,6 +115,8 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
         build_tokenizer(metadata).save(str(folder / TOKENIZER_FILE))
         if template := metadata.get("tokenizer.chat_template"):
             (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    for remark in remarks(tensor.kind for tensor in file.tensors.values()):
+        progress.say(remark)
     with progress.stage("Converting to OpenVINO IR"):
         _convert_gguf(path, folder)
     kind, eos = tokenizer_kind(metadata), metadata.get("tokenizer.ggml.eos_token_id")

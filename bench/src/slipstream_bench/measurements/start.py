@@ -21,7 +21,7 @@ from rich.console import Console
 
 from slipstream.models import DEFAULT_MODEL, ModelStore
 
-_PROMPT = "word " * 600
+_PROMPT = "word " * 60
 
 
 @dataclass(frozen=True, slots=True)

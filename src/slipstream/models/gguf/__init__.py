@@ -2,5 +2,6 @@
 
 from slipstream.models.gguf.families import FAMILIES, decoder_of
 from slipstream.models.gguf.file import GGUF
+from slipstream.models.gguf.quantised import remarks
 
-__all__ = ["FAMILIES", "GGUF", "decoder_of"]
+__all__ = ["FAMILIES", "GGUF", "decoder_of", "remarks"]

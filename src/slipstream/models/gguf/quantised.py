@@ -5,7 +5,7 @@ group of codes. Codes and groups stay as they are in the file, so a weight takes
 multiplies is rounded: to float16, the precision that the files have themselves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,20 @@ class Groups:
 def is_exact(kind: GGMLQuantizationType) -> bool:
     """Whether weights of this kind keep their codes; others are quantised anew, to 8 bits."""
     return kind in _LAYOUTS
+
+
+def remarks(kinds: Iterable[GGMLQuantizationType]) -> list[str]:
+    """What a user should know of weights of these kinds: which take more memory than in the file, or change."""
+    quantised = sorted({kind for kind in kinds if kind not in _PLAIN}, key=lambda kind: kind.name)
+    anew = [kind.name for kind in quantised if not is_exact(kind)]
+    wider = [kind.name for kind in quantised if kind in _UNEVEN]
+    found = []
+    if anew:
+        names = ", ".join(anew)
+        found.append(f"weights in {names} are quantised anew, to 8 bits: they change a little, and take more memory")
+    if wider:
+        found.append(f"weights in {', '.join(wider)} take 8 bits each: more memory than in the file")
+    return found
 
 
 def groups_of(kind: GGMLQuantizationType, data: Bytes, shape: tuple[int, ...]) -> Groups:
@@ -203,6 +217,11 @@ _LAYOUTS: dict[GGMLQuantizationType, Callable[[Bytes], _Parts]] = {
     GGMLQuantizationType.IQ4_XS: _iq4_xs,
     GGMLQuantizationType.MXFP4: _mxfp4,
 }
+
+
+_UNEVEN = {GGMLQuantizationType.IQ4_NL, GGMLQuantizationType.IQ4_XS, GGMLQuantizationType.MXFP4}
+"""Kinds of 4 bits whose steps are uneven, so that they are kept in 8."""
+_PLAIN = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
 
 
 def _quantised_anew(weights: Floats) -> _Parts:
