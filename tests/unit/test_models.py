@@ -51,7 +51,7 @@ def write_gguf(
     gate: gguf.GGMLQuantizationType | None = None,
     **more: Any,
 ) -> Path:
-    """A random one-layer Llama with bytes for a vocabulary, and its `gate` quantised; `more` are further string values."""
+    """A random one-layer Llama with bytes for a vocabulary; its `gate` may be quantised. `more` are string values."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(256)
     writer.add_embedding_length(64)
