@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
-from itertools import product
+from itertools import groupby, product
 from typing import Any, NoReturn, Protocol
 
 from jinja2 import TemplateError, nodes, pass_environment
@@ -58,6 +58,10 @@ class ChatTemplate:
         except Exception as error:  # a deep one is too much for the parser's stack, or for Python's compiler
             raise ModelError(f"the model's chat template does not compile: {error}") from error
         self._takes_system = self._shows_system()
+        rules = [{"role": "system", "content": f"Rule {number}."} for number in "123"]
+        self._takes_later_system = self._shows_all(*rules[:2], _USER, rules[2])
+        """Whether it shows each system message where it stands. Many show the first alone, or refuse others."""
+        self._takes_users_in_a_row = self._shows_all(*({"role": "user", "content": text} for text in ("One?", "Two?")))
         self._lists_tools = self._tried(_USER, tools=None) is None and self._tried(_USER, tools=[]) is not None
         """Whether it goes through the list of tools without asking if there is one."""
         self._no_text: str | None = ""
@@ -75,7 +79,8 @@ class ChatTemplate:
 
         What messages, tools and variables hold, but for roles, is content: none of it can become a control token.
         Strings in them that are `Traced` keep what they know. Where the template has no place for a system message, its
-        text goes before that of the first user's.
+        text goes before that of the first user's; where it has one alone, later ones are the user's; and where it
+        refuses several of the user's in a row, they are one.
 
         Raises `InvalidRequestError` with the template's own words where it refuses the messages.
         """
@@ -84,8 +89,12 @@ class ChatTemplate:
             for message in given:
                 if message.get("tool_calls") and not message["content"]:
                     message["content"] = self._no_text
+            if not self._takes_later_system:
+                given = _with_one_system(given)
             if not self._takes_system:
                 given = _with_user(given)
+            if not self._takes_users_in_a_row:
+                given = _alternating(given)
             # Tools stand before all that is said. A template that has them elsewhere moves them from turn to turn.
             listed = as_content(tools, origin(0)) if tools or not self._lists_tools else []
             # SmolLM3's templates take tools under the name of the form in which calls are wanted.
@@ -106,6 +115,11 @@ class ChatTemplate:
         said = ("Be brief.", "Take your time.")
         rendered = {self._tried({"role": "system", "content": probe}, _USER) for probe in said}
         return None not in rendered and len(rendered) > 1
+
+    def _shows_all(self, *messages: Mapping[str, Any]) -> bool:
+        """Whether the template shows the text of each of these messages."""
+        rendered = self._tried(*messages)
+        return rendered is not None and all(message["content"] in rendered for message in messages)
 
     def _tried(self, *messages: Mapping[str, Any], **variables: Any) -> str | None:
         """What the template makes of messages; None if it refuses them."""
@@ -139,6 +153,29 @@ def _with_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [system | {"role": "user"}, *rest]
     first = rest[0] | {"content": joined("\n\n", (system["content"], rest[0]["content"]))}
     return [first, *rest[1:]]
+
+
+def _with_one_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with one system message at most, the leading ones together; what comes later the user says."""
+    lead = next((at for at, message in enumerate(messages) if message.get("role") != "system"), len(messages))
+    first = [_joined(messages[:lead])] if lead else []
+    later = (message | {"role": "user"} if message.get("role") == "system" else message for message in messages[lead:])
+    return [*first, *later]
+
+
+def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, where several of the user's in a row are one."""
+    result: list[dict[str, Any]] = []
+    for is_user, group in groupby(messages, lambda message: message.get("role") == "user"):
+        together = list(group)
+        result += [_joined(together)] if is_user else together
+    return result
+
+
+def _joined(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first of some messages, with the texts of all."""
+    texts = [message["content"] for message in messages]
+    return messages[0] | {"content": joined("\n\n", texts) if len(texts) > 1 else texts[0]}
 
 
 def _role(message: Mapping[str, Any]) -> dict[str, Any]:
