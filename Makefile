@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-torch gpu-check test-models test-long lint format clean
+.PHONY: help serve test test-torch gpu-check test-models test-long test-clients raise-clients lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,13 @@ test-long: $(VENV)/.installed-judges  ## Run the tests that take minutes
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -m long $(ARGS)
 
+test-clients: $(VENV)/.installed-dev  ## Run agents as they are (Claude Code, Codex, …) against a scripted model; needs npm
+	$(BIN)/slipstream pull
+	$(BIN)/python -m tests.clients $(ARGS)
+
+raise-clients: $(VENV)/.installed-dev  ## Write the newest versions of these agents to tests/clients/versions.json
+	$(BIN)/python -m tests.clients.install --raise
+
 lint: $(VENV)/.installed-dev  ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,7 +50,7 @@ format: $(VENV)/.installed-dev  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) $(TORCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TORCH) .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
