@@ -87,7 +87,19 @@ class ServerConfig(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = Field(default=None, min_length=1)
-    """Requests must carry it as a bearer token; None lets everybody in."""
+    """Requests must carry it, or a key of the file; with neither, everybody is let in."""
+    api_keys_file: Path | None = None
+    """A TOML file of the digests of keys and whose they are; it may change while the server runs."""
+    insecure: bool = False
+    """Whether to let everybody in, from other machines too."""
+    allowed_host: tuple[str, ...] = ()
+    """Names that requests may have in `Host`, beside those of loopback; `*` for any."""
+    allow_origin: tuple[str, ...] = ()
+    """Origins whose web pages may use the server; `*` for any."""
+    root_path: str = Field(default="", pattern=r"^(/[^/?#]+)*$")
+    """The path under which a proxy serves this server."""
+    forwarded_allow_ips: tuple[str, ...] = ()
+    """Addresses or networks of proxies, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
     reuse: bool = True
     """Whether KV is kept and used across requests. This and what follows a request can switch off for itself."""
     jump_forward: bool = True

@@ -24,6 +24,7 @@ from slipstream.fields import DEVICE, STATE_DIR
 from slipstream.models import Model
 from slipstream.processor import resident_bytes
 from slipstream.sessions import Database, KVConnector, SavedKV, SessionLimits, Sessions
+from slipstream.sessions.private import private_folder
 from slipstream.tokenizer import Tokenizer
 from slipstream.turns import Turns
 
@@ -187,7 +188,7 @@ def _open_database(model: Model, config: EngineConfig) -> Database:
     if config.state_dir is None:
         return Database(None, model.fingerprint)
     try:
-        config.state_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(config.state_dir)
         return Database(config.state_dir / "state.db", model.fingerprint)
     except (OSError, sqlite3.Error) as error:
         message = f"{config.state_dir} can't keep state: {error}; choose another "

@@ -598,7 +598,7 @@ def test_a_name_that_is_taken(http: httpx.Client, name: str) -> None:
 @pytest.mark.parametrize("action", ["save", "load"])
 def test_without_a_state_dir_nothing_is_on_disk(http: httpx.Client, name: str, action: str) -> None:
     create(http, id=name)
-    response = http.post(f"{SESSIONS}/{name}/{action}")
+    response = http.post(f"{SESSIONS}/{name}/{action}", json={})
     assert_error(response, 400, None, "no_state_dir", "--state-dir")
 
 

@@ -51,6 +51,10 @@ class Prompt:
     """How many of the tokens are that conversation's."""
     opens_reasoning: bool = False
     """Whether the template already began the reasoning that the answer goes on with."""
+    known: int = 0
+    """How many messages there are up to the last answer in the ledger, that included."""
+    known_length: int = 0
+    """How many tokens the ledger has for those; the prompt has others if the template rewrote them."""
 
     @property
     def token_ids(self) -> IntArray:
@@ -109,7 +113,7 @@ class Conversations:
 
         Raises `InvalidRequestError` if the model has no chat template or its template refuses the messages.
         """
-        setting = self._known_to(setting)
+        setting = self.relevant(setting)
         if not messages:
             raise InvalidRequestError(MESSAGES, " is empty: send at least one")
         history = self._history(messages, setting, tenant)
@@ -132,7 +136,7 @@ class Conversations:
 
         Raises what `prompt` raises.
         """
-        setting = self._known_to(setting)
+        setting = self.relevant(setting)
         texts = [self._whole([*messages, Message("user", probe)], setting) for probe in _PROBES]
         return Prompt(self._common(texts, begins=True), _new_id(), self._history(messages, setting, tenant))
 
@@ -160,7 +164,7 @@ class Conversations:
 
     def known(self, messages: Sequence[Message], setting: Setting = NO_SETTING, *, tenant: str = "") -> Part | None:
         """As much of a conversation as ends with an answer in the ledger."""
-        known = self._last_known(self._history(messages, self._known_to(setting), tenant))
+        known = self._last_known(self._history(messages, self.relevant(setting), tenant))
         return known[1] if known is not None else None
 
     def path(self, key: Digest) -> list[tuple[Digest, int]]:
@@ -184,7 +188,7 @@ class Conversations:
         Found by rendering results, or questions, that have nothing in common; a guess that costs nothing if it's wrong.
         `token_ids` are the conversation's, up to the answer's end.
         """
-        setting = self._known_to(setting)
+        setting = self.relevant(setting)
         kind = digest(setting.canonical() + repr([call.name for call in answer.tool_calls]))
         if (known := self._certain_tails.get(kind)) is not None:
             return known
@@ -219,14 +223,16 @@ class Conversations:
             text = self._whole(messages, setting)
             tokens = self._with_answers(text, messages, history)
             opened = self._dialect.reasoning.opened_by(text)
-            return Prompt(tokens, part.entry.conversation_id, history, opens_reasoning=opened)
+            identified = tokens, part.entry.conversation_id, history
+            return Prompt(*identified, opens_reasoning=opened, known=number + 1, known_length=len(part.tokens))
         self.renders["spliced"] += 1
         self.check_length(len(tail))
         ids = self._tokenizer.encode(tail, begins=self._tokenizer.begins_after(int(part.tokens.ids[-1])))
         with self._lock:
             tokens = part.tokens.extended(ids)
         opened = self._dialect.reasoning.opened_by(tail)
-        return Prompt(tokens, part.entry.conversation_id, history, part.key, len(part.tokens), opened)
+        length = len(part.tokens)
+        return Prompt(tokens, part.entry.conversation_id, history, part.key, length, opened, number + 1, length)
 
     def _whole(self, messages: Sequence[Message], setting: Setting) -> Traced:
         """A whole conversation, rendered, unless it's longer than any prompt can be."""
@@ -261,7 +267,7 @@ class Conversations:
             entry = self._ledger.get(key)
         return entry
 
-    def _known_to(self, setting: Setting) -> Setting:
+    def relevant(self, setting: Setting) -> Setting:
         """As much of a setting as the template has names for."""
         if self._template is None:
             advice = "this model has no chat template: send a plain prompt, or take a model that is made for chat"

@@ -8,6 +8,7 @@ import typer
 from slipstream.cli.bench import ARGUMENTS_AS_THEY_ARE, bench
 from slipstream.cli.chat import chat
 from slipstream.cli.doctor import doctor
+from slipstream.cli.make_key import make_key
 from slipstream.cli.options import FromEnvironment
 from slipstream.cli.pull import pull
 from slipstream.cli.serve import serve
@@ -26,6 +27,7 @@ app.command()(chat)
 app.command()(pull)
 app.command(add_help_option=False, context_settings=ARGUMENTS_AS_THEY_ARE)(bench)
 app.command(cls=FromEnvironment)(sessions)
+app.command()(make_key)
 app.command()(doctor)
 
 

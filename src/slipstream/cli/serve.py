@@ -21,7 +21,7 @@ def serve(
         list[str] | None,
         Option(help="Another name for the model, for clients that insist on one; may be given several times."),
     ] = None,
-    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 lets others in, who need a key.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     device: Device = "auto",
     kv_memory: KVMemory = "1GiB",
@@ -41,6 +41,21 @@ def serve(
         Option(help="Seconds until a session that nobody uses is forgotten, unless it is pinned or says otherwise."),
     ] = 86_400.0,
     api_key: Annotated[str | None, Option(help="Refuse requests that do not carry this bearer token.")] = None,
+    api_keys_file: Annotated[
+        Path | None,
+        Option(help="Refuse requests without a key of this file, each a tenant's: see `slipstream make-key`."),
+    ] = None,
+    insecure: Annotated[bool, Option(help="Let everybody in without a key, from other machines too.")] = False,
+    allowed_host: Annotated[
+        list[str] | None, Option(help="A name that requests may be sent to, beside localhost; * for any.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, Option(help="An origin whose web pages may use the server: https://app.example; * for any.")
+    ] = None,
+    root_path: Annotated[str, Option(help="The path under which a proxy serves this server: /llm.")] = "",
+    forwarded_allow_ips: Annotated[
+        list[str] | None, Option(help="A proxy's address or network, whose X-Forwarded headers are believed.")
+    ] = None,
     threads: Threads = None,
     step_target_ms: Annotated[
         float,
@@ -125,5 +140,6 @@ def serve(
     with readable_errors():
         engine = {name: options.pop(name) for name in EngineConfig.model_fields if name in options}
         limits = {name: options.pop(name) for name in LimitsConfig.model_fields}
-        config = ServerConfig.model_validate(options | {"engine": engine, "limits": limits})
+        given = {name: value for name, value in options.items() if value is not None}
+        config = ServerConfig.model_validate(given | {"engine": engine, "limits": limits})
         server.run(lambda: load_engine(config.model, config.engine, Console()), config)

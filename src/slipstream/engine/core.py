@@ -161,6 +161,11 @@ class EngineCore:
         return self._backend.cost.token(0)
 
     @property
+    def exact(self) -> bool:
+        """Whether the same request gives the same tokens here, whatever happens around it."""
+        return self._backend.exact
+
+    @property
     def alive(self) -> bool:
         """Whether it takes requests."""
         return not self._draining and self._loop.failure is None

@@ -292,7 +292,7 @@ class GrammarCompiler:
         self._ends = [tokenizer.encode(end, begins=False) for end in ends]
         self._stop_token_ids = sorted(stop_token_ids)
         self._cache_size = cache_size
-        self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], Grammar] = OrderedDict()  # by tenant and source
         self._lock = threading.Lock()
         self._loaded: tuple[LLTokenizer, _Closers] | None = None
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digests of sources: "" for what is sound
@@ -300,35 +300,35 @@ class GrammarCompiler:
         """Where grammars are tried; a process that starts with the first."""
         self.compilations = 0
 
-    def compile(self, source: str, *, param: str) -> Grammar:
-        """The grammar of a Lark source.
+    def compile(self, source: str, *, param: str, tenant: str = "") -> Grammar:
+        """The grammar of a Lark source. Nobody can tell by the time it takes what another tenant had compiled.
 
         Raises `InvalidRequestError`, naming the field `param`, for what is too large or can't be expressed.
         """
         with self._lock:
-            if (known := self._cache.get(source)) is not None and known.usable:
-                self._cache.move_to_end(source)
+            if (known := self._cache.get((tenant, source))) is not None and known.usable:
+                self._cache.move_to_end((tenant, source))
                 return known
-        self.check(source, param=param)
+        self.check(source, param=param, tenant=tenant)
         tokenizer, closers = self._load()
         grammar = on_roomy_stack(lambda: Grammar(source, tokenizer, self._vocab_size, closers, param))
         if error := grammar.matcher.get_error():
             raise _unsupported(param, error)
         with self._lock:
             self.compilations += 1
-            self._cache[source] = grammar
+            self._cache[tenant, source] = grammar
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         return grammar
 
-    def check(self, source: str, *, param: str) -> None:
+    def check(self, source: str, *, param: str, tenant: str = "") -> None:
         """Raise what `compile` would raise, having tried it elsewhere; nothing is compiled here."""
         if len(source) > MAX_SOURCE:
             complaint = f" makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it"
             raise InvalidRequestError(param, complaint, code="schema_too_large")
         if self.sandbox is None:
             return
-        key = hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        key = hashlib.blake2b(f"{tenant}\n{source}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         with self._lock:
             verdict = self._verdicts.get(key)
         if verdict is None:

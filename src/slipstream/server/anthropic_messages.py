@@ -12,6 +12,7 @@ from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
+from slipstream.server.access import TenantName
 from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
 from slipstream.server.bodies import BodyRoute
@@ -233,13 +234,13 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/messages")
     async def messages(http: Request, body: MessagesRequest) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start(lambda: [in_session(body.turn(runtime), http)])
+        turn = await runner.start(lambda: [in_session(body.turn(runtime), http)], http)
         return await respond(http, MessageAnswer(model, turn, shows_thinking=body.shows_thinking), stream=body.stream)
 
     @routes.post("/v1/messages/count_tokens")
-    async def count_tokens(body: PromptFields) -> TokenCount:
+    async def count_tokens(body: PromptFields, tenant: TenantName) -> TokenCount:
         runner.names.check(body.model)
-        prompt = await asyncio.to_thread(runtime.conversations.prompt, *body.prompt())
+        prompt = await asyncio.to_thread(runtime.conversations.prompt, *body.prompt(), tenant=tenant)
         return TokenCount(input_tokens=len(prompt.token_ids))
 
     return routes

@@ -2,12 +2,14 @@
 
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from slipstream.config import ServerConfig
 from slipstream.runtime import Runtime
 from slipstream.server import (
     anthropic_messages,
+    docs,
     openai_chat,
     openai_completions,
     openai_responses,
@@ -15,16 +17,25 @@ from slipstream.server import (
     status,
     tokens,
 )
+from slipstream.server.access import Access, require_json
 from slipstream.server.errors import install_error_handlers
-from slipstream.server.gate import Gate, RequestCounter
+from slipstream.server.gate import RequestCounter, RootPath
 from slipstream.server.intake import Intake
+from slipstream.server.keys import KeyRing
 from slipstream.server.metrics import Metrics
 from slipstream.server.turn import TurnRunner
 
 
-def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
+def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI:
     """An application that serves a runtime; whoever runs it closes that."""
-    app = FastAPI(title="Slipstream", version=version("slipstream"), redoc_url=None)
+    app = FastAPI(
+        title="Slipstream",
+        version=version("slipstream"),
+        docs_url=None,  # it loads scripts from elsewhere
+        redoc_url=None,
+        dependencies=[Depends(require_json)],
+        servers=[{"url": config.root_path}] if config.root_path else None,
+    )
     metrics = Metrics(runtime)
     runner = TurnRunner(runtime, metrics, config)
     app.state.limits, app.state.metrics = config.limits, metrics
@@ -36,8 +47,19 @@ def create_app(runtime: Runtime, config: ServerConfig) -> FastAPI:
     app.include_router(sessions.router(runtime.sessions))
     app.include_router(tokens.router(runtime))
     app.include_router(status.router(runtime, runner.names, metrics, step_timeout=config.step_timeout))
+    app.include_router(docs.router(app))
     app.add_middleware(Intake, limits=config.limits, metrics=metrics)
-    app.add_middleware(Gate, api_key=config.api_key)
+    app.add_middleware(Access, keys=keys, config=config)
     install_error_handlers(app)
-    app.add_middleware(RequestCounter, metrics=metrics)  # the last one added is the first to see a request
+    if config.allow_origin:
+        exposed = ["Retry-After", "X-Request-Id"]
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allow_origin,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=exposed,
+        )
+    app.add_middleware(RequestCounter, metrics=metrics)
+    app.add_middleware(RootPath, root_path=config.root_path)  # the last one added is the first to see a request
     return app

@@ -1,7 +1,7 @@
 """The `slipstream` object: what a request may ask beyond its protocol, and what each response tells of its cost."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -60,18 +60,22 @@ def report_of(turn: LiveTurn) -> dict[str, Any]:
 
     A prompt counts once, however many choices were made of it: as the first of them found it. Everything else is
     the sum over the choices, and each time the longest of any. The response cache has a hit if nothing was computed.
-    `exact` says whether the same request gives the same tokens on this machine, whatever happens around it.
+    `exact` says whether the same request gives the same tokens on this machine, whatever happens around it, and
+    `reuse_break` why something was computed again that had been computed before, if it was.
     `warnings` name what of the request was left out or loosened.
     """
     each = [choice.counters for choice in turn.choices]
     prompts = {choice.request: choice.counters for choice in reversed(turn.choices)}.values()
     uses = {counters.response_cache for counters in each}
+    first = turn.choices[0]
+    broken = first.session_turn.reuse_break if first.session_turn is not None else None
     return {
-        "session_id": turn.choices[0].session_id,
+        "session_id": first.session_id,
         **{name: sum(getattr(counters, name) for counters in prompts) for name in _PROMPT_TOKENS},
         **{name: sum(getattr(counters, name) for counters in each) for name in _TOKENS},
         **{name: round(max(getattr(counters, name) for counters in each), 3) for name in _TIMES},
         "response_cache": uses.pop() if len(uses) == 1 else "miss",
         "exact": turn.exact,
         "warnings": list(dict.fromkeys(warning for choice in turn.choices for warning in choice.request.warnings)),
+        "reuse_break": asdict(broken) if broken is not None else None,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from slipstream.engine import FinishReason, TurnCounters
 from slipstream.runtime import Runtime
+from slipstream.sessions.breaks import Kind
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -122,6 +124,14 @@ class _EngineCollector(Collector):
         for kind in ("first", "spliced", "full", "repeated"):
             renders.add_metric([kind], self._runtime.conversations.renders[kind])
         yield renders
+        breaks = CounterMetricFamily(
+            "slipstream_reuse_breaks",
+            "Turns that computed again what had been computed before, by why.",
+            labels=["kind"],
+        )
+        for each in get_args(Kind):
+            breaks.add_metric([each], sessions.turns.breaks.kinds[each])
+        yield breaks
 
 
 def _counter(name: str, help: str, value: float) -> CounterMetricFamily:

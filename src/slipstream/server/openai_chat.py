@@ -83,7 +83,7 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/chat/completions")
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start(lambda: [in_session(body.turn(), http)])
+        turn = await runner.start(lambda: [in_session(body.turn(), http)], http)
         answer = ChatAnswer(runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
 

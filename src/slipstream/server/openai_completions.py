@@ -82,7 +82,7 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/completions")
     async def completions(http: Request, body: CompletionRequest) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start(body.turns)
+        turn = await runner.start(body.turns, http)
         answer = TextAnswer(runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
 

@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from slipstream.chat import Message
 from slipstream.engine import SamplingParams
 from slipstream.errors import ContextLengthError, InvalidRequestError, StorageError
 from slipstream.runtime import Runtime
+from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import Failure, failure_of, unsupported
 from slipstream.server.extension import SESSION_HEADER, in_session, report_of
@@ -26,7 +28,7 @@ from slipstream.server.responses_output import EventWriter, cut_short, output_it
 from slipstream.server.responses_request import PromptRequest, ResponseRequest
 from slipstream.server.responses_tools import Item
 from slipstream.server.stream import Answer, respond
-from slipstream.server.turn import TENANT, LiveTurn, TurnRunner
+from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
 from slipstream.turns import Piece
 
@@ -67,13 +69,13 @@ def router(runner: TurnRunner) -> APIRouter:
     store = runtime.database
 
     @routes.post("/v1/responses")
-    async def create_response(http: Request, body: ResponseRequest) -> Response:
+    async def create_response(http: Request, body: ResponseRequest, tenant: TenantName) -> Response:
         named = SESSION_HEADER in http.headers
-        items, messages = await asyncio.to_thread(_brought, body, store, in_session=named)
+        items, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=named)
         model = runner.names.check(body.model)
         request = await asyncio.to_thread(lambda: in_session(body.turn(messages), http))
         try:
-            turn = await runner.start(lambda: [request])
+            turn = await runner.start(lambda: [request], http)
         except ContextLengthError as error:
             if not body.stream:
                 raise
@@ -81,45 +83,42 @@ def router(runner: TurnRunner) -> APIRouter:
         return await respond(http, _ResponseAnswer(runtime, turn, body, items, model), stream=body.stream)
 
     @routes.post("/v1/responses/input_tokens")
-    async def count_input_tokens(http: Request, body: PromptRequest) -> Response:
+    async def count_input_tokens(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
-        _, messages = await asyncio.to_thread(_brought, body, store, in_session=SESSION_HEADER in http.headers)
-        count = await asyncio.to_thread(lambda: runtime.turns.count(in_session(body.turn(messages), http)))
+        _, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=SESSION_HEADER in http.headers)
+        count = await asyncio.to_thread(
+            lambda: runtime.turns.count(replace(in_session(body.turn(messages), http), tenant=tenant))
+        )
         return _json({"object": "response.input_tokens", "input_tokens": count})
 
     @routes.post("/v1/responses/compact")
-    async def compact(http: Request, body: PromptRequest) -> Response:
+    async def compact(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
-        _, messages = await asyncio.to_thread(_brought, body, store, in_session=False)
-        turn = await runner.start(lambda: [compaction(body.turn(messages))])
+        _, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=False)
+        turn = await runner.start(lambda: [compaction(body.turn(messages))], http)
         return await respond(http, CompactionAnswer(turn, messages), stream=False)
 
     @routes.get("/v1/responses/{response_id}")
-    async def retrieve_response(response_id: str, *, stream: bool = False) -> Response:
+    async def retrieve_response(response_id: str, tenant: TenantName, *, stream: bool = False) -> Response:
         if stream:
             raise unsupported("stream", "is not supported: the events of a stored response are not kept; leave it out")
-        record = await _stored(store, response_id)
+        record = await _stored(store, tenant, response_id)
         return Response(record.response, media_type="application/json")
 
     @routes.delete("/v1/responses/{response_id}")
-    async def delete_response(response_id: str) -> Response:
-        try:
-            there = await asyncio.to_thread(store.delete_response, TENANT, response_id)
-        except sqlite3.Error as error:
-            message = f"response {response_id!r} can't be deleted on disk, so nothing of it was: free some space"
-            raise StorageError(message) from error
-        if not there:
-            raise _not_found(response_id)
+    async def delete_response(response_id: str, tenant: TenantName) -> Response:
+        await asyncio.to_thread(_delete, runtime, tenant, response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
     @routes.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(
         response_id: str,
+        tenant: TenantName,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
-        items: list[Item] = json.loads((await _stored(store, response_id)).input_items)
+        items: list[Item] = json.loads((await _stored(store, tenant, response_id)).input_items)
         if order == "desc":
             items.reverse()
         return _json(_page(items, after, limit))
@@ -132,34 +131,36 @@ def conversations(sessions: Sessions) -> APIRouter:
     routes = APIRouter(prefix="/v1/conversations", route_class=BodyRoute)
 
     @routes.post("")
-    async def create(body: CreateConversation) -> Conversation:
+    async def create(body: CreateConversation, tenant: TenantName) -> Conversation:
         if body.metadata:
             raise unsupported("metadata", "is not kept: leave it out")
         messages = item_messages(body.items or [], "items", ())
         name = f"conv_{secrets.token_hex(12)}"
-        return _conversation(await asyncio.to_thread(sessions.create, TENANT, name, messages))
+        return _conversation(await asyncio.to_thread(sessions.create, tenant, name, messages))
 
     @routes.get("/{id}")
-    async def retrieve(id: str) -> Conversation:
-        return _conversation(await asyncio.to_thread(sessions.get, TENANT, id))
+    async def retrieve(id: str, tenant: TenantName) -> Conversation:
+        return _conversation(await asyncio.to_thread(sessions.get, tenant, id))
 
     @routes.delete("/{id}")
-    async def delete(id: str) -> DeletedConversation:
-        await asyncio.to_thread(sessions.delete, TENANT, id)
+    async def delete(id: str, tenant: TenantName) -> DeletedConversation:
+        await asyncio.to_thread(sessions.delete, tenant, id)
         return DeletedConversation(id=id)
 
     return routes
 
 
-def _brought(body: PromptRequest, store: Database, *, in_session: bool) -> tuple[list[InputItem], tuple[Message, ...]]:
+def _brought(
+    body: PromptRequest, store: Database, tenant: str, *, in_session: bool
+) -> tuple[list[InputItem], tuple[Message, ...]]:
     """The items that a request brings, and the conversation without instructions.
 
     Where a session holds what came before, that the body or something else names, it's what is new. Raises
     `InvalidRequestError` naming the field.
     """
     body.check()
-    earlier = _earlier(store, body.previous_response_id)
-    items = resolved(body.input, partial(store.response, TENANT))
+    earlier = _earlier(store, tenant, body.previous_response_id)
+    items = resolved(body.input, partial(store.response, tenant))
     in_session = in_session or body.conversation is not None or body.switches()["session_id"] is not None
     calls = None if in_session else [call.id for message in earlier for call in message.tool_calls]
     return items, (*earlier, *item_messages(items, "input", calls))
@@ -220,7 +221,7 @@ class _ResponseAnswer(Answer):
         unsaid = int(self._choice.request.system is not None)
         stored = StoredResponse(json.dumps(response), items, session_turn.history, unsaid)
         try:
-            self._runtime.database.save_response(TENANT, response["id"], stored, max_bytes=STORE_BYTES)
+            self._runtime.database.save_response(session_turn.tenant, response["id"], stored, max_bytes=STORE_BYTES)
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
             logger.warning("response %s can't be kept: %s", response["id"], error)
 
@@ -271,11 +272,11 @@ def _conversation(state: SessionState) -> Conversation:
     return Conversation(id=state.id, created_at=int(state.created))
 
 
-def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
+def _earlier(store: Database, tenant: str, response_id: str | None) -> tuple[Message, ...]:
     """The conversation up to the response that a request goes on from."""
     if response_id is None:
         return ()
-    record = store.response(TENANT, response_id)
+    record = store.response(tenant, response_id)
     if record is None:
         message = f"previous_response_id is {response_id!r}, but no such response is stored (any more): "
         advice, param = "send the whole conversation as input", "previous_response_id"
@@ -283,8 +284,22 @@ def _earlier(store: Database, response_id: str | None) -> tuple[Message, ...]:
     return record.messages
 
 
-async def _stored(store: Database, response_id: str) -> StoredResponse:
-    record = await asyncio.to_thread(store.response, TENANT, response_id)
+def _delete(runtime: Runtime, tenant: str, response_id: str) -> None:
+    """Delete a response, and the conversation that ends with it if a client never named that."""
+    record = runtime.database.response(tenant, response_id)
+    try:
+        there = runtime.database.delete_response(tenant, response_id)
+    except sqlite3.Error as error:
+        message = f"response {response_id!r} can't be deleted on disk, so nothing of it was: free some space"
+        raise StorageError(message) from error
+    if record is None or not there:
+        raise _not_found(response_id)
+    session_id = json.loads(record.response)["slipstream"]["session_id"]
+    runtime.sessions.forget_unnamed(tenant, session_id, record.history.head)
+
+
+async def _stored(store: Database, tenant: str, response_id: str) -> StoredResponse:
+    record = await asyncio.to_thread(store.response, tenant, response_id)
     if record is None:
         raise _not_found(response_id)
     return record

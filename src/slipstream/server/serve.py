@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import faulthandler
+import ipaddress
 import logging
 import signal
 import socket
@@ -18,6 +19,7 @@ from slipstream.config import ServerConfig
 from slipstream.errors import SlipstreamError
 from slipstream.runtime import Runtime
 from slipstream.server.connections import TimedProtocol
+from slipstream.server.keys import KeyRing
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -37,15 +39,17 @@ def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
     On the first signal no more connections are accepted and running requests have `config.drain_seconds` to finish;
     the second signal ends them at once.
 
-    Raises `SlipstreamError` if the address is taken, before it loads anything, and what `load` raises.
+    Raises `SlipstreamError` if the address is taken or would let strangers in, and `KeyFileError`, before it loads
+    anything; and what `load` raises.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     with contextlib.closing(_bind(config.host, config.port)) as listener, ThreadPoolExecutor(1) as pool:
+        keys = _keys(config, listener)
         loading = pool.submit(load)
         from slipstream.server.app import create_app  # half a second, in which the engine loads
 
         with loading.result() as runtime:
-            _Server(create_app(runtime, config), runtime, config, listener).run(sockets=[listener])
+            _Server(create_app(runtime, config, keys), runtime, config, listener).run(sockets=[listener])
 
 
 _END_SECONDS = 30.0
@@ -67,6 +71,8 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(config.forwarded_allow_ips),
+                forwarded_allow_ips=list(config.forwarded_allow_ips),
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             )
         )
@@ -119,6 +125,17 @@ class _Server(uvicorn.Server):
 
 def _protocol(config: ServerConfig) -> type[TimedProtocol]:
     return type("Protocol", (TimedProtocol,), {"read_timeout": config.limits.read_timeout})
+
+
+def _keys(config: ServerConfig, listener: socket.socket) -> KeyRing:
+    """The keys to let clients in by. Without any, only this machine's clients may be let in."""
+    keys = KeyRing(config.api_key, config.api_keys_file)
+    address = listener.getsockname()[0].partition("%")[0]
+    if keys.open and not config.insecure and not ipaddress.ip_address(address).is_loopback:
+        problem = f"listening on {config.host} would let everybody in who can reach this machine: "
+        advice = "set --api-key or --api-keys-file, or say that you want that with --insecure"
+        raise SlipstreamError(problem + advice)
+    return keys
 
 
 def _bind(host: str, port: int) -> socket.socket:

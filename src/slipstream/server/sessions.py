@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.chat import Message, Setting
 from slipstream.errors import SessionNotFoundError
+from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, call_objects, function_tools, tool_use
-from slipstream.server.turn import TENANT
 from slipstream.sessions import SessionInfo, Sessions, SessionState
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -115,33 +115,35 @@ def router(sessions: Sessions) -> APIRouter:
         return await asyncio.to_thread(lambda: _object(*sessions.infos([action()])))
 
     @routes.post("", status_code=201)
-    async def create(body: CreateSession) -> SessionObject:
+    async def create(body: CreateSession, tenant: TenantName) -> SessionObject:
         tools = tool_use(function_tools(tool.function for tool in body.tools or ()))
         messages, setting = chat_messages(body.messages), Setting(tools, body.chat_template_kwargs or {})
         ttl, pinned = body.ttl_seconds, body.pinned
 
         def action() -> SessionState:
-            state = sessions.create(TENANT, body.id, messages, setting, ttl=ttl)
-            return sessions.pin(TENANT, state.id) if pinned else state
+            state = sessions.create(tenant, body.id, messages, setting, ttl=ttl)
+            return sessions.pin(tenant, state.id) if pinned else state
 
         return await told(action)
 
     @routes.get("")
-    async def every(limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None) -> SessionList:
+    async def every(
+        tenant: TenantName, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
+    ) -> SessionList:
         def look() -> SessionList:
-            names = sessions.ids(TENANT)
+            names = sessions.ids(tenant)
             if after is not None and after not in names:
                 raise SessionNotFoundError(after)
             start = names.index(after) + 1 if after is not None else 0
-            shown = sessions.infos(sessions.existing(TENANT, names[start : start + limit]))
+            shown = sessions.infos(sessions.existing(tenant, names[start : start + limit]))
             return SessionList(data=[_object(info) for info in shown], has_more=start + limit < len(names))
 
         return await asyncio.to_thread(look)
 
     @routes.get("/{id}", response_model=WholeSession)
-    async def one(id: str) -> Response:
+    async def one(id: str, tenant: TenantName) -> Response:
         def look() -> str:
-            state = sessions.get(TENANT, id)
+            state = sessions.get(tenant, id)
             whole = WholeSession(
                 **_object(*sessions.infos([state])).model_dump(),
                 messages=[_message(message) for message in state.messages],
@@ -153,41 +155,41 @@ def router(sessions: Sessions) -> APIRouter:
         return Response(await asyncio.to_thread(look), media_type="application/json")
 
     @routes.patch("/{id}")
-    async def change(id: str, body: ChangeSession) -> SessionObject:
+    async def change(id: str, body: ChangeSession, tenant: TenantName) -> SessionObject:
         def action() -> SessionState:
             if body.ttl_seconds is not None:
-                sessions.keep_for(TENANT, id, body.ttl_seconds)
+                sessions.keep_for(tenant, id, body.ttl_seconds)
             if body.pinned is not None:
-                (sessions.pin if body.pinned else sessions.unpin)(TENANT, id)
-            return sessions.get(TENANT, id)
+                (sessions.pin if body.pinned else sessions.unpin)(tenant, id)
+            return sessions.get(tenant, id)
 
         return await told(action)
 
     @routes.post("/{id}/messages")
-    async def append(id: str, body: AppendMessages) -> SessionObject:
+    async def append(id: str, body: AppendMessages, tenant: TenantName) -> SessionObject:
         messages = chat_messages(body.messages)
-        return await told(lambda: sessions.append(TENANT, id, messages))
+        return await told(lambda: sessions.append(tenant, id, messages))
 
     @routes.post("/{id}/fork", status_code=201)
-    async def fork(id: str, body: ForkSession | None = None) -> SessionObject:
+    async def fork(id: str, tenant: TenantName, body: ForkSession | None = None) -> SessionObject:
         body = body or ForkSession()
-        return await told(lambda: sessions.fork(TENANT, id, keep=body.keep, new_name=body.id))
+        return await told(lambda: sessions.fork(tenant, id, keep=body.keep, new_name=body.id))
 
     @routes.post("/{id}/rollback")
-    async def rollback(id: str, body: RollbackSession) -> SessionObject:
-        return await told(lambda: sessions.rollback(TENANT, id, keep=body.keep))
+    async def rollback(id: str, body: RollbackSession, tenant: TenantName) -> SessionObject:
+        return await told(lambda: sessions.rollback(tenant, id, keep=body.keep))
 
     @routes.post("/{id}/save")
-    async def save(id: str) -> SessionObject:
-        return await told(lambda: sessions.save(TENANT, id))
+    async def save(id: str, tenant: TenantName) -> SessionObject:
+        return await told(lambda: sessions.save(tenant, id))
 
     @routes.post("/{id}/load")
-    async def load(id: str) -> SessionObject:
-        return await told(lambda: sessions.load(TENANT, id))
+    async def load(id: str, tenant: TenantName) -> SessionObject:
+        return await told(lambda: sessions.load(tenant, id))
 
     @routes.delete("/{id}")
-    async def delete(id: str) -> DeletedSession:
-        await asyncio.to_thread(sessions.delete, TENANT, id)
+    async def delete(id: str, tenant: TenantName) -> DeletedSession:
+        await asyncio.to_thread(sessions.delete, tenant, id)
         return DeletedSession(id=id)
 
     return routes

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
 from slipstream.runtime import Runtime
+from slipstream.server.access import client_of
 from slipstream.server.metrics import Metrics
 from slipstream.server.served_names import ServedNames
 
@@ -111,6 +112,8 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
 
     @routes.get("/metrics")
     async def all_metrics(http: Request) -> Response:
+        if not client_of(http).operator:
+            raise HTTPException(403, "metrics are about all tenants: ask with an operator's key")
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
         text = await asyncio.to_thread(encode, metrics.registry)
         return Response(text, headers={"Content-Type": content_type})

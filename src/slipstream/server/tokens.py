@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from slipstream.chat import Setting
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
+from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, function_tools, tool_use
@@ -56,8 +57,8 @@ def router(runtime: Runtime) -> APIRouter:
     routes = APIRouter(route_class=BodyRoute)
 
     @routes.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Tokens:
-        tokens = await asyncio.to_thread(_tokens, runtime, body)
+    async def tokenize(body: TokenizeRequest, tenant: TenantName) -> Tokens:
+        tokens = await asyncio.to_thread(_tokens, runtime, body, tenant)
         return Tokens(tokens=tokens, count=len(tokens), max_model_len=runtime.core.limits.max_sequence)
 
     @routes.post("/detokenize")
@@ -68,7 +69,7 @@ def router(runtime: Runtime) -> APIRouter:
     return routes
 
 
-def _tokens(runtime: Runtime, body: TokenizeRequest) -> list[int]:
+def _tokens(runtime: Runtime, body: TokenizeRequest, tenant: str) -> list[int]:
     given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
@@ -78,7 +79,8 @@ def _tokens(runtime: Runtime, body: TokenizeRequest) -> list[int]:
         setting = Setting(
             tool_use(function_tools(tool.function for tool in body.tools or ())), body.chat_template_kwargs or {}
         )
-        return list(map(int, runtime.conversations.prompt(chat_messages(body.messages), setting).token_ids))
+        prompt = runtime.conversations.prompt(chat_messages(body.messages), setting, tenant=tenant)
+        return list(map(int, prompt.token_ids))
     text = body.content if body.content is not None else body.prompt
     assert text is not None
     special = body.add_special and body.add_special_tokens

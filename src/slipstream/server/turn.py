@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from fastapi import Request
+
 from slipstream.config import ServerConfig
 from slipstream.engine import Output
 from slipstream.errors import LimitError
 from slipstream.fields import CHOICES, MAX_CHOICES
 from slipstream.runtime import Runtime
+from slipstream.server.access import client_of
 from slipstream.server.metrics import Metrics
 from slipstream.server.served_names import ServedNames
 from slipstream.turns import Choice, Piece, Turn, TurnRequest
-
-TENANT = ""
-"""There is one API key, so all clients are one."""
 
 _SWITCHES = ("reuse", "jump_forward", "speculation", "response_cache")
 
@@ -115,14 +115,17 @@ class TurnRunner:
         self._config = config
         self._endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
 
-    async def start(self, make: Callable[[], Sequence[TurnRequest]]) -> LiveTurn:
-        """Start a turn of all the requests that `make` makes, or of none; it is called on another thread.
+    async def start(self, make: Callable[[], Sequence[TurnRequest]], http: Request) -> LiveTurn:
+        """Start a turn of all the requests that `make` makes, or of none, for the client who sent them.
+
+        `make` is called on another thread.
 
         Raises `InvalidRequestError`, `SessionConflictError`, `OverloadedError` and `EngineStoppedError`.
         """
         quiet = self._config.keep_alive_seconds
         turn = LiveTurn(self.runtime, self._metrics, self._endings, quiet_seconds=quiet)
-        await turn.start(lambda: self._allowed(make()))
+        tenant = client_of(http).tenant
+        await turn.start(lambda: self._allowed([replace(request, tenant=tenant) for request in make()]))
         return turn
 
     def _allowed(self, requests: Sequence[TurnRequest]) -> list[TurnRequest]:

@@ -20,7 +20,8 @@ from slipstream.chat.messages import Digest
 from slipstream.errors import StateError
 from slipstream.fields import STATE_DIR
 from slipstream.sessions import tree
-from slipstream.sessions.history import History
+from slipstream.sessions.history import History, owner_of
+from slipstream.sessions.private import private_file
 from slipstream.sessions.state import SessionState
 from slipstream.sessions.tree import DamagedError, Row, Tree, is_intact, sealed
 
@@ -113,7 +114,7 @@ class Database:
         self._path = path or Path(":memory:")
         self._model = hashlib.blake2b(model.encode(), digest_size=8).digest()
         self._lock = threading.RLock()
-        self._histories: dict[bytes | None, History] = {}  # some that were read or written, oldest first
+        self._histories: dict[bytes, History] = {}  # some that were read or written, oldest first
         self.is_new = not self._path.exists()
         """Whether nothing was remembered."""
         try:
@@ -164,7 +165,7 @@ class Database:
             stood_in = tuple(Tool(*tool) for tool in tools), kwargs
             node = self._row("nodes", (tenant, id, self._model))
             key = node[3][len(self._model) :] if node is not None and is_intact(node) else None
-            return SessionState(id, tenant, History.read(self._tree.path(head)), *stood_in, *kept, key, tokens)
+            return SessionState(id, tenant, History.read(self._tree.path(head), tenant), *stood_in, *kept, key, tokens)
 
         return self._read("sessions", (tenant, id), read)
 
@@ -216,7 +217,7 @@ class Database:
 
         def read(row: tuple[Any, ...]) -> StoredResponse:
             *_, head, unsaid, value = row
-            history = self._histories.get(head) or History.read(self._tree.path(head))
+            history = self._histories.get(head) or History.read(self._tree.path(head), tenant)
             self._keep_at_hand(history)
             said, items = json.loads(value)
             return StoredResponse(said, items, history, unsaid)
@@ -234,7 +235,7 @@ class Database:
         return there
 
     def checkpoint(self) -> None:
-        """Bring what was committed to disk, and keep the log of it short."""
+        """Bring what was committed to disk, and empty the log of it."""
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -258,6 +259,8 @@ class Database:
 
     def _keep_at_hand(self, history: History) -> None:
         """Have a history found without reading it, for a while: a client may go on from it soon."""
+        if history.head is None:
+            return
         with self._lock:
             self._histories[history.head] = history
             if len(self._histories) > _HISTORIES:
@@ -323,6 +326,8 @@ class Database:
         self.is_new = True
 
     def _open(self) -> None:
+        if str(self._path) != ":memory:":
+            private_file(self._path)  # the log gets its permissions
         self._connection = _connected(self._path)
         self._tree = Tree(self._connection)
 
@@ -341,6 +346,8 @@ def _connected(path: Path) -> sqlite3.Connection:
             "synchronous = NORMAL",
             "wal_autocheckpoint = 0",
             "cell_size_check = ON",
+            "secure_delete = ON",  # what is deleted is overwritten
+            "temp_store = MEMORY",
         ):
             connection.execute(f"PRAGMA {pragma}")
         _prepare(connection, path)
@@ -371,7 +378,8 @@ def _setting_row(state: SessionState) -> Row:
     """What messages stand in, as a row of its own: sessions share it, and turns don't write it again."""
     tools = [[tool.name, tool.description, tool.parameters] for tool in state.tools]
     value = json.dumps([tools, state.template_kwargs]).encode()
-    return Row(hashlib.blake2b(b"setting" + value, digest_size=16).digest(), None, value)
+    key = hashlib.blake2b(b"setting" + owner_of(state.tenant) + value, digest_size=16).digest()
+    return Row(key, None, value)
 
 
 def _part(row: Row, prefix: int) -> tuple[Digest, LedgerEntry]:

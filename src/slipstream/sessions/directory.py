@@ -19,6 +19,7 @@ from slipstream.engine import EngineCore
 from slipstream.engine.commands import Discard, Unpin
 from slipstream.errors import EngineStoppedError, LimitError, StorageError
 from slipstream.sessions.ahead import AheadOfTime
+from slipstream.sessions.breaks import Kind
 from slipstream.sessions.database import Database
 from slipstream.sessions.history import History
 from slipstream.sessions.kv_connector import KVConnector
@@ -28,6 +29,8 @@ from slipstream.sessions.worker import Worker
 logger = logging.getLogger(__name__)
 
 _EXPIRY_INTERVAL = 10.0
+_SCRUB_DELAY = 0.5
+"""Seconds from a deletion to the checkpoint that takes it out of the log, so that many deletions share one."""
 
 
 class Entry(NamedTuple):
@@ -79,6 +82,7 @@ class Directory:
         self._unsaved: set[tuple[str, str]] = set()
         self._outdated: set[tuple[str, str]] = set()
         """Of those in the database, which are not there as they are now."""
+        self._scrubbing = False
         self.lock = threading.RLock()
         if database is not None:
             conversations.recall = database.recorded
@@ -87,6 +91,10 @@ class Directory:
     def __len__(self) -> int:
         with self.lock:
             return len(self._unsaved) + (self._database.session_count() if self._database is not None else 0)
+
+    def missing_kind(self) -> Kind:
+        """Why KV of a known conversation is not in memory."""
+        return "evicted" if self._core.exact or self._connector is None else "not_exact"
 
     def entries(self) -> list[Entry]:
         """All sessions, least recently used first."""
@@ -125,7 +133,7 @@ class Directory:
         """A session that nobody can find before it is added."""
         now, kept_for = time.time(), self._ttl if ttl is None else ttl
         tools, kwargs = setting.tools.tools, setting.template_kwargs
-        return SessionState(name, tenant, history or History(), tools, kwargs, now, now, kept_for)
+        return SessionState(name, tenant, history or History.begin(tenant), tools, kwargs, now, now, kept_for)
 
     def add(self, state: SessionState) -> None:
         """Have a session found from now on, as the one that was used last."""
@@ -170,6 +178,7 @@ class Directory:
                 if self._database is not None and key not in self._unsaved:
                     try:
                         gone += self._database.delete(*key)
+                        self.scrub()
                     except sqlite3.Error as error:
                         logger.warning("session %s can't be deleted on disk, and stays: %s", key[1], error)
                         continue
@@ -250,6 +259,17 @@ class Directory:
         self._outdated.discard(key)
         return self._states.pop(key, None)
 
+    def scrub(self) -> None:
+        """Have what was deleted leave the database's log too, soon."""
+        if self._database is not None and not self._scrubbing:
+            self._scrubbing = True
+            self._worker.run(self._checkpoint, after=_SCRUB_DELAY)
+
+    def _checkpoint(self) -> None:
+        self._scrubbing = False
+        if self._database is not None:
+            self._database.checkpoint()
+
     def _tidy(self) -> None:
         """Forget what has expired, from time to time."""
         self._worker.run(self._tidy, after=_EXPIRY_INTERVAL)
@@ -258,8 +278,7 @@ class Directory:
             expired = self._idle(lambda entry: entry.expires is not None and entry.expires < now)
             gone = self.remove(expired)
         self._free(gone)
-        if self._database is not None:
-            self._database.checkpoint()
+        self._checkpoint()
 
     def _idle(self, chosen: Callable[[Entry], bool]) -> list[tuple[str, str]]:
         """Chosen sessions that have no turn under way."""

@@ -15,10 +15,18 @@ class History:
     """Messages, each with a key that stands for it and all before it, to the letter.
 
     The keys of the ledger are no good for this: they are equal for messages that mean the same.
+    Those of different tenants differ, so that tenants share no rows.
     """
 
     messages: tuple[Message, ...] = ()
     keys: tuple[Digest, ...] = ()
+    owner: Digest = b""
+    """What stands for the tenant before the first key."""
+
+    @classmethod
+    def begin(cls, tenant: str) -> "History":
+        """A tenant's history without messages."""
+        return cls(owner=owner_of(tenant))
 
     @classmethod
     def of(cls, messages: Sequence[Message], known: "History") -> "History":
@@ -28,9 +36,9 @@ class History:
         return start.then(*messages[len(start.messages) :])
 
     @classmethod
-    def read(cls, rows: Sequence[Row]) -> "History":
-        """The history that was written as these rows, in order."""
-        return cls(tuple(_message(row.value) for row in rows), tuple(row.key for row in rows))
+    def read(cls, rows: Sequence[Row], tenant: str) -> "History":
+        """The tenant's history that was written as these rows, in order."""
+        return cls(tuple(_message(row.value) for row in rows), tuple(row.key for row in rows), owner_of(tenant))
 
     @property
     def head(self) -> Digest | None:
@@ -39,19 +47,24 @@ class History:
 
     def first(self, count: int | None) -> "History":
         """The first messages alone, by default all."""
-        return History(self.messages[:count], self.keys[:count])
+        return History(self.messages[:count], self.keys[:count], self.owner)
 
     def then(self, *messages: Message) -> "History":
         """The same with more messages."""
-        keys = [self.head or b""]
+        keys = [self.head or self.owner]
         for message in messages:
             keys.append(hashlib.blake2b(keys[-1] + _value(message), digest_size=16).digest())
-        return History((*self.messages, *messages), (*self.keys, *keys[1:]))
+        return History((*self.messages, *messages), (*self.keys, *keys[1:]), self.owner)
 
     def rows_backwards(self) -> Iterator[Row]:
         """A row for each message, the last one first."""
         for at in reversed(range(len(self.keys))):
             yield Row(self.keys[at], self.keys[at - 1] if at else None, _value(self.messages[at]))
+
+
+def owner_of(tenant: str) -> Digest:
+    """What stands for a tenant in the keys of its rows; nothing for the tenant without a name."""
+    return hashlib.blake2b(tenant.encode(), digest_size=16).digest() if tenant else b""
 
 
 def _value(message: Message) -> bytes:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from slipstream.backend import Blob
 from slipstream.chat.messages import Digest
+from slipstream.sessions.private import open_private, private_folder
 from slipstream.types import IntArray
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class SavedKV:
         self._fingerprint = fingerprint
         self._max_bytes = max_bytes
         self._lock = threading.Lock()  # for the sizes, not for the files
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         for left_over in [*folder.glob("*.tmp"), *(folder.glob(f"*{_SUFFIX}") if anew else ())]:
             left_over.unlink(missing_ok=True)
         found = sorted((path.stat().st_mtime, path) for path in folder.glob(f"*{_SUFFIX}"))
@@ -142,7 +143,7 @@ class SavedKV:
 def _write_atomically(path: Path, data: bytes) -> None:
     beside = path.with_suffix(f".{threading.get_ident()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with open_private(beside) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

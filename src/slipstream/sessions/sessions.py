@@ -9,6 +9,7 @@ import numpy as np
 
 from slipstream import fields
 from slipstream.chat import NO_SETTING, Conversations, Message, Prompt, Setting
+from slipstream.chat.messages import Digest
 from slipstream.engine import EngineCore
 from slipstream.engine.commands import CountComputed, Pin, Unpin
 from slipstream.errors import (
@@ -82,7 +83,7 @@ class Sessions:
 
         Raises `SessionConflictError` if the name is taken, `InvalidRequestError` for messages that can't be rendered.
         """
-        history = History().then(*messages)
+        history = History.begin(tenant).then(*messages)
         return self._add(self._new(tenant, name, history, setting, ttl), pinned=pinned)
 
     def get(self, tenant: str, name: str) -> SessionState:
@@ -171,6 +172,15 @@ class Sessions:
     def delete(self, tenant: str, name: str) -> None:
         """Forget a session and free what it alone holds; raises `SessionConflictError` while a turn is under way."""
         self._directory.forget(self.get(tenant, name))
+
+    def forget_unnamed(self, tenant: str, name: str, head: Digest | None) -> None:
+        """Forget a conversation that nobody named, if it still ends with the message of the key `head`."""
+        self._directory.scrub()
+        with self._directory.lock:
+            state = self._directory.find(tenant, name)
+            if state is None or state.named or state.turn is not None or state.history.head != head:
+                return
+            self._directory.forget(state)
 
     def save(self, tenant: str, name: str) -> SessionState:
         """Write a session's KV to disk before returning, as far as it's in memory."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
 from slipstream.sessions.history import History
 from slipstream.types import IntArray
+
+if TYPE_CHECKING:
+    from slipstream.sessions.breaks import ReuseBreak
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,10 @@ class SessionTurn:
     """Whether the session begins with it."""
     history: History | None = None
     """The messages as storage knows them, once that's known; then with the answer."""
+    reuse: bool = True
+    """Whether it may use what is in memory."""
+    reuse_break: "ReuseBreak | None" = None
+    """Why it computed again what had been computed before, if it did; known once it's answered."""
 
 
 def _size(message: Message) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting
 from slipstream.engine import TurnCounters
 from slipstream.sessions.ahead import AheadOfTime
+from slipstream.sessions.breaks import ReuseBreaks
 from slipstream.sessions.directory import Directory
 from slipstream.sessions.history import History
 from slipstream.sessions.kv_connector import KVConnector
@@ -25,6 +26,7 @@ class SessionTurns:
         self._conversations = conversations
         self._ahead = ahead
         self._connector = connector
+        self.breaks = ReuseBreaks(directory.find, conversations.relevant, directory.missing_kind)
 
     def claim(
         self,
@@ -76,7 +78,8 @@ class SessionTurns:
         What is done here makes nobody wait at the turn's end.
         """
         state = self._directory.find(turn.tenant, turn.name or prompt.conversation_id)
-        turn.history = History.of(turn.messages, state.history if state is not None else History())
+        turn.history = History.of(turn.messages, state.history if state is not None else History.begin(turn.tenant))
+        turn.reuse = reuse
         if reuse:
             self.fetch(turn.tenant, prompt)
 
@@ -99,6 +102,7 @@ class SessionTurns:
         `token_ids` and `text` are what was generated, see `Conversations.record`. Returns the session's id. A turn
         that was released before leaves its session as it is.
         """
+        turn.reuse_break = self.breaks.explain(turn, prompt, counters.reused_tokens)
         part = self._conversations.record(prompt, answer, token_ids, text)
         with self._directory.lock:
             state = self._successor(turn, prompt, part)
@@ -116,6 +120,7 @@ class SessionTurns:
             state.tokens = len(state.token_ids)
             state.turn = None if state.turn is turn else state.turn
             self._directory.note_use(state)
+        self.breaks.note(state)
         self._directory.save(state)
         self._directory.forget_surplus(state)
         if part is not None:

@@ -115,7 +115,7 @@ class Turns:
             setting = session_turn.setting
             prompt = self._conversations.prompt(session_turn.messages, setting, tenant=request.tenant)
             self._session_turns.prepare(session_turn, prompt, reuse=request.reuse)
-            grammar = self._grammar(prompt, setting.tools, request.response_schema)
+            grammar = self._grammar(request.tenant, prompt, setting.tools, request.response_schema)
             shown = self._dialect.token_ids
             active = replace(active, prompt=prompt.token_ids, grammar=grammar, shown_tokens=shown)
         elif not isinstance(request.prompt, str | tuple):
@@ -127,27 +127,29 @@ class Turns:
             params = request.params if seed is None else replace(request.params, seed=seed + offset)
             yield Choice(0, request, prompt, reader, session_turn), replace(active, params=params)
 
-    def _grammar(self, prompt: Prompt, use: ToolUse, response_schema: Schema | None) -> Grammar | None:
+    def _grammar(self, tenant: str, prompt: Prompt, use: ToolUse, response_schema: Schema | None) -> Grammar | None:
         """The grammar of the answer to a prompt: calls of tools, JSON of a schema, or None for free text."""
         field = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
         try:
-            source = self._source(use, response_schema, opens_reasoning=prompt.opens_reasoning)
+            source = self._source(tenant, use, response_schema, opens_reasoning=prompt.opens_reasoning)
         except RecursionError:
             advice = " has a schema that is nested too deeply: flatten it, or use $ref"
             raise InvalidRequestError(field, advice, code="schema_too_complex") from None
         if source is None:
             return None
         try:
-            return self._grammars.compile(source, param=field)
+            return self._grammars.compile(source, param=field, tenant=tenant)
         except InvalidRequestError as error:
-            self._blame(use, response_schema)
+            self._blame(tenant, use, response_schema)
             if error.code == UNSUPPORTED:  # but each of its schemas is supported
                 raise GrammarBrokenError from error
             raise
 
-    def _source(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> str | None:
+    def _source(
+        self, tenant: str, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool
+    ) -> str | None:
         """The text of a grammar, as it was made for an earlier turn: making it takes some 0.2 ms for each tool."""
-        key = digest(repr((use, response_schema, opens_reasoning)))
+        key = digest(repr((tenant, use, response_schema, opens_reasoning)))
         with self._lock:
             if key in self._recent:
                 return self._recent[key]
@@ -158,13 +160,13 @@ class Turns:
                 del self._recent[next(iter(self._recent))]
         return source
 
-    def _blame(self, use: ToolUse, response_schema: Schema | None) -> None:
+    def _blame(self, tenant: str, use: ToolUse, response_schema: Schema | None) -> None:
         """Raise the error of the one schema that can't be enforced, if it is one."""
         allowed = {tool.name for tool in use.callable}
         for index, tool in enumerate(use.tools):
             if tool.name in allowed:
                 source = f"start: {json_rule(closed_parameters(tool.parameters))}"
-                self._grammars.check(source, param=fields.TOOL_PARAMETERS.at(index))
+                self._grammars.check(source, param=fields.TOOL_PARAMETERS.at(index), tenant=tenant)
         if response_schema is not None:
             source = f"start: {json_rule(closed(response_schema))}"
-            self._grammars.check(source, param=fields.RESPONSE_SCHEMA)
+            self._grammars.check(source, param=fields.RESPONSE_SCHEMA, tenant=tenant)
