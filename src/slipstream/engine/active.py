@@ -49,6 +49,8 @@ class ActiveRequest:
         self.sink = sink
         self.phase = Phase.WAITING
         self.cancelled = False
+        self.last_step = 0
+        """The number of the last step that it had part in."""
         self.sequence: Sequence | None = None
         self.tokens = request.prompt
         """All tokens so far, while there is no sequence to hold them."""

@@ -155,7 +155,7 @@ class EngineLoop:
                 if self.failure is not None or self._drains:
                     self._emit(active, active.abort("error", self.failure or _shut_down()))
                 else:
-                    self._scheduler.waiting.append(active)
+                    self._scheduler.enqueue(active)
             case Call(command, result):
                 self._calls.append(_Task(command.run(self._kv), result))
             case Note(command):

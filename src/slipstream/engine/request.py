@@ -28,6 +28,10 @@ class EngineRequest:
     shown_tokens: Container[int] = frozenset()
     """Special tokens that are part of the text: those that mark calls and reasoning."""
     tenant: str = ""
+    weight: float = 1.0
+    """The tenant's share of the machine when it's short, in proportion to the others'."""
+    priority: int = 0
+    """Higher ones go first among the tenant's requests; each has twice the share of the one below."""
     reuse: bool = True
     """Whether anything that is already in memory may be used; without it, all is computed afresh."""
     jump_forward: bool = True

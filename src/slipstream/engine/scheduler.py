@@ -8,6 +8,7 @@ from slipstream.backend import Chunk, Load, StepCost
 from slipstream.engine.active import ActiveRequest, Phase
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
+from slipstream.engine.fairness import Shares, flow_of
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.prefix_index import common_length
 
@@ -19,6 +20,9 @@ _MAX_DRAFTING = 16
 
 _WORTH_WAITING = 16
 """Tokens of a prefix being computed by another request that are worth waiting for rather than computing again."""
+
+_PROMPTS_EVERY = 8
+"""Steps in one of which a flow's prompts go on, though its own answers take all of its share."""
 
 
 @dataclass(slots=True)
@@ -55,10 +59,13 @@ class Work:
 class Scheduler:
     """Continuous batching over one KV memory: admits, plans steps, makes room, lets go.
 
-    Oldest first throughout. A step takes every decoding request, then prompt chunks up to `step_target` seconds;
-    with nothing decoding there is nobody to keep waiting, and chunks grow to the largest step. Memory is promised for
-    the prompt and a little more; when requests outgrow it, the youngest is preempted: it starts again later from
-    what is left of its KV, with the same tokens, since results do not depend on how they were computed.
+    Oldest first within a flow (see `fairness`), which all requests are of one tenant and one priority. A step takes
+    every decoding request, then prompt chunks up to `step_target` seconds; with nothing decoding there is nobody to
+    keep waiting, and chunks grow to the largest step. With several flows, a step costs none more than its share: the
+    others' requests take turns, their chunks are smaller, and if memory or places are short, those are set back whose
+    flow has more than its share. Memory is promised for the prompt and a little more; when requests outgrow it, the
+    youngest is preempted: it starts again later from what is left of its KV, with the same tokens, since results do not
+    depend on how they were computed.
 
     An answer's last tokens are left uncomputed for `patience` seconds: a conversation that goes on at once, because its
     tool takes no time, has them computed in a step with its new ones, and doesn't have to wait for a step of theirs.
@@ -84,27 +91,39 @@ class Scheduler:
         self.waiting: deque[ActiveRequest] = deque()
         self.running: list[ActiveRequest] = []  # oldest first
         self.preemptions = 0
+        self._shares = Shares()
+        self._steps = 0
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return not self.running and not self.waiting
 
-    def admit(self) -> Iterator[ActiveRequest]:
-        """Start waiting requests, oldest first, as long as there is memory for them; yields those that it started.
+    def enqueue(self, active: ActiveRequest) -> None:
+        """Let a request wait for its start."""
+        self._shares.arrive(active, [*self.waiting, *self.running])
+        self.waiting.append(active)
 
-        One whose prefix another request is just computing waits for that, and lets others pass.
+    def admit(self) -> Iterator[ActiveRequest]:
+        """Start waiting requests as long as there is memory for them; yields those that it started.
+
+        Next is the oldest of the flow that had least. One whose prefix another request is just computing waits for
+        that, and lets others pass.
         """
-        for active in list(self.waiting):
-            if len(self.running) >= self._max_running and not self._give_up_settling():
-                return
+        passed: set[ActiveRequest] = set()
+        while ready := [active for active in self.waiting if active not in passed]:
+            active = self._shares.next_start(ready)
             if self._prefix_under_way(active):
+                passed.add(active)
                 continue
+            if len(self.running) >= self._max_running and not self._make_way(active):
+                return
             before = self._take_over(active)
             sequence = self._open(active)
             if sequence is None:
                 return
             self.waiting.remove(active)
+            self._shares.started(active, sequence.pending + HEADROOM, [*self.waiting, *self.running])
             self.running.append(active)
             active.start(sequence, owed=len(before) if sequence.computed == before.start else 0)
             yield active
@@ -127,11 +146,15 @@ class Scheduler:
         """
         for active in list(self.running):
             self._make_room(active)
+        self._steps += 1
         work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
+        work = self._within_shares(work)
         others = [each for each in self.running if each.phase is not Phase.DECODE]
         if due := [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]:
-            work += self._chunks(due, self._prefill_budget(self._load(work).tokens))
+            work += self._chunks(self._in_turn(due), self._prefill_budget(work, due))
         self._add_drafts(work)
+        for item in work:
+            item.active.last_step = self._steps
         return work
 
     def plan_settling(self) -> list[Work]:
@@ -159,11 +182,60 @@ class Scheduler:
     def _settles_by(self, active: ActiveRequest, now: float) -> bool:
         return active.phase is Phase.SETTLING and self.settles_at(active) <= now
 
-    def _prefill_budget(self, decoding: int) -> int:
-        if not decoding:
-            return self._cost.largest
+    def _prefill_budget(self, work: list[Work], due: list[ActiveRequest]) -> int:
+        """How many tokens of prompts a step may compute besides the work of those that decode."""
         past = max((each.sequence.computed for each in self.running if each.sequence is not None), default=0)
-        return max(self._cost.largest_within(self._step_target, past) - decoding, self._cost.smallest)
+        largest = self._cost.largest_within(self._step_target, past) if work else self._cost.largest
+        prompts = [each for each in due if each.phase is Phase.PREFILL]  # what else is due is done, and is a few tokens
+        prefilling, decoding = set(map(flow_of, prompts)), {flow_of(item.active) for item in work}
+        least = self._cost.smallest
+        if len(prefilling | decoding) > 1:
+            largest = min(largest, self._cost.largest_within(self._seconds_for(work, prompts), past))
+            if prefilling <= decoding and self._steps % _PROMPTS_EVERY:
+                least = 0  # each flow has its part already
+        return max(largest - self._load(work).tokens, least)
+
+    def _within_shares(self, work: list[Work]) -> list[Work]:
+        """What of the requests that decode has part in the step, so that it costs no flow more than its share.
+
+        Those that were longest without a step come first, and every flow has one at least.
+        """
+        due = [each for each in self.running if each.phase is not Phase.SETTLING]
+        if len(set(map(flow_of, due))) < 2 or len(work) < 2:
+            return work
+        most = self._seconds_for(work, due)
+        if self._cost.seconds(self._load(work)) <= most:
+            return work
+        waited = sorted(work, key=lambda item: item.active.last_step)
+        kept: list[Work] = []
+        load, served = Load(), set()
+        for item in self._shares.in_turn(waited, [flow_of(item.active) for item in waited]):
+            own, flow = self._load([item]), flow_of(item.active)
+            longer = Load(load.tokens + own.tokens, load.context + own.context, load.pairs + own.pairs)
+            if flow not in served or self._cost.seconds(longer) <= most:
+                kept.append(item)
+                served.add(flow)
+                load = longer
+        return kept
+
+    def _seconds_for(self, work: list[Work], due: list[ActiveRequest]) -> float:
+        """How long a step may take so that it costs no flow more than its share."""
+        chunks = [(flow_of(item.active), item.count, item.past) for item in work]
+        decoding = {item.active for item in work}
+        room = dict.fromkeys(map(flow_of, due), self._cost.largest)
+        for active in due:
+            flow = flow_of(active)
+            if active not in decoding and active.sequence is not None and room[flow]:
+                count = min(active.pending, room[flow])
+                room[flow] -= count
+                chunks.append((flow, count, active.sequence.computed))
+        return self._shares.seconds_for(chunks, self._cost)
+
+    def _in_turn(self, due: list[ActiveRequest]) -> list[ActiveRequest]:
+        """Requests with chunks to compute, those first whose flow had least computed."""
+        if len(set(map(flow_of, due))) < 2:
+            return due
+        return sorted(due, key=lambda active: self._shares.prefills[flow_of(active)])
 
     def _add_drafts(self, work: list[Work]) -> None:
         """Let requests bring drafts, as far as the step gains by it."""
@@ -187,13 +259,22 @@ class Scheduler:
         return draft if fits else Draft()
 
     def _open(self, active: ActiveRequest) -> Sequence | None:
-        """A sequence for a request, at the cost of what others have yet to settle if there's no room without."""
+        """A sequence for a request, at the cost of others if there's no room without and its flow has a right to it."""
         request = active.request
         room = min(len(active.tokens) + HEADROOM, active.limit)
         while True:
             sequence = self._kv.open(request.tenant, active.tokens, room=room, reuse=request.reuse)
-            if sequence is not None or not self._give_up_settling():
+            if sequence is not None or not self._make_way(active):
                 return sequence
+
+    def _make_way(self, active: ActiveRequest) -> bool:
+        """Let a running request go in favour of one that waits, if that is fair; False if none has to."""
+        if self._give_up_settling():
+            return True
+        victim = self._shares.to_set_back_for(active, self.running)
+        if victim is not None:
+            self._preempt(victim)
+        return victim is not None
 
     def _give_up_settling(self) -> bool:
         """Leave the last tokens of the oldest answer to whoever goes on; False if all have their KV."""
@@ -235,9 +316,10 @@ class Scheduler:
         return shared >= _WORTH_WAITING and shared - self._kv.available(tenant, tokens) >= _WORTH_WAITING
 
     def _make_room(self, active: ActiveRequest) -> None:
-        """Make room for what the request computes next, at the cost of younger ones, or it has to go itself."""
+        """Make room for what the request computes next, at the cost of younger ones and of flows that have more than
+        their share; or it has to go itself."""
         while active.sequence is not None and not self._kv.grow(active.sequence, len(active.sequence)):
-            self._preempt(self.running[-1])
+            self._preempt(self._shares.youngest_of_largest(self.running))
 
     def _preempt(self, active: ActiveRequest) -> None:
         if active.phase is Phase.SETTLING:  # it has its answer; its last tokens are left to whoever goes on
@@ -252,10 +334,15 @@ class Scheduler:
     def _chunks(self, requests: Iterable[ActiveRequest], budget: int) -> list[Work]:
         """What they have yet to compute, up to so many tokens."""
         work = []
+        requests = list(requests)
+        flows = set(map(flow_of, requests))
+        weights = self._shares.weights(flows) if len(flows) > 1 else {}
         for active in requests:
             if budget >= self._cost.chunk(1):
                 count = min(active.pending, budget)
                 budget -= self._cost.chunk(count)
+                if weights:
+                    self._shares.prefills.charge(flow_of(active), count / weights[flow_of(active)])
                 last = count == active.pending and active.phase is Phase.PREFILL
                 work.append(Work(active, count, chooses=last))
         return work

@@ -29,6 +29,8 @@ class SlipstreamOptions(BaseModel):
     response_cache: bool = True
     progress: bool = False
     """Whether a stream tells how much of a long prompt is computed, each time that it shows that it's alive."""
+    priority: Annotated[int, Field(ge=-5, le=5)] = 0
+    """Higher goes first among a tenant's requests; each level has twice the share of the one below."""
 
 
 def in_session(request: TurnRequest, http: Request) -> TurnRequest:

@@ -19,6 +19,9 @@ from slipstream.turns import Choice, Piece
 
 _DONE = b"data: [DONE]\n\n"
 
+_TIERS = {"flex": -2, "priority": 2}
+"""Priorities of OpenAI's service tiers; all others are the default."""
+
 AtLeastOne = Annotated[int, Field(ge=1)]
 Alternatives = Annotated[int, Field(ge=0, le=20)]
 
@@ -57,6 +60,7 @@ class SamplingFields(BaseModel):
     n: Annotated[int | None, Field(ge=1)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    service_tier: str | None = None
     slipstream: SlipstreamOptions | None = None
 
     @property
@@ -70,8 +74,12 @@ class SamplingFields(BaseModel):
         return SamplingParams(**given, max_tokens=max_tokens, logprobs=logprobs)
 
     def switches(self) -> dict[str, Any]:
-        """The `slipstream` object's part of a `TurnRequest`."""
-        return (self.slipstream or SlipstreamOptions()).model_dump()
+        """The `slipstream` object's part of a `TurnRequest`; the service tier stands in for a priority."""
+        given = self.slipstream or SlipstreamOptions()
+        switches = given.model_dump()
+        if "priority" not in given.model_fields_set and self.service_tier is not None:
+            switches["priority"] = _TIERS.get(self.service_tier, 0)
+        return switches
 
 
 def usage_of(report: Mapping[str, Any], *, kept: bool) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def _head(params: SamplingParams, body: ResponseRequest, model: str) -> dict[str
         "incomplete_details": None,
         "model": model,
         "output": [],
-        "service_tier": "default",
+        "service_tier": body.service_tier if body.service_tier in ("flex", "priority") else "default",
         "truncation": "disabled",
         "usage": None,
         "temperature": params.temperature,

@@ -124,8 +124,12 @@ class TurnRunner:
         """
         quiet = self._config.keep_alive_seconds
         turn = LiveTurn(self.runtime, self._metrics, self._endings, quiet_seconds=quiet)
-        tenant = client_of(http).tenant
-        await turn.start(lambda: self._allowed([replace(request, tenant=tenant) for request in make()]))
+        client = client_of(http)
+
+        def own() -> list[TurnRequest]:
+            return [replace(request, tenant=client.tenant, weight=client.weight) for request in make()]
+
+        await turn.start(lambda: self._allowed(own()))
         return turn
 
     def _allowed(self, requests: Sequence[TurnRequest]) -> list[TurnRequest]:

@@ -22,6 +22,9 @@ class TurnRequest:
     """What an answer that is no call must fit."""
     choices: int = 1
     tenant: str = ""
+    weight: float = 1.0
+    """The tenant's share of the machine, see `EngineRequest`; so is the priority."""
+    priority: int = 0
     session_id: str | None = None
     """The session that it is a turn of, which has no other turn meanwhile; then the messages may be its next alone."""
     session_hint: str | None = None

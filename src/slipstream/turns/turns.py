@@ -105,6 +105,8 @@ class Turns:
             prompt=as_prompt(self._encode(request.prompt) if isinstance(request.prompt, str) else ()),
             params=request.params,
             tenant=request.tenant,
+            weight=request.weight,
+            priority=request.priority,
             reuse=request.reuse,
             jump_forward=request.jump_forward,
             speculation=request.speculation,

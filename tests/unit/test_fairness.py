@@ -1,0 +1,169 @@
+"""Shares of the engine: what tenants and priorities get when it is short, over a backend without a model."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from slipstream.engine import EngineRequest
+from slipstream.engine.fairness import Flow, Shares, VirtualTimes
+from tests.unit.test_scheduler import Call, ToyEngine, assert_right, prompt, request, toy_engine
+
+
+class Order(list[str]):
+    """A name for each piece of an answer, as it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, float] = {}
+        """When the last piece of each name came."""
+
+    def note(self, name: str, now: float) -> None:
+        self.append(name)
+        self.last[name] = now
+
+
+def of(tenant: str, number: int, *, length: int = 24, weight: float = 1.0, priority: int = 0) -> EngineRequest:
+    """A request of a tenant for `length` tokens, unlike any other."""
+    asked = request(prompt(8, seed=hash((tenant, priority, number)) % 2**32), tenant=tenant, max_tokens=length)
+    return replace(asked, weight=weight, priority=priority)
+
+
+def submit(engine: ToyEngine, asked: list[EngineRequest], order: Order) -> list[Call]:
+    """Submit all before any of them is started, and wait until all are answered."""
+
+    def send(each: EngineRequest) -> Call:
+        name = f"{each.tenant}{each.priority:+}" if each.priority else each.tenant
+        return engine.submit(each, lambda _: order.note(name, engine.clock.now))
+
+    calls: list[Call] = []
+
+    def all_at_once(_: object) -> None:
+        calls.extend(map(send, asked))
+
+    first = engine.submit(request(prompt(4, seed=1), max_tokens=1), all_at_once)  # on the engine's thread
+    engine.wait(first)
+    engine.wait(*calls)
+    for call in calls:
+        assert_right(call)
+    return calls
+
+
+def test_requests_of_two_tenants_are_started_in_turn() -> None:
+    """However many one of them sent before."""
+    order = Order()
+    with toy_engine(max_running=1) as engine:
+        submit(engine, [*(of("a", n, length=2) for n in range(20)), *(of("b", n, length=2) for n in range(4))], order)
+    started = order[::2]
+    assert Counter(started[:8]) == {"a": 4, "b": 4}
+
+
+def test_requests_are_started_by_weight() -> None:
+    order = Order()
+    with toy_engine(max_running=1) as engine:
+        asked = [*(of("a", n, length=2) for n in range(20)), *(of("b", n, length=2, weight=3.0) for n in range(20))]
+        submit(engine, asked, order)
+    assert Counter(order[:32])["b"] == pytest.approx(24, abs=4)
+
+
+def test_a_flood_of_one_tenant_does_not_slow_another_beyond_its_share() -> None:
+    """Steps that all decode in would cost the one request several times what it costs alone."""
+    took: list[float] = []
+    for flood in (0, 40):
+        order = Order()
+        with toy_engine(num_blocks=1024) as engine:
+            started = engine.clock.now
+            submit(engine, [*(of("a", n, length=200) for n in range(flood)), of("b", 0, length=40)], order)
+        took.append(order.last["b"] - started)
+        if flood:
+            assert order[: len(order) - order[::-1].index("b")].count("a") > 40, "the flood goes on meanwhile"
+    alone, beside = took
+    assert beside <= 2.5 * alone
+
+
+@pytest.mark.parametrize("places", [1, 4])
+def test_a_person_s_turn_passes_a_batch_and_the_batch_ends_all_the_same(places: int) -> None:
+    order = Order()
+    with toy_engine(max_running=places) as engine:
+        batch = [of("", n, length=8, priority=-3) for n in range(12)]
+        submit(engine, [*batch, of("", 99, length=8, priority=3)], order)
+    assert order.last["+3"] < 0.5 * order.last["-3"]
+
+
+def test_none_starves_under_requests_that_always_pass_it() -> None:
+    """Each request of the higher priority sends another one, so there is always one that could go first."""
+    order = Order()
+    with toy_engine(max_running=1) as engine:
+        left = [200]
+
+        def again(_: object) -> None:
+            if not order.count("low") and left[0]:
+                left[0] -= 1
+                engine.submit(of("", left[0], length=1, priority=5), again)
+
+        high = engine.submit(of("", 1000, length=1, priority=5), again)
+        low = engine.submit(of("", 1001, length=1, priority=-5), lambda _: order.note("low", engine.clock.now))
+        engine.wait(high, low)
+        assert_right(low)
+
+
+def test_places_are_taken_back_from_who_has_more_than_its_share() -> None:
+    order = Order()
+    late: list[Call] = []
+    with toy_engine(max_running=4, num_blocks=1024) as engine:
+
+        def first_piece(_: object) -> None:
+            if not late:
+                sent = (of("b", n, length=8) for n in range(2))
+                late.extend(engine.submit(each, lambda _: order.note("b", engine.clock.now)) for each in sent)
+            order.note("a", engine.clock.now)
+
+        engine.answer(request(prompt(4, seed=1), max_tokens=1))
+        early = [engine.submit(of("a", n, length=300), first_piece) for n in range(4)]
+        engine.wait(*early)
+        engine.wait(*late)
+        assert engine.core.stats().preemptions >= 1
+    for call in (*early, *late):
+        assert_right(call)
+    assert order.last["b"] < order.last["a"] / 2
+
+
+def test_memory_is_taken_back_from_who_has_more_than_its_share() -> None:
+    order = Order()
+    with toy_engine(num_blocks=150, context_length=500) as engine:  # of four tokens: two requests with their headroom
+        asked = [*(of("a", n, length=200) for n in range(6)), of("b", 0, length=8)]
+        submit(engine, asked, order)
+    assert order.last["b"] < order.last["a"] / 2
+
+
+def test_prompts_are_computed_in_turn() -> None:
+    order = Order()
+    with toy_engine(num_blocks=1024) as engine:
+        long = [replace(of("a", n, length=1), prompt=request(prompt(300, seed=n)).prompt) for n in range(8)]
+        submit(engine, [*long, of("b", 0, length=1)], order)
+    assert order.index("b") <= 2
+
+
+def test_a_flow_that_had_nothing_to_do_does_not_make_up_for_it() -> None:
+    times = VirtualTimes()
+    one, other = Flow("a", 0), Flow("b", 0)
+    times.charge(one, 100.0)
+    times.arrive(other, [one])
+    assert times[other] == times[one]
+    times.charge(other, 10.0)
+    times.arrive(one, [other])
+    assert times[one] == times[other] == 110.0
+
+
+def test_priorities_divide_the_share_of_their_tenant() -> None:
+    weights = Shares().weights([Flow("a", 1), Flow("a", 0), Flow("b", -5)])
+    assert weights[Flow("a", 1)] == 2 * weights[Flow("a", 0)]
+    assert weights[Flow("a", 1)] + weights[Flow("a", 0)] == weights[Flow("b", -5)] == 1.0
+
+
+def test_one_flow_alone_is_served_as_if_there_were_none() -> None:
+    order = Order()
+    with toy_engine(max_running=2) as engine:
+        calls = submit(engine, [of("a", n, length=4) for n in range(6)], order)
+        assert engine.core.stats().preemptions == 0
+    assert all(call.reason == "length" for call in calls)
