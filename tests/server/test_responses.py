@@ -532,6 +532,7 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"max_output_tokens": 9000}, "input", "max_output_tokens of 9,000 is too long"),
         ({"input": "\ud800"}, "input", "valid Unicode"),
         ({"input": [{"role": "user", "content": "\ud800"}]}, "input[0].content", "valid Unicode"),
+        ({"input": [{"type": [[]]}]}, "input[0]", "an item must be of type"),
         ({"input": [{"type": "reasoning"}]}, "input", "input is empty"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "chat_template_kwargs has"),
         (

@@ -7,6 +7,7 @@ import pytest
 
 from slipstream.chat.schema import closed, json_rule
 from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarCompiler, GrammarFailedError
+from slipstream.errors import InvalidRequestError
 from slipstream.models import Model
 from slipstream.sampling.sampler import masked
 from slipstream.tokenizer import Tokenizer
@@ -89,3 +90,22 @@ def test_a_token_is_valid_just_if_the_mask_allows_it(
             assert bool(answer.valid_prefix((candidate,))) == allowed[candidate], candidate
         answer.accept((token,))
     assert answer.finished
+
+
+def test_what_compiles_but_is_too_wide_to_follow_is_refused_by_its_trial(compiler: GrammarCompiler) -> None:
+    """The first token alone has more ways to go on than the parser may keep track of."""
+    text = {"type": "string"}
+    some = [{"type": "object", "properties": {f"k{at}": text, "z": {"type": "array"}}} for at in range(1000)]
+    with pytest.raises(InvalidRequestError, match="too much time, memory or stack") as caught:
+        compiler.compile(f"start: {json_rule(closed({'anyOf': some}))}", param="tools")
+    assert caught.value.code == "schema_too_complex"
+    assert compiler.compile(SOURCE, param="tools").usable
+
+
+def test_a_crash_of_the_compiler_is_an_answer_that_is_remembered(compiler: GrammarCompiler) -> None:
+    assert compiler.sandbox is not None
+    source, deaths = f"start: {json_rule({'const': -(2**63)})}", compiler.sandbox.deaths
+    for _ in range(3):
+        with pytest.raises(InvalidRequestError, match="simplify"):
+            compiler.compile(source, param="tools")
+    assert compiler.sandbox.deaths == deaths + 1

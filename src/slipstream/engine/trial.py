@@ -28,11 +28,14 @@ class GrammarTrial:
         self._tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=stop_token_ids)
 
     def run(self, source: str) -> str:
-        """Compile a grammar and take the first look at it; returns what is wrong with it, nothing if it's sound."""
+        """Compile a grammar and take the first step of it; returns what is wrong with it, nothing if it's sound."""
         matcher = matcher_of(source, self._tokenizer)
         if error := matcher.get_error():
             return str(error)
         ahead = matcher.deep_copy()
-        ahead.compute_bitmask()
+        allowed = ahead.compute_bitmask()
         ahead.compute_ff_tokens()
+        if (place := next((place for place, bits in enumerate(allowed) if bits), None)) is not None:
+            lowest = allowed[place] & -allowed[place]
+            ahead.consume_tokens([8 * place + lowest.bit_length() - 1])
         return TOO_MUCH if ahead.is_error() else ""

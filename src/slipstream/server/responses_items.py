@@ -68,10 +68,10 @@ class InputItem(BaseModel):
         if not isinstance(item, dict):
             return item
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
-        kind = {"compaction_summary": "compaction"}.get(kind, kind)
+        kind = "compaction" if kind == "compaction_summary" else kind
         if isinstance(kind, str) and _SILENT.fullmatch(kind):
             return {"type": kind}
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"an item must be of type {', '.join(_KINDS)}")
         answer = {"type": "output_text", "annotations": []}
         part = answer if item.get("role") == "assistant" else {"type": "input_text"}
