@@ -12,6 +12,7 @@ from slipstream import Engine, EngineConfig
 from slipstream.config import ServerConfig
 from slipstream.models import Model
 from slipstream.server.app import create_app
+from slipstream.server.keys import KeyRing
 from slipstream.sessions import Database
 from tests.server.process import MODEL
 from tests.short_model import room_for
@@ -66,8 +67,8 @@ def test_the_database_is_used_on_other_threads_alone(
             assert response.is_success, (method, path, response.text)
 
     async def serve(engine: Engine) -> None:
-        transport = httpx.ASGITransport(create_app(engine, ServerConfig()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://app") as http:
+        transport = httpx.ASGITransport(create_app(engine, ServerConfig(), KeyRing()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             await use(http)
 
     config = EngineConfig.model_validate({"kv_memory": room_for(2000), "state_dir": tmp_path})

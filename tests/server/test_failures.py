@@ -21,6 +21,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.runtime import Runtime
 from slipstream.server import run
 from slipstream.server.app import create_app
+from slipstream.server.keys import KeyRing
 from slipstream.sessions import SessionTurn
 from slipstream.tokens import Tokens
 from slipstream.turns import Turns
@@ -50,11 +51,13 @@ def post(submit: Submit, *, stream: bool) -> httpx.Response:
         turns=Turns(core, *parts, Dialect(""), cast(Any, None), lambda text: []),
         tokenizer=None,
     )
-    transport = httpx.ASGITransport(create_app(cast(Runtime, runtime), ServerConfig()), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(
+        create_app(cast(Runtime, runtime), ServerConfig(), KeyRing()), raise_app_exceptions=False
+    )
     body = {"messages": [{"role": "user", "content": "Hello"}], "stream": stream}
 
     async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/v1/chat/completions", json=body)
 
     return asyncio.run(send())
