@@ -14,8 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from slipstream.backend.torch import kernels
-from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS, TOKEN_TILES
-from slipstream.backend.torch.operators import SEGMENT
+from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS
+from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
 _INTEGERS = {"rows", "n_size", "k_size", "first_token", "segments", "share"}

@@ -1,5 +1,7 @@
 """The torch backend on plain operators: the contract of a backend, exactness, and agreement with `transformers`."""
 
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +12,22 @@ from transformers import AutoModelForCausalLM
 from slipstream import EngineConfig
 from slipstream.backend import Chunk
 from slipstream.backend.paged import PagedBackend
+from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch.backend import TorchBackend
 from slipstream.backend.torch.model import TorchModel
+from slipstream.backend.torch.operators import TOKEN_TILES
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.errors import ModelError
-from slipstream.models import Model
+from slipstream.models import Model, safetensors
 from slipstream.runtime import BACKENDS
 from slipstream.types import IntArray
 from tests.conformance.backends import check_backend
 from tests.engine import exactness
-from tests.torch_backend.tiny import ARCHITECTURES, OTHERS
+from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
 
 pytestmark = pytest.mark.torch
 each = pytest.mark.parametrize("tiny", ARCHITECTURES, indirect=True)
-and_others = pytest.mark.parametrize("tiny", [*ARCHITECTURES, *OTHERS], indirect=True)
+STEPS = StepClass((2, 16, 64, 160, 320), (1, 16, 320))
 
 
 def backend_of(model: Model, **options: Any) -> PagedBackend[Any]:
@@ -37,21 +41,29 @@ def random_tokens(count: int, *, seed: int = 0) -> IntArray:
     return np.random.default_rng(seed).integers(17, 49_000, count).astype(np.int32)
 
 
-@and_others
-def test_logits_are_those_of_transformers(tiny: Model) -> None:
-    tokens = random_tokens(300)  # more than one segment
-    reference = AutoModelForCausalLM.from_pretrained(tiny.path, dtype=torch.float32, attn_implementation="eager")
+def test_every_architecture_that_is_taken_is_tested() -> None:
+    assert {*ARCHITECTURES, *OTHERS} == safetensors.ARCHITECTURES
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *OTHERS])
+def test_logits_are_those_of_transformers_and_the_same_over_cuts(name: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, name, vocabulary=320)
+    tokens, others = random_tokens(300) % 320, random_tokens(70, seed=1) % 320  # more than a segment
+    table, other_table = np.arange(1, 12, dtype=np.int32), np.arange(12, 16, dtype=np.int32)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.inference_mode():
-        expected = reference.eval()(input_ids=torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
-    backend = backend_of(tiny)
+        expected = reference(input_ids=torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
+    model = TorchModel.load(folder, torch.device("cpu"), PlainOperators())
+    model.allocate(16)
+    whole = STEPS.run(model, [PagedChunk(tokens, 0, table, len(tokens))])
+    assert np.abs(whole - expected).max() < 1e-5 * np.abs(expected).max()
+    model.allocate(16)
     found = []
-    state = backend.store.open(len(tokens))
-    for part in (tokens[:100], tokens[100:]):
-        ticket = backend.launch([Chunk(state, part, len(part))])
-        ticket.wait()
-        found.append(ticket.logits)
-    error = np.abs(np.concatenate(found) - expected).max() / np.abs(expected).max()
-    assert error < 1e-5
+    for number, (start, end) in enumerate(pairwise((0, 1, 41, 42, 45, 145, 162, 163, 300))):
+        beside = PagedChunk(others[number * 7 : (number + 1) * 7], number * 7, other_table, 0)
+        chunk = PagedChunk(tokens[start:end], start, table, end - start)
+        found.append(STEPS.run(model, [beside, chunk] if number % 2 else [chunk, beside]))
+    assert np.array_equal(np.concatenate(found), whole)
 
 
 @each
@@ -104,6 +116,26 @@ def test_the_next_operators_are_taken_if_the_first_are_not_exact(tiny: Model) ->
     backend = TorchBackend(model, [ByPlace(), PlainOperators()], kv_memory=2**24)
     assert backend.exact
     assert model.operators.name == PlainOperators.name
+
+
+class Noting(PlainOperators):
+    """Operators that note how many rows their products have."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        self.rows.append(x.numel() // x.shape[-1])
+        return super().linear(x, weight, bias)
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_on_a_gpu_kernels_are_compiled_before_steps_are_measured(tiny: Model) -> None:
+    operators = Noting()
+    model = TorchModel.load(tiny.path, torch.device("cpu"), operators)
+    model.gpu = "none, in truth"
+    assert TorchBackend(model, [operators], kv_memory=2**24).exact
+    assert [rows for rows in dict.fromkeys(operators.rows) if rows > 1][: len(TOKEN_TILES)] == [*TOKEN_TILES]
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from slipstream.cli.app import app
 from slipstream.models import Model
 from tests.server.process import running_server
 from tests.server.test_tools import ONE_CALL, QUESTION
@@ -31,3 +33,12 @@ def test_a_tool_call_over_http(tiny: Model, home: Path) -> None:
         assert call == calls[1][0].function
         health = httpx.get(f"{server.url}/health").json()
         assert health["exact"] is True
+
+
+@pytest.mark.parametrize("tiny", ["qwen3"], indirect=True)
+def test_doctor(tiny: Model) -> None:
+    run = CliRunner().invoke(app, ["doctor", "--model", tiny.name, "--device", "cpu", "--kv-memory", "16MiB", "--json"])
+    report = json.loads(run.stdout)
+    assert (report["exact"], report["gpu"], report["precision"]) == (True, None, "float32")
+    assert report["runtime"].startswith("torch ")
+    assert report["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, their size, bytes

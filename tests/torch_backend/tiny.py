@@ -3,22 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    GptOssConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen3Config,
-    Qwen3MoeConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from slipstream.models import Model, ModelStore
 
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -34,27 +26,48 @@ _SHAPE = {
 _WINDOW = 40
 """Shorter than any test's longest sequence, and no multiple of a block."""
 
-ARCHITECTURES: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**_SHAPE),
-    "qwen3": Qwen3Config(**_SHAPE),
-    "mistral": MistralConfig(**_SHAPE, sliding_window=_WINDOW),  # a window in every layer
-    "gpt_oss": GptOssConfig(  # windows in every other layer, sinks, biases, experts
-        **_SHAPE, sliding_window=_WINDOW, num_local_experts=8, num_experts_per_tok=2
-    ),
-    "qwen3_moe": Qwen3MoeConfig(**_SHAPE, moe_intermediate_size=32, num_experts=8, num_experts_per_tok=2),
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": _WINDOW},  # in every layer
+    "gpt_oss": {  # windows in every other layer, sinks, biases, experts
+        "sliding_window": _WINDOW,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
 }
-"""The five that all suites run over."""
-OTHERS: dict[str, PreTrainedConfig] = {
-    "gemma3_text": Gemma3TextConfig(**_SHAPE, sliding_window=_WINDOW, query_pre_attn_scalar=16),
+"""The five that all suites run over, and what of their shape differs."""
+OTHERS: dict[str, dict[str, Any]] = {
+    "cohere2": {"sliding_window": _WINDOW},
+    "ernie4_5": {},
+    "gemma2": {"sliding_window": _WINDOW, "query_pre_attn_scalar": 16},  # capped scores
+    "gemma3_text": {"sliding_window": _WINDOW, "query_pre_attn_scalar": 16},
+    "glm4": {},
+    "glm4_moe": {
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "granite": {},
+    "ministral3": {},
+    "olmo3": {"sliding_window": _WINDOW},
+    "phi3": {},
+    "qwen2": {},
+    "seed_oss": {},
+    "smollm3": {},
 }
-"""What is compared with `transformers` alone."""
+"""What is compared with `transformers`, and with itself over cuts."""
 
 
-def tiny_folder(parent: Path, name: str, *, dtype: torch.dtype = torch.float32) -> Path:
+def tiny_folder(parent: Path, name: str, vocabulary: int = _SHAPE["vocab_size"]) -> Path:
     """A folder of safetensors as model hubs have them, without a tokenizer."""
     torch.manual_seed(0)
-    config = (ARCHITECTURES | OTHERS)[name]
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    shape = _SHAPE | (ARCHITECTURES | OTHERS)[name] | {"vocab_size": vocabulary}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shape), dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms and sinks all alike would hide mistakes

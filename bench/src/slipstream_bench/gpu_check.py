@@ -194,6 +194,7 @@ class Check:
             weights = sum(each.numel() * each.element_size() for each in model.parameters())
             with TemporaryDirectory() as folder:
                 runner = TorchModel(model, Path(folder) / "none", operators_for(self.device)[0])
+                runner.warm_up()
                 runner.allocate(SELF_TEST_BLOCKS)
                 found = calibration.calibrate(runner, lambda _: None)
                 result = Result("step", case, kind_of(runner.operators), found.exact)

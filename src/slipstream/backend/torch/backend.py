@@ -30,6 +30,8 @@ class TorchBackend(PagedBackend[TorchModel]):
     ) -> None:
         for candidate in (*operators, operators[0]):
             model.operators = candidate
+            if model.gpu:
+                model.warm_up()
             super().__init__(model, kv_memory=kv_memory, progress=progress)
             if self.exact:
                 break

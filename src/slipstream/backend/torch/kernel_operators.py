@@ -6,12 +6,10 @@ import torch
 import triton
 
 from slipstream.backend.torch import kernels
-from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Step, Tensor
+from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Step, Tensor
 
 BLOCK_N, BLOCK_K = 64, 64
 """Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
-TOKEN_TILES = (16, 32, 64, 128)
-"""Tokens that a product takes at a time: the smallest that holds the step's."""
 QUERY_ROWS = 16
 """Rows of queries in a tile, which is one tile for steps of any size."""
 _PARTIAL_SUMS = 1 << 26

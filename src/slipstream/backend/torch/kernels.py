@@ -3,14 +3,15 @@
 A kernel's blocks have constant sizes, but for the tile of tokens in products, which grows with the step. Weights take
 the tall side of the matrix unit there (`out.T = weight @ x.T`), so a tile of 16 to 128 tokens is the unit's other side
 and becomes the same kind of instruction, which adds up in the same order; and 16 tokens waste nothing. Products of
-float32 ask for `ieee`, since TF32 is the default.
+float32 ask for `ieee`, since TF32 is the default. Sizes that differ from step to step are not specialised on: one
+program serves all steps.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def linear(
     x, weight, bias, out, rows, n_size, k_size,
     BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
@@ -86,7 +87,7 @@ def write(
     tl.store(kv + value_stride + place, tl.load(value + of_value + d, d < DIM), d < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_token", "segments"])
 def attend(
     query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, segments, scale,
     block_stride, value_stride, head_stride,
@@ -149,7 +150,7 @@ def attend(
     tl.store(part_sum + place, total, real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_token", "segments"])
 def combine(
     part, part_peak, part_sum, positions, sinks, out, first_token, segments,
     HEADS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr,

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import transformers
 
-from slipstream.backend.steps import BLOCK_SIZE, StepInputs
+from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.backend.torch.hooks import NAME, computing
-from slipstream.backend.torch.operators import Operators, Step
+from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
 from slipstream.errors import ModelError
 from slipstream.processor import this_processor
 from slipstream.types import FloatArray, IntArray
@@ -76,6 +76,14 @@ class TorchModel:
         except RuntimeError as error:
             size = num_blocks * self.block_bytes
             raise ModelError(f"{size:,} bytes for keys and values don't fit beside the weights: {error}") from error
+
+    def warm_up(self) -> None:
+        """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them."""
+        self.allocate(1)
+        for tile in TOKEN_TILES:
+            table = np.full(-(-tile // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
+            self.start(lay_out([PagedChunk(np.zeros(tile, np.int32), 0, table, 1)], tile, 1))
+            self.finish()
 
     def start(self, inputs: StepInputs) -> None:
         """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed."""

@@ -13,6 +13,9 @@ SEGMENT = 256
 """Keys that attention sums up at a time. A token's segments begin at the same positions in every step, and are combined
 in order; so how many there are and where a chunk begins changes nothing."""
 
+TOKEN_TILES = (16, 32, 64, 128)
+"""Tokens that a kernel's product takes at a time: the smallest that holds the step's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
