@@ -202,6 +202,19 @@ def test_the_list_comes_in_pages(http: httpx.Client, name: str) -> None:
 # Names
 
 
+def test_header_with_affinity_is_a_hint(http: httpx.Client, name: str) -> None:
+    """opencode sends both with all requests, some of which overlap, and each time the whole conversation."""
+    headers = {"X-Session-Id": name, "X-Session-Affinity": name}
+    body = {"messages": [user("Count.")], "stream": True, "max_tokens": 900, "temperature": 0}
+    with http.stream("POST", CHAT, json=body, headers=headers) as response:
+        next(response.iter_lines())
+        title = {"messages": [user("A title?")], "max_tokens": 2}
+        assert http.post(CHAT, json=title, headers=headers).status_code == 200
+        assert http.post(
+            "/v1/responses", json={"input": "A title?", "max_output_tokens": 2}, headers=headers
+        ).is_success
+
+
 def test_body_goes_before_header_and_header_before_cache_key(client: OpenAI, http: httpx.Client, name: str) -> None:
     def asked(**params: Any) -> str:
         response: Any = client.chat.completions.create(

@@ -33,6 +33,18 @@ class SlipstreamOptions(BaseModel):
     """Higher goes first among a tenant's requests; each level has twice the share of the one below."""
 
 
+_AFFINITY_HEADER = "X-Session-Affinity"
+
+
+def names_session(http: Request) -> bool:
+    """Whether the header `X-Session-Id` of a request names a session of this server.
+
+    opencode sends it with every request, those for titles beside others, together with `X-Session-Affinity`: to lead
+    them to one server. Then it's a hint, for the messages are whole conversations.
+    """
+    return SESSION_HEADER in http.headers and _AFFINITY_HEADER not in http.headers
+
+
 def in_session(request: TurnRequest, http: Request) -> TurnRequest:
     """The request with the session that its header `X-Session-Id` names, unless its body named one.
 
@@ -41,6 +53,8 @@ def in_session(request: TurnRequest, http: Request) -> TurnRequest:
     name = http.headers.get(SESSION_HEADER)
     if name is None or request.session_id is not None:
         return request
+    if not names_session(http):
+        return replace(request, session_hint=request.session_hint or session_hint(name))
     if not re.fullmatch(_SESSION_ID, name):
         rule = "must be printable ASCII without spaces and slashes, at most 256 characters"
         raise InvalidRequestError(f"the header {SESSION_HEADER} {rule}", param=SESSION_HEADER)

@@ -21,7 +21,7 @@ from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import Failure, failure_of, unsupported
-from slipstream.server.extension import SESSION_HEADER, in_session, report_of
+from slipstream.server.extension import in_session, names_session, report_of
 from slipstream.server.responses_compaction import CompactionAnswer, compaction, response_usage
 from slipstream.server.responses_items import InputItem, item_messages, listed, resolved
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
@@ -70,7 +70,7 @@ def router(runner: TurnRunner) -> APIRouter:
 
     @routes.post("/v1/responses")
     async def create_response(http: Request, body: ResponseRequest, tenant: TenantName) -> Response:
-        named = SESSION_HEADER in http.headers
+        named = names_session(http)
         items, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=named)
         model = runner.names.check(body.model)
         request = await asyncio.to_thread(lambda: in_session(body.turn(messages), http))
@@ -85,7 +85,7 @@ def router(runner: TurnRunner) -> APIRouter:
     @routes.post("/v1/responses/input_tokens")
     async def count_input_tokens(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
-        _, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=SESSION_HEADER in http.headers)
+        _, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=names_session(http))
         count = await asyncio.to_thread(
             lambda: runtime.turns.count(replace(in_session(body.turn(messages), http), tenant=tenant))
         )
