@@ -20,6 +20,7 @@ from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
 _INTEGERS = {"rows", "n_size", "k_size", "first_token", "segments", "share"}
 _INDICES = {"table", "table_begins", "pasts", "begins", "tiles", "order", "tile_expert", "tile_begin", "tile_end"}
+_LONG_INDICES = {"blocks", "slots", "positions"}
 _FLOATS = {"part", "part_peak", "part_sum"}
 _BLOCKS = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
 
@@ -33,8 +34,8 @@ def _signature(name: str) -> tuple[str, list[Any]]:
         return "fp32", []
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
-    kind = "*i32" if name in _INDICES else "*fp32" if name in _FLOATS else "*bf16"
-    return kind, divisible
+    kinds = {"*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
+    return next((kind for kind, names in kinds.items() if name in names), "*bf16"), divisible
 
 
 def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[str]:
@@ -71,6 +72,10 @@ def main() -> None:
             "experts": [_kinds(kernels.experts_linear, target, {"BIAS": False, "BLOCK_M": TOKEN_TILES[0], **_BLOCKS})],
             "attend": [_kinds(kernels.attend, target, attention)],
         }
+        head = {"DIM": 128, "DIMS": 128}
+        combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
+        for kernel, constants in ((kernels.combine, combined), (kernels.write, head)):
+            assert not _kinds(kernel, target, constants), "these multiply no matrices"
     print(json.dumps(report))
 
 
