@@ -37,6 +37,13 @@ _SHAPE = {
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 96}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+_LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0 + 0.05 * index for index in range(16)],
+    "long_factor": [1.0 + 0.5 * index for index in range(16)],
+}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -76,6 +83,24 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "phi": ("Phi3", {"sliding_window": WINDOW}),
+    "phi-long": (
+        "Phi3",
+        {"sliding_window": None, "original_max_position_embeddings": 64, "rope_parameters": _LONG_ROPE},
+    ),
+    "gemma4": (
+        "Gemma4Text",
+        {
+            "num_hidden_layers": 6,
+            "sliding_window": WINDOW,
+            "global_head_dim": 64,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": 30.0,
+            "layer_types": [_SLIDING, _SLIDING, _FULL] * 2,
+            "tie_word_embeddings": True,
+        },
+    ),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 1, 1, 0]}),
     "granite": (
         "Granite",
@@ -94,6 +119,26 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
             "use_qk_norm": True,
             "num_nextn_predict_layers": 0,
+            **_EXPERTS,
+        },
+    ),
+    "deepseek": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "q_lora_rank": 48,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 24,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 32,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": True,
             **_EXPERTS,
         },
     ),

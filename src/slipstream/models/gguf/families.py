@@ -1,7 +1,7 @@
 """What a family's layers do, beside what its files say: the part of GGUF that stands in no metadata."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,7 @@ FAMILIES = {
     "qwen3": Family(),
     "qwen3moe": Family(),
     "phi3": Family(),
+    "deepseek2": Family(interleaved=True),
     "seed_oss": Family(feed_forward_norm="post_attention_norm"),
     "olmo2": Family(post_norms=True),
     "hunyuan-dense": Family(norm_after_rope=True),
@@ -87,6 +88,24 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """Sizes of latent attention: one vector for each token, from which all heads' keys and values are made.
+
+    It's kept in place of them: a key is that vector and the turned part that heads share, a value is the vector alone.
+    Source: DeepSeek-V2 (arXiv 2405.04434); what each head makes of it is absorbed into queries and outputs.
+    """
+
+    rank: int
+    """Of the vector."""
+    plain: int
+    """Values of a head's query that know no position."""
+    turned: int
+    """Those that do."""
+    value: int
+    """Values of a head's output."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decoder:
     """All that a graph is built from, besides tensors."""
 
@@ -100,6 +119,7 @@ class Decoder:
     logit_scale: float = 1.0
     experts_used: int = 0
     expert_scale: float = 1.0
+    latent: Latent | None = None
     temperature: tuple[float, int] | None = None
     """Queries are multiplied by `1 + a log(1 + position // b)`."""
 
@@ -121,7 +141,8 @@ def decoder_of(file: GGUF) -> Decoder:
     heads = _by_layer(file.get("attention.head_count"), count)
     kv_heads = _by_layer(file.get("attention.head_count_kv", heads), count)
     head_size = file.get("attention.key_length", hidden // heads[0])
-    if file.get("attention.value_length", head_size) != head_size:
+    latent = _latent(file)
+    if latent is None and file.get("attention.value_length", head_size) != head_size:
         raise UnsupportedModelError("the GGUF's keys and values differ in size, which isn't supported")
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if file.get(key):
@@ -129,6 +150,9 @@ def decoder_of(file: GGUF) -> Decoder:
     window = file.get("attention.sliding_window", 0) or 0
     if window >= file.get("context_length", 0):
         window = 0
+    if latent is not None:
+        family = replace(family, **_routes(file))
+        head_size = latent.plain + latent.turned
     rotation = _rotation(file, family, head_size, file.get("rope.freq_base", 10000.0), scaled=True)
     inner = rotation
     if family.window_base is not None:
@@ -151,14 +175,50 @@ def decoder_of(file: GGUF) -> Decoder:
         logit_scale=1 / file.get("logit_scale", 1.0),
         experts_used=file.get("expert_used_count", 0),
         expert_scale=file.get("expert_weights_scale", 1.0) or 1.0,
+        latent=latent,
         temperature=(temperature, file.get("rope.scaling.original_context_length")) if temperature else None,
     )
 
 
+def _latent(file: GGUF) -> Latent | None:
+    """The sizes of latent attention, if the architecture has it."""
+    if file.architecture != "deepseek2":
+        return None
+    if (key := file.get("attention.key_length_mla")) is None:
+        raise UnsupportedModelError("the GGUF keeps all heads in one tensor (attn_kv_b): take a newer file")
+    turned = file.get("rope.dimension_count")
+    return Latent(file.get("attention.kv_lora_rank"), key - turned, turned, file.get("attention.value_length_mla"))
+
+
+def _routes(file: GGUF) -> dict[str, Any]:
+    """How a model with latent attention weighs its experts, which differs between those of the architecture."""
+    if file.get("expert_group_count", 1) > 1:
+        raise UnsupportedModelError("the GGUF chooses experts by groups (expert_group_count), which isn't supported")
+    has_bias = any(name.endswith("exp_probs_b.bias") for name in file.tensors)
+    sigmoid = file.get("expert_gating_func", _SIGMOID if has_bias else 0) == _SIGMOID
+    return {
+        "gate": "sigmoid" if sigmoid else "softmax",
+        "normalised_experts": bool(file.get("expert_weights_norm", False)),
+    }
+
+
+_SIGMOID = 2
+"""As GGUF numbers the ways to weigh experts."""
+
+
 def _attention_scale(file: GGUF, head_size: int, hidden: int, heads: int, layers: int) -> float:
+    if file.architecture == "deepseek2" and file.get("rope.scaling.type") == "yarn":
+        stretched = 1 + _log_multiplier(file) * 0.1 * np.log(file.get("rope.scaling.factor"))
+        return float(stretched**2 * head_size**-0.5)
     if file.architecture == "gemma3" and layers == 62:  # the 27B model alone: its heads are smaller than they'd be
         return float((hidden / heads) ** -0.5)
     return float(head_size**-0.5)
+
+
+def _log_multiplier(file: GGUF) -> float:
+    """What YaRN's scale of angles is divided by: the weight of the scale's logarithm; 0 for nothing."""
+    multiplier = file.get("rope.scaling.yarn_log_multiplier") or 0.0
+    return float(multiplier / 0.1 if file.architecture == "deepseek2" else multiplier)  # whose files have a tenth of it
 
 
 def _by_layer(value: int | list[int], count: int) -> list[int]:
@@ -196,8 +256,7 @@ def _rotation(file: GGUF, family: Family, head_size: int, base: float, *, scaled
         ramp = np.clip((dimensions / 2 - low) / max(high - low, 0.001), 0, 1)
         frequencies = frequencies * (1 - ramp) + frequencies / factor * ramp
         scale *= 1 + 0.1 * np.log(factor)
-        if multiplier := file.get("rope.scaling.yarn_log_multiplier"):
-            scale /= 1 + 0.1 * multiplier * np.log(factor)
+        scale /= 1 + 0.1 * _log_multiplier(file) * np.log(factor)
     elif factor and kind in ("linear", "none"):
         frequencies /= factor
     elif kind not in ("linear", "none", "longrope"):

@@ -13,7 +13,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
-from slipstream.models.gguf.families import Decoder, Layer, Rotation
+from slipstream.models.gguf.families import Decoder, Latent, Layer, Rotation
 from slipstream.models.gguf.file import GGUF
 from slipstream.models.gguf.weights import Weights
 
@@ -76,15 +76,51 @@ class _Graph:
         """What attention adds to the tokens."""
         decoder, block = self._decoder, f"blk.{index}."
         x = self._norm(x, f"{block}attn_norm.weight")
+        if decoder.latent is not None:
+            return self._latent_attention(index, layer, decoder.latent, x)
         query, key, value = self._query_key_value(block, layer, x)
         query = self._placed(query, f"{block}attn_q_norm.weight", layer.heads, layer.rotation)
         key = self._placed(key, f"{block}attn_k_norm.weight", layer.kv_heads, layer.rotation)
         if decoder.temperature is not None:
             query = self._tempered(query, *decoder.temperature)
         value = ops.reshape(value, _i64([0, layer.kv_heads * decoder.head_size]), True).output(0)
-        seen = ops.unsqueeze(self._paged_attention(index, layer, query, key, value), _i64(1)).output(0)
+        sizes = decoder.head_size, decoder.head_size
+        seen = ops.unsqueeze(self._paged_attention(index, layer, sizes, query, key, value), _i64(1)).output(0)
         out = self._projected(seen, f"{block}attn_output")
         return self._norm(out, f"{block}post_attention_norm.weight") if decoder.family.post_norms else out
+
+    def _latent_attention(self, index: int, layer: Layer, latent: Latent, x: ov.Output) -> ov.Output:
+        """Attention to what heads share; see `Latent`."""
+        block, heads, rank, turned = f"blk.{index}.", layer.heads, latent.rank, latent.turned
+        if f"{block}attn_q_a.weight" in self._weights:
+            narrow = self._norm(self._projected(x, f"{block}attn_q_a"), f"{block}attn_q_a_norm.weight")
+            query = self._projected(narrow, f"{block}attn_q_b")
+        else:
+            query = self._projected(x, f"{block}attn_q")
+        query = ops.reshape(query, _i64([0, heads, latent.plain + turned]), True)
+        plain, placed = ops.variadic_split(query, _i64(-1), _i64([latent.plain, turned])).outputs()
+        plain = self._by_head(plain, f"{block}attn_k_b.weight")
+        query = ops.reshape(ops.concat([plain, self._turned(placed, layer)], -1), _i64([0, -1]), True)
+        both = self._projected(x, f"{block}attn_kv_a_mqa")
+        shared, placed = ops.variadic_split(both, _i64(-1), _i64([rank, turned])).outputs()
+        value = self._norm(shared, f"{block}attn_kv_a_norm.weight")
+        key = ops.reshape(ops.concat([value, self._turned(placed, layer)], -1), _i64([0, -1]), True)
+        value = ops.reshape(value, _i64([0, -1]), True)
+        step = query.output(0), key.output(0), value.output(0)
+        seen = self._paged_attention(index, layer, (rank + turned, rank), *step)
+        seen = ops.reshape(seen, _i64([0, heads, rank]), True).output(0)
+        out = self._by_head(seen, f"{block}attn_v_b.weight")
+        return self._projected(ops.reshape(out, _i64([0, 1, -1]), True).output(0), f"{block}attn_output")
+
+    def _by_head(self, x: ov.Output, name: str) -> ov.Output:
+        """Heads [tokens, heads, in], each times a matrix of its own: [tokens, heads, out]."""
+        order = _i64([1, 0, 2])
+        return ops.transpose(self._weights.product(ops.transpose(x, order).output(0), name), order).output(0)
+
+    def _turned(self, x: ov.Output, layer: Layer) -> ov.Output:
+        """Heads [tokens, heads, size], turned by their positions."""
+        assert layer.rotation is not None
+        return ops.squeeze(self._rotated(ops.unsqueeze(x, _i64(2)).output(0), layer.rotation), _i64(2)).output(0)
 
     def _placed(self, x: ov.Output, norm: str, heads: int, rotation: Rotation | None) -> ov.Output:
         """Queries or keys, [tokens, heads * size], normalised and turned by their positions."""
@@ -113,10 +149,10 @@ class _Graph:
 
     def _rotated(self, x: ov.Output, rotation: Rotation) -> ov.Output:
         """Heads [tokens, heads, 1, size], turned by their positions."""
-        turned = 2 * len(rotation.frequencies)
+        turned, size = 2 * len(rotation.frequencies), x.get_partial_shape()[3].get_length()
         rest: list[ov.Output] = []
-        if turned < self._decoder.head_size:
-            x, *rest = ops.variadic_split(x, _i64(-1), _i64([turned, self._decoder.head_size - turned])).outputs()
+        if turned < size:
+            x, *rest = ops.variadic_split(x, _i64(-1), _i64([turned, size - turned])).outputs()
         cosines, sines = self._angles_of(rotation)
         low, high = (ops.slice(x, [a], [b], [1], [3]) for a, b in ((0, turned // 2), (turned // 2, turned)))
         across = ops.concat([ops.multiply(high, _f32(-1)), low], -1)
@@ -141,10 +177,19 @@ class _Graph:
         return ops.multiply(query, scale).output(0)
 
     def _paged_attention(
-        self, index: int, layer: Layer, query: ov.Output, key: ov.Output, value: ov.Output
+        self,
+        index: int,
+        layer: Layer,
+        sizes: tuple[int, int],
+        query: ov.Output,
+        key: ov.Output,
+        value: ov.Output,
     ) -> ov.Output:
-        shape = [-1, layer.kv_heads, BLOCK_SIZE, self._decoder.head_size]
-        caches = [self._input(f"{kind}_cache.{index}", shape, np.float16) for kind in ("key", "value")]
+        """What tokens see, [tokens, heads * size]; `sizes` are those of a key and a value."""
+        caches = [
+            self._input(f"{kind}_cache.{index}", [-1, layer.kv_heads, BLOCK_SIZE, size], np.float16)
+            for kind, size in zip(("key", "value"), sizes, strict=True)
+        ]
         step = [self._inputs[name].output(0) for name in _STEP_INPUTS]
         sinks = self._weights.array(f"blk.{index}.attn_sinks.weight")
         none_i, none_f, zero = _const([], np.int32), _const([], np.float32), _const(0, np.int32)

@@ -30,6 +30,7 @@ class Weights:
         self._layers = len(decoder.layers)
         self._head_size = decoder.head_size
         rotation = next((layer.rotation for layer in decoder.layers if layer.rotation is not None), None)
+        self._latent = decoder.latent
         self._interleaved = 2 * len(rotation.frequencies) if decoder.family.interleaved and rotation else 0
 
     def __contains__(self, name: str) -> bool:
@@ -84,10 +85,15 @@ class Weights:
         return parts[0] == "blk" and int(parts[1]) >= self._layers
 
     def _in_halves(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        size, turned = self._head_size, self._interleaved
-        if not turned or name.rsplit(".", 2)[-2] not in ("attn_q", "attn_k"):
+        size, turned, first = self._head_size, self._interleaved, 0
+        part = name.rsplit(".", 2)[-2]
+        if self._latent is not None:
+            size = self._latent.rank + turned if part == "attn_kv_a_mqa" else size
+            first = size - turned  # behind what isn't turned
+        if not turned or part not in ("attn_q", "attn_k", "attn_q_b", "attn_kv_a_mqa"):
             return rows
-        order = np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2), np.arange(turned, size)])
+        order = np.arange(size)
+        order[first : first + turned] = first + np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2)])
         return rows.reshape(-1, size, *rows.shape[1:])[:, order].reshape(rows.shape)
 
 
