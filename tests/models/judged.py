@@ -185,11 +185,13 @@ def _draw(model: Any, norms_around: float) -> None:
 
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        biases = ((name, bias) for name, bias in model.named_buffers() if name.endswith("correction_bias"))
-        for name, weight in (*model.named_parameters(), *biases):
+        drawn_too = ("correction_bias", "layer_scalar")
+        buffers = ((name, buffer) for name, buffer in model.named_buffers() if name.endswith(drawn_too))
+        for name, weight in (*model.named_parameters(), *buffers):
             drawn = torch.randn(weight.shape, generator=generator)
             if weight.dim() == 1:
-                weight.copy_(norms_around + 0.3 * drawn if "norm" in name else 0.5 * drawn)
+                around_one = "norm" in name or "scalar" in name
+                weight.copy_(norms_around + 0.3 * drawn if around_one else 0.5 * drawn)
             elif "embed" in name:
                 weight.copy_(drawn)
             else:

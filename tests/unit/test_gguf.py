@@ -103,7 +103,9 @@ def test_a_file_in_parts_is_one_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("llama.attn_logit_softcapping", "50", "caps its logits"),
+        ("llama.attn_logit_softcapping", "50", "caps what attention scores"),
+        ("llama.attention.shared_kv_layers", "2", "layers that share keys and values"),
+        ("llama.embedding_length_per_layer_input", "8", "embeddings for each layer"),
         ("llama.rope.scaling.type", "curled", "scales rotary positions by 'curled'"),
     ],
 )

@@ -31,6 +31,8 @@ class Family:
     """Each so-manieth layer knows no positions; 0 if all do."""
     scaled_embeddings: bool = False
     """Whether embeddings are multiplied by the root of their size."""
+    value_norm: bool = False
+    """Whether values are normalised, without a weight; keys are values too where a layer has no weight for these."""
     gate: Literal["softmax", "softmax of the chosen", "sigmoid"] = "softmax"
     """How a mixture weighs its experts."""
     normalised_experts: bool = True
@@ -57,6 +59,7 @@ FAMILIES = {
     "olmo2": Family(post_norms=True),
     "hunyuan-dense": Family(norm_after_rope=True),
     "gemma3": Family(activation="gelu", post_norms=True, window_every=6, window_base=10000.0, scaled_embeddings=True),
+    "gemma4": Family(activation="gelu", post_norms=True, window_base=10000.0, scaled_embeddings=True, value_norm=True),
     "gpt-oss": Family(
         activation="clamped-silu",
         feed_forward_norm="post_attention_norm",
@@ -82,6 +85,7 @@ class Layer:
 
     heads: int
     kv_heads: int
+    head_size: int
     rotation: Rotation | None
     window: int = 0
     """Tokens that are seen, the own one included; 0 for all."""
@@ -117,6 +121,8 @@ class Decoder:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    logit_cap: float = 0.0
+    """Logits are bent so that they stay within it, if it isn't 0."""
     experts_used: int = 0
     expert_scale: float = 1.0
     latent: Latent | None = None
@@ -144,9 +150,13 @@ def decoder_of(file: GGUF) -> Decoder:
     latent = _latent(file)
     if latent is None and file.get("attention.value_length", head_size) != head_size:
         raise UnsupportedModelError("the GGUF's keys and values differ in size, which isn't supported")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+    for key, what in _UNSUPPORTED.items():
         if file.get(key):
-            raise UnsupportedModelError(f"the GGUF caps its logits ({key}), which isn't supported")
+            raise UnsupportedModelError(f"the GGUF {what} ({key}), which isn't supported")
+    if family.value_norm and file.get("expert_count"):
+        raise UnsupportedModelError(
+            "the GGUF has experts beside a feed-forward part (expert_count), which isn't supported"
+        )
     window = file.get("attention.sliding_window", 0) or 0
     if window >= file.get("context_length", 0):
         window = 0
@@ -157,12 +167,18 @@ def decoder_of(file: GGUF) -> Decoder:
     inner = rotation
     if family.window_base is not None:
         inner = _rotation(file, family, head_size, file.get("rope.freq_base_swa", family.window_base), scaled=False)
+    inner_size = file.get("attention.key_length_swa", head_size)
     layers = []
+    windows = file.get("attention.sliding_window_pattern")
     for index in range(count):
-        has_window = bool(window) and (not family.window_every or (index + 1) % family.window_every != 0)
+        has_window = not family.window_every or (index + 1) % family.window_every != 0
+        if isinstance(windows, list) and family.value_norm:
+            has_window = bool(windows[index])
+        size = inner_size if has_window else head_size
+        has_window = has_window and bool(window)
         turns = not family.no_rope_every or (index + 1) % family.no_rope_every != 0
-        turn = (inner if has_window else rotation) if turns else None
-        layers.append(Layer(heads[index], kv_heads[index], turn, window if has_window else 0))
+        turn = (inner if has_window or size != head_size else rotation) if turns else None
+        layers.append(Layer(heads[index], kv_heads[index], size, turn, window if has_window else 0))
     temperature = file.get("attention.temperature_scale")
     return Decoder(
         family=family,
@@ -173,11 +189,20 @@ def decoder_of(file: GGUF) -> Decoder:
         embedding_scale=hidden**0.5 if family.scaled_embeddings else file.get("embedding_scale", 1.0),
         residual_scale=file.get("residual_scale", 1.0),
         logit_scale=1 / file.get("logit_scale", 1.0),
+        logit_cap=file.get("final_logit_softcapping", 0.0) or 0.0,
         experts_used=file.get("expert_used_count", 0),
         expert_scale=file.get("expert_weights_scale", 1.0) or 1.0,
         latent=latent,
         temperature=(temperature, file.get("rope.scaling.original_context_length")) if temperature else None,
     )
+
+
+_UNSUPPORTED = {
+    "attn_logit_softcapping": "caps what attention scores",
+    "attention.shared_kv_layers": "has layers that share keys and values",
+    "embedding_length_per_layer_input": "has embeddings for each layer",
+}
+"""What metadata may say that graphs would leave out."""
 
 
 def _latent(file: GGUF) -> Latent | None:
@@ -210,6 +235,8 @@ def _attention_scale(file: GGUF, head_size: int, hidden: int, heads: int, layers
     if file.architecture == "deepseek2" and file.get("rope.scaling.type") == "yarn":
         stretched = 1 + _log_multiplier(file) * 0.1 * np.log(file.get("rope.scaling.factor"))
         return float(stretched**2 * head_size**-0.5)
+    if file.architecture == "gemma4":
+        return 1.0
     if file.architecture == "gemma3" and layers == 62:  # the 27B model alone: its heads are smaller than they'd be
         return float((hidden / heads) ** -0.5)
     return float(head_size**-0.5)
@@ -231,6 +258,8 @@ def _rotation(file: GGUF, family: Family, head_size: int, base: float, *, scaled
     Sources: YaRN (arXiv 2309.00071); LongRoPE (arXiv 2402.13753); Llama 3's factors stand in a tensor.
     """
     size = file.get("rope.dimension_count", head_size)
+    if not scaled:
+        size = file.get("rope.dimension_count_swa", size)
     dimensions = np.arange(0, size, 2, dtype=np.float32)
     frequencies = 1.0 / base ** (dimensions / size)
     if not scaled:

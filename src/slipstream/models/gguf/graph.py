@@ -57,6 +57,8 @@ class _Graph:
         for index, layer in enumerate(decoder.layers):
             x = self._add(x, self._attention(index, layer, x))
             x = self._add(x, self._feed_forward(index, x))
+            if (scale := self._weights.array(f"blk.{index}.layer_output_scale.weight")) is not None:
+                x = ops.multiply(x, scale).output(0)
             x.get_node().set_friendly_name(f"layer.{index}")
         x = ops.gather(x, self._input("logit_rows", [-1], np.int64), np.int64(0)).output(0)
         x = self._norm(x, "output_norm.weight")
@@ -66,6 +68,9 @@ class _Graph:
             logits = ops.matmul(x, embeddings, False, True).output(0)
         if decoder.logit_scale != 1:
             logits = ops.multiply(logits, _f32(decoder.logit_scale)).output(0)
+        if decoder.logit_cap:
+            cap = _f32(decoder.logit_cap)
+            logits = ops.multiply(ops.tanh(ops.divide(logits, cap)), cap).output(0)
         logits.set_names({"logits"})
         self._weights.check_all_used()
         return ov.Model([ops.result(logits, name="logits")], list(self._inputs.values()), self._name)
@@ -79,12 +84,15 @@ class _Graph:
         if decoder.latent is not None:
             return self._latent_attention(index, layer, decoder.latent, x)
         query, key, value = self._query_key_value(block, layer, x)
-        query = self._placed(query, f"{block}attn_q_norm.weight", layer.heads, layer.rotation)
-        key = self._placed(key, f"{block}attn_k_norm.weight", layer.kv_heads, layer.rotation)
+        query = self._placed(query, f"{block}attn_q_norm.weight", layer, layer.heads)
+        key = self._placed(key, f"{block}attn_k_norm.weight", layer, layer.kv_heads)
         if decoder.temperature is not None:
             query = self._tempered(query, *decoder.temperature)
-        value = ops.reshape(value, _i64([0, layer.kv_heads * decoder.head_size]), True).output(0)
-        sizes = decoder.head_size, decoder.head_size
+        if decoder.family.value_norm:
+            heads = ops.reshape(value, _i64([0, layer.kv_heads, layer.head_size]), True)
+            value = self._normalised(heads.output(0))
+        value = ops.reshape(value, _i64([0, layer.kv_heads * layer.head_size]), True).output(0)
+        sizes = layer.head_size, layer.head_size
         seen = ops.unsqueeze(self._paged_attention(index, layer, sizes, query, key, value), _i64(1)).output(0)
         out = self._projected(seen, f"{block}attn_output")
         return self._norm(out, f"{block}post_attention_norm.weight") if decoder.family.post_norms else out
@@ -122,9 +130,9 @@ class _Graph:
         assert layer.rotation is not None
         return ops.squeeze(self._rotated(ops.unsqueeze(x, _i64(2)).output(0), layer.rotation), _i64(2)).output(0)
 
-    def _placed(self, x: ov.Output, norm: str, heads: int, rotation: Rotation | None) -> ov.Output:
+    def _placed(self, x: ov.Output, norm: str, layer: Layer, heads: int) -> ov.Output:
         """Queries or keys, [tokens, heads * size], normalised and turned by their positions."""
-        size, late = self._decoder.head_size, self._decoder.family.norm_after_rope
+        size, rotation, late = layer.head_size, layer.rotation, self._decoder.family.norm_after_rope
         by_head = norm in self._weights and self._weights.shape(norm)[0] == size
         if not by_head:
             x = self._norm(x, norm)
@@ -141,8 +149,10 @@ class _Graph:
 
     def _query_key_value(self, block: str, layer: Layer, x: ov.Output) -> list[ov.Output]:
         if f"{block}attn_qkv.weight" not in self._weights:
-            return [self._projected(x, f"{block}attn_{name}") for name in "qkv"]
-        size = self._decoder.head_size
+            names = "qkv" if f"{block}attn_v.weight" in self._weights or not self._decoder.family.value_norm else "qk"
+            found = [self._projected(x, f"{block}attn_{name}") for name in names]
+            return [*found[:2], found[-1]]
+        size = layer.head_size
         sizes = [layer.heads * size, layer.kv_heads * size, layer.kv_heads * size]
         together = self._projected(x, f"{block}attn_qkv")
         return list(ops.variadic_split(together, _i64(-1), _i64(sizes)).outputs())
@@ -304,9 +314,12 @@ class _Graph:
         weight = self._weights.array(name)
         if weight is None:
             return x
+        return ops.multiply(self._normalised(x), weight).output(0)
+
+    def _normalised(self, x: ov.Output) -> ov.Output:
         squares = ops.reduce_mean(ops.power(x, _f32(2)), _i64([-1]), True)
         root = ops.sqrt(ops.add(squares, _f32(self._decoder.epsilon)))
-        return ops.multiply(ops.multiply(x, ops.divide(_f32(1), root)), weight).output(0)
+        return ops.multiply(x, ops.divide(_f32(1), root)).output(0)
 
     def _projected(self, x: ov.Output, name: str) -> ov.Output:
         out = self._weights.product(x, f"{name}.weight")
