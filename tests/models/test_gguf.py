@@ -24,6 +24,9 @@ pytestmark = pytest.mark.models
 CLOSE = 0.01
 """In the logarithm of a probability, of the ten likeliest tokens at each position."""
 STEP = 64
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+AS_SERVED = {"KV_CACHE_PRECISION": "f16"}
+"""Where the processor has no bfloat16."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,8 +88,10 @@ def _expected(judged: Path, family: str) -> FloatArray:
     return logarithms
 
 
-def computed(path: Path, in_file: Any = None, in_decoder: Any = None) -> FloatArray:
-    """What a file's model says of the judge's prompt, computed in float32 in steps of 64 tokens."""
+def computed(
+    path: Path, in_file: Any = None, in_decoder: Any = None, options: Mapping[str, str] = FLOAT32
+) -> FloatArray:
+    """What a file's model says of the judge's prompt, computed in steps of 64 tokens, in float32 unless asked."""
     file = GGUF.read(path)
     decoder = decoder_of(file)
     if in_file:
@@ -95,7 +100,6 @@ def computed(path: Path, in_file: Any = None, in_decoder: Any = None) -> FloatAr
         decoder = in_decoder(decoder)
     tokens = np.load(path.with_suffix(".npz"))["tokens"]
     core = ov.Core()
-    options = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
     compiled = core.compile_model(paged(build(file, decoder)), "CPU", options)
     request = compiled.create_infer_request()
     blocks = len(tokens) // 32 + 2
