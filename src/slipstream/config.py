@@ -96,6 +96,8 @@ class ServerConfig(BaseModel):
     """Names that requests may have in `Host`, beside those of loopback; `*` for any."""
     allow_origin: tuple[str, ...] = ()
     """Origins whose web pages may use the server; `*` for any."""
+    log_format: Literal["text", "json"] = "text"
+    """The form of the log's lines, one of which there is for each turn."""
     root_path: str = Field(default="", pattern=r"^(/[^/?#]+)*$")
     """The path under which a proxy serves this server."""
     forwarded_allow_ips: tuple[str, ...] = ()

@@ -52,6 +52,7 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, Option(help="An origin whose web pages may use the server: https://app.example; * for any.")
     ] = None,
+    log_format: Annotated[str, Option(help="The log's lines, one for each turn: text or json.")] = "text",
     root_path: Annotated[str, Option(help="The path under which a proxy serves this server: /llm.")] = "",
     forwarded_allow_ips: Annotated[
         list[str] | None, Option(help="A proxy's address or network, whose X-Forwarded headers are believed.")

@@ -24,6 +24,7 @@ from slipstream.server.intake import Intake
 from slipstream.server.keys import KeyRing
 from slipstream.server.metrics import Metrics
 from slipstream.server.turn import TurnRunner
+from slipstream.server.turn_log import log_turn
 
 
 def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI:
@@ -37,7 +38,7 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
         servers=[{"url": config.root_path}] if config.root_path else None,
     )
     metrics = Metrics(runtime)
-    runner = TurnRunner(runtime, metrics, config)
+    runner = TurnRunner(runtime, metrics, config, on_end=log_turn)
     app.state.limits, app.state.metrics = config.limits, metrics
     app.include_router(openai_chat.router(runner))
     app.include_router(openai_completions.router(runner))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import faulthandler
 import ipaddress
-import logging
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.runtime import Runtime
 from slipstream.server.connections import TimedProtocol
 from slipstream.server.keys import KeyRing
+from slipstream.server.log_format import set_up_logs
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,7 +42,7 @@ def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
     Raises `SlipstreamError` if the address is taken or would let strangers in, and `KeyFileError`, before it loads
     anything; and what `load` raises.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    set_up_logs(config.log_format)
     with contextlib.closing(_bind(config.host, config.port)) as listener, ThreadPoolExecutor(1) as pool:
         keys = _keys(config, listener)
         loading = pool.submit(load)

@@ -1,6 +1,7 @@
 """Turns on the event loop: started and recorded on other threads, their pieces read as they come."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,22 @@ class LiveTurn:
     """Answers under way. Belongs to the event loop that it was made on; `cancel` it when nobody waits for them."""
 
     def __init__(
-        self, runtime: Runtime, metrics: Metrics, endings: ThreadPoolExecutor, *, quiet_seconds: float
+        self,
+        runtime: Runtime,
+        metrics: Metrics,
+        endings: ThreadPoolExecutor,
+        *,
+        tenant: str,
+        quiet_seconds: float,
+        on_end: Callable[["LiveTurn"], None],
     ) -> None:
+        self.id = f"turn_{secrets.token_hex(8)}"
+        """What the log calls it."""
+        self.tenant = tenant
+        self.first_token_seconds = 0.0
+        """From its start to the first piece of any answer."""
+        self._on_end = on_end
+        self._ended = 0
         self.exact = runtime.exact
         """Whether the same request gives the same tokens, whatever happens around it."""
         self._runtime = runtime
@@ -39,6 +54,11 @@ class LiveTurn:
         self._wake = asyncio.Event()
         self._over = False
         self._turn: Turn
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.perf_counter() - self._started
 
     @property
     def choices(self) -> list[Choice]:
@@ -73,6 +93,7 @@ class LiveTurn:
         finally:
             tick.cancel()
             self.cancel()
+            self._note_end()
 
     async def finish(self) -> None:
         """Wait until all choices have their answers."""
@@ -98,18 +119,30 @@ class LiveTurn:
     def _deliver(self, choice: Choice, output: Output) -> None:
         """Take a piece from the engine, also when nobody reads any more, for the metrics."""
         if output is choice.outputs[0]:
-            self._metrics.first_piece(time.perf_counter() - self._started)
+            self.first_token_seconds = self.first_token_seconds or self.seconds
+            self._metrics.first_piece(self.seconds)
         if output.finish_reason is not None:
             self._metrics.finished(output.finish_reason, choice.counters)
+            self._ended += 1
+            self._note_end()
         self._arrived.append((choice, output))
         self._wake.set()
+
+    def _note_end(self) -> None:
+        """Tell once that it's over: when all was read, or nobody reads any more and the engine let go of it."""
+        if self._over and self._ended == len(self.choices):
+            self._ended = -1
+            self._on_end(self)
 
 
 class TurnRunner:
     """Starts turns for clients. What the configuration switches off, no turn gets, whatever it asks for."""
 
-    def __init__(self, runtime: Runtime, metrics: Metrics, config: ServerConfig) -> None:
+    def __init__(
+        self, runtime: Runtime, metrics: Metrics, config: ServerConfig, *, on_end: Callable[[LiveTurn], None]
+    ) -> None:
         self.runtime = runtime
+        self._on_end = on_end
         self.names = ServedNames(runtime.model.name, config.served_model_name)
         self._metrics = metrics
         self._config = config
@@ -122,9 +155,15 @@ class TurnRunner:
 
         Raises `InvalidRequestError`, `SessionConflictError`, `OverloadedError` and `EngineStoppedError`.
         """
-        quiet = self._config.keep_alive_seconds
-        turn = LiveTurn(self.runtime, self._metrics, self._endings, quiet_seconds=quiet)
         client = client_of(http)
+        turn = LiveTurn(
+            self.runtime,
+            self._metrics,
+            self._endings,
+            tenant=client.tenant,
+            quiet_seconds=self._config.keep_alive_seconds,
+            on_end=self._on_end,
+        )
 
         def own() -> list[TurnRequest]:
             return [replace(request, tenant=client.tenant, weight=client.weight) for request in make()]
