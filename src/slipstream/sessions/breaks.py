@@ -83,10 +83,11 @@ class ReuseBreaks:
 
         A conversation of another tenant is counted, but nobody is told of it.
         """
-        answers = [at for at in reversed(range(len(turn.messages))) if turn.messages[at].role == "assistant"][:1]
-        if not turn.reuse or not answers:
+        places = reversed(range(len(turn.messages)))
+        answer = next((at for at in places if turn.messages[at].role == "assistant"), None)
+        if not turn.reuse or answer is None:
             return None
-        if prompt.known == answers[0] + 1:
+        if prompt.known == answer + 1:
             found = self._in_known(turn, prompt, reused)
         else:
             found = self._against_nearest(turn, prompt, reused)
