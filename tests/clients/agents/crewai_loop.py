@@ -14,4 +14,5 @@ def look_up(city: str) -> str:
 
 llm = LLM(model=f"openai/{MODEL}", base_url=f"{URL}/v1", api_key=KEY)
 agent = Agent(role="Forecaster", goal="Tell the weather.", backstory=SYSTEM, llm=llm, tools=[look_up])
-print(Crew([agent], [Task(description=PROMPT, expected_output="One sentence.", agent=agent)]).kickoff())
+task = Task(description=PROMPT, expected_output="One sentence.", agent=agent)
+print(Crew(agents=[agent], tasks=[task]).kickoff())
