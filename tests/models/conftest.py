@@ -1,5 +1,6 @@
 """Tiny models of each family: one server for each, and files that others judge."""
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -45,7 +46,9 @@ def served(
 
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a file and the judge's word for each family."""
+    """A folder with a file and the judge's word for each family; `JUDGED=/path` names one that was made before."""
+    if made := os.environ.get("JUDGED"):
+        return Path(made)
     folder = tmp_path_factory.mktemp("judged")
     command = [sys.executable, "-m", "tests.models.judged", str(folder), str(_llama_cpp())]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

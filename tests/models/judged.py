@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.models import families as templates
+
 TOKENS = 512
 """In the vocabulary."""
 PROMPT = 192
@@ -44,6 +46,15 @@ _LONG_ROPE = {
     "short_factor": [1.0 + 0.05 * index for index in range(16)],
     "long_factor": [1.0 + 0.5 * index for index in range(16)],
 }
+_MIXED = ["linear_attention", _FULL] * 2
+_DELTA = {
+    "layer_types": _MIXED,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 24,
+    "linear_value_head_dim": 24,
+}
+_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -146,6 +157,49 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ernie4.5": ("Ernie4_5", {"use_bias": False}),
     "seed-oss": ("SeedOss", {}),
     "olmo2": ("Olmo2", {}),
+    "qwen3.5": ("Qwen3_5Text", {**_DELTA, "rope_parameters": {**_PARTIAL, "mrope_section": [2, 1, 1]}}),
+    "qwen3.5-moe": (
+        "Qwen3_5MoeText",
+        {
+            **_DELTA,
+            **_EXPERTS,
+            "num_experts": 8,
+            "shared_expert_intermediate_size": 160,
+            "rope_parameters": {**_PARTIAL, "mrope_section": [2, 1, 1]},
+        },
+    ),
+    "qwen3-next": (
+        "Qwen3Next",
+        {
+            **_DELTA,
+            **_EXPERTS,
+            "num_experts": 8,
+            "shared_expert_intermediate_size": 160,
+            "decoder_sparse_step": 1,
+            "rope_parameters": _PARTIAL,
+        },
+    ),
+    "granite-hybrid": (
+        "GraniteMoeHybrid",
+        {
+            "layer_types": ["mamba", "attention"] * 2,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 192,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 32,
+            "mamba_d_state": 24,
+            "mamba_n_groups": 1,
+            "position_embedding_type": "nope",
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 0.7,
+        },
+    ),
+    "lfm2": (
+        "Lfm2",
+        {"layer_types": ["conv", _FULL, "conv", _FULL], "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True},
+    ),
 }
 """transformers' class and what its configuration has beside the shape."""
 
@@ -175,7 +229,7 @@ def _model(name: str) -> Any:
     config = getattr(transformers, f"{kind}Config")(**{**_SHAPE, **more})
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    _draw(model, norms_around=0.0 if kind == "Gemma3Text" else 1.0)
+    _draw(model, norms_around=0.0 if kind.startswith(("Gemma3", "Qwen3_5", "Qwen3Next")) else 1.0)
     return model
 
 
@@ -204,6 +258,9 @@ def _save(model: Any, folder: Path, judged: Path) -> None:
 
     folder.mkdir()
     model.save_pretrained(folder)
+    if model.config.model_type == "granitemoehybrid":  # whose converter knows the names of before
+        config = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(config.replace('"full_attention"', '"attention"'))
     _tokenizer().save_pretrained(folder)
     tokens = torch.randint(0, TOKENS, (1, PROMPT), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -223,7 +280,15 @@ def _tokenizer() -> Any:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     special += [f"<|extra_{index}|>" for index in range(TOKENS - len(vocabulary) - len(special))]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=special[0], eos_token=special[2])
+    template = next(family.template for family in templates.FAMILIES if family.name.startswith("qwen"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=special[0], eos_token=special[2], chat_template=template
+    )
+
+
+def _more(folder: Path) -> list[str]:
+    """What the converter has to be told besides: that there are no layers that draft."""
+    return ["--no-nextn"] if folder.name.startswith(("qwen3.5", "qwen3-next")) else []
 
 
 def _convert(folder: Path, target: Path, converter: Path) -> None:
@@ -242,7 +307,7 @@ def _convert(folder: Path, target: Path, converter: Path) -> None:
 
     conversion.get_model_class = with_this_vocabulary
     arguments = sys.argv
-    sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outfile", str(target), "--outtype", "f32"]
+    sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outfile", str(target), "--outtype", "f32", *_more(folder)]
     try:
         runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
     finally:

@@ -10,6 +10,8 @@ import openvino as ov
 import pytest
 
 from slipstream.backend.paged_model import paged
+from slipstream.backend.slot_memory import SlotMemory
+from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.models import ModelStore
 from slipstream.models.gguf import GGUF, decoder_of
@@ -107,10 +109,13 @@ def computed(
         if "_cache." in port.any_name:
             shape = [blocks, *(size.get_length() for size in list(port.partial_shape)[1:])]
             request.set_tensor(port.any_name, ov.Tensor(port.element_type, ov.Shape(shape)))
-    logits = []
+    states, logits = SlotMemory(compiled.inputs), []
+    states.allocate(FIRST_SLOT + 1)
+    states.attach(request)
     for past in range(0, len(tokens), STEP):
-        chunk = PagedChunk(tokens[past : past + STEP], past, np.arange(1, blocks, dtype=np.int32), STEP)
-        inputs = lay_out([chunk], STEP, STEP)  # tensors share their memory, but don't keep it
+        slots = Slots(FIRST_SLOT if past else EMPTY_SLOT, ((past + STEP, FIRST_SLOT),))
+        chunk = PagedChunk(tokens[past : past + STEP], past, np.arange(1, blocks, dtype=np.int32), STEP, slots)
+        inputs = lay_out([chunk], STEP, STEP, recurrent=states.slot_bytes > 0)  # tensors share its memory
         for name, array in inputs.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.infer()

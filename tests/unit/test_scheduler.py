@@ -35,6 +35,7 @@ from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidReq
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Sampler
 from slipstream.tokenizer import Tokenizer
+from tests.conformance.stores import KINDS
 from tests.looking import Look
 from tests.unit.toy_backend import (
     SECONDS_PER_TOKEN,
@@ -43,6 +44,8 @@ from tests.unit.toy_backend import (
     VOCABULARY,
     CheckpointToy,
     Clock,
+    HybridToy,
+    Toy,
     ToyBackend,
     ToyTokenizer,
     toy_logits,
@@ -95,6 +98,13 @@ class Call:
         return counters
 
 
+def toy(kind: str, num_blocks: int, clock: Clock | None = None) -> Toy:
+    """A backend of a kind."""
+    if kind == "hybrid":
+        return HybridToy(2 * num_blocks, clock=clock)
+    return CheckpointToy(num_blocks * 4, clock=clock) if kind == "checkpoints" else ToyBackend(num_blocks, clock=clock)
+
+
 class ToyEngine:
     """An engine over a toy backend, for which only the clock's time passes."""
 
@@ -108,12 +118,10 @@ class ToyEngine:
         patience: float = 0.0,
         max_running: int = 64,
         max_waiting: int = 256,
-        checkpoints: bool = False,
+        kind: str = "paged",
     ) -> None:
         self.clock = clock
-        self.backend = (
-            CheckpointToy(num_blocks * 4, clock=clock) if checkpoints else ToyBackend(num_blocks, clock=clock)
-        )
+        self.backend = toy(kind, num_blocks, clock)
         self.core = EngineCore(
             self.backend,
             TOKENIZER,
@@ -312,8 +320,8 @@ class TestAnyWorkload:
     @given(data=st.data())
     def test_answers_equal_a_direct_computation(self, data: st.DataObject) -> None:
         num_blocks, context = data.draw(st.sampled_from([(6, 100), (12, 60), (20, 120), (60, 200)]), "memory")
-        checkpoints = data.draw(st.booleans(), "checkpoints")
-        max_sequence = min(context, num_blocks * 4 - (10 if checkpoints else 1))
+        kind = data.draw(st.sampled_from(KINDS), "kind")
+        max_sequence = min(context, toy(kind, num_blocks).store.capacity)
         arrivals = [
             self.Arrival(
                 request,
@@ -331,7 +339,7 @@ class TestAnyWorkload:
                 context_length=context,
                 step_target=data.draw(st.sampled_from([0.0, 0.16, 9.0]), "step target"),
                 max_running=data.draw(st.integers(1, 8), "max running"),
-                checkpoints=checkpoints,
+                kind=kind,
             ) as engine,
         ):
             self.run(engine, arrivals)

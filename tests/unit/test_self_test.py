@@ -21,6 +21,7 @@ class ToyRunner:
     """Computes any step exactly: its KV slots hold tokens, and logits are a hash of what is read back from them."""
 
     vocab_size = VOCABULARY
+    states = None
     clock = Clock()
 
     def __init__(self, num_blocks: int = SELF_TEST_BLOCKS) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState, StepCost, StepMeasurements
+from slipstream.backend.hybrid_store import HybridState, HybridStore
 from slipstream.backend.paged_store import PagedState, PagedStore
+from slipstream.backend.slots import FIRST_SLOT, Slots, slot_inputs
 from slipstream.backend.store import Span
 from slipstream.sampling import Choice, Row
 from slipstream.types import FloatArray, IntArray
@@ -51,6 +53,7 @@ class ToyChunk:
     tokens: IntArray
     past: int
     rows: int
+    marks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Toy:
         self.latest: ToyTicket | None = None
 
     def launch(self, chunks: Sequence[Chunk]) -> "ToyTicket":
-        self.latest = ToyTicket(self, [ToyChunk(c.state, c.tokens.copy(), c.past, c.rows) for c in chunks])
+        self.latest = ToyTicket(self, [ToyChunk(c.state, c.tokens.copy(), c.past, c.rows, c.marks) for c in chunks])
         return self.latest
 
     def compute(self, chunks: Sequence[ToyChunk]) -> FloatArray:
@@ -107,7 +110,7 @@ class Toy:
                 self.write(chunk)
             rows = [row for chunk in chunks for row in toy_logits(self.read(chunk), chunk.rows)]
             for chunk in chunks:
-                chunk.state.length += len(chunk.tokens)
+                self.advance(chunk)
         return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
 
     @contextmanager
@@ -126,6 +129,10 @@ class Toy:
         assert 0 <= chunk.tokens.min() <= chunk.tokens.max() < self.vocab_size, "tokens are in the vocabulary"
         assert 0 <= chunk.rows <= count, "rows are wanted of tokens that are computed"
         assert chunk.state.length == chunk.past, "a state changes in a step alone, or when it is rewound"
+
+    def advance(self, chunk: ToyChunk) -> None:
+        """Let the state know that it has the chunk's tokens."""
+        chunk.state.length += len(chunk.tokens)
 
     def write(self, chunk: ToyChunk) -> None:
         """Take the chunk's tokens into memory."""
@@ -265,6 +272,10 @@ class CheckpointStore:
         state.reserved += cost
         state.room = state.reserved - self.every
 
+    def reach(self, state: CheckpointState, length: int) -> int:
+        kept = (0, *state.checkpoints, state.length)
+        return max(at for at in kept if at <= length)
+
     def rewind(self, state: CheckpointState, length: int) -> int:
         if length < state.length:
             state.length = max((at for at in state.checkpoints if at <= length), default=0)
@@ -344,6 +355,82 @@ class CheckpointToy(Toy):
     def contents(self, state: CheckpointState) -> list[int]:
         assert len(state.tokens) == state.length
         return list(state.tokens)
+
+
+class ToyStates:
+    """The memory of recurrent states of two words."""
+
+    def __init__(self, num_slots: int, slot_bytes: int) -> None:
+        self.slot_bytes = slot_bytes
+        self.allocate(num_slots)
+
+    def allocate(self, num_slots: int) -> None:
+        self._words = np.zeros((num_slots, 2), np.uint16)
+
+    def copy(self, source: int, target: int) -> None:
+        self._words[target] = self._words[source]
+
+    def read(self, slot: int) -> Blob:
+        return self._words[slot].copy()
+
+    def write(self, slot: int, content: Blob) -> None:
+        self._words[slot] = content[:2]
+
+
+class HybridToy(ToyBackend):
+    """With keys and values in blocks, and recurrent states in slots: how many tokens there were, and a hash of them."""
+
+    def __init__(self, num_blocks: int, block_size: int = 4, interval: int = 8, clock: Clock | None = None) -> None:
+        super().__init__(num_blocks, block_size, clock)
+        self.states = ToyStates(FIRST_SLOT + num_blocks, slot_bytes=2 * block_size)
+        self._plans: dict[SequenceState, Slots] = {}
+        self.store: Any = HybridStore(
+            self,
+            self.states,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            block_bytes=2 * block_size,
+            first_slot=FIRST_SLOT,
+            interval=interval,
+            spare=1,
+        )
+
+    def write(self, chunk: ToyChunk) -> None:
+        super().write(chunk)
+        count = len(chunk.tokens)
+        plan = self.store.plan(chunk.state, count, rows=chunk.rows, marks=chunk.marks)
+        self._plans[chunk.state] = plan
+        padded = [*chunk.tokens.tolist(), *[0] * (2 - count)]
+        self._run(padded, **slot_inputs([(chunk.past, len(padded), plan)]))
+
+    def advance(self, chunk: ToyChunk) -> None:
+        self.store.commit(chunk.state, self._plans.pop(chunk.state))
+
+    def contents(self, state: PagedState) -> list[int]:
+        assert isinstance(state, HybridState)
+        tokens = super().contents(state)
+        for length, slot in state.kept.items():
+            assert self.states.read(slot).tolist() == _recurrent(tokens[:length])
+        return tokens
+
+    def _run(self, tokens: list[int], **inputs: IntArray) -> None:
+        """What the runtime's operators do with a chunk: see `tests/engine/test_recurrent_operators.py`."""
+        source, *targets = inputs["la.block_indices"].tolist()
+        assert len(set(targets)) == len(targets), "a slot is written once"
+        state = self.states.read(source).tolist()
+        offset, interval = int(inputs["la.past_lens"][0]), int(inputs["la.cache_interval"][0])
+        for done, token in enumerate(tokens, start=1):
+            state = _recurrent([token], state)
+            if (offset + done) % interval == 0 or done == len(tokens):
+                self.states.write(targets.pop(0), np.array(state, np.uint16))
+        assert not targets, "there is a state for each slot"
+
+
+def _recurrent(tokens: Iterable[int], state: Iterable[int] = (0, 0)) -> list[int]:
+    count, hashed = state
+    for token in tokens:
+        count, hashed = count + 1, (hashed * 31 + token + 1) % 2**16
+    return [count, hashed]
 
 
 def toy_logits(tokens: IntArray, rows: int = 1) -> FloatArray:

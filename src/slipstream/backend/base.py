@@ -21,6 +21,8 @@ class Chunk:
     state: SequenceState
     tokens: IntArray
     rows: int
+    marks: tuple[int, ...] = ()
+    """Lengths of the sequence, within the chunk, at which others are likely to part from it: worth a checkpoint."""
 
     @property
     def past(self) -> int:

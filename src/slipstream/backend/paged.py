@@ -1,18 +1,28 @@
 """A backend over a model that runs steps on KV blocks: steps of one class, as they were measured on this machine."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from slipstream.backend import calibration
 from slipstream.backend.base import Chunk
+from slipstream.backend.hybrid_store import HybridState, HybridStore
 from slipstream.backend.paged_store import PagedState, PagedStore
-from slipstream.backend.self_test import PROBE_BLOCKS, SELF_TEST_BLOCKS, WITNESS_CONTEXT, Probe
+from slipstream.backend.self_test import (
+    PROBE_BLOCKS,
+    PROBE_SLOTS,
+    SELF_TEST_BLOCKS,
+    SELF_TEST_SLOTS,
+    WITNESS_CONTEXT,
+    Probe,
+)
+from slipstream.backend.slots import FIRST_SLOT, Slots, SlotStates
 from slipstream.backend.step_cost import StepCost
 from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, Runner, StepClass
-from slipstream.backend.store import Blob
+from slipstream.backend.store import Blob, Store
 from slipstream.errors import ModelError
 from slipstream.fields import KV_MEMORY
 from slipstream.sampling import Choice, Row, choose_on_host
@@ -22,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 _SPARE_SLOTS = LONE_TOKEN_SIZE - 1
 """Slots after a sequence's last token that a step may write rubbish to: the dummies that fill a short chunk."""
+_SLOTS_IN_USE = 4
+"""Recurrent states that steps write for nobody and read as the beginning; more are written in large steps alone."""
+_REPLAY = 1.0
+"""Seconds that a sequence may take to compute again from a state that was kept, if memory allows."""
 
 
 class BlockModel(Runner, Protocol):
@@ -73,7 +87,10 @@ class PagedBackend(Generic[AnyModel]):
     def __init__(self, model: AnyModel, *, kv_memory: int, progress: Callable[[float], None] = lambda _: None) -> None:
         self._model = model
         self.vocab_size = model.vocab_size
-        self._num_blocks = kv_memory // model.block_bytes - 1  # block 0 takes the KV of padding
+        unnamed = model.block_bytes  # of block 0, which takes the KV of padding
+        if model.states is not None:
+            unnamed += _SLOTS_IN_USE * model.states.slot_bytes
+        self._num_blocks = (kv_memory - unnamed) // model.block_bytes
         if self._num_blocks < 2:
             raise ModelError(
                 f"KV memory of {kv_memory:,} bytes holds no two blocks of {model.block_bytes:,}: raise ", KV_MEMORY
@@ -81,18 +98,38 @@ class PagedBackend(Generic[AnyModel]):
         self._calibration, self._probe = self._calibrated(progress)
         self.step_class = self._calibration.step_class
         self.exact: bool = self._calibration.exact
-        self.fingerprint = f"{model.settings}; {self._calibration.witness or self.step_class}"
         self.largest_draft: int | None = min(self.step_class.sizes[-1], self.step_class.row_counts[-1]) - 1
         self.cost = StepCost(
             self._calibration.measurements, smallest_chunk=LONE_TOKEN_SIZE, prepared=lambda: model.prepared
         )
-        self.store = self.new_store(self._num_blocks)
+        self.checkpoint_interval = self._checkpoint_interval(model.states) if model.states is not None else 0
+        """Tokens between two recurrent states that are kept; 0 if there are none."""
+        self.fingerprint = f"{model.settings}; {self._calibration.witness or self.step_class}"
+        if self.checkpoint_interval:
+            self.fingerprint += f"; states every {self.checkpoint_interval} tokens"
+        self.store: Store[Any] = self.new_store(self._num_blocks)
 
-    def new_store(self, num_blocks: int) -> PagedStore:
+    def new_store(self, num_blocks: int) -> Store[Any]:
         """A store of the first so many blocks; only one may be in use."""
         model = self._model
-        size, spare = BLOCK_SIZE, _SPARE_SLOTS
-        return PagedStore(model, num_blocks=num_blocks, block_size=size, block_bytes=model.block_bytes, spare=spare)
+        if model.states is None:
+            return PagedStore(
+                model,
+                num_blocks=num_blocks,
+                block_size=BLOCK_SIZE,
+                block_bytes=model.block_bytes,
+                spare=_SPARE_SLOTS,
+            )
+        return HybridStore(
+            model,
+            model.states,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            block_bytes=model.block_bytes,
+            first_slot=FIRST_SLOT,
+            interval=self.checkpoint_interval,
+            spare=_SPARE_SLOTS,
+        )
 
     @property
     def step_sizes(self) -> tuple[int, ...]:
@@ -128,6 +165,8 @@ class PagedBackend(Generic[AnyModel]):
             if not known.exact or probe.agrees(sizes[0], row_counts[0], known.witness):
                 return known, probe
             logger.warning("steps give other bits than when they were measured on this machine: they are measured anew")
+        if model.states is not None:
+            model.states.allocate(SELF_TEST_SLOTS)
         model.allocate(SELF_TEST_BLOCKS)
         found = calibration.calibrate(model, progress)
         probe = self._allocate(found.step_class)
@@ -139,9 +178,23 @@ class PagedBackend(Generic[AnyModel]):
 
     def _allocate(self, step_class: StepClass) -> Probe:
         """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
-        self._model.allocate(1 + self._num_blocks + PROBE_BLOCKS)
-        first = 1 + self._num_blocks
-        return Probe(self._model, first_block=first, step_class=step_class, context=WITNESS_CONTEXT)
+        model, first_block, slot = self._model, 1 + self._num_blocks, FIRST_SLOT
+        if model.states is not None:
+            slot += self._num_blocks * model.block_bytes // model.states.slot_bytes
+            model.states.allocate(slot + PROBE_SLOTS)
+        model.allocate(first_block + PROBE_BLOCKS)
+        return Probe(model, first_block=first_block, slot=slot, step_class=step_class, context=WITNESS_CONTEXT)
+
+    def _checkpoint_interval(self, states: SlotStates) -> int:
+        """Tokens between two states that are kept.
+
+        They take at most as much memory as the keys and values between them, and at least a quarter of that; within
+        these bounds it's the longest interval that is computed again in `_REPLAY` seconds. A power of two, so that
+        measurements that differ a little give the same.
+        """
+        tokens = BLOCK_SIZE * states.slot_bytes / self._model.block_bytes
+        exact = min(max(tokens, _REPLAY / self.cost.token(0)), 4 * tokens)
+        return int(max(2 * BLOCK_SIZE, 2 ** math.ceil(math.log2(exact))))
 
 
 class PagedTicket:
@@ -156,13 +209,18 @@ class PagedTicket:
         self._seconds_before = model.seconds
         self.logits: FloatArray
         """Float32 [rows, vocab_size], once the step is done and until the next is launched."""
-        self._finish = step_class.start(model, [_paged(chunk) for chunk in chunks])
+        self._plans = [_plan(chunk) for chunk in chunks]
+        paged = [_paged(chunk, plan) for chunk, plan in zip(chunks, self._plans, strict=True)]
+        self._finish = step_class.start(model, paged)
 
     def wait(self) -> None:
         """Return when the step is done; see `Ticket.wait`."""
         self.logits = self._finish()
-        for chunk in self._chunks:
-            chunk.state.length += len(chunk.tokens)
+        for chunk, plan in zip(self._chunks, self._plans, strict=True):
+            if isinstance(chunk.state, HybridState) and plan is not None:
+                chunk.state.store.commit(chunk.state, plan)
+            else:
+                chunk.state.length += len(chunk.tokens)
         self._cost.observe(self._load, self._prepared, self._model.seconds - self._seconds_before)
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
@@ -170,7 +228,15 @@ class PagedTicket:
         return choose_on_host(self.logits, rows)
 
 
-def _paged(chunk: Chunk) -> PagedChunk:
+def _plan(chunk: Chunk) -> Slots | None:
+    """Where a chunk finds a recurrent state and leaves others, if its sequence has one."""
+    state = chunk.state
+    if not isinstance(state, HybridState):
+        return None
+    return state.store.plan(state, len(chunk.tokens), rows=chunk.rows, marks=chunk.marks)
+
+
+def _paged(chunk: Chunk, slots: Slots | None) -> PagedChunk:
     state = chunk.state
     assert isinstance(state, PagedState)
-    return PagedChunk(chunk.tokens, chunk.past, state.block_table, chunk.rows)
+    return PagedChunk(chunk.tokens, chunk.past, state.block_table, chunk.rows, slots)

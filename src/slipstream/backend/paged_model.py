@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
+from slipstream.backend.aligned import zeros_aligned
 from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lowered, note, open_caches
 from slipstream.backend.pages import forget_pages
+from slipstream.backend.slot_memory import SlotMemory
+from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.errors import ModelError, UnsupportedModelError
@@ -20,8 +22,6 @@ from slipstream.types import FloatArray, IntArray
 
 _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
-
-_ALIGNMENT = 64
 
 
 class PagedModel:
@@ -52,6 +52,9 @@ class PagedModel:
         self._caches = _caches_of(compiled)
         self.block_bytes = 2 * sum(map(_block_elements, self._caches))
         """Memory that a block takes, in all layers."""
+        states = SlotMemory(compiled.inputs)
+        self.states = states if states.slot_bytes else None
+        """The memory of recurrent states, if there are any."""
         self._any_size = compiled.create_infer_request()
         self._copies: dict[int, ov.InferRequest] = {}
         self._running: tuple[ov.InferRequest, StepInputs]
@@ -145,6 +148,7 @@ class PagedModel:
     def _read(self) -> ov.Model:
         """The model with paged attention, in which a step names the rows that it wants logits of."""
         try:
+            self._core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings operators that a graph may have
             model = self._core.read_model(self.path)
         except RuntimeError as error:
             raise ModelError(f"{self.path} is not a readable OpenVINO model: {error}") from error
@@ -161,6 +165,8 @@ class PagedModel:
     def _attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on the blocks."""
         self._kv.attach(request)
+        if self.states is not None:
+            self.states.attach(request)
 
 
 def paged(model: ov.Model) -> ov.Model:
@@ -184,7 +190,7 @@ class _Blocks:
         for port in caches:
             by_size.setdefault(_block_elements(port), []).append(port)
         self._groups = [
-            (ports, _zeros_aligned((len(ports), num_blocks, elements))) for elements, ports in by_size.items()
+            (ports, zeros_aligned((len(ports), num_blocks, elements))) for elements, ports in by_size.items()
         ]
 
     def attach(self, request: ov.InferRequest) -> None:
@@ -222,16 +228,23 @@ def _sample(compiled: ov.CompiledModel) -> bytes:
     kv = _Blocks(_caches_of(compiled), 4)
     request = compiled.create_infer_request()
     kv.attach(request)
+    states = SlotMemory(compiled.inputs)
+    states.allocate(FIRST_SLOT + 1)
+    states.attach(request)
+    recurrent, slot = states.slot_bytes > 0, FIRST_SLOT
     table, found, past = np.arange(1, 4, dtype=np.int32), [], 0
     for size in (64, 2, 8):
         tokens = np.arange(past + 1, past + 1 + size, dtype=np.int32)
-        inputs = lay_out([PagedChunk(tokens, past, table, 2)], size, 8)  # tensors share their memory, but don't keep it
+        slots = Slots(slot if past else EMPTY_SLOT, ((past + size, slot),))
+        chunk = PagedChunk(tokens, past, table, 2, slots)
+        inputs = lay_out([chunk], size, 8, recurrent=recurrent)  # tensors share their memory, but don't keep it
         for name, array in inputs.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         request.infer()
         found.append(request.get_output_tensor(0).data.tobytes())
         past += size
-    return b"".join((*found, kv.read(np.arange(4, dtype=np.int32)).tobytes()))
+    state = [states.read(slot).tobytes()] if recurrent else []
+    return b"".join((*found, kv.read(np.arange(4, dtype=np.int32)).tobytes(), *state))
 
 
 def _caches_of(compiled: ov.CompiledModel) -> list[ov.ConstOutput]:
@@ -278,11 +291,3 @@ def _gather_before_vocabulary(model: ov.Model) -> None:
 def _block_elements(cache: ov.ConstOutput) -> int:
     """Elements in one block of a key or value cache."""
     return int(np.prod([size.get_length() for size in list(cache.partial_shape)[1:]]))
-
-
-def _zeros_aligned(shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
-    """Zeroed 16-bit storage whose first element starts a cache line; pages become resident when written."""
-    count = int(np.prod(shape))
-    raw = np.zeros(count * 2 + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + count * 2].view(np.uint16).reshape(shape)

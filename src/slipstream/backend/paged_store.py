@@ -69,13 +69,23 @@ class PagedStore:
     there. All operations cost O(blocks named).
     """
 
-    def __init__(self, blocks: Blocks, *, num_blocks: int, block_size: int, block_bytes: int, spare: int = 0) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        *,
+        num_blocks: int,
+        block_size: int,
+        block_bytes: int,
+        spare: int = 0,
+        new_state: type[PagedState] = PagedState,
+    ) -> None:
         self.block_size = block_size
         self.capacity = num_blocks * block_size - spare
         self.bytes_per_token = block_bytes // block_size
         self._blocks = blocks
         self._pool = Pool(num_blocks)
         self._spare = spare
+        self._new_state = new_state
 
     @property
     def free(self) -> int:
@@ -89,14 +99,14 @@ class PagedStore:
 
     def open(self, room: int) -> PagedState:
         """A state of no tokens, with blocks for `room` tokens."""
-        state = PagedState()
+        state = self._new_state()
         self._take(state, self.open_cost(room))
         return state
 
     def fork(self, state: PagedState, length: int, room: int) -> PagedState:
         """A state of the first `length` tokens of another: full blocks are shared, a partial one is copied."""
         full, partial = divmod(length, self.block_size)
-        child = PagedState()
+        child = self._new_state()
         child.append(state.block_table[:full])
         self._require(cost := self.fork_cost(state, length, room))
         self._pool.share(child.block_table)
@@ -111,17 +121,22 @@ class PagedStore:
         """Add blocks up to `room` tokens in all."""
         self._take(state, self.reserve_cost(state, room))
 
-    def rewind(self, state: PagedState, length: int) -> int:
+    def reach(self, state: PagedState, length: int) -> int:  # noqa: ARG002 - any state can be cut anywhere
+        """Any length can be reached."""
+        return length
+
+    def rewind(self, state: PagedState, length: int, most: int | None = None) -> int:
         """Forget all tokens after the first `length`.
 
         Blocks from the new end on that another state has too are exchanged for free ones, as far as there are any. If
         the end falls into such a block, that one is copied; if memory has none left for it, the rewind goes on to where
-        it begins.
+        it begins. It takes at `most` so many blocks.
         """
         at, used = divmod(length, self.block_size)
         if (shared := self._pool.shared(state.block_table[at:])).any():
             tail = state.cut(at)
-            fresh = self._pool.take(min(self._pool.free, int(shared.sum())), state.evictable)
+            free = self._pool.free if most is None else min(most, self._pool.free)
+            fresh = self._pool.take(min(free, int(shared.sum())), state.evictable)
             own = tail[~shared]
             if used and shared[0] and len(fresh):
                 self._blocks.copy_block(int(tail[0]), int(fresh[0]))
@@ -167,7 +182,7 @@ class PagedStore:
         """What a state has to take to lose its tail and have `room` tokens reserved, less what the tail alone held."""
         kept = -(-length // self.block_size)
         freed = self._pool.unshared(state.block_table[kept:])
-        copied = self._ends_in_shared_block(state, length)
+        copied = self.ends_in_shared_block(state, length)
         return max(0, self.open_cost(room) - kept * self.block_size) + (copied - freed) * self.block_size
 
     def held(self, states: Iterable[PagedState]) -> int:
@@ -194,6 +209,16 @@ class PagedStore:
         self._blocks.write_blocks(self._span(state, state.length, end), blob)
         state.length = end
 
+    def ends_in_shared_block(self, state: PagedState, length: int) -> bool:
+        """Whether slot `length` lies behind a token, in a block that another state has too."""
+        block, used = divmod(length, self.block_size)
+        table = state.block_table
+        return used > 0 and block < len(table) and bool(self._pool.shared(table[block : block + 1])[0])
+
+    def room(self, state: PagedState) -> int:
+        """The tokens, in all, that a state has blocks for."""
+        return len(state.block_table) * self.block_size - self._spare
+
     def check(self, states: Iterable[PagedState]) -> None:
         """Assert that each block is either free, once, or had by as many of these states as it counts (for tests)."""
         states = list(states)
@@ -202,12 +227,6 @@ class PagedStore:
 
     def _span(self, state: PagedState, start: int, end: int) -> IntArray:
         return state.block_table[start // self.block_size : -(-end // self.block_size)]
-
-    def _ends_in_shared_block(self, state: PagedState, length: int) -> bool:
-        """Whether slot `length` lies behind a token, in a block that another state has too."""
-        block, used = divmod(length, self.block_size)
-        table = state.block_table
-        return used > 0 and block < len(table) and bool(self._pool.shared(table[block : block + 1])[0])
 
     def _require(self, size: int) -> None:
         if size > self.free:
@@ -220,4 +239,4 @@ class PagedStore:
         self._note_room(state)
 
     def _note_room(self, state: PagedState) -> None:
-        state.room = len(state.block_table) * self.block_size - self._spare
+        state.room = self.room(state)

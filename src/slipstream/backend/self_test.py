@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import (
     BLOCK_SIZE,
     LONE_TOKEN_SIZE,
@@ -35,6 +36,9 @@ PROBE_BLOCKS = 5
 """KV blocks that a probe takes, at most."""
 SELF_TEST_BLOCKS = 1 + PROBE_BLOCKS + 3 * (3 + 1)
 """KV blocks that the test overwrites, the scratch block among them."""
+PROBE_SLOTS = 1
+SELF_TEST_SLOTS = FIRST_SLOT + PROBE_SLOTS + 2
+"""Slots that the test overwrites where there are recurrent states, those for scratch among them."""
 
 _NEEDED = 64
 """Larger sizes are tried as long as there is time: they make prompts of large models a little faster."""
@@ -141,16 +145,24 @@ class Probe:
     """
 
     def __init__(
-        self, runner: Runner, *, first_block: int, step_class: StepClass = _FOR_CONTEXT, context: int = _CONTEXT
+        self,
+        runner: Runner,
+        *,
+        first_block: int,
+        slot: int = FIRST_SLOT,
+        step_class: StepClass = _FOR_CONTEXT,
+        context: int = _CONTEXT,
     ) -> None:
         self._runner = runner
+        self._slots = Slots(slot, ())
         self._past = context
         tokens = _random_tokens(runner, context + _PROBE, seed=_SEED)
         self._tokens = tokens[context:]
         self._others = _random_tokens(runner, SIZES[-1], seed=_SEED + 1)
         *shared, partial = range(first_block, first_block + context // BLOCK_SIZE + 1)
         self._tables = [np.array([*shared, own], np.int32) for own in range(partial, partial + 3)]
-        step_class.run(runner, [PagedChunk(tokens[:context], 0, self._tables[0], 0)])
+        slots = Slots(EMPTY_SLOT, ((context, slot),))
+        step_class.run(runner, [PagedChunk(tokens[:context], 0, self._tables[0], 0, slots)])
         for table in self._tables[1:]:
             runner.copy_block(partial, int(table[-1]))
 
@@ -170,7 +182,7 @@ class Probe:
     def trial(self, size: int, row_count: int, tokens: int = 2) -> Trial:
         """Run a step of that size and that many rows of logits, and compare the rows of the first probed `tokens`."""
         chunks, places = self._step(size)
-        inputs = lay_out(chunks, size, row_count)
+        inputs = lay_out(chunks, size, row_count, recurrent=self._runner.states is not None)
         rows = [(begin + index, index) for index in range(tokens) for begin, count in places if index < count]
         rows = [rows[number % len(rows)] for number in range(row_count)]
         inputs["logit_rows"] = np.array([row for row, _ in rows], np.int64)
@@ -198,7 +210,7 @@ class Probe:
         return [chunk for chunk in (*chunks, self._chunk(2, 1)) if len(chunk.tokens)], places
 
     def _chunk(self, fork: int, count: int) -> PagedChunk:
-        return PagedChunk(self._tokens[:count], self._past, self._tables[fork], 0)
+        return PagedChunk(self._tokens[:count], self._past, self._tables[fork], 0, self._slots)
 
     def _filler(self, count: int) -> PagedChunk:
         """Tokens of no sequence at all, to be computed beside the others."""
@@ -219,30 +231,37 @@ class _SequenceTrial:
             np.arange(first, first + blocks, dtype=np.int32)
             for first in range(1 + PROBE_BLOCKS, SELF_TEST_BLOCKS, blocks)
         )
+        self._slot, self._fork_slot = range(FIRST_SLOT + PROBE_SLOTS, SELF_TEST_SLOTS)
 
     def bits(
         self, *, cuts: Iterable[int] = (), beside: int = 0, rows: int = 1, forked_at: int | None = None
     ) -> tuple[bytes, bytes]:
-        """The last token's logits, and the KV of the full blocks.
+        """The last token's logits, and the KV of the full blocks with the recurrent state, if there is one.
 
         The sequence is computed in chunks that end at `cuts`, each beside `beside` tokens of another sequence, the last
-        with `rows` rows of logits; or up to `forked_at`, and from there on in a fork.
+        with `rows` rows of logits; or beyond `forked_at`, and from there on again in a fork.
         """
-        table, start = self._table, 0
+        table, start, source, slot = self._table, 0, EMPTY_SLOT, self._slot
         if forked_at is not None:
-            self._compute(range(forked_at), table, 0, 0)
+            beyond = range(forked_at + _PROBE)
+            self._compute(beyond, table, 0, 0, Slots(source, ((forked_at, self._fork_slot), (beyond.stop, slot))))
+            source = self._fork_slot
             full = forked_at // BLOCK_SIZE
             self._runner.copy_block(int(table[full]), int(self._fork[full]))
             table = np.concatenate((table[:full], self._fork[full:]))
             start = forked_at
         for begin, end in _spans(start, cuts, _SEQUENCE):
-            logits = self._compute(range(begin, end), table, rows if end == _SEQUENCE else 0, beside)
-        kv = self._runner.read_blocks(table[: _SEQUENCE // BLOCK_SIZE])
-        return logits[-1].tobytes(), kv.tobytes()
+            slots = Slots(source, ((end, slot),))
+            logits = self._compute(range(begin, end), table, rows if end == _SEQUENCE else 0, beside, slots)
+            source = slot
+        kv = self._runner.read_blocks(table[: _SEQUENCE // BLOCK_SIZE]).tobytes()
+        state = self._runner.states.read(slot).tobytes() if self._runner.states is not None else b""
+        return logits[-1].tobytes(), kv + state
 
-    def _compute(self, span: range, table: IntArray, rows: int, beside: int) -> FloatArray:
+    def _compute(self, span: range, table: IntArray, rows: int, beside: int, slots: Slots) -> FloatArray:
         chunks = [PagedChunk(self._others[:beside], 0, self._other_table, 1)] if beside else []
-        chunks.append(PagedChunk(self._tokens[span.start : span.stop], span.start, table, min(rows, len(span))))
+        tokens = self._tokens[span.start : span.stop]
+        chunks.append(PagedChunk(tokens, span.start, table, min(rows, len(span)), slots))
         return self._class.run(self._runner, chunks)
 
 

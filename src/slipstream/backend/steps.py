@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.backend.slots import SCRATCH_SLOTS, Slots, SlotStates, slot_inputs, writes
 from slipstream.backend.store import Blob
 from slipstream.types import FloatArray, IntArray
 
@@ -38,12 +39,19 @@ class PagedChunk:
     past: int
     block_table: IntArray
     rows: int
+    slots: Slots | None = None
+    """Where its recurrent states are; None if it has none, or they don't matter."""
 
 
 class Runner(Protocol):
     """A model that runs steps of any shape over KV blocks."""
 
     vocab_size: int
+
+    @property
+    def states(self) -> SlotStates | None:
+        """The memory of recurrent states; None if it has none."""
+        ...
 
     def start(self, inputs: StepInputs) -> None:
         """Start a step; one at a time."""
@@ -80,7 +88,7 @@ class StepClass:
 
     def start(self, runner: Runner, chunks: Sequence[PagedChunk]) -> Callable[[], FloatArray]:
         """Start to compute the chunks; what it returns waits for the logits, and runs further steps if need be."""
-        first, *others = (self.lay_out(step) for step in self.cut(chunks))
+        first, *others = (self.lay_out(step, recurrent=runner.states is not None) for step in self.cut(chunks))
         runner.start(first[0])
 
         def finish() -> FloatArray:
@@ -95,31 +103,38 @@ class StepClass:
     def cut(self, chunks: Sequence[PagedChunk]) -> Iterator[list[PagedChunk]]:
         """The chunks, cut into as few steps of the class as their order allows; rows of logits keep their order."""
         current: list[PagedChunk] = []
-        size_left, rows_left = self.sizes[-1], self.row_counts[-1]
+        size_left, rows_left, scratch_left = self._room
         for chunk in chunks:
             rest: PagedChunk | None = chunk
             while rest is not None:
                 silent = len(rest.tokens) - rest.rows
                 count = min(len(rest.tokens), size_left, silent + rows_left)
-                if count < 1 or size_left < LONE_TOKEN_SIZE:
+                scratch = _scratch(rest, count) if count > 0 else 0
+                if count < 1 or size_left < LONE_TOKEN_SIZE or (scratch > scratch_left and current):
                     yield current
-                    current, size_left, rows_left = [], self.sizes[-1], self.row_counts[-1]
+                    current, (size_left, rows_left, scratch_left) = [], self._room
                     continue
                 part, rest = _cut(rest, count)
                 current.append(part)
+                scratch_left -= scratch
                 size_left -= max(LONE_TOKEN_SIZE, count)
                 rows_left -= part.rows
         if current:
             yield current
 
-    def lay_out(self, chunks: Sequence[PagedChunk]) -> tuple[StepInputs, int]:
+    @property
+    def _room(self) -> tuple[int, int, int]:
+        """What a step holds: tokens, rows of logits, and unwanted states, one of which padding takes."""
+        return self.sizes[-1], self.row_counts[-1], SCRATCH_SLOTS - 1
+
+    def lay_out(self, chunks: Sequence[PagedChunk], *, recurrent: bool = False) -> tuple[StepInputs, int]:
         """The inputs of a step of chunks that fit into one; also how many of its logit rows are wanted.
 
         What is missing to the next step size is a sequence of dummies in the scratch block; missing rows repeat one.
         """
         size = next_size(self.sizes, sum(max(LONE_TOKEN_SIZE, len(chunk.tokens)) for chunk in chunks))
         wanted = sum(chunk.rows for chunk in chunks)
-        return lay_out(chunks, size, next_size(self.row_counts, wanted)), wanted
+        return lay_out(chunks, size, next_size(self.row_counts, wanted), recurrent=recurrent), wanted
 
 
 def run(runner: Runner, inputs: StepInputs) -> FloatArray:
@@ -128,14 +143,18 @@ def run(runner: Runner, inputs: StepInputs) -> FloatArray:
     return runner.finish()
 
 
-def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int) -> StepInputs:
-    """A step of exactly `size` tokens and `row_count` rows of logits; the chunks must fit."""
+def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurrent: bool = False) -> StepInputs:
+    """A step of exactly `size` tokens and `row_count` rows of logits; the chunks must fit.
+
+    With `recurrent` it says where states in slots are, too.
+    """
     lengths = [max(LONE_TOKEN_SIZE, len(chunk.tokens)) for chunk in chunks]
     pasts = [chunk.past for chunk in chunks]
     input_ids = np.zeros(size, np.int64)
     position_ids = np.zeros(size, np.int64)
     wanted: list[int] = []
     tables: list[IntArray] = []
+    slots = [chunk.slots for chunk in chunks]
     begin = 0
     for chunk, length in zip(chunks, lengths, strict=True):
         real = len(chunk.tokens)
@@ -149,9 +168,11 @@ def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int) -> StepInpu
         lengths.append(padding)
         pasts.append(0)
         tables.append(np.full(-(-padding // BLOCK_SIZE), SCRATCH_BLOCK, np.int32))
+        slots.append(None)
     rows = np.full(row_count, wanted[-1] if wanted else 0, np.int64)
     rows[: len(wanted)] = wanted
-    return {
+    states = slot_inputs(list(zip(pasts, lengths, slots, strict=True))) if recurrent else {}
+    return states | {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "past_lens": np.array(pasts, np.int32),
@@ -172,11 +193,20 @@ def _cut(chunk: PagedChunk, count: int) -> tuple[PagedChunk, PagedChunk | None]:
     """The first `count` tokens of a chunk, and the rest if there is any."""
     if count == len(chunk.tokens):
         return chunk, None
-    rest = min(chunk.rows, len(chunk.tokens) - count)
+    rest, past = min(chunk.rows, len(chunk.tokens) - count), chunk.past + count
+    first, second = chunk.slots.cut(past) if chunk.slots else (None, None)
     return (
-        replace(chunk, tokens=chunk.tokens[:count], rows=chunk.rows - rest),
-        replace(chunk, tokens=chunk.tokens[count:], past=chunk.past + count, rows=rest),
+        replace(chunk, tokens=chunk.tokens[:count], rows=chunk.rows - rest, slots=first),
+        replace(chunk, tokens=chunk.tokens[count:], past=past, rows=rest, slots=second),
     )
+
+
+def _scratch(chunk: PagedChunk, count: int) -> int:
+    """How many states the first `count` tokens of a chunk write that nobody wants."""
+    if chunk.slots is None:
+        return 0
+    kept = chunk.slots.cut(chunk.past + count)[0].kept if count < len(chunk.tokens) else chunk.slots.kept
+    return writes(chunk.past, max(LONE_TOKEN_SIZE, count), kept).unwanted
 
 
 def _offsets(lengths: Sequence[int]) -> IntArray:

@@ -75,6 +75,10 @@ class Store(Protocol[State]):
         """Reserve memory for `room` tokens in all."""
         ...
 
+    def reach(self, state: State, length: int) -> int:
+        """The longest length, at most `length`, that `fork` and `rewind` of a state reach now, if there's memory."""
+        ...
+
     def rewind(self, state: State, length: int) -> int:
         """Forget all tokens after at most the first `length`, and keep what is reserved; returns the length reached."""
         ...

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from slipstream.backend.steps import BLOCK_SIZE
 from slipstream.cli.loading import load_backend
 from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
 from slipstream.models import DEFAULT_MODEL
@@ -77,12 +78,13 @@ def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
         "kv_bytes_per_token": store.bytes_per_token,
         "kv_memory": config.kv_memory,
         "kv_tokens": store.capacity,  # that fit into the KV memory
+        "checkpoint_interval": backend.checkpoint_interval,  # tokens between kept recurrent states, 0 without any
         "exact": backend.exact,
         "step_sizes": backend.step_sizes,
         "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
     }
-    return report | {"advice": _advice(report, store.block_size)}
+    return report | {"advice": _advice(report, BLOCK_SIZE)}
 
 
 def _advice(report: Report, block_size: int) -> list[str]:

@@ -53,7 +53,9 @@ class Work:
     def chunk(self) -> Chunk:
         """It as work for the backend."""
         assert self.active.sequence is not None
-        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens)
+        prompt = len(self.active.request.prompt)
+        marks = (prompt - 1,) if self.past < prompt - 1 < self.past + self.count else ()  # where it's answered again
+        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens, marks)
 
 
 class Scheduler:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from slipstream.kv.guards import Guards
 from slipstream.kv.prefix_index import PrefixIndex
 from slipstream.kv.sequence import Sequence
 from slipstream.types import IntArray
+
+_CANDIDATES = 32
+"""Sequences that are asked how far they keep the state of a prompt that all of them share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,9 @@ class KVMemory:
         """
         length, source = self._find(tenant, tokens)
         if source is not None and not self._make_free(self._store.fork_cost(source.state, length, 0), source):
-            length = self._store.aligned(length)
+            length = self._store.reach(source.state, self._store.aligned(length))
+            if not self._make_free(self._store.fork_cost(source.state, length, 0), source):
+                return True
         if source is None or length == 0:
             return True
         pinned = Sequence(self._store.fork(source.state, length, 0), tokens[:length])
@@ -216,10 +222,21 @@ class KVMemory:
             assert sequence in self._running or len(sequence) == sequence.computed == sequence.indexed
 
     def _find(self, tenant: str, tokens: IntArray) -> tuple[int, Sequence | None]:
-        """How many of the tokens are in memory, and a sequence that has them."""
+        """How many of the tokens have their state in memory, and a sequence that has it.
+
+        Of several sequences that share tokens, one may keep its state further on than another.
+        """
         self._sync_running()
-        index = self._indexes.get(tenant)
-        return index.longest_prefix(tokens) if index else (0, None)
+        best: tuple[int, Sequence | None] = (0, None)
+        if (index := self._indexes.get(tenant)) is not None:
+            shared, sources = index.sharing(tokens)
+            for source in islice(sources, _CANDIDATES if shared else 0):
+                reached = self._store.reach(source.state, min(shared, source.computed))
+                if reached > best[0]:
+                    best = reached, source
+                if reached == shared:
+                    break
+        return best
 
     def _index_of(self, sequence: Sequence) -> PrefixIndex[Sequence]:
         return self._indexes[self._tenants[sequence]]

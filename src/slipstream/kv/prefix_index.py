@@ -1,5 +1,6 @@
 """A radix tree that finds the longest common prefix of a prompt with what is in memory."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -74,6 +75,14 @@ class PrefixIndex(Generic[T]):
 
         Of several entries that share as much, one that ends nearest is given, so one that ends just there if any does.
         """
+        matched, entries = self.sharing(tokens)
+        return (matched, next(entries)) if matched else (0, None)
+
+    def sharing(self, tokens: IntArray) -> tuple[int, Iterator[T]]:
+        """Length of the longest common prefix of `tokens` with any entry, and all entries that share some of it.
+
+        Those that share most come first, of these the one that ends nearest.
+        """
         node, matched = self._root, 0
         while matched < len(tokens) and (child := node.children.get(int(tokens[matched]))):
             common = common_length(child.edge, tokens[matched:])
@@ -81,7 +90,7 @@ class PrefixIndex(Generic[T]):
             node = child
             if common < len(child.edge):
                 break
-        return (matched, self._first_entry(node)) if matched else (0, None)
+        return matched, self._around(node)
 
     def prefixes_of(self, entry: T) -> Iterator[T]:
         """Other entries that stand for the same tokens or a prefix of them."""
@@ -95,10 +104,18 @@ class PrefixIndex(Generic[T]):
         node = self._ends[entry]
         return bool(node.children) or len(node.entries) > 1
 
-    def _first_entry(self, node: _Node[T]) -> T:
-        while not node.entries:
-            node = next(iter(node.children.values()))
-        return node.entries[-1]
+    @staticmethod
+    def _around(node: _Node[T]) -> Iterator[T]:
+        """Entries at a node and below it, then those above."""
+        below = deque([node])
+        while below:
+            each = below.popleft()
+            yield from reversed(each.entries)
+            below.extend(each.children.values())
+        above = node.parent
+        while above is not None:
+            yield from reversed(above.entries)
+            above = above.parent
 
     def _attach(self, node: _Node[T], tokens: IntArray, entry: T) -> None:
         """Put the entry at the end of `tokens` below `node`, adding and splitting edges as needed."""

@@ -64,13 +64,13 @@ class Sequence:
         """Drop the tokens that are not computed."""
         self._length = self.state.length
 
-    def chunk(self, count: int, rows: int, draft: ListLike[int] = ()) -> Chunk:
+    def chunk(self, count: int, rows: int, draft: ListLike[int] = (), marks: tuple[int, ...] = ()) -> Chunk:
         """The next `count` tokens and a draft of what follows them, as work for the backend; memory is reserved."""
         start = self.state.length
         tokens = self._tokens[start : start + count]
         if draft:
             tokens = np.concatenate((tokens, np.asarray(draft, np.int32)))
-        return Chunk(self.state, tokens, rows)
+        return Chunk(self.state, tokens, rows, marks)
 
     def _make_room(self, size: int) -> None:
         """Have room for so many tokens in an array of its own."""

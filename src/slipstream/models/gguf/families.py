@@ -21,8 +21,16 @@ class Family:
     """Whether what attention and the feed-forward part give is normalised before it's added."""
     feed_forward_norm: str = "ffn_norm"
     """The norm before the feed-forward part, where it has one."""
+    output_norm: str = "output_norm.weight"
+    """The norm before the projection to the vocabulary."""
     norm_after_rope: bool = False
     """Whether queries and keys are normalised after their rotation."""
+    recurrent: Literal["", "short convolution", "delta net", "mamba 2"] = ""
+    """What layers without heads for keys have in place of attention."""
+    tiled_heads: bool = False
+    """Whether a recurrent layer's heads of one group stand a number of groups apart, not side by side."""
+    gated_attention: bool = False
+    """Whether what attention gives is gated by what comes with the queries."""
     window_every: int = 0
     """With a sliding window: layers have it but each so-manieth; 0 if all have it."""
     window_base: float | None = None
@@ -58,6 +66,15 @@ FAMILIES = {
     "seed_oss": Family(feed_forward_norm="post_attention_norm"),
     "olmo2": Family(post_norms=True),
     "hunyuan-dense": Family(norm_after_rope=True),
+    "lfm2": Family(recurrent="short convolution", output_norm="token_embd_norm.weight"),
+    "qwen35": Family(
+        feed_forward_norm="post_attention_norm", gated_attention=True, recurrent="delta net", tiled_heads=True
+    ),
+    "qwen35moe": Family(
+        feed_forward_norm="post_attention_norm", gated_attention=True, recurrent="delta net", tiled_heads=True
+    ),
+    "qwen3next": Family(feed_forward_norm="post_attention_norm", gated_attention=True, recurrent="delta net"),
+    "granitehybrid": Family(interleaved=True, recurrent="mamba 2"),
     "gemma3": Family(activation="gelu", post_norms=True, window_every=6, window_base=10000.0, scaled_embeddings=True),
     "gemma4": Family(activation="gelu", post_norms=True, window_base=10000.0, scaled_embeddings=True, value_norm=True),
     "gpt-oss": Family(
@@ -81,7 +98,7 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What attention of one layer is like."""
+    """What one layer mixes tokens by: attention, or a recurrent state."""
 
     heads: int
     kv_heads: int
@@ -89,6 +106,24 @@ class Layer:
     rotation: Rotation | None
     window: int = 0
     """Tokens that are seen, the own one included; 0 for all."""
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it keeps a recurrent state in place of keys and values."""
+        return not self.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """The sizes of recurrent layers: `heads` of `head` values each keep `state` values for each of them.
+
+    Heads of one of the `groups` share what is written to their states and read from them.
+    """
+
+    heads: int
+    head: int
+    groups: int
+    state: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +161,20 @@ class Decoder:
     experts_used: int = 0
     expert_scale: float = 1.0
     latent: Latent | None = None
+    recurrent: Recurrent = Recurrent(0, 0, 0, 0)
     temperature: tuple[float, int] | None = None
     """Queries are multiplied by `1 + a log(1 + position // b)`."""
+
+
+_NOT_YET = {
+    "falcon-h1": "its layers have attention and Mamba-2 side by side",
+    "nemotron_h": "its layers have one part alone: attention, Mamba-2 or the feed-forward part",
+    "nemotron_h_moe": "its layers have one part alone: attention, Mamba-2 or the feed-forward part",
+    "mamba": "it has no attention",
+    "mamba2": "it has no attention",
+    "lfm2moe": "its mixture of experts was not judged",
+}
+"""Architectures that are refused, and why."""
 
 
 def decoder_of(file: GGUF) -> Decoder:
@@ -138,14 +185,20 @@ def decoder_of(file: GGUF) -> Decoder:
     """
     family = FAMILIES.get(file.architecture)
     if family is None:
+        reason = f", which isn't supported yet: {_NOT_YET[file.architecture]}" if file.architecture in _NOT_YET else ""
         raise UnsupportedModelError(
-            f"the GGUF's architecture is {file.architecture!r}; supported: {', '.join(FAMILIES)}. "
+            f"the GGUF's architecture is {file.architecture!r}{reason}; supported: {', '.join(FAMILIES)}. "
             "Pull an OpenVINO IR export of the model instead"
         )
     count, hidden = file.get("block_count"), file.get("embedding_length")
     count -= file.get("nextn_predict_layers", 0)  # layers that draft tokens stand behind the others
     heads = _by_layer(file.get("attention.head_count"), count)
     kv_heads = _by_layer(file.get("attention.head_count_kv", heads), count)
+    if family.recurrent == "delta net":
+        recurrent = file.get("attention.recurrent_layers")
+        every = file.get("full_attention_interval", 4)
+        recurrent = recurrent or [(index + 1) % every != 0 for index in range(count)]
+        kv_heads = [0 if recurrent[index] else kv_heads[index] for index in range(count)]
     head_size = file.get("attention.key_length", hidden // heads[0])
     latent = _latent(file)
     if latent is None and file.get("attention.value_length", head_size) != head_size:
@@ -177,6 +230,7 @@ def decoder_of(file: GGUF) -> Decoder:
         size = inner_size if has_window else head_size
         has_window = has_window and bool(window)
         turns = not family.no_rope_every or (index + 1) % family.no_rope_every != 0
+        turns = turns and file.get("rope.scaling.finetuned", True)
         turn = (inner if has_window or size != head_size else rotation) if turns else None
         layers.append(Layer(heads[index], kv_heads[index], size, turn, window if has_window else 0))
     temperature = file.get("attention.temperature_scale")
@@ -193,6 +247,7 @@ def decoder_of(file: GGUF) -> Decoder:
         experts_used=file.get("expert_used_count", 0),
         expert_scale=file.get("expert_weights_scale", 1.0) or 1.0,
         latent=latent,
+        recurrent=_recurrent(file),
         temperature=(temperature, file.get("rope.scaling.original_context_length")) if temperature else None,
     )
 
@@ -229,6 +284,12 @@ def _routes(file: GGUF) -> dict[str, Any]:
 
 _SIGMOID = 2
 """As GGUF numbers the ways to weigh experts."""
+
+
+def _recurrent(file: GGUF) -> Recurrent:
+    """The sizes of recurrent layers; all 0 if the file says none."""
+    inner, heads = file.get("ssm.inner_size", 0), file.get("ssm.time_step_rank", 0)
+    return Recurrent(heads, inner // max(1, heads), file.get("ssm.group_count", 0), file.get("ssm.state_size", 0))
 
 
 def _attention_scale(file: GGUF, head_size: int, hidden: int, heads: int, layers: int) -> float:

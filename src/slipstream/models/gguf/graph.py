@@ -4,18 +4,15 @@ Activations are float32 [tokens, 1, size]; weights stay compressed, in the form 
 Inputs and attention are those that OpenVINO's own paged transformation makes, so one backend runs both kinds of model.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
 from slipstream.models.gguf.families import Decoder, Latent, Layer, Rotation
 from slipstream.models.gguf.file import GGUF
-from slipstream.models.gguf.weights import Weights
+from slipstream.models.gguf.parts import Parts, const, f32, i64
+from slipstream.models.gguf.recurrent import RECURRENT
 
 BLOCK_SIZE = 32
 """Tokens of a KV block, as the CPU plugin has them."""
@@ -40,9 +37,10 @@ class _Graph:
     def __init__(self, file: GGUF, decoder: Decoder) -> None:
         self._name = file.architecture
         self._decoder = decoder
-        self._inputs: dict[str, ov.Node] = {}
         self._angles: dict[int, tuple[ov.Output, ov.Output]] = {}
-        self._weights = Weights(file, decoder)
+        self._parts = parts = Parts(file, decoder)
+        self._inputs, self._weights = parts.inputs, parts.weights
+        self._input, self._norm, self._projected = parts.input, parts.norm, parts.projected
 
     def model(self) -> ov.Model:
         decoder = self._decoder
@@ -50,26 +48,26 @@ class _Graph:
         for name, shape in _STEP_INPUTS.items():
             self._input(name, shape, np.int32)
         embeddings = self._weights.matrix("token_embd.weight")
-        x = ops.gather(embeddings, ops.unsqueeze(ops.convert(ids, "i32"), _i64(1)), np.int32(0)).output(0)
+        x = ops.gather(embeddings, ops.unsqueeze(ops.convert(ids, "i32"), i64(1)), np.int32(0)).output(0)
         if decoder.embedding_scale != 1:
-            x = ops.multiply(x, _f32(decoder.embedding_scale)).output(0)
-        self._positions = ops.convert(ops.unsqueeze(positions, _i64([1, 2])), "f32").output(0)
+            x = ops.multiply(x, f32(decoder.embedding_scale)).output(0)
+        self._positions = ops.convert(ops.unsqueeze(positions, i64([1, 2])), "f32").output(0)
         for index, layer in enumerate(decoder.layers):
-            x = self._add(x, self._attention(index, layer, x))
+            x = self._add(x, self._mixed(index, layer, x))
             x = self._add(x, self._feed_forward(index, x))
             if (scale := self._weights.array(f"blk.{index}.layer_output_scale.weight")) is not None:
                 x = ops.multiply(x, scale).output(0)
             x.get_node().set_friendly_name(f"layer.{index}")
         x = ops.gather(x, self._input("logit_rows", [-1], np.int64), np.int64(0)).output(0)
-        x = self._norm(x, "output_norm.weight")
+        x = self._norm(x, decoder.family.output_norm)
         if "output.weight" in self._weights:
             logits = self._weights.product(x, "output.weight")
         else:
             logits = ops.matmul(x, embeddings, False, True).output(0)
         if decoder.logit_scale != 1:
-            logits = ops.multiply(logits, _f32(decoder.logit_scale)).output(0)
+            logits = ops.multiply(logits, f32(decoder.logit_scale)).output(0)
         if decoder.logit_cap:
-            cap = _f32(decoder.logit_cap)
+            cap = f32(decoder.logit_cap)
             logits = ops.multiply(ops.tanh(ops.divide(logits, cap)), cap).output(0)
         logits.set_names({"logits"})
         self._weights.check_all_used()
@@ -77,23 +75,37 @@ class _Graph:
 
     # --- parts of a layer ---
 
+    def _mixed(self, index: int, layer: Layer, x: ov.Output) -> ov.Output:
+        """What a layer adds to the tokens from those before them."""
+        x = self._norm(x, f"blk.{index}.attn_norm.weight")
+        if layer.is_recurrent:
+            return RECURRENT[self._decoder.family.recurrent](self._parts, index, x)
+        return self._attention(index, layer, x)
+
     def _attention(self, index: int, layer: Layer, x: ov.Output) -> ov.Output:
-        """What attention adds to the tokens."""
+        """Attention over normalised tokens."""
         decoder, block = self._decoder, f"blk.{index}."
-        x = self._norm(x, f"{block}attn_norm.weight")
         if decoder.latent is not None:
             return self._latent_attention(index, layer, decoder.latent, x)
         query, key, value = self._query_key_value(block, layer, x)
+        gates: list[ov.Output] = []
+        if decoder.family.gated_attention:
+            both = ops.reshape(query, i64([0, 0, layer.heads, -1]), True)
+            query, *gates = (
+                ops.reshape(each, i64([0, 0, -1]), True).output(0) for each in ops.split(both, i64(-1), 2).outputs()
+            )
         query = self._placed(query, f"{block}attn_q_norm.weight", layer, layer.heads)
         key = self._placed(key, f"{block}attn_k_norm.weight", layer, layer.kv_heads)
         if decoder.temperature is not None:
             query = self._tempered(query, *decoder.temperature)
         if decoder.family.value_norm:
-            heads = ops.reshape(value, _i64([0, layer.kv_heads, layer.head_size]), True)
-            value = self._normalised(heads.output(0))
-        value = ops.reshape(value, _i64([0, layer.kv_heads * layer.head_size]), True).output(0)
+            heads = ops.reshape(value, i64([0, layer.kv_heads, layer.head_size]), True)
+            value = self._parts.normalised(heads.output(0))
+        value = ops.reshape(value, i64([0, layer.kv_heads * layer.head_size]), True).output(0)
         sizes = layer.head_size, layer.head_size
-        seen = ops.unsqueeze(self._paged_attention(index, layer, sizes, query, key, value), _i64(1)).output(0)
+        seen = ops.unsqueeze(self._paged_attention(index, layer, sizes, query, key, value), i64(1)).output(0)
+        for gate in gates:
+            seen = ops.multiply(seen, ops.sigmoid(gate)).output(0)
         out = self._projected(seen, f"{block}attn_output")
         return self._norm(out, f"{block}post_attention_norm.weight") if decoder.family.post_norms else out
 
@@ -105,30 +117,30 @@ class _Graph:
             query = self._projected(narrow, f"{block}attn_q_b")
         else:
             query = self._projected(x, f"{block}attn_q")
-        query = ops.reshape(query, _i64([0, heads, latent.plain + turned]), True)
-        plain, placed = ops.variadic_split(query, _i64(-1), _i64([latent.plain, turned])).outputs()
+        query = ops.reshape(query, i64([0, heads, latent.plain + turned]), True)
+        plain, placed = ops.variadic_split(query, i64(-1), i64([latent.plain, turned])).outputs()
         plain = self._by_head(plain, f"{block}attn_k_b.weight")
-        query = ops.reshape(ops.concat([plain, self._turned(placed, layer)], -1), _i64([0, -1]), True)
+        query = ops.reshape(ops.concat([plain, self._turned(placed, layer)], -1), i64([0, -1]), True)
         both = self._projected(x, f"{block}attn_kv_a_mqa")
-        shared, placed = ops.variadic_split(both, _i64(-1), _i64([rank, turned])).outputs()
+        shared, placed = ops.variadic_split(both, i64(-1), i64([rank, turned])).outputs()
         value = self._norm(shared, f"{block}attn_kv_a_norm.weight")
-        key = ops.reshape(ops.concat([value, self._turned(placed, layer)], -1), _i64([0, -1]), True)
-        value = ops.reshape(value, _i64([0, -1]), True)
+        key = ops.reshape(ops.concat([value, self._turned(placed, layer)], -1), i64([0, -1]), True)
+        value = ops.reshape(value, i64([0, -1]), True)
         step = query.output(0), key.output(0), value.output(0)
         seen = self._paged_attention(index, layer, (rank + turned, rank), *step)
-        seen = ops.reshape(seen, _i64([0, heads, rank]), True).output(0)
+        seen = ops.reshape(seen, i64([0, heads, rank]), True).output(0)
         out = self._by_head(seen, f"{block}attn_v_b.weight")
-        return self._projected(ops.reshape(out, _i64([0, 1, -1]), True).output(0), f"{block}attn_output")
+        return self._projected(ops.reshape(out, i64([0, 1, -1]), True).output(0), f"{block}attn_output")
 
     def _by_head(self, x: ov.Output, name: str) -> ov.Output:
         """Heads [tokens, heads, in], each times a matrix of its own: [tokens, heads, out]."""
-        order = _i64([1, 0, 2])
+        order = i64([1, 0, 2])
         return ops.transpose(self._weights.product(ops.transpose(x, order).output(0), name), order).output(0)
 
     def _turned(self, x: ov.Output, layer: Layer) -> ov.Output:
         """Heads [tokens, heads, size], turned by their positions."""
         assert layer.rotation is not None
-        return ops.squeeze(self._rotated(ops.unsqueeze(x, _i64(2)).output(0), layer.rotation), _i64(2)).output(0)
+        return ops.squeeze(self._rotated(ops.unsqueeze(x, i64(2)).output(0), layer.rotation), i64(2)).output(0)
 
     def _placed(self, x: ov.Output, norm: str, layer: Layer, heads: int) -> ov.Output:
         """Queries or keys, [tokens, heads * size], normalised and turned by their positions."""
@@ -136,16 +148,16 @@ class _Graph:
         by_head = norm in self._weights and self._weights.shape(norm)[0] == size
         if not by_head:
             x = self._norm(x, norm)
-        x = ops.reshape(x, _i64([0, 0, heads, size]), True).output(0)
+        x = ops.reshape(x, i64([0, 0, heads, size]), True).output(0)
         if by_head and not late:
             x = self._norm(x, norm)
-        x = ops.transpose(x, _i64([0, 2, 1, 3])).output(0)
+        x = ops.transpose(x, i64([0, 2, 1, 3])).output(0)
         if rotation is not None:
             x = self._rotated(x, rotation)
         if by_head and late:
             x = self._norm(x, norm)
-        x = ops.transpose(x, _i64([0, 2, 1, 3])).output(0)
-        return ops.reshape(x, _i64([0, heads * size]), True).output(0)
+        x = ops.transpose(x, i64([0, 2, 1, 3])).output(0)
+        return ops.reshape(x, i64([0, heads * size]), True).output(0)
 
     def _query_key_value(self, block: str, layer: Layer, x: ov.Output) -> list[ov.Output]:
         if f"{block}attn_qkv.weight" not in self._weights:
@@ -155,17 +167,17 @@ class _Graph:
         size = layer.head_size
         sizes = [layer.heads * size, layer.kv_heads * size, layer.kv_heads * size]
         together = self._projected(x, f"{block}attn_qkv")
-        return list(ops.variadic_split(together, _i64(-1), _i64(sizes)).outputs())
+        return list(ops.variadic_split(together, i64(-1), i64(sizes)).outputs())
 
     def _rotated(self, x: ov.Output, rotation: Rotation) -> ov.Output:
         """Heads [tokens, heads, 1, size], turned by their positions."""
         turned, size = 2 * len(rotation.frequencies), x.get_partial_shape()[3].get_length()
         rest: list[ov.Output] = []
         if turned < size:
-            x, *rest = ops.variadic_split(x, _i64(-1), _i64([turned, size - turned])).outputs()
+            x, *rest = ops.variadic_split(x, i64(-1), i64([turned, size - turned])).outputs()
         cosines, sines = self._angles_of(rotation)
         low, high = (ops.slice(x, [a], [b], [1], [3]) for a, b in ((0, turned // 2), (turned // 2, turned)))
-        across = ops.concat([ops.multiply(high, _f32(-1)), low], -1)
+        across = ops.concat([ops.multiply(high, f32(-1)), low], -1)
         x = ops.add(ops.multiply(x, cosines), ops.multiply(across, sines)).output(0)
         return ops.concat([x, *rest], -1).output(0) if rest else x
 
@@ -176,14 +188,14 @@ class _Graph:
             angles = ops.concat([angles, angles], -1)
             found = [ops.cos(angles), ops.sin(angles)]
             if rotation.scale != 1:
-                found = [ops.multiply(each, _f32(rotation.scale)) for each in found]
-            cosines, sines = (ops.unsqueeze(each, _i64(1)).output(0) for each in found)
+                found = [ops.multiply(each, f32(rotation.scale)) for each in found]
+            cosines, sines = (ops.unsqueeze(each, i64(1)).output(0) for each in found)
             self._angles[id(rotation)] = cosines, sines
         return self._angles[id(rotation)]
 
     def _tempered(self, query: ov.Output, factor: float, length: int) -> ov.Output:
-        far = ops.log(ops.add(ops.floor(ops.divide(self._positions, _f32(length))), _f32(1)))
-        scale = ops.squeeze(ops.add(ops.multiply(far, _f32(factor)), _f32(1)), _i64(2))
+        far = ops.log(ops.add(ops.floor(ops.divide(self._positions, f32(length))), f32(1)))
+        scale = ops.squeeze(ops.add(ops.multiply(far, f32(factor)), f32(1)), i64(2))
         return ops.multiply(query, scale).output(0)
 
     def _paged_attention(
@@ -202,13 +214,13 @@ class _Graph:
         ]
         step = [self._inputs[name].output(0) for name in _STEP_INPUTS]
         sinks = self._weights.array(f"blk.{index}.attn_sinks.weight")
-        none_i, none_f, zero = _const([], np.int32), _const([], np.float32), _const(0, np.int32)
+        none_i, none_f, zero = const([], np.int32), const([], np.float32), const(0, np.int32)
         inputs = [
             *(query, key, value, *(cache.output(0) for cache in caches), *step[:4]),
-            *(_f32(self._decoder.attention_scale), _const(layer.window, np.int32), none_f, step[4]),
+            *(f32(self._decoder.attention_scale), const(layer.window, np.int32), none_f, step[4]),
             *(none_i, none_i, none_i, none_f, none_f, zero, zero),
-            _const(np.zeros((0, 0, 0, 0)) if sinks is None else sinks.reshape(1, -1, 1, 1), np.float32),
-            *(zero, none_i, none_i, none_i, none_i, _const([], np.uint8), none_i),
+            const(np.zeros((0, 0, 0, 0)) if sinks is None else sinks.reshape(1, -1, 1, 1), np.float32),
+            *(zero, none_i, none_i, none_i, none_i, const([], np.uint8), none_i),
         ]
         node = PagedAttention([each if isinstance(each, ov.Output) else each.output(0) for each in inputs])
         node.set_friendly_name(f"PagedAttention.{index}")
@@ -223,7 +235,7 @@ class _Graph:
         elif f"{block}ffn_gate.weight" in self._weights:
             out = self._gated(x, block, "")
         else:  # both in one
-            gate, up = ops.split(self._projected(x, f"{block}ffn_up"), _i64(-1), 2).outputs()
+            gate, up = ops.split(self._projected(x, f"{block}ffn_up"), i64(-1), 2).outputs()
             out = self._projected(self._activated(gate, up), f"{block}ffn_down")
         return self._norm(out, f"{block}post_ffw_norm.weight")
 
@@ -240,10 +252,10 @@ class _Graph:
         """The chosen experts' sum; written like the runtime's pattern for computing no others."""
         weights, hidden = self._weights, x.get_partial_shape()[-1].get_length()
         count = weights.shape(f"{block}ffn_gate_inp.weight")[0]
-        flat = ops.reshape(x, _i64([-1, hidden]), False)
+        flat = ops.reshape(x, i64([-1, hidden]), False)
         logits = self._projected(flat.output(0), f"{block}ffn_gate_inp")
         shares, chosen = self._routes(block, logits)
-        tiled = ops.reshape(ops.tile(flat, _i64([count, 1])), _i64([count, -1, hidden]), False).output(0)
+        tiled = ops.reshape(ops.tile(flat, i64([count, 1])), i64([count, -1, hidden]), False).output(0)
         if self._decoder.family.activation == "clamped-silu":
             inner = self._clamped(block, tiled)
         else:
@@ -252,18 +264,16 @@ class _Graph:
         out = weights.product(inner, f"{block}ffn_down_exps.weight")
         if (bias := self._weights.array(f"{block}ffn_down_exps.bias")) is not None:
             out = ops.add(out, bias[:, None, :]).output(0)
-        out = ops.reshape(out, _i64([count, -1, 1, hidden]), False).output(0)
-        spread = ops.scatter_elements_update(
-            ops.broadcast(_f32(0), ops.shape_of(logits, "i64")), chosen, shares, _i64(1)
-        )
-        routed = ops.reshape(ops.transpose(spread, _i64([1, 0])), _i64([count, -1, 1]), False)
-        total = ops.reduce_sum(ops.multiply(out, ops.unsqueeze(routed, _i64(-1))), _i64([0]), False).output(0)
+        out = ops.reshape(out, i64([count, -1, 1, hidden]), False).output(0)
+        spread = ops.scatter_elements_update(ops.broadcast(f32(0), ops.shape_of(logits, "i64")), chosen, shares, i64(1))
+        routed = ops.reshape(ops.transpose(spread, i64([1, 0])), i64([count, -1, 1]), False)
+        total = ops.reduce_sum(ops.multiply(out, ops.unsqueeze(routed, i64(-1))), i64([0]), False).output(0)
         if f"{block}ffn_gate_shexp.weight" in weights:
             shared = self._gated(x, block, "_shexp")
             if f"{block}ffn_gate_inp_shexp.weight" in weights:
                 weight = self._weights.array(f"{block}ffn_gate_inp_shexp.weight")
                 assert weight is not None
-                share = ops.sigmoid(ops.matmul(x, _const(weight.reshape(1, -1), np.float32), False, True))
+                share = ops.sigmoid(ops.matmul(x, const(weight.reshape(1, -1), np.float32), False, True))
                 shared = ops.multiply(shared, share).output(0)
             total = ops.add(total, shared).output(0)
         return total
@@ -286,9 +296,9 @@ class _Graph:
         if family.gate == "softmax of the chosen":
             weights = ops.softmax(weights, -1).output(0)
         elif family.normalised_experts:
-            weights = ops.divide(weights, ops.reduce_sum(weights, _i64([-1]), True)).output(0)
+            weights = ops.divide(weights, ops.reduce_sum(weights, i64([-1]), True)).output(0)
         if self._decoder.expert_scale != 1:
-            weights = ops.multiply(weights, _f32(self._decoder.expert_scale)).output(0)
+            weights = ops.multiply(weights, f32(self._decoder.expert_scale)).output(0)
         return weights, chosen
 
     def _clamped(self, block: str, x: ov.Output) -> ov.Output:
@@ -299,47 +309,12 @@ class _Graph:
         both = ops.add(both, np.concatenate([b for b in biases if b is not None], axis=1)[:, None, :]).output(0)
         size = both.get_partial_shape()[-1].get_length() // 2
         gate, up = (ops.slice(both, [a], [b], [1], [2]) for a, b in ((0, size), (size, 2 * size)))
-        gate = ops.swish(ops.minimum(gate, _f32(7)), _f32(1.702))
-        return ops.multiply(ops.add(ops.clamp(up, -7, 7), _f32(1)), gate).output(0)
+        gate = ops.swish(ops.minimum(gate, f32(7)), f32(1.702))
+        return ops.multiply(ops.add(ops.clamp(up, -7, 7), f32(1)), gate).output(0)
 
     # --- smaller parts ---
 
     def _add(self, x: ov.Output, more: ov.Output) -> ov.Output:
         if self._decoder.residual_scale != 1:
-            more = ops.multiply(more, _f32(self._decoder.residual_scale)).output(0)
+            more = ops.multiply(more, f32(self._decoder.residual_scale)).output(0)
         return ops.add(x, more).output(0)
-
-    def _norm(self, x: ov.Output, name: str) -> ov.Output:
-        """RMS norm over the last axis; `x` itself if there is no such tensor."""
-        weight = self._weights.array(name)
-        if weight is None:
-            return x
-        return ops.multiply(self._normalised(x), weight).output(0)
-
-    def _normalised(self, x: ov.Output) -> ov.Output:
-        squares = ops.reduce_mean(ops.power(x, _f32(2)), _i64([-1]), True)
-        root = ops.sqrt(ops.add(squares, _f32(self._decoder.epsilon)))
-        return ops.multiply(x, ops.divide(_f32(1), root)).output(0)
-
-    def _projected(self, x: ov.Output, name: str) -> ov.Output:
-        out = self._weights.product(x, f"{name}.weight")
-        bias = self._weights.array(f"{name}.bias")
-        return out if bias is None else ops.add(out, bias).output(0)
-
-    def _input(self, name: str, shape: Sequence[int], kind: npt.DTypeLike) -> ov.Node:
-        node = ops.parameter(list(shape), kind, name=name)
-        node.output(0).set_names({name})
-        self._inputs[name] = node
-        return node
-
-
-def _const(value: Any, kind: npt.DTypeLike) -> ov.Node:
-    return ops.constant(np.asarray(value, kind))
-
-
-def _i64(value: int | Sequence[int]) -> ov.Node:
-    return _const(value, np.int64)
-
-
-def _f32(value: float) -> ov.Node:
-    return _const(value, np.float32)

@@ -1,0 +1,359 @@
+"""A store of keys and values in blocks, and of recurrent states in slots: those of a sequence together or not at all.
+
+A recurrent state can't be cut back, so some states along a sequence are kept: one every `interval` tokens, those at its
+marks, where others are likely to part from it, and that before the last step. A sequence can be forked and rewound to
+any of them, and what follows is computed again.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from slipstream.backend.paged_store import Blocks, PagedState, PagedStore
+from slipstream.backend.pool import Pool
+from slipstream.backend.slots import EMPTY_SLOT, SCRATCH_SLOTS, Slots, SlotStates, writes
+from slipstream.backend.store import Blob, OutOfMemoryError, Span
+from slipstream.types import IntArray
+
+MARKS = 4
+"""States that a sequence keeps besides those at intervals; older ones make room."""
+_WORKING = 2 + MARKS
+"""Slots that a sequence with more to compute has for its own: the last state, the next, and those at its marks."""
+_UNWANTED = SCRATCH_SLOTS // 2
+"""States that a chunk may write for nobody, so that others are written at odd places."""
+
+
+class HybridState(PagedState):
+    """A block table, and the slots of states along the sequence."""
+
+    __slots__ = ("kept", "marks", "promised", "spare", "store")
+
+    store: "HybridStore"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, int] = {}
+        """Slots by the length of the sequence when its state was the slot's; its own length among them, unless 0."""
+        self.marks: list[int] = []
+        """Lengths, off the intervals, whose states are worth keeping."""
+        self.spare: list[int] = []
+        """Slots that hold nothing yet."""
+        self.promised = 0
+        """The tokens, in all, that there are slots for."""
+
+    @property
+    def slots(self) -> IntArray:
+        """All of them, int32."""
+        return np.array([*self.kept.values(), *self.spare], np.int32)
+
+
+class HybridStore:
+    """A `Store` over a `PagedStore` and slots, which take their memory from what there is for blocks.
+
+    Slots at intervals are shared by forks; all others are a state's own, so that it always has one to write to.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        states: SlotStates,
+        *,
+        num_blocks: int,
+        block_size: int,
+        block_bytes: int,
+        first_slot: int,
+        interval: int,
+        spare: int = 0,
+    ) -> None:
+        assert interval % block_size == 0
+        self._states = states
+        self._kv = PagedStore(
+            blocks,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            block_bytes=block_bytes,
+            spare=spare,
+            new_state=HybridState,
+        )
+        self.interval = interval
+        self.slot_rows = -(-states.slot_bytes // block_bytes)
+        """Blocks that take as much memory as a slot."""
+        self._slot_tokens = self.slot_rows * block_size
+        self._pool = Pool(num_blocks // self.slot_rows, first_slot)
+        size = num_blocks * block_size
+        self.capacity = bisect.bisect_right(range(size + 1), size, key=self.open_cost) - 1
+        self.bytes_per_token = self._kv.bytes_per_token + states.slot_bytes // interval
+
+    @property
+    def free(self) -> int:
+        """Memory that nothing holds, in tokens."""
+        return self._kv.free - (self._pool.size - self._pool.free) * self._slot_tokens
+
+    @property
+    def evictable(self) -> int:
+        """Memory that evictable states alone hold, in tokens."""
+        return self._kv.evictable + self._pool.evictable * self._slot_tokens
+
+    def open(self, room: int) -> HybridState:
+        """A state of no tokens, with blocks and slots for `room` tokens."""
+        self._require(self.open_cost(room))
+        state = self._kv.open(room)
+        assert isinstance(state, HybridState)
+        state.store = self
+        self._take(state, self._needed(0, room))
+        self._promise(state, room)
+        return state
+
+    def fork(self, state: HybridState, length: int, room: int) -> HybridState:
+        """A state of at most the first `length` tokens: slots at intervals are shared, that at its end is copied."""
+        self._require(self.fork_cost(state, length, room))
+        length = self.reach(state, length)
+        child = self._kv.fork(state, length, room)
+        assert isinstance(child, HybridState)
+        child.store = self
+        shared = {at: slot for at, slot in state.kept.items() if at <= length and self._at_interval(at)}
+        self._pool.share(np.array(list(shared.values()), np.int32))
+        child.kept = shared
+        self._take(child, self._forked(length, room))
+        if length and length not in shared:
+            child.kept[length] = child.spare.pop()
+            self._states.copy(state.kept[length], child.kept[length])
+        self._promise(child, max(room, length))
+        return child
+
+    def reserve(self, state: HybridState, room: int) -> None:
+        """Add blocks and slots up to `room` tokens in all."""
+        self._require(self.reserve_cost(state, room))
+        self._kv.reserve(state, room)
+        self._take(state, max(0, self._needed(state.length, room) - self._own(state)))
+        self._promise(state, max(room, state.promised))
+
+    def reach(self, state: HybridState, length: int) -> int:
+        """The longest length, up to another, whose state is kept."""
+        return max((at for at in state.kept if at <= length), default=0)
+
+    def rewind(self, state: HybridState, length: int) -> int:
+        """Forget all tokens after a length whose state is kept.
+
+        If there's no memory for a copy of the block that a fork shares, the rewind goes on to an earlier one.
+        """
+        if length >= state.length:
+            return state.length
+        while (reached := self.reach(state, length)) and self.free < self._kv.block_size:
+            if not self._kv.ends_in_shared_block(state, reached):
+                break
+            length = reached - 1
+        room = state.room
+        self._kv.rewind(state, reached, self.free // self._kv.block_size)
+        self._forget(state, [at for at in state.kept if at > reached])
+        missing = self._needed(reached, state.promised) - self._own(state)
+        self._take(state, max(0, min(missing, self.free // self._slot_tokens)))
+        while state.promised > reached and self._needed(reached, state.promised) > self._own(state):
+            state.promised -= self.interval
+        self._promise(state, max(reached, state.promised))
+        state.room = min(room, state.room)
+        return reached
+
+    def trim(self, state: HybridState) -> None:
+        """Give back what is beyond the state's tokens, and all slots but those at intervals, marks and the end."""
+        self._forget(state, self._passing(state))
+        self._give_back(state, state.spare)
+        state.spare = []
+        self._kv.trim(state)
+        self._promise(state, state.length)
+
+    def release(self, state: HybridState) -> None:
+        """Give back all memory; the state must not be used again."""
+        self._give_back(state, [*state.kept.values(), *state.spare])
+        state.kept, state.spare, state.marks = {}, [], []
+        self._kv.release(state)
+
+    def set_evictable(self, state: HybridState, evictable: bool) -> None:
+        """Declare whether a state belongs to nobody. The end of one that is taken up again is worth a mark."""
+        if state.evictable != evictable:
+            self._pool.set_evictable(state.slots, evictable)
+            self._kv.set_evictable(state, evictable)
+            if not evictable:
+                self._mark(state, state.length)
+
+    def open_cost(self, room: int) -> int:
+        """The tokens of the blocks and slots that `room` tokens take."""
+        return self._kv.open_cost(room) + self._needed(0, room) * self._slot_tokens
+
+    def fork_cost(self, state: HybridState, length: int, room: int) -> int:
+        """The same, less what is shared."""
+        length = self.reach(state, length)
+        return self._kv.fork_cost(state, length, room) + self._forked(length, room) * self._slot_tokens
+
+    def reserve_cost(self, state: HybridState, room: int) -> int:
+        """The same, less what the state has."""
+        slots = max(0, self._needed(state.length, room) - self._own(state))
+        return self._kv.reserve_cost(state, room) + slots * self._slot_tokens
+
+    def cut_cost(self, state: HybridState, length: int, room: int) -> int:
+        """What a state has to take to lose its tail and have `room` tokens reserved, less what the tail alone held."""
+        length = self.reach(state, length)
+        own = sum(
+            not self._at_interval(at) and (at in state.marks or at == length) for at in state.kept if at <= length
+        )
+        tail = [slot for at, slot in state.kept.items() if at > length and self._at_interval(at)]
+        freed = self._own(state) + self._pool.unshared(np.array(tail, np.int32))
+        return self._kv.cut_cost(state, length, room) + self._slot_tokens * (
+            max(own, self._needed(length, room)) - freed
+        )
+
+    def held(self, states: Iterable[HybridState]) -> int:
+        """The tokens of the blocks and slots that states have, each counted once."""
+        states = list(states)
+        slots = np.unique(np.concatenate([state.slots for state in states])) if states else ()
+        return self._kv.held(states) + len(slots) * self._slot_tokens
+
+    def spans(self, start: int, end: int) -> Iterator[Span]:
+        """The tokens from `start` to `end` in spans that all but the last end where a state is kept."""
+        first = start
+        for last in (*range((start // self.interval + 1) * self.interval, end, self.interval), end):
+            yield Span(first, last, self._block_rows(first, last) + self.slot_rows)
+            first = last
+
+    def aligned(self, start: int) -> int:
+        """Any token may be the first of an export."""
+        return start
+
+    def export(self, state: HybridState, start: int, end: int) -> Blob:
+        """For each span the blocks of its tokens, and the state at its end."""
+        parts = []
+        for first, last, _ in self.spans(start, end):
+            blocks = self._kv.export(state, first, last)
+            rows = np.zeros((self.slot_rows, *blocks.shape[1:]), np.uint16)
+            content = self._states.read(state.kept[last])
+            rows.reshape(-1)[: len(content)] = content
+            parts += [blocks, rows]
+        return np.concatenate(parts)
+
+    def install(self, state: HybridState, end: int, blob: Blob) -> None:
+        """Extend a state by what was exported from its length up to `end`."""
+        begin = 0
+        self._mark(state, state.length)
+        for first, last, rows in self.spans(state.length, end):
+            split = begin + self._block_rows(first, last)
+            self._kv.install(state, last, blob[begin:split])
+            slot = state.spare.pop()
+            self._states.write(slot, blob[split : begin + rows].reshape(-1))
+            state.kept[last] = slot
+            begin += rows
+
+    def check(self, states: Iterable[HybridState]) -> None:
+        """Assert that blocks and slots are had as they count, and states are kept where they must be (for tests)."""
+        states = list(states)
+        self._kv.check(states)
+        self._pool.check((state.slots, state.evictable) for state in states)
+        own = [slot for state in states for slot in (*state.spare, *self._own_kept(state).values())]
+        assert len(set(own)) == len(own), "two states write to one slot"
+        for state in states:
+            assert list(state.kept) == sorted(state.kept)
+            assert max(state.kept, default=0) == state.length
+            assert all(at in state.kept for at in range(self.interval, state.length + 1, self.interval))
+            assert self._own(state) >= self._needed(state.length, state.promised), (
+                "a state may have nothing to write to"
+            )
+        assert self.free >= 0
+
+    # What a step does
+
+    def plan(self, state: HybridState, count: int, *, rows: int, marks: Sequence[int]) -> Slots:
+        """Where the next `count` tokens find the state and leave others; nothing has changed until `commit`.
+
+        States are kept at intervals and at the end in any case, at `marks` and after each of the last `rows` tokens, of
+        which all but the first may be forgotten again, if it can be done.
+        """
+        self._forget(state, self._passing(state))
+        excess = self._own(state) - self._needed(state.length, state.promised)
+        if excess > 0:
+            self._give_back(state, [state.spare.pop() for _ in range(excess)])
+        past, end = state.length, state.length + count
+        certain = {*range((past // self.interval + 1) * self.interval, end, self.interval), end}
+        marks = [at for at in marks if past < at < end]
+        drafted = range(end - rows + 1, end) if rows > 1 else range(0)
+        lengths = next(
+            lengths
+            for lengths in ({*certain, *marks, *drafted}, {*certain, *drafted}, {*certain, *marks}, certain)
+            if self._can_write(state, past, end, sorted(lengths))
+        )
+        missing = len(lengths) - len(state.spare)
+        self._take(state, max(0, missing))
+        for at in marks:
+            if at in lengths:
+                self._mark(state, at)
+        kept = tuple(zip(sorted(lengths), reversed(state.spare), strict=False))
+        return Slots(state.kept.get(past, EMPTY_SLOT), kept)
+
+    def commit(self, state: HybridState, slots: Slots) -> None:
+        """Note that the tokens of a plan are computed."""
+        del state.spare[-len(slots.kept) :]
+        state.kept.update(slots.kept)
+        state.length = slots.kept[-1][0]
+
+    def _can_write(self, state: HybridState, past: int, end: int, lengths: Sequence[int]) -> bool:
+        """Whether there are slots for states at those lengths, and not too many have to be written besides."""
+        if len(lengths) - len(state.spare) > self.free // self._slot_tokens:
+            return False
+        return writes(past, end - past, [(at, 0) for at in lengths]).unwanted <= _UNWANTED
+
+    # Slots
+
+    def _at_interval(self, length: int) -> bool:
+        return length % self.interval == 0
+
+    def _needed(self, length: int, room: int) -> int:
+        """Slots of its own that a state of a length has if there's room for `room` tokens."""
+        return room // self.interval - length // self.interval + _WORKING if room > length else 0
+
+    def _forked(self, length: int, room: int) -> int:
+        """Slots that a fork takes."""
+        return max(self._needed(length, room), int(length > 0 and not self._at_interval(length)))
+
+    def _own_kept(self, state: HybridState) -> dict[int, int]:
+        return {at: slot for at, slot in state.kept.items() if not self._at_interval(at)}
+
+    def _own(self, state: HybridState) -> int:
+        """How many slots a state has for its own: all but those at intervals."""
+        return len(state.spare) + len(self._own_kept(state))
+
+    def _passing(self, state: HybridState) -> list[int]:
+        """Lengths that are kept for no longer than the next step."""
+        return [at for at in self._own_kept(state) if at != state.length and at not in state.marks]
+
+    def _mark(self, state: HybridState, length: int) -> None:
+        """Have the state at a length kept, and that at the oldest mark no longer if there are too many."""
+        if length and not self._at_interval(length) and length not in state.marks:
+            state.marks = sorted([*state.marks, length])[-MARKS:]
+
+    def _forget(self, state: HybridState, lengths: Iterable[int]) -> None:
+        """Make the slots of lengths spare, or leave them to others that have them, too."""
+        for at in lengths:
+            slot = state.kept.pop(at)
+            if self._pool.shared(np.array([slot], np.int32))[0]:
+                self._give_back(state, [slot])
+            else:
+                state.spare.append(slot)
+        state.marks = [at for at in state.marks if at in state.kept]
+
+    def _take(self, state: HybridState, count: int) -> None:
+        state.spare += self._pool.take(count, state.evictable).tolist()
+
+    def _give_back(self, state: HybridState, slots: Sequence[int]) -> None:
+        self._pool.give_back(np.array(slots, np.int32), state.evictable)
+
+    def _promise(self, state: HybridState, room: int) -> None:
+        """Note for how many tokens there are slots."""
+        whole = (room // self.interval + 1) * self.interval - 1  # tokens that take no more slots
+        state.promised = whole if room > state.length else room
+        state.room = min(self._kv.room(state), state.promised)
+
+    def _block_rows(self, start: int, end: int) -> int:
+        return -(-end // self._kv.block_size) - start // self._kv.block_size
+
+    def _require(self, size: int) -> None:
+        if size > self.free:
+            raise OutOfMemoryError(f"memory for {size} tokens was asked for, {self.free} are free")

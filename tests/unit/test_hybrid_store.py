@@ -1,0 +1,116 @@
+"""Keys, values and recurrent states of a sequence: which states are kept, what they take, and how far it goes back."""
+
+import pytest
+
+from slipstream.backend import Chunk
+from slipstream.backend.hybrid_store import MARKS, HybridState
+from tests.conformance.stores import compute, ids
+from tests.unit.toy_backend import HybridToy
+
+INTERVAL = 8
+
+
+@pytest.fixture
+def toy() -> HybridToy:
+    return HybridToy(500, interval=INTERVAL)
+
+
+def opened(toy: HybridToy, length: int, room: int = 100) -> HybridState:
+    state: HybridState = toy.store.open(room)
+    compute(toy, state, ids([token % 40 + 1 for token in range(length)]))
+    return state
+
+
+def draft(toy: HybridToy, state: HybridState, count: int) -> None:
+    """Compute a token, and `count` drafted ones along."""
+    toy.launch([Chunk(state, ids([7] * (1 + count)), 1 + count)]).wait()
+
+
+def test_a_fork_begins_at_the_nearest_state(toy: HybridToy) -> None:
+    state = opened(toy, 30)
+    assert [toy.store.reach(state, length) for length in (30, 29, 24, 23, 8, 7)] == [30, 24, 24, 16, 8, 0]
+    fork = toy.store.fork(state, 27, 60)
+    assert fork.length == 24
+    assert toy.contents(fork) == toy.contents(state)[:24]
+
+
+def test_states_at_intervals_are_shared_and_take_no_more_memory(toy: HybridToy) -> None:
+    state = opened(toy, 30)
+    free = toy.store.free
+    forks = [toy.store.fork(state, 24, 0) for _ in range(5)]
+    assert toy.store.free == free
+    toy.store.check([state, *forks])
+
+
+def test_a_rejected_draft_is_taken_back_without_computing_anything_again(toy: HybridToy) -> None:
+    for confirmed in range(6):
+        state = opened(toy, 13)
+        draft(toy, state, 5)
+        assert toy.store.rewind(state, 14 + confirmed) == 14 + confirmed
+        assert len(toy.contents(state)) == 14 + confirmed
+        toy.store.release(state)
+
+
+def test_states_of_a_draft_are_given_back_with_the_next_step(toy: HybridToy) -> None:
+    state = opened(toy, 13)
+    compute(toy, state, ids([7]))
+    free = toy.store.free
+    draft(toy, state, 12)
+    toy.store.rewind(state, 15)
+    compute(toy, state, ids([7]))
+    assert toy.store.free == free
+
+
+def test_without_memory_for_them_a_draft_is_taken_back_to_the_step_before(toy: HybridToy) -> None:
+    state = opened(toy, 13, room=60)
+    others = []
+    while toy.store.free >= toy.store.open_cost(1):
+        others.append(toy.store.open(1))
+    draft(toy, state, 30)
+    assert 13 <= toy.store.rewind(state, 14) <= 14
+    toy.store.check([state, *others])
+
+
+def test_where_a_turn_ended_a_fork_may_begin(toy: HybridToy) -> None:
+    state = opened(toy, 13)
+    for length in (21, 30, 37):
+        toy.store.trim(state)
+        toy.store.set_evictable(state, True)
+        toy.store.set_evictable(state, False)
+        toy.store.reserve(state, 100)
+        compute(toy, state, ids([3] * (length - state.length)))
+    assert [toy.store.reach(state, length) for length in (15, 22, 31, 36)] == [13, 21, 30, 32]
+
+
+def test_older_marks_make_room(toy: HybridToy) -> None:
+    state = opened(toy, 1)
+    marked = [length for length in range(3, 60, 3) if length % INTERVAL]
+    for length in marked:
+        toy.launch([Chunk(state, ids([3] * (length + 1 - state.length)), 0, (length,))]).wait()
+    toy.store.trim(state)
+    assert [length for length in state.kept if length % INTERVAL] == [*marked[-MARKS:], state.length]
+
+
+def test_what_was_exported_brings_its_states_along(toy: HybridToy) -> None:
+    state = opened(toy, 30)
+    copy = toy.store.open(30)
+    toy.store.install(copy, 30, toy.store.export(state, 0, 30))
+    assert toy.contents(copy) == toy.contents(state)
+    assert [toy.store.reach(copy, length) for length in (29, 23)] == [24, 16]
+
+
+def test_a_part_goes_on_where_the_last_one_ended(toy: HybridToy) -> None:
+    state = opened(toy, 13)
+    first = toy.store.export(state, 0, 13)
+    compute(toy, state, ids([5] * 10))
+    second = toy.store.export(state, 13, 23)
+    copy = toy.store.open(23)
+    toy.store.install(copy, 13, first)
+    toy.store.install(copy, 23, second)
+    assert toy.contents(copy) == toy.contents(state)
+    assert toy.store.reach(copy, 15) == 13
+
+
+def test_capacity_is_what_fits_with_states(toy: HybridToy) -> None:
+    store = toy.store
+    assert store.open_cost(store.capacity) <= store.free < store.open_cost(store.capacity + 1)
