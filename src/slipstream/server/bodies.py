@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -73,8 +74,8 @@ def parsed(body: bytes, limits: LimitsConfig) -> Any:
     try:
         value = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError:  # what is wrong, or just deep, the slower parser tells
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
-        _require_unicode(value)
+        value = json.loads(body.decode())
+        _require_expressible(value)
     if isinstance(value, dict):
         _measure(value, len(body), limits)
     return value
@@ -108,35 +109,38 @@ def _end_of_string(body: bytes, at: int) -> int:
     return len(body)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidRequestError(f"the body is not valid JSON: {name} is no number in JSON", code="invalid_json")
+def _require_expressible(value: Any) -> None:
+    """Raise `InvalidRequestError`, naming the field, for what Python's parser takes and nothing expresses.
 
-
-def _require_unicode(value: Any) -> None:
-    """Raise `InvalidRequestError`, naming the field, if a text has half of a surrogate pair: no UTF-8 expresses it."""
-    for path, text in _texts(value):
+    That is half of a surrogate pair in a text, and NaN and Infinity.
+    """
+    for path, each in _scalars(value):
+        param = field_path(path) or None
+        if isinstance(each, float) and not math.isfinite(each):
+            subject = param or "the body"
+            raise InvalidRequestError(f"{subject} must be a finite number: JSON has no NaN or Infinity", param=param)
+        text = each if isinstance(each, str) else ""
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            param = field_path(path) or None
             half = f"\\u{ord(text[error.start]):04x}"
             message = f"the text has a lone surrogate, {half}, at position {error.start}; send valid Unicode"
             raise InvalidRequestError(f"{param}: {message}" if param else message, param=param) from None
 
 
-def _texts(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """All text in JSON, and where it stands; a key stands for itself. Deep JSON needs no deep stack."""
+def _scalars(value: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """All text, numbers and the like in JSON, and where they stand, keys too. Deep JSON needs no deep stack."""
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:
         path, each = waiting.pop()
-        if isinstance(each, str):
-            yield path, each
-        elif isinstance(each, dict):
+        if isinstance(each, dict):
             for key, member in each.items():
                 yield path, key
                 waiting.append(((*path, key) if len(path) < 16 else path, member))
         elif isinstance(each, list):
             waiting.extend(((*path, at) if len(path) < 16 else path, member) for at, member in enumerate(each))
+        else:
+            yield path, each
 
 
 def _measure(body: dict[str, Any], size: int, limits: LimitsConfig) -> None:
@@ -152,7 +156,7 @@ def _measure(body: dict[str, Any], size: int, limits: LimitsConfig) -> None:
     if size > limits.max_schema:
         _measure_schemas(body, limits)
     if size > limits.max_characters:
-        characters = sum(len(text) for _, text in _texts(body))
+        characters = sum(len(each) for _, each in _scalars(body) if isinstance(each, str))
         _require(None, characters, "characters", fields.MAX_CHARACTERS, limits)
 
 
