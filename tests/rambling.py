@@ -79,8 +79,8 @@ class Rambler:
 
     def grammar(self, use: ToolUse, schema: Schema | None = None, *, opened: bool = False) -> Grammar | None:
         """The grammar of an answer; one that is no call fits the `schema` if there is one."""
-        source = self._dialect.grammar(use, schema, opens_reasoning=opened)
-        return None if source is None else self._compiler.compile(source, param="tools")
+        written = self._dialect.grammar(use, schema, opens_reasoning=opened)
+        return None if written is None else self._compiler.compile(written.source, param="tools")
 
     def answer(
         self, use: ToolUse, schema: Schema | None = None, *, opened: bool = False, seed: int = 0, **params: Any

@@ -47,9 +47,9 @@ STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 _TOOLS = (Tool("look_up", parameters={"properties": {"word": {"type": "string"}, "times": {"type": "integer"}}}),)
 GRAMMARS = [
-    source
+    written.source
     for use in (ToolUse(_TOOLS), ToolUse(_TOOLS, "required"))
-    if (source := Dialect("", tool_format="hermes").grammar(use, None, opens_reasoning=False))
+    if (written := Dialect("", tool_format="hermes").grammar(use, None, opens_reasoning=False))
 ]
 
 

@@ -480,7 +480,7 @@ def user(*blocks: Any) -> dict[str, Any]:
 
 
 def schema(**parameter: Any) -> dict[str, Any]:
-    return {"tools": [WEATHER, tool("f", {"a": parameter})]}
+    return {"tools": [WEATHER, {**tool("f", {"a": parameter}), "strict": True}]}
 
 
 TOOL_USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
@@ -524,7 +524,7 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
         ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema"),
         ({"tools": [{**WEATHER, "name": "a b"}]}, "tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name: two tools"),
-        (schema(type="string", pattern="a(?=b)"), "tools[1].input_schema has a schema that can't be enforced"),
+        (schema(type="string", pattern=r"\bword\b"), "tools[1].input_schema of the tool 'f' has 'pattern'"),
         ({"tool_choice": ANY}, "tool_choice"),
         ({"tool_choice": {"type": "tool"}, "tools": TOOLS}, "tool_choice.name is required"),
         ({"tool_choice": {"type": "tool", "name": "f"}, "tools": TOOLS}, "tool_choice names f"),

@@ -3,13 +3,13 @@
 import pytest
 
 from slipstream.backend import StepCost, StepMeasurements
-from slipstream.chat.schema import closed, json_rule
 from slipstream.engine import as_prompt, drafting
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter, NGramIndex
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.kv import KVMemory, Sequence
 from slipstream.tokenizer import Tokenizer
+from tests.grammars import grammar_of
 from tests.unit.toy_backend import ToyBackend
 
 SIZES = (2, 4, 8, 16, 32, 64, 128)
@@ -80,7 +80,7 @@ class TestLookUp:
     @pytest.fixture(autouse=True)
     def _parts(self, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.constraint = compiler.compile(f"start: {json_rule(closed(SCHEMA))}", param="").constraint()
+        self.constraint = compiler.compile(grammar_of(SCHEMA), param="").constraint()
         self.drafter = Drafter()
 
     def sequence(self, text: str, answer: str = "") -> Sequence:

@@ -7,10 +7,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from slipstream.chat.schema import closed, json_rule
 from slipstream.engine.grammar import GrammarCompiler
-from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer import Tokenizer
+from tests.grammars import loosened_grammar_of
 
 Accepts = Callable[[dict[str, Any], object], bool]
 
@@ -27,7 +26,7 @@ def accepts(compiler: GrammarCompiler, tokenizer: Tokenizer) -> Accepts:
     """Whether a value can be generated along a schema."""
 
     def check(schema: dict[str, Any], value: object) -> bool:
-        constraint = compiler.compile(f"start: {json_rule(closed(schema))}", param="tools").constraint()
+        constraint = compiler.compile(loosened_grammar_of(schema)[0], param="tools").constraint()
         tokens = tokenizer.encode(json.dumps(value, ensure_ascii=False))
         if constraint.valid_prefix(tokens) < len(tokens):
             return False
@@ -89,8 +88,8 @@ def test_a_set_of_many_values_is_an_array(accepts: Accepts) -> None:
 
 def test_sets_without_end_are_not_listed_without_end() -> None:
     tool = {"type": "object", "properties": {f"p{index}": {**SET, "items": REF} for index in range(2000)}}
-    rewritten = closed({**tool, "$defs": {"Base": {"enum": ["a", "b", "c", "d", "e"]}}})
-    assert len(json.dumps(rewritten)) < 2**20
+    source, _ = loosened_grammar_of({**tool, "$defs": {"Base": {"enum": ["a", "b", "c", "d", "e"]}}})
+    assert len(source) < 2**19
 
 
 @pytest.mark.parametrize(
@@ -110,15 +109,11 @@ def test_names_of_a_map(accepts: Accepts, names: dict[str, Any], fitting: list[s
     assert not accepts(schema, {fitting[0]: "1"})
 
 
-def test_look_around_is_avoided_where_there_is_another_way(accepts: Accepts) -> None:
+def test_look_around(accepts: Accepts) -> None:
     look_around = {"type": "string", "pattern": "^(?!x)[a-z]+@a.de$"}
-    assert accepts({"anyOf": [NUMBER, look_around]}, 3)
-    assert not accepts({"anyOf": [NUMBER, look_around]}, "a@a.de")
-    assert accepts({**look_around, "format": "email"}, "a@a.de")
-    assert not accepts({**look_around, "format": "email"}, "a")
-    for schema in (look_around, {"anyOf": [look_around]}, {"oneOf": [NUMBER, look_around]}):
-        with pytest.raises(InvalidRequestError, match="look-around"):
-            accepts(schema, 3)
+    for schema in (look_around, {"anyOf": [NUMBER, look_around]}, {**look_around, "format": "email"}):
+        assert accepts(schema, "a@a.de")
+        assert not any(accepts(schema, value) for value in ("x@a.de", "a", "a@b.de"))
 
 
 def test_uncommon_formats_demand_nothing(accepts: Accepts) -> None:

@@ -1,14 +1,24 @@
 """Answers: the grammar that a request demands of one, and reading one as it comes."""
 
+from dataclasses import dataclass
+
 from slipstream.chat.formats import ToolFormat, choose_format
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import AnswerDelta, Reading, Steps
 from slipstream.chat.reasoning import Reasoning, choose_reasoning
-from slipstream.chat.schema import closed, json_rule
+from slipstream.chat.schema import Loss, json_rules, shared_rules
 from slipstream.chat.setting import Schema, ToolUse
 from slipstream.chat.tags import Tags
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerGrammar:
+    """What an answer must fit: a Lark grammar, and the keywords of its schemas that it leaves out."""
+
+    source: str
+    losses: tuple[Loss, ...] = ()
 
 
 class Dialect:
@@ -36,25 +46,30 @@ class Dialect:
         ends = (*self.tool_format.ends, *((self.reasoning.end,) if self.reasons else ()))
         return tuple(end.mark for end in ends)
 
-    def grammar(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> str | None:
-        """The Lark grammar that an answer must fit, or None if anything will do.
+    def grammar(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> AnswerGrammar | None:
+        """The grammar that an answer must fit, or None if anything will do.
 
         With a `response_schema` an answer that is no call is JSON that fits it. A model that reasons may do so first.
         """
         may_call = bool(use.callable)
         if not may_call and response_schema is None:
             return None
-        rules = []
+        rules: list[str] = []
+        losses: list[Loss] = []
         if may_call:
             required = ToolUse(use.tools, "required", use.allowed, use.parallel)
-            body = self.tool_format.grammar(use if response_schema is None else required)
-            rules.append(body.replace("start:", "answer:", 1))
+            calls = self.tool_format.grammar(use if response_schema is None else required)
+            rules.append(calls.text.replace("start:", "answer:", 1))
+            losses += calls.losses
         if response_schema is not None:
-            rules.append(f"response: {self.tool_format.said('json')}\njson: {json_rule(closed(response_schema))}")
+            json = json_rules("json", response_schema)
+            rules += [f"response: {self.tool_format.said('json')}", *json.rules]
+            losses += map(Loss, json.losses)
         alone = "answer" if may_call else "response"
         both = response_schema is not None and may_call and use.mode == "auto"
         answer = "(answer | response)" if both else alone
-        return "\n".join((self.reasoning.grammar(answer, opened=opens_reasoning), *rules))
+        rules.insert(0, self.reasoning.grammar(answer, opened=opens_reasoning))
+        return AnswerGrammar("\n".join((*rules, *shared_rules(rules))), tuple(losses))
 
     def reader(self, use: ToolUse, *, opens_reasoning: bool) -> "AnswerReader":
         """What takes an answer apart."""

@@ -24,11 +24,15 @@ class TextGrammar:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function as its caller describes it; `parameters` is a JSON Schema of an object."""
+    """A function as its caller describes it; `parameters` is a JSON Schema of an object.
+
+    If it is `strict`, a schema that a grammar can't hold is refused; otherwise a call is checked once it's there.
+    """
 
     name: str
     description: str = ""
     parameters: Schema = field(default_factory=dict)
+    strict: bool = False
     deferred: bool = False
     """Whether it's described where a message brings it up, and not in front of all messages."""
     text: TextGrammar | None = None

@@ -45,9 +45,13 @@ class Tags:
         return Tag(" ".join(expressions), joined("", marks))
 
 
-def rule_until(tag: Tag, rule: str, shortest: int = 0, longest: int | None = None) -> str:
-    """Lark rules for `rule`: any text of so many characters, and then the tag."""
-    many = "*" if not shortest and longest is None else f"{{{shortest},{'' if longest is None else longest}}}"
+def rule_until(tag: Tag, rule: str, text: str | None = None) -> str:
+    """Lark rules for `rule`: any text, or one that fits a terminal, and then the tag, which the text can't hold."""
     if tag.is_token:
-        return f"{rule}: {rule.upper()}_TEXT {tag.expression}\n{rule.upper()}_TEXT: /(.|\\n){many}/"
-    return f"{rule}[lazy]: /(.|\\n){many}/ {tag.expression}"
+        return f"{rule}: {rule.upper()}_TEXT {tag.expression}\n{rule.upper()}_TEXT: {text or _ANY_TEXT}"
+    if text is None:
+        return f"{rule}[lazy]: {_ANY_TEXT} {tag.expression}"
+    return f"{rule}[lazy]: ({text} & ~({_ANY_TEXT} {literal(str(tag).strip())} {_ANY_TEXT})) {tag.expression}"
+
+
+_ANY_TEXT = "/(.|\\n)*/"

@@ -47,18 +47,21 @@ def _of_object(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class ToolDefinition(BaseModel):
-    """A tool that the client runs. `strict` changes nothing: every call fits its schema."""
+    """A tool that the client runs. Its calls fit its schema; `strict` refuses one that can't be enforced."""
 
     type: Annotated[str | None, AfterValidator(_custom)] = None  # first, for tools of other types lack the rest
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: str | None = None
     input_schema: Annotated[dict[str, Any], AfterValidator(_of_object)]
+    strict: bool | None = None
     defer_loading: bool | None = None
 
     @property
     def tool(self) -> Tool:
         """The tool in no protocol's terms."""
-        return Tool(self.name, self.description or "", self.input_schema, deferred=bool(self.defer_loading))
+        return Tool(
+            self.name, self.description or "", self.input_schema, bool(self.strict), deferred=bool(self.defer_loading)
+        )
 
 
 class HostedTool(BaseModel):
@@ -191,6 +194,7 @@ class MessagesRequest(PromptFields):
             params=self._sampling_params(),
             setting=setting,
             response_schema=_response_schema(self.output_config, self.output_format),
+            response_strict=True,  # as the protocol promises, which has no word for it
             answers=self.max_tokens > 0,
             warnings=self.warnings,
             **(self.slipstream or SlipstreamOptions()).model_dump(),

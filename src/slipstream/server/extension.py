@@ -92,6 +92,6 @@ def report_of(turn: LiveTurn) -> dict[str, Any]:
         **{name: round(max(getattr(counters, name) for counters in each), 3) for name in _TIMES},
         "response_cache": uses.pop() if len(uses) == 1 else "miss",
         "exact": turn.exact,
-        "warnings": list(dict.fromkeys(warning for choice in turn.choices for warning in choice.request.warnings)),
+        "warnings": list(dict.fromkeys(warning for choice in turn.choices for warning in choice.warnings)),
         "reuse_break": asdict(broken) if broken is not None else None,
     }

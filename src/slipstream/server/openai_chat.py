@@ -69,6 +69,7 @@ class ChatRequest(SamplingFields):
             params=self.sampling_params(max_tokens=limit, logprobs=logprobs),
             setting=Setting(tools, reasoning_kwargs(self.reasoning_effort) | (self.chat_template_kwargs or {})),
             response_schema=response_schema(wanted.type, wanted.json_schema) if wanted else None,
+            response_strict=bool(wanted and wanted.json_schema and wanted.json_schema.strict),
             choices=self.n or 1,
             session_hint=session_hint(self.prompt_cache_key),
             **self.switches(),

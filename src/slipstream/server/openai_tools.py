@@ -13,7 +13,7 @@ ToolName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-
 
 
 class FunctionDefinition(BaseModel):
-    """A function that may be called. `strict` changes nothing: every call fits its schema."""
+    """A function that may be called. Its calls fit its schema; `strict` refuses one that can't be enforced."""
 
     name: ToolName
     description: str | None = None
@@ -126,7 +126,9 @@ class ResponseFormat(BaseModel):
 
 def function_tools(functions: Iterable[FunctionDefinition]) -> tuple[Tool, ...]:
     """Functions in no protocol's terms."""
-    return tuple(Tool(each.name, each.description or "", each.parameters or {}) for each in functions)
+    return tuple(
+        Tool(each.name, each.description or "", each.parameters or {}, bool(each.strict)) for each in functions
+    )
 
 
 def tool_use(

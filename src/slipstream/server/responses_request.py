@@ -126,6 +126,7 @@ class PromptRequest(SamplingFields):
             params=self.sampling_params(max_tokens=self.max_output_tokens, logprobs=None),
             setting=Setting(tools, reasoning | (self.chat_template_kwargs or {})),
             response_schema=response_schema(text.type, text),
+            response_strict=bool(text.strict),
             session_hint=session_hint(self.prompt_cache_key),
             warnings=self.toolbox.warnings,
             **switches,

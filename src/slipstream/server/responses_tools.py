@@ -189,7 +189,9 @@ def _known(tool: FunctionTool | CustomTool | LocalShellTool, param: str, group: 
     namespace = group.name if group is not None else None
     name, description = flat_name(namespace, tool.name), tool.description or ""
     if isinstance(tool, FunctionTool):
-        return _Known(Tool(name, description, tool.parameters or {}), "function", tool.name, namespace)
+        return _Known(
+            Tool(name, description, tool.parameters or {}, bool(tool.strict)), "function", tool.name, namespace
+        )
     form = tool.format or CustomFormat()
     text: dict[str, Any] = {"type": "string"}
     grammar, loosened = None, ""

@@ -20,6 +20,8 @@ class TurnRequest:
     setting: Setting = NO_SETTING
     response_schema: Schema | None = None
     """What an answer that is no call must fit."""
+    response_strict: bool = False
+    """Whether a schema that a grammar can't hold is refused; otherwise the answer is checked once it's there."""
     choices: int = 1
     tenant: str = ""
     weight: float = 1.0

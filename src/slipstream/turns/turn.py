@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from slipstream.chat import AnswerDelta, AnswerReader, Conversations, Message, Prompt
+from slipstream.chat import NO_TOOLS, AnswerDelta, AnswerReader, Conversations, Message, Prompt, ToolUse
+from slipstream.chat.schema import Loss
 from slipstream.engine import (
     ActiveRequest,
     EngineCore,
@@ -16,6 +17,7 @@ from slipstream.engine import (
 )
 from slipstream.errors import EngineStoppedError
 from slipstream.sessions import SessionTurn, SessionTurns
+from slipstream.turns.checks import misfits, warnings_of
 from slipstream.turns.request import TurnRequest
 
 
@@ -56,6 +58,12 @@ class Choice:
     reader: AnswerReader
     session_turn: SessionTurn | None = None
     """Whose end the answer is, if it comes after a conversation."""
+    losses: tuple[Loss, ...] = ()
+    """Keywords of schemas that the answer's grammar leaves out."""
+    tools: ToolUse = NO_TOOLS
+    """The tools that it may call."""
+    misfits: tuple[str, ...] = ()
+    """What of it, once it's finished, does not fit a schema that was loosened."""
     session_id: str | None = None
     """The session that the answer belongs to, once it's finished."""
     outputs: list[Output] = field(default_factory=list)
@@ -67,6 +75,17 @@ class Choice:
     def wants_logprobs(self) -> bool:
         """Whether its request asked for log-probabilities."""
         return self.request.params.logprobs is not None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of its request was left out or loosened, and what came of that."""
+        return (*self.request.warnings, *warnings_of(self.losses), *self.misfits)
+
+    def check(self) -> None:
+        """Find the misfits of a finished answer; one that was cut off has none."""
+        complete = self.reader.calls_to_run or self.outputs[-1].finish_reason == "stop"
+        if self.losses and complete:
+            self.misfits = tuple(misfits(self.message, self.losses, self.tools, self.request.response_schema))
 
     @property
     def finished(self) -> bool:
@@ -151,6 +170,8 @@ class Turn:
                 self._session_turns.release(choice.session_turn)
             return Piece(choice, output, [])
         deltas = choice.reader.feed(output.text, last=last)
+        if last:
+            choice.check()
         if last and choice.session_turn is not None:
             whole = choice.answer
             answer = choice.conversation, choice.message, whole.token_ids, whole.text

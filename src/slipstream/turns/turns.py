@@ -5,19 +5,14 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
-from slipstream import fields
-from slipstream.chat import Conversations, Prompt, Schema, ToolUse
+from slipstream.chat import Conversations
 from slipstream.chat.answers import Dialect
-from slipstream.chat.messages import Digest, digest
-from slipstream.chat.schema import closed, closed_parameters, json_rule
 from slipstream.engine import EngineCore, EngineRequest, Output, as_prompt
-from slipstream.engine.grammar import UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
-from slipstream.errors import InvalidRequestError
+from slipstream.engine.grammar import GrammarCompiler
 from slipstream.sessions import SessionTurn, SessionTurns
+from slipstream.turns.demands import Demand, Demands
 from slipstream.turns.request import TurnRequest
 from slipstream.turns.turn import Choice, Notify, Piece, Turn
-
-_RECENT_GRAMMARS = 64
 
 Ready = tuple[Choice, EngineRequest]
 """A choice, and what the engine is to generate for it."""
@@ -39,10 +34,9 @@ class Turns:
         self._session_turns = session_turns
         self._conversations = conversations
         self._dialect = dialect
-        self._grammars = grammars
+        self._demands = Demands(dialect, grammars)
         self._encode = encode
         self._lock = threading.Lock()
-        self._recent: dict[Digest, str | None] = {}  # texts of grammars, oldest first
 
     def start(self, requests: Sequence[TurnRequest], notify: Notify) -> Turn:
         """Make the prompts and grammars and submit them all, or none; takes as long as that.
@@ -112,14 +106,20 @@ class Turns:
             speculation=request.speculation,
             response_cache=request.response_cache,
         )
-        setting, prompt = request.setting, None
+        setting, prompt, demand = request.setting, None, Demand()
         if session_turn is not None:
             setting = session_turn.setting
             prompt = self._conversations.prompt(session_turn.messages, setting, tenant=request.tenant)
             self._session_turns.prepare(session_turn, prompt, reuse=request.reuse)
-            grammar = self._grammar(request.tenant, prompt, setting.tools, request.response_schema)
+            demand = self._demands.demand(
+                request.tenant,
+                setting.tools,
+                request.response_schema,
+                strict=request.response_strict,
+                opens_reasoning=prompt.opens_reasoning,
+            )
             shown = self._dialect.token_ids
-            active = replace(active, prompt=prompt.token_ids, grammar=grammar, shown_tokens=shown)
+            active = replace(active, prompt=prompt.token_ids, grammar=demand.grammar, shown_tokens=shown)
         elif not isinstance(request.prompt, str | tuple):
             active = replace(active, prompt=as_prompt(request.prompt))
         opens_reasoning = prompt is not None and prompt.opens_reasoning
@@ -127,48 +127,7 @@ class Turns:
             reader = self._dialect.reader(setting.tools, opens_reasoning=opens_reasoning)
             seed = request.params.seed
             params = request.params if seed is None else replace(request.params, seed=seed + offset)
-            yield Choice(0, request, prompt, reader, session_turn), replace(active, params=params)
-
-    def _grammar(self, tenant: str, prompt: Prompt, use: ToolUse, response_schema: Schema | None) -> Grammar | None:
-        """The grammar of the answer to a prompt: calls of tools, JSON of a schema, or None for free text."""
-        field = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
-        try:
-            source = self._source(tenant, use, response_schema, opens_reasoning=prompt.opens_reasoning)
-        except RecursionError:
-            advice = " has a schema that is nested too deeply: flatten it, or use $ref"
-            raise InvalidRequestError(field, advice, code="schema_too_complex") from None
-        if source is None:
-            return None
-        try:
-            return self._grammars.compile(source, param=field, tenant=tenant)
-        except InvalidRequestError as error:
-            self._blame(tenant, use, response_schema)
-            if error.code == UNSUPPORTED:  # but each of its schemas is supported
-                raise GrammarBrokenError from error
-            raise
-
-    def _source(
-        self, tenant: str, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool
-    ) -> str | None:
-        """The text of a grammar, as it was made for an earlier turn: making it takes some 0.2 ms for each tool."""
-        key = digest(repr((tenant, use, response_schema, opens_reasoning)))
-        with self._lock:
-            if key in self._recent:
-                return self._recent[key]
-        source = self._dialect.grammar(use, response_schema, opens_reasoning=opens_reasoning)
-        with self._lock:
-            self._recent[key] = source
-            if len(self._recent) > _RECENT_GRAMMARS:
-                del self._recent[next(iter(self._recent))]
-        return source
-
-    def _blame(self, tenant: str, use: ToolUse, response_schema: Schema | None) -> None:
-        """Raise the error of the one schema that can't be enforced, if it is one."""
-        allowed = {tool.name for tool in use.callable}
-        for index, tool in enumerate(use.tools):
-            if tool.name in allowed:
-                source = f"start: {json_rule(closed_parameters(tool.parameters))}"
-                self._grammars.check(source, param=fields.TOOL_PARAMETERS.at(index), tenant=tenant)
-        if response_schema is not None:
-            source = f"start: {json_rule(closed(response_schema))}"
-            self._grammars.check(source, param=fields.RESPONSE_SCHEMA, tenant=tenant)
+            yield (
+                Choice(0, request, prompt, reader, session_turn, demand.losses, setting.tools),
+                replace(active, params=params),
+            )

@@ -89,9 +89,9 @@ def measure(known: Vocabulary, costs: Costs, seed: int, answers: int, most_token
     tools = tuple(Tool(**tool["function"]) for tool in TOOLS)
     for mode in MODES:
         started = time.process_time()
-        source = dialect.grammar(ToolUse(tools, mode), None, opens_reasoning=False)
-        assert source is not None
-        grammar = compiler.compile(source, param="tools")
+        written = dialect.grammar(ToolUse(tools, mode), None, opens_reasoning=False)
+        assert written is not None
+        grammar = compiler.compile(written.source, param="tools")
         costs.compiling[mode].append(time.process_time() - started)
         rng = np.random.default_rng(seed)
         for _ in range(answers):

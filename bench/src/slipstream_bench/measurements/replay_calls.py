@@ -94,9 +94,9 @@ class Player:
     def play(self, conversation: bfcl.Conversation, template: ChatTemplate) -> None:
         """All calls of a conversation, each after what came before it."""
         use = ToolUse(tuple(conversation.tools), "required", parallel=False)
-        source = DIALECT.grammar(use, None, opens_reasoning=False)
-        assert source is not None
-        grammar = self._compiler.compile(source, param="tools")
+        written = DIALECT.grammar(use, None, opens_reasoning=False)
+        assert written is not None
+        grammar = self._compiler.compile(written.source, param="tools")
         messages: list[Message] = []
         for question, calls in conversation.turns:
             messages.append(Message("user", question))

@@ -4,16 +4,25 @@ import json
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
 from slipstream.chat.reasoning import Reasoning
-from slipstream.chat.schema import as_object, closed_parameters, json_rule, literal, with_definitions
-from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.schema import Loss, Written, arguments_rules, literal
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tag, Tags, rule_until
 from slipstream.chat.text_grammar import text_rules
 from slipstream.tokenizer.provenance import Traced, content, origin_of, own
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """Lark rules of an answer, and what of the tools' schemas they leave out."""
+
+    text: str
+    losses: tuple[Loss, ...] = ()
 
 
 class ToolFormat(ABC):
@@ -65,7 +74,7 @@ class ToolFormat(ABC):
         return [tool.as_dict() for tool in use.described] or None
 
     @abstractmethod
-    def grammar(self, use: ToolUse) -> str:
+    def grammar(self, use: ToolUse) -> AnswerRules:
         """The Lark rules of an answer, from `start`: with mode "auto" text or calls, with "required" calls alone."""
 
     def said(self, rule: str) -> str:
@@ -87,13 +96,19 @@ class ToolFormat(ABC):
         """An id that no other call has, in the form that the template wants: here such as OpenAI's."""
         return f"call_{secrets.token_hex(12)}"
 
-    def _with_calls(self, start: str, use: ToolUse) -> str:
+    def _with_calls(self, start: str, use: ToolUse) -> AnswerRules:
         """The Lark rules `start`, and those for a `call` of any of the tools."""
         names = [f"call_{index}" for index in range(len(use.callable))]
-        rules = (rule for name, tool in zip(names, use.callable, strict=True) for rule in self._call_rules(name, tool))
-        return "\n".join((start, f"call: {' | '.join(names)}", *rules))
+        written = [self._call_rules(name, tool) for name, tool in zip(names, use.callable, strict=True)]
+        losses = [
+            Loss(keyword, tool.name)
+            for tool, each in zip(use.callable, written, strict=True)
+            for keyword in each.losses
+        ]
+        rules = (rule for each in written for rule in each.rules)
+        return AnswerRules("\n".join((start, f"call: {' | '.join(names)}", *rules)), tuple(losses))
 
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> Written:
         """Lark rules for a call of a tool, from one of this name; by default it's a JSON object."""
         return with_json_arguments(rule, tool, literal(f'{call_opening(tool)}, "{self.ARGUMENTS}": '), '"}"')
 
@@ -106,7 +121,7 @@ class MarkedCalls(ToolFormat):
     def __init__(self, tags: Tags) -> None:
         self._begin, self._end = tags(self.BEGIN), tags(self.END)
 
-    def grammar(self, use: ToolUse) -> str:
+    def grammar(self, use: ToolUse) -> AnswerRules:
         """See `ToolFormat.grammar`."""
         calls = f"{self._calls(use)} {self._end.expression}"
         if use.mode == "required":
@@ -174,26 +189,6 @@ class TaggedCalls(MarkedCalls):
         """Read a call. Returns whether it came to its end."""
 
 
-class Parameter(NamedTuple):
-    """A parameter of a tool, for formats that write one argument after the other."""
-
-    name: str
-    schema: Schema
-    """By itself, with the definitions that it refers to."""
-    required: bool
-
-
-def parameters(tool: Tool) -> list[Parameter]:
-    """A tool's parameters, in the schema's order; raises `InvalidRequestError` if they are alternatives."""
-    whole = closed_parameters(tool.parameters)
-    schema = as_object(whole, whole, tool.name)
-    return [
-        Parameter(name, with_definitions({} if value is True else value, whole), name in schema.get("required", []))
-        for name, value in schema.get("properties", {}).items()
-        if value is not False
-    ]
-
-
 def call_opening(tool: Tool) -> str:
     """How a call of the tool as a JSON object begins, up to its name."""
     return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
@@ -210,15 +205,16 @@ def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> l
     return rules
 
 
-def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> list[str]:
+def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> Written:
     """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
     call = f"{rule}: {before} {rule}_arguments {after}"
     if tool.text is None:
-        return [call, f"{rule}_arguments: {json_rule(closed_parameters(tool.parameters))}"]
+        arguments = arguments_rules(f"{rule}_arguments", tool.parameters)
+        return Written([call, *arguments.rules], arguments.losses)
     (parameter,) = tool.parameters["properties"]
     opening, ending, inside = literal(f'{{{json.dumps(parameter)}: "'), literal('"}'), f"{rule}_text_"
-    arguments = f"{rule}_arguments: {opening} {inside}start {ending}"
-    return [call, arguments, *text_rules(tool.text, inside)]
+    text = f"{rule}_arguments: {opening} {inside}start {ending}"
+    return Written([call, text, *text_rules(tool.text, inside)])
 
 
 MORE = "{0,15}"

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from slipstream.chat.formats.base import ToolFormat, with_json_arguments
+from slipstream.chat.formats.base import AnswerRules, ToolFormat, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
 from slipstream.chat.reasoning import Reasoning
-from slipstream.chat.schema import literal
+from slipstream.chat.schema import Written, literal
 from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tags, rule_until
 
@@ -53,7 +53,7 @@ class Harmony(ToolFormat):
             made["thinking"] = message.reasoning
         return made
 
-    def grammar(self, use: ToolUse) -> str:
+    def grammar(self, use: ToolUse) -> AnswerRules:
         """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
         said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
         if use.mode == "required":
@@ -62,7 +62,7 @@ class Harmony(ToolFormat):
             rules = [f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"]
         return self._with_calls("\n".join(rules), use)
 
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> Written:
         head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
         return with_json_arguments(rule, tool, head)
 

@@ -3,7 +3,7 @@
 from slipstream.chat.formats.base import MORE, MarkedCalls, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments, short_call_id
 from slipstream.chat.reading import Reading, Steps, skip, whole_until
-from slipstream.chat.schema import literal
+from slipstream.chat.schema import Written, literal
 from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tags
 
@@ -24,7 +24,7 @@ class NamedCalls(MarkedCalls):
         more = f"({each.expression} call){MORE}" if use.parallel else ""
         return f"{self._call.expression} call {more}"
 
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> Written:
         before = f"{self._head_rule(tool.name)} {self._named.expression}"
         after = literal(self.AFTER) if self.AFTER else ""
         return with_json_arguments(rule, tool, before, f"{after} {self._call_end.expression}")

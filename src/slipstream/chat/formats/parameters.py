@@ -2,10 +2,13 @@
 
 import json
 
-from slipstream.chat.formats.base import TaggedCalls, parameters
+from slipstream.chat.formats.base import TaggedCalls
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, text_before, whole_until
-from slipstream.chat.schema import json_rule, literal
-from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.schema import Arguments, Written, literal, text_arguments
+from slipstream.chat.schema.objects import Member
+from slipstream.chat.schema.regex_writing import RAW, either, terminal
+from slipstream.chat.schema.shapes import Strings
+from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tag, Tags, rule_until
 from slipstream.tokenizer.provenance import content
 
@@ -54,30 +57,39 @@ class ParameterCalls(TaggedCalls):
         """Read what stands after the arguments. Returns whether it is there."""
         return skip(reading, self.CALL_END)
 
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
-        """A tag for each property, in the schema's order; those that are not required may be missing."""
+    def _call_rules(self, rule: str, tool: Tool) -> Written:
+        """A tag for each argument, in the schema's order; those that are not required may be missing."""
+        arguments = Arguments(tool.parameters, prefix=f"{rule}_value")
+        rules: list[str] = []
+        ways = []
+        for members in arguments.forms:
+            parts = []
+            for member in members:
+                argument = f"{rule}_{len(rules)}"
+                parts.append(f"({argument} {self._value_tail})" + ("" if member.required else "?"))
+                rules.append(self._argument_rule(argument, member, arguments))
+            ways.append(" ".join((self._call_head(tool.name), *parts, self._call_tail)))
+        rules += arguments.values.rules
+        return Written([f"{rule}: {' | '.join(dict.fromkeys(ways))}", *rules], tuple(arguments.meaning.losses))
+
+    def _argument_rule(self, argument: str, member: Member, arguments: Arguments) -> str:
+        """The Lark rules of an argument in its tags."""
         end = self._value_end.expression
-        parts, rules = [], []
-        for index, (name, schema, required) in enumerate(parameters(tool)):
-            argument = f"{rule}_{index}"
-            parts.append(f"({argument} {self._value_tail})" + ("" if required else "?"))
-            head = f"{argument}: {self._value_head(name)}"
-            if (given := _given_texts(schema)) is not None:
-                rules.append(f"{head} ({' | '.join(map(literal, given))}) {end}")
-            elif _is_text(schema):
-                rules.append(f"{head} {argument}_text")
-                length = schema.get("minLength", 0), schema.get("maxLength")
-                rules.append(rule_until(self._value_end, f"{argument}_text", *length))
-            else:
-                rules.append(f"{head} {argument}_json {end}")
-                rules.append(f"{argument}_json: {json_rule(schema)}")
-        return [f"{rule}: {' '.join((self._call_head(tool.name), *parts, self._call_tail))}", *rules]
+        head = f"{argument}: {self._value_head(member.key)}"
+        texts = arguments.text(member.node) if member.key in arguments.texts else None
+        if texts is None:
+            return f"{head} {arguments.values.expression(member.node)} {end}"
+        if any(each.values is None for each in texts):
+            body = None if Strings() in texts else terminal(either(each.texts for each in texts), RAW)
+            return f"{head} {argument}_text\n{rule_until(self._value_end, f'{argument}_text', body)}"
+        given = dict.fromkeys(text for each in texts for text in each.values or ())
+        return f"{head} ({' | '.join(map(literal, given))}) {end}"
 
     def _read_call(self, reading: Reading, use: ToolUse) -> Steps[bool]:
         """The arguments come one by one, when they are whole."""
         if (name := (yield from self._read_call_head(reading))) is None:
             return False
-        schemas = {each.name: each.schema for tool in use.callable if tool.name == name for each in parameters(tool)}
+        texts = {each for tool in use.callable if tool.name == name for each in _texts(tool)}
         reading.begin_call(name)
         reading.add_arguments("{")
         separator = ""
@@ -86,7 +98,7 @@ class ParameterCalls(TaggedCalls):
             if value is None:
                 return False
             value = value.removeprefix(self.AROUND_VALUE).removesuffix(self.AROUND_VALUE)
-            value = _as_json(value, schemas.get(parameter, {}))
+            value = _as_json(value, is_text=parameter in texts)
             reading.add_arguments(f"{separator}{json.dumps(parameter, ensure_ascii=False)}: {value}")
             separator = ", "
         if not (yield from self._read_call_tail(reading)):
@@ -174,21 +186,18 @@ class GLM47(GLM4):
     LINE_END = ""
 
 
-def _is_text(schema: Schema) -> bool:
-    return schema.get("type") == "string"
+def _texts(tool: Tool) -> frozenset[str]:
+    """The names of the parameters whose values stand without quotes."""
+    return text_arguments(json.dumps(tool.parameters))
 
 
-def _given_texts(schema: Schema) -> list[str] | None:
-    """The texts that a value may be, if they are listed."""
-    given = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    return [text for text in given if isinstance(text, str)] if given is not None and _is_text(schema) else None
-
-
-def _as_json(value: str, schema: Schema) -> str:
-    """The value as JSON text: as it stands, unless the schema says string or it isn't JSON."""
-    if not _is_text(schema):
+def _as_json(value: str, *, is_text: bool) -> str:
+    """The value as JSON text: as it stands, unless the schema says text or it isn't JSON."""
+    if not is_text:
         try:
-            return json.dumps(json.loads(value), ensure_ascii=False)
+            json.loads(value)
         except ValueError:
             pass
+        else:
+            return value.strip()
     return json.dumps(value, ensure_ascii=False)

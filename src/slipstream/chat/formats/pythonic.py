@@ -5,12 +5,14 @@ import json
 import keyword
 from typing import Any
 
-from slipstream.chat.formats.base import parameters, separated
+from slipstream.chat.formats.base import separated
 from slipstream.chat.formats.json_calls import ListedCalls
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import Reading, Steps, whole_until
-from slipstream.chat.schema import json_rule, literal
-from slipstream.chat.setting import Schema, Tool, ToolUse
+from slipstream.chat.schema import Arguments, Written, literal
+from slipstream.chat.schema.objects import Member
+from slipstream.chat.schema.shapes import Boolean, Null
+from slipstream.chat.setting import Tool, ToolUse
 
 
 class LFM2(ListedCalls):
@@ -32,22 +34,26 @@ class LFM2(ListedCalls):
             made["content"] = self._as_text(message, f"[{', '.join(map(_written, message.tool_calls))}]")
         return made
 
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+    def _call_rules(self, rule: str, tool: Tool) -> Written:
         """The arguments in the schema's order; any of those that are not required may be missing."""
-        parts, rules = [], []
-        for index, (name, schema, required) in enumerate(parameters(tool)):
-            argument = f"{rule}_{index}"
-            parts.append((argument, required))
-            # What is no name in Python is passed in a dictionary.
-            before, after = f"{name}=", ""
-            if not _is_name(name):
-                before, after = f"**{{{json.dumps(name)}: ", '"}"'
-            words = _words(schema)
-            rules.append(f"{argument}: {literal(before)} {words or f'{argument}_json'} {after}")
-            if words is None:
-                rules.append(f"{argument}_json: {json_rule(schema)}")
-        rules += separated(f"{rule}_arguments", parts, '", "')
-        return [f'{rule}: {literal(f"{tool.name}(")} {rule}_arguments ")"', *rules]
+        arguments = Arguments(tool.parameters, prefix=f"{rule}_value")
+        rules, ways = [], []
+        for way, members in enumerate(arguments.forms):
+            parts = []
+            for index, member in enumerate(members):
+                argument = f"{rule}_{way}_{index}"
+                parts.append((argument, member.required))
+                # What is no name in Python is passed in a dictionary.
+                before, after = f"{member.key}=", ""
+                if not _is_name(member.key):
+                    before, after = f"**{{{json.dumps(member.key)}: ", '"}"'
+                value = _words(member, arguments) or arguments.values.expression(member.node)
+                rules.append(f"{argument}: {literal(before)} {value} {after}")
+            ways.append(f"{rule}_{way}_arguments")
+            rules += separated(ways[-1], parts, '", "')
+        rules += arguments.values.rules
+        call = f'{rule}: {literal(f"{tool.name}(")} ({" | ".join(ways)}) ")"'
+        return Written([call, *rules], tuple(arguments.meaning.losses))
 
     def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
         """Calls come when all of them are there."""
@@ -81,14 +87,18 @@ def _is_name(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name)
 
 
-def _words(schema: Schema) -> str | None:
-    """The Lark expression of a value that Python has words for."""
-    if "enum" in schema:
-        return None
-    if isinstance(given := schema.get("const"), bool):
-        return literal(str(given))
-    kind = None if "const" in schema else schema.get("type")
-    return {"boolean": '("True" | "False")', "null": '"None"'}.get(str(kind))
+def _words(member: Member, arguments: Arguments) -> str | None:
+    """The Lark expression of a value that Python has words for, and nothing else."""
+    words: list[str] = []
+    for shape in arguments.meaning.shapes(member.node):
+        match shape:
+            case Boolean(values):
+                words += map(str, sorted(values))
+            case Null():
+                words.append("None")
+            case _:
+                return None
+    return " | ".join(map(literal, words)).join("()")
 
 
 def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:

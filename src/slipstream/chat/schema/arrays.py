@@ -1,0 +1,207 @@
+"""Arrays as they are written: members one by one, counted where a schema counts them."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from slipstream.chat.schema.losses import UnsupportedError
+from slipstream.chat.schema.meaning import Meaning
+from slipstream.chat.schema.numbers import Numbers
+from slipstream.chat.schema.shapes import ANYTHING, NOTHING, Arrays, Boolean, Node, Not, Null, Strings, joined
+
+if TYPE_CHECKING:
+    from slipstream.chat.schema.json_rules import JsonRules
+
+_MOST_STATES = 150
+_MOST_MEMBERS = 1_000
+
+# Arrays without repetitions are listed one by one, if they are not too many: of up to five values there are 326.
+_MOST_ARRAYS = 400
+_LONGEST_ARRAY = 6
+
+
+class ArrayRules:
+    """Writes one shape of arrays."""
+
+    def __init__(self, arrays: Arrays, rules: "JsonRules", is_nothing: Callable[[Node], bool]) -> None:
+        self._arrays, self._rules, self._is_nothing = arrays, rules, is_nothing
+        self._prefix = arrays.prefix
+        self._tail = arrays.node(self._prefix)
+        self._most = arrays.most
+        if is_nothing(self._tail):
+            self._limit(self._prefix)
+        for index in range(self._prefix):
+            if is_nothing(arrays.node(index)):
+                self._limit(index)
+                break
+        self._live: dict[tuple[int, tuple[int, ...]], bool] = {}
+        self._names: dict[tuple[int, tuple[int, ...]], str] = {}
+
+    def _limit(self, most: int) -> None:
+        self._most = most if self._most is None else min(self._most, most)
+
+    @property
+    def fits_some(self) -> bool:
+        """Whether there is an array that fits."""
+        if self._most is not None and self._arrays.least > self._most:
+            return False
+        if not self._arrays.contains:
+            return True
+        return self._is_live(0, (0,) * len(self._arrays.contains), ())
+
+    def expression(self) -> str:
+        """The Lark expression of the arrays, of which there must be some."""
+        if self._arrays.contains:
+            return f'"[" {self._state(0, (0,) * len(self._arrays.contains))}'
+        least, most = self._arrays.least, self._most
+        if most == 0:
+            return '"[" "]"'
+        prefix = min(self._prefix, most) if most is not None else self._prefix
+        nodes = [self._rules.expression(self._arrays.node(index)) for index in range(prefix)]
+        tail = ""
+        if most is None or most > prefix:
+            item = self._rules.expression(self._tail)
+            low, high = max(least - prefix, 0), None if most is None else most - prefix
+            if not prefix:
+                times = _times(max(low - 1, 0), None if high is None else high - 1)
+                rest = "" if high == 1 else f"({self._rules.SEPARATOR} {item}){times}"
+                return f'"[" {item} {rest} "]"' if least else f'"[" ({item} {rest})? "]"'
+            tail = f" ({self._rules.SEPARATOR} {item}){_times(low, high)}"
+        members = tail
+        for index in reversed(range(prefix)):
+            separator = f"{self._rules.SEPARATOR} " if index else ""
+            members = f"{separator}{nodes[index]}{members}"
+            members = members if index < least else f"({members})?"
+            members = f" {members}" if index else members
+        return f'"[" {members} "]"'
+
+    # Counted members: a state is a place, and how many members before it fit each of `contains`
+
+    def _choices(self, index: int, counts: tuple[int, ...]) -> list[tuple[Node, tuple[int, ...]]]:
+        """What the member of an index may be, and the counts after it."""
+        ways: list[tuple[Node, tuple[int, ...]]] = [(self._arrays.node(index), ())]
+        for contains, count in zip(self._arrays.contains, counts, strict=True):
+            grown: list[tuple[Node, tuple[int, ...]]] = []
+            for node, after in ways:
+                if contains.most is None and count >= contains.least:
+                    grown.append((node, (*after, count)))
+                    continue
+                if contains.most is None or count < contains.most:
+                    grown.append((joined((node, contains.node)), (*after, count + 1)))
+                # Where no bound is above, it makes no difference to take one that fits for one that doesn't.
+                other = node if contains.most is None else joined((node, (Not(contains.node),)))
+                grown.append((other, (*after, count)))
+            ways = grown
+        return ways
+
+    def _place(self, index: int) -> int:
+        """The index, or one that stands for it and all after it."""
+        last = max(self._prefix, self._arrays.least, 1)
+        return index if self._most is not None else min(index, last)
+
+    def _is_live(self, index: int, counts: tuple[int, ...], above: tuple[tuple[int, tuple[int, ...]], ...]) -> bool:
+        key = self._place(index), counts
+        if key in self._live:
+            return self._live[key]
+        if key in above:
+            return False
+        if len(above) > _MOST_STATES or max(self._arrays.least, self._most or 0) > _MOST_MEMBERS:
+            raise UnsupportedError("contains")
+        if self._may_end(index, counts):
+            self._live[key] = True
+            return True
+        if self._most is not None and index >= self._most:
+            self._live[key] = False
+            return False
+        found = any(
+            self._is_live(index + 1, after, (*above, key))
+            for node, after in self._choices(index, counts)
+            if not self._is_nothing(node)
+        )
+        if found or not above:
+            self._live[key] = found
+        return found
+
+    def _may_end(self, index: int, counts: tuple[int, ...]) -> bool:
+        enough = all(count >= each.least for count, each in zip(counts, self._arrays.contains, strict=True))
+        return enough and index >= self._arrays.least
+
+    def _state(self, index: int, counts: tuple[int, ...]) -> str:
+        """The rule of the rest of an array."""
+        key = self._place(index), counts
+        if key in self._names:
+            return self._names[key]
+        if len(self._names) > _MOST_STATES:
+            raise UnsupportedError("contains")
+        name = self._names[key] = self._rules.new_name()
+        ways = ['"]"'] if self._may_end(index, counts) else []
+        if self._most is None or index < self._most:
+            for node, after in self._choices(index, counts):
+                if not self._is_nothing(node) and self._is_live(index + 1, after, ()):
+                    separator = f"{self._rules.SEPARATOR} " if index else ""
+                    ways.append(f"{separator}{self._rules.expression(node)} {self._state(index + 1, after)}")
+        self._rules.rules.append(f"{name}: {' | '.join(ways)}")
+        return name
+
+
+def _times(least: int, most: int | None) -> str:
+    if most == 1:
+        return "" if least else "?"
+    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
+
+
+def listed_arrays(arrays: Arrays, meaning: Meaning) -> list[tuple[Any, ...]] | None:
+    """All arrays without repetitions, in any order; None if they are too many, or not to be listed."""
+    if arrays.contains:
+        return None
+    longest = arrays.most
+    if longest is None or longest > _LONGEST_ARRAY:
+        tail = listed_values(arrays.node(arrays.prefix), meaning)
+        if tail is None or arrays.prefix + len(tail) > _LONGEST_ARRAY:
+            return None
+        longest = arrays.prefix + len(tail)
+    by_index = [listed_values(arrays.node(index), meaning) for index in range(longest)]
+    result: list[tuple[Any, ...]] = []
+    for length in range(arrays.least, longest + 1):
+        members = [values for values in by_index[:length] if values is not None]
+        if len(members) < length or math.prod(map(len, members)) > _MOST_ARRAYS * 20:
+            return None
+        for array in product(*members):
+            if len({_identity(value) for value in array}) == length:
+                result.append(array)
+                if len(result) > _MOST_ARRAYS:
+                    return None
+    return result
+
+
+def listed_values(node: Node, meaning: Meaning) -> list[Any] | None:
+    """The values of a node; None if they can't be listed."""
+    if node == ANYTHING:
+        return None
+    if node == NOTHING:
+        return []
+    result: list[Any] = []
+    for shape in meaning.shapes(node):
+        match shape:
+            case Strings(values=values) | Numbers(values=values) if values is not None:
+                result += values
+            case Boolean(values):
+                result += sorted(values)
+            case Null():
+                result.append(None)
+            case _:
+                return None
+    return result
+
+
+def _identity(value: Any) -> str:
+    """Equal for values that are."""
+    return _written(value) if isinstance(value, bool | str | None) else f"{float(value)!r} {int(value)}"
+
+
+@lru_cache(maxsize=256)
+def _written(value: Any) -> str:
+    return json.dumps(value)

@@ -1,0 +1,368 @@
+"""Lark rules of values that fit a schema: JSON, written the way that `json.dumps` writes it, or a notation like it.
+
+Keys come in the order of the schema, with those after them that it doesn't list. There is no free white space: a third
+fewer tokens than what a model left to itself likes to write.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from slipstream.chat.schema.arrays import ArrayRules, listed_arrays
+from slipstream.chat.schema.losses import UnsupportedError
+from slipstream.chat.schema.meaning import Meaning
+from slipstream.chat.schema.numbers import INTEGER, NUMBER, Numbers
+from slipstream.chat.schema.objects import Form, Keys, Member, form_of, settled
+from slipstream.chat.schema.regex_writing import JSON, quoted, terminal
+from slipstream.chat.schema.shapes import (
+    ANYTHING,
+    Arrays,
+    Boolean,
+    Layer,
+    Node,
+    Null,
+    Objects,
+    Shape,
+    Strings,
+    in_quotes,
+)
+
+_SEPARATOR = '", "'
+_MOST_LISTED = 2_000
+"""Arrays without repetitions that one schema may be made to list: definitions let a short one ask for many."""
+_MOST_COUNTED = 100
+"""Members of an object that are counted, each of which may be left out."""
+
+SHARED = {
+    "json_any": "json_any: JSON_SCALAR | json_array | json_object",
+    "json_array": f'json_array: "[" (json_any ({_SEPARATOR} json_any)*)? "]"',
+    "json_object": f'json_object: "{{" (json_member ({_SEPARATOR} json_member)*)? "}}"',
+    "json_member": 'json_member: JSON_STRING ": " json_any',
+    "JSON_SCALAR": f'JSON_SCALAR: JSON_STRING | /{NUMBER}/ | "true" | "false" | "null"',
+    "JSON_STRING": f"JSON_STRING: /\\x22/ {JSON.any_text()} /\\x22/",
+    "JSON_NUMBER": f"JSON_NUMBER: /{NUMBER}/",
+    "JSON_INTEGER": f"JSON_INTEGER: /{INTEGER}/",
+}
+"""Rules that any grammar may need, by their names."""
+
+
+def shared_rules(rules: Iterable[str]) -> list[str]:
+    """The shared rules that some rules refer to, and those refer to."""
+    wanted, text = [], "\n".join(rules)
+    known = dict(SHARED)
+    while found := [name for name in known if name in text]:
+        added = [known.pop(name) for name in found]
+        wanted += added
+        text = "\n".join(added)
+    return wanted
+
+
+class JsonRules:
+    """Lark `rules` for values of nodes; the name of each begins with `prefix`."""
+
+    ANY = "json_any"
+    """The rule of any value."""
+    SEPARATOR = _SEPARATOR
+
+    def __init__(self, meaning: Meaning, prefix: str) -> None:
+        self.meaning = meaning
+        self.rules: list[str] = []
+        self._prefix = prefix
+        self._count = 0
+        self._listed = 0
+        self._written: dict[Node, str] = {}
+        self._inhabited: set[Node] = set()
+        self._empty: set[Node] = set()
+
+    def expression(self, node: Node) -> str:
+        """The Lark expression of a node's values, of which there must be some."""
+        if node == ANYTHING:
+            return self.ANY
+        if node not in self._written:
+            name = self._written[node] = self.new_name()
+            body = self._body(node)
+            if body.isidentifier():  # and so refers to nothing that could refer back
+                self._written[node] = body
+            else:
+                self.rules.append(f"{name}: {body}")
+        return self._written[node]
+
+    def is_nothing(self, node: Node) -> bool:
+        """Whether no value fits a node, not even one with members that refer back to it."""
+        if node == ANYTHING or node in self._inhabited:
+            return False
+        if node in self._empty:
+            return True
+        if not self._fits_some(node, set()):
+            self._empty.add(node)
+            return True
+        return False
+
+    def new_name(self) -> str:
+        """A name for another rule."""
+        self._count += 1
+        return f"{self._prefix}_{self._count}"
+
+    def _fits_some(self, node: Node, above: set[Node]) -> bool:
+        """Whether some value fits that holds none of the nodes `above`, so that it comes to an end."""
+        if node == ANYTHING or node in self._inhabited:
+            return True
+        if node in above or node in self._empty:
+            return False
+        inner = {*above, node}
+        if any(self._has_value(shape, inner) for shape in self._shapes(node)):
+            self._inhabited.add(node)
+            return True
+        return False
+
+    def _has_value(self, shape: Shape, above: set[Node]) -> bool:
+        def is_nothing(node: Node) -> bool:
+            return not self._fits_some(node, above)
+
+        match shape:
+            case Objects():
+                return bool(self.forms(shape, is_nothing))
+            case Arrays():
+                return self._countable(shape, is_nothing).fits_some
+            case Strings():
+                return shape.terminal() is not None
+        return True
+
+    def forms(self, shape: Objects, is_nothing: Callable[[Node], bool] | None = None) -> list[Form]:
+        """The ways to write an object; what would be too many is let go."""
+        is_nothing = is_nothing or self.is_nothing
+        try:
+            return [form for each in settled(shape) if (form := form_of(each, is_nothing)) is not None]
+        except UnsupportedError as error:
+            self.meaning.lose(str(error))
+            layers = tuple(Layer(layer.properties, lists=layer.lists) for layer in shape.layers)
+            simple = replace(shape, layers=layers, names=(), exists=())
+            return [form for each in settled(simple) if (form := form_of(each, is_nothing)) is not None]
+
+    def _countable(self, arrays: Arrays, is_nothing: Callable[[Node], bool]) -> ArrayRules:
+        """What writes the arrays, without `contains` if that would be too much."""
+        rules = ArrayRules(arrays, self, is_nothing)
+        try:
+            rules.fits_some  # noqa: B018 - which counts
+        except UnsupportedError as error:
+            self.meaning.lose(str(error))
+            return ArrayRules(replace(arrays, contains=()), self, is_nothing)
+        return rules
+
+    def _shapes(self, node: Node) -> list[Shape]:
+        return self.meaning.shapes(node)
+
+    def _body(self, node: Node) -> str:
+        """The alternatives of a node's rule."""
+        scalars: list[str] = []
+        others: list[str] = []
+        for shape in self._shapes(node):
+            match shape:
+                case Objects():
+                    others += map(self._object, self.forms(shape, self.is_nothing))
+                case Arrays():
+                    others += self._array(shape)
+                case Numbers():
+                    try:
+                        scalars.append(_number(shape))
+                    except UnsupportedError:
+                        others.append(self._multiples(shape))
+                case Strings():
+                    self.texts(shape, scalars, others)
+                case Boolean(values):
+                    scalars += [f'"{str(value).lower()}"' for value in sorted(values)]
+                case Null():
+                    scalars.append('"null"')
+        scalars = list(dict.fromkeys(scalars))
+        if len(scalars) > 1 or (scalars and not (scalars[0].startswith("JSON_") or scalars[0].startswith('"'))):
+            name = self.new_name().upper()
+            self.rules.append(f"{name}: {' | '.join(scalars)}")
+            scalars = [name]
+        return " | ".join(dict.fromkeys((*scalars, *others)))
+
+    def _multiples(self, numbers: Numbers) -> str:
+        """Multiples are the compiler's own business."""
+        try:
+            return "%json " + json.dumps(numbers.as_schema())
+        except UnsupportedError:
+            self.meaning.lose("multipleOf")
+            return self.terminal(replace(numbers, step=None, no_steps=frozenset()).terminal())
+
+    def terminal(self, body: str) -> str:
+        """A name for a terminal."""
+        name = self.new_name().upper()
+        self.rules.append(f"{name}: {body}")
+        return name
+
+    def _array(self, arrays: Arrays) -> list[str]:
+        if arrays.unique:
+            found = listed_arrays(arrays, self.meaning)
+            self._listed += len(found or ())
+            if found is None or self._listed > _MOST_LISTED:
+                self.meaning.lose("uniqueItems")
+            else:
+                return [self.array(each) for each in found]
+        rules = self._countable(arrays, self.is_nothing)
+        return [rules.expression()] if rules.fits_some else []
+
+    # Objects
+
+    def _object(self, form: Form) -> str:
+        form = replace(form, members=self.ordered(form.members))
+        count, needed = len(form.members), sum(member.required for member in form.members)
+        counted = form.least > needed or form.most is not None
+        if counted and not count:
+            return f'"{{" {self._free(form, form.least, form.most, after=False)} "}}"'
+        if counted:
+            try:
+                return f'"{{" {_Counted(form, self).expression()} "}}"'
+            except UnsupportedError as error:
+                self.meaning.lose(str(error))
+        return f'"{{" {self._members(form)} "}}"'
+
+    def _members(self, form: Form) -> str:
+        """The members of an object, with separators between them."""
+        count = len(form.members)
+        needed = next((index for index, member in enumerate(form.members) if member.required), count)
+        if needed == count:
+            first = self._free(form, 0, None, after=False) or '""'
+        else:
+            first = f"{self.member(form, needed)} {self._then(form, range(needed + 1, count))}"
+        if needed == 0:
+            return first
+        # A rule for what may follow each member that may be the first, so that none is written twice.
+        rest = self._rule(self._then(form, range(needed, count)))
+        ways = [first]
+        for index in reversed(range(needed)):
+            member = self.member(form, index)
+            ways.append(f"{member} {rest}")
+            if index:
+                rest = self._rule(f"({self.SEPARATOR} {member})? {rest}")
+        return f"({' | '.join(reversed(ways))})"
+
+    def _rule(self, body: str) -> str:
+        name = self.new_name()
+        self.rules.append(f"{name}: {body.strip() or chr(34) * 2}")
+        return name
+
+    def _then(self, form: Form, indices: range) -> str:
+        """Members of these indices and free ones, after another."""
+        parts = []
+        for index in indices:
+            part = f"{self.SEPARATOR} {self.member(form, index)}"
+            parts.append(part if form.members[index].required else f"({part})?")
+        return " ".join((*parts, self._free(form, 0, None, after=True)))
+
+    def member(self, form: Form, index: int) -> str:
+        """The Lark expression of a member of known key."""
+        member = form.members[index]
+        return f"{self.key(member.key)} {self.expression(member.node)}"
+
+    def key(self, key: str) -> str:
+        """The Lark expression of a key and what stands after it."""
+        return f'{quoted(quoted(key))} ": "'
+
+    def free_key(self, keys: Keys) -> str | None:
+        """The Lark expression of any of the keys and what stands after it; None if none can be written."""
+        if keys.are_any:
+            return 'JSON_STRING ": "'
+        name = self.terminal(in_quotes(terminal(keys.texts(), JSON)))
+        return f'{name} ": "'
+
+    def texts(self, strings: Strings, scalars: list[str], others: list[str]) -> None:  # noqa: ARG002
+        """Add texts to the terminals of single values, or to other expressions if they have to stand apart."""
+        if (texts := strings.terminal()) is not None:
+            scalars.append(texts)
+
+    def array(self, values: Iterable[object]) -> str:
+        """The Lark expression of an array that is given."""
+        written = f" {self.SEPARATOR} ".join(quoted(json.dumps(value, ensure_ascii=False)) for value in values)
+        return f'"[" {written} "]"'
+
+    def ordered(self, members: Iterable[Member]) -> tuple[Member, ...]:
+        """The members of an object in the order in which they are written."""
+        return tuple(members)
+
+    def _free(self, form: Form, least: int, most: int | None, *, after: bool) -> str:
+        """So many members of other keys; `after` says whether there is another before them."""
+        if not form.free or most == 0:
+            return ""
+        free = self._free_member(form)
+        if after:
+            return f"({self.SEPARATOR} {free}){_times(least, most)}"
+        times = _times(max(least - 1, 0), None if most is None else most - 1)
+        members = free if most == 1 else f"{free} ({self.SEPARATOR} {free}){times}"
+        return members if least else f"({members})?"
+
+    def _free_member(self, form: Form) -> str:
+        name = self.new_name()
+        ways = [
+            f"{key} {self.expression(each.node)}"
+            for each in form.free
+            for keys in each.keys
+            if (key := self.free_key(keys)) is not None
+        ]
+        self.rules.append(f"{name}: {' | '.join(ways)}")
+        return name
+
+
+class _Counted:
+    """Members of an object that must be so many: a rule for each place, and each count before it."""
+
+    def __init__(self, form: Form, rules: JsonRules) -> None:
+        self._form, self._rules = form, rules
+        self._known: dict[tuple[int, int], str | None] = {}
+        self._needed_after = [0]
+        for member in reversed(form.members):
+            self._needed_after.insert(0, self._needed_after[0] + member.required)
+        self._cap = form.least if form.most is None else max(form.most, form.least)
+        if len(form.members) > _MOST_COUNTED:
+            raise UnsupportedError("minProperties" if form.most is None else "maxProperties")
+
+    def expression(self) -> str:
+        found = self._from(0, 0)
+        assert found is not None  # or there is no form
+        return found
+
+    def _from(self, index: int, count: int) -> str | None:
+        """The rule of members from an index on, after so many; None if there is no way to the end."""
+        key = index, count
+        if key not in self._known:
+            body = self._body(index, count)
+            if body is None:
+                self._known[key] = None
+            else:
+                name = self._known[key] = self._rules.new_name()
+                self._rules.rules.append(f"{name}: {body}")
+        return self._known[key]
+
+    def _body(self, index: int, count: int) -> str | None:
+        form = self._form
+        if index == len(form.members):
+            least = max(form.least - count, 0)
+            most = None if form.most is None else form.most - count
+            if (least and not form.free) or (most is not None and most < 0):
+                return None
+            return self._rules._free(form, least, most, after=count > 0) or '""'
+        ways = []
+        member = form.members[index]
+        if form.most is None or count + 1 + self._needed_after[index + 1] <= form.most:
+            after = count + 1 if form.most is not None else min(count + 1, max(self._cap, 1))
+            if (rest := self._from(index + 1, after)) is not None:
+                separator = f"{self._rules.SEPARATOR} " if count else ""
+                ways.append(f"{separator}{self._rules.member(form, index)} {rest}")
+        if not member.required and (rest := self._from(index + 1, count)) is not None:
+            ways.append(rest)
+        return " | ".join(ways) or None
+
+
+def _times(least: int, most: int | None) -> str:
+    if most == 1:
+        return "" if least else "?"
+    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
+
+
+def _number(numbers: Numbers) -> str:
+    if numbers == Numbers():
+        return "JSON_NUMBER"
+    return "JSON_INTEGER" if numbers == Numbers(integral=True) else numbers.terminal()

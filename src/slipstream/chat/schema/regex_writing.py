@@ -1,0 +1,429 @@
+"""Regular expressions written down: as terminals of a Lark grammar, in an answer's alphabet, and for Python's `re`.
+
+In a grammar a pattern is a language of whole texts. Where `^` and `$` can match is worked out beforehand, and what
+looks ahead or behind becomes an intersection, or a complement.
+"""
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+from slipstream.chat.schema.losses import UnsupportedError
+from slipstream.chat.schema.regex import (
+    ANY,
+    ANYTHING,
+    EMPTY,
+    HIGHEST,
+    NEVER,
+    Both,
+    Chars,
+    Either,
+    End,
+    Except,
+    Look,
+    Other,
+    Range,
+    Regex,
+    Repeat,
+    Sequence,
+    Start,
+    inverted,
+    parts_of,
+)
+
+_MOST_BRANCHES = 32
+_SURROGATES = (0xD800, 0xDFFF)
+_SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
+_ESCAPED = [*map(chr, range(32)), '"', "\\"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alphabet:
+    """How an answer spells the characters of a text; each in one way alone."""
+
+    escapes: bool
+    """Whether as `json.dumps` does in JSON, or as they are."""
+
+    def char(self, chars: Chars) -> str:
+        """The regular expression, in Rust's syntax, of one of the characters; empty if there is none."""
+        return _char(self, chars)
+
+    def spelled(self, text: str) -> str:
+        """A text as the answer spells it, without quotes."""
+        return quoted(text)[1:-1] if self.escapes else text
+
+    def any_text(self) -> str:
+        """The terminal of any text."""
+        return f"/{_any(self)}*/"
+
+
+JSON = Alphabet(escapes=True)
+RAW = Alphabet(escapes=False)
+
+
+@lru_cache(maxsize=4096)
+def _char(alphabet: Alphabet, chars: Chars) -> str:
+    if not alphabet.escapes:
+        return _rust_class(chars)
+    escaped = [char for char in _ESCAPED if char in chars]
+    plain = _rust_class(chars, without=_ESCAPED)
+    short = "".join(f"\\x{{{ord(_SHORT_ESCAPES[char]):x}}}" for char in escaped if char in _SHORT_ESCAPES)
+    long = [f"u{ord(char):04x}" for char in escaped if char not in _SHORT_ESCAPES]
+    ways = [*([f"[{short}]"] if short else []), *_merged(long)]
+    escape = f"\\x{{5c}}(?:{'|'.join(ways)})" if ways else ""
+    return f"(?:{plain}|{escape})" if plain and escape else plain or (escape and f"(?:{escape})")
+
+
+@lru_cache(maxsize=8)
+def _any(alphabet: Alphabet) -> str:
+    return alphabet.char(ANY)
+
+
+@lru_cache(maxsize=4096)
+def texts_with(pattern: Regex) -> Regex:
+    """All texts in which a pattern is found: without anchors, and without looking around.
+
+    Raises `UnsupportedError` for what no grammar can hold.
+    """
+    return _texts((ANYTHING, pattern, ANYTHING), at_start=True)
+
+
+def both(parts: Iterable[Regex]) -> Regex:
+    """Texts that fit all parts."""
+    known: dict[Regex, None] = {}
+    for part in parts:
+        known |= dict.fromkeys(part.parts if isinstance(part, Both) else (part,))
+    if NEVER in known or any(isinstance(part, Except) and part.body in known for part in known):
+        return NEVER
+    some = tuple(part for part in known if part != ANYTHING)
+    return ANYTHING if not some else some[0] if len(some) == 1 else Both(some)
+
+
+def without(texts: Regex, others: Iterable[Regex]) -> Regex:
+    """The texts, but for the others."""
+    return both((texts, *(excepting(other) for other in others)))
+
+
+def excepting(texts: Regex) -> Regex:
+    """All other texts."""
+    match texts:
+        case Except(body):
+            return body
+        case Either(()):
+            return ANYTHING
+    return NEVER if texts == ANYTHING else Except(texts)
+
+
+def _texts(parts: tuple[Regex, ...], *, at_start: bool) -> Regex:
+    """The rest of a text along the parts, up to its end; `at_start` says whether it's all of it."""
+    return either(_along(flat, at_start=at_start) for flat in _distributed(parts))
+
+
+def _along(parts: tuple[Regex, ...], *, at_start: bool) -> Regex:
+    index = next((index for index, part in enumerate(parts) if isinstance(part, Look)), None)
+    if index is None:
+        return _resolved(Sequence(parts), start=at_start, end=True)
+    look, before, after = parts[index], parts[:index], parts[index + 1 :]
+    assert isinstance(look, Look)
+    if any(isinstance(part, End) for part in parts_of(Sequence(before))):
+        raise UnsupportedError("pattern")
+    head = _resolved(Sequence(before), start=at_start, end=False)
+    if not look.ahead:
+        if any(isinstance(part, Start | Look) for part in parts_of(Sequence(after))):
+            raise UnsupportedError("pattern")
+        tail = _resolved(Sequence(after), start=False, end=True)
+        seen = _resolved(Sequence((ANYTHING, look.body)), start=at_start, end=False)
+        return sequence((_restricted(head, seen, wanted=look.wanted), tail))
+    ways = []
+    for first, start in ((nonempty(head), False), (EMPTY if nullable(head) else NEVER, at_start)):
+        rest = _texts(after, at_start=start)
+        seen = _texts((look.body, ANYTHING), at_start=start)
+        ways.append(sequence((first, _restricted(rest, seen, wanted=look.wanted))))
+    return either(ways)
+
+
+def _restricted(texts: Regex, seen: Regex, *, wanted: bool) -> Regex:
+    return both((texts, seen)) if wanted else without(texts, (seen,))
+
+
+def _distributed(parts: tuple[Regex, ...]) -> list[tuple[Regex, ...]]:
+    """The same as alternatives, each with what looks around on its top level."""
+    ways: list[tuple[Regex, ...]] = [()]
+    for part in parts:
+        if not any(isinstance(each, Look) for each in parts_of(part)):
+            ways = [(*way, part) for way in ways]
+            continue
+        branches: list[tuple[Regex, ...]]
+        match part:
+            case Look(body):
+                if any(isinstance(each, Look) for each in parts_of(body)):
+                    raise UnsupportedError("pattern")
+                branches = [(part,)]
+            case Sequence(inner):
+                branches = _distributed(inner)
+            case Either(inner):
+                branches = [way for each in inner for way in _distributed((each,))]
+            case Repeat(body, least, 1):
+                branches = [*([()] if least == 0 else []), *_distributed((body,))]
+            case _:
+                raise UnsupportedError("pattern")
+        ways = [(*way, *branch) for way in ways for branch in branches]
+        if len(ways) > _MOST_BRANCHES:
+            raise UnsupportedError("pattern")
+    return ways
+
+
+# Anchors
+
+
+def _anchored(regex: Regex) -> bool:
+    return any(isinstance(part, Start | End) for part in parts_of(regex))
+
+
+def _resolved(regex: Regex, *, start: bool, end: bool) -> Regex:  # noqa: PLR0911 - one for each kind
+    """The same without anchors: what it fits if it begins, or ends, where the text does."""
+    match regex:
+        case Start():
+            return EMPTY if start else NEVER
+        case End():
+            return EMPTY if end else NEVER
+        case Other() | Look():
+            raise UnsupportedError("pattern")
+        case Either(branches):
+            return either(_resolved(branch, start=start, end=end) for branch in branches)
+        case Repeat(body, least, most):
+            if not _anchored(body):
+                return Repeat(_resolved(body, start=start, end=end), least, most)
+            if most != 1:
+                raise UnsupportedError("pattern")
+            inner = _resolved(body, start=start, end=end)
+            return inner if least else either((EMPTY, inner))
+        case Sequence(parts) if parts:
+            return _resolved_pair(parts[0], Sequence(parts[1:]), start=start, end=end)
+    return regex
+
+
+def _resolved_pair(first: Regex, second: Sequence, *, start: bool, end: bool) -> Regex:
+    """Two parts: an anchor in one matches at the far side of the other only if that one is empty."""
+    if not _anchored(first) and not _anchored(second):
+        return sequence(
+            (
+                _resolved(first, start=False, end=False),
+                *(_resolved(each, start=False, end=False) for each in second.parts),
+            )
+        )
+    if not second.parts:
+        return _resolved(first, start=start, end=end)
+    head, tail = _resolved(first, start=start, end=False), _resolved(second, start=False, end=end)
+    ways = [sequence((nonempty(head), nonempty(tail)))]
+    if nullable(head):
+        ways.append(nonempty(_resolved(second, start=start, end=end)))
+    if nullable(tail):
+        ways.append(nonempty(_resolved(first, start=start, end=end)))
+    if nullable(_resolved(first, start=start, end=end)) and nullable(_resolved(second, start=start, end=end)):
+        ways.append(EMPTY)
+    return either(ways)
+
+
+def either(branches: Iterable[Regex]) -> Regex:
+    """One of several."""
+    known: dict[Regex, None] = {}
+    for branch in branches:
+        known |= dict.fromkeys(branch.branches if isinstance(branch, Either) else (branch,))
+    if ANYTHING in known:
+        return ANYTHING
+    return next(iter(known)) if len(known) == 1 else Either(tuple(known))
+
+
+def sequence(parts: Iterable[Regex]) -> Regex:
+    """Parts one after another."""
+    flat: list[Regex] = []
+    for part in parts:
+        flat += part.parts if isinstance(part, Sequence) else (part,)
+    return NEVER if NEVER in flat else flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+
+
+def nullable(regex: Regex) -> bool:
+    """Whether the empty text fits; there are no anchors."""
+    match regex:
+        case Both(parts):
+            return all(map(nullable, parts))
+        case Except(body):
+            return not nullable(body)
+        case Sequence(parts):
+            return all(map(nullable, parts))
+        case Either(branches):
+            return any(map(nullable, branches))
+        case Repeat(body, least):
+            return least == 0 or nullable(body)
+    return False
+
+
+def nonempty(regex: Regex) -> Regex:  # noqa: PLR0911 - one for each kind
+    """The same without the empty text; there are no anchors."""
+    if not nullable(regex):
+        return regex
+    match regex:
+        case Both() | Except():
+            return both((regex, Repeat(ANY, 1, None)))
+        case Either(branches):
+            return either(map(nonempty, branches))
+        case Sequence(parts) if parts:
+            rest = Sequence(parts[1:])
+            return either((sequence((nonempty(parts[0]), rest)), nonempty(rest)))
+        case Repeat(body, least, most):
+            if most == 0:
+                return NEVER
+            return sequence((nonempty(body), Repeat(body, max(least - 1, 0), None if most is None else most - 1)))
+    return NEVER
+
+
+# Writing
+
+
+def terminal(texts: Regex, alphabet: Alphabet) -> str:
+    """The Lark terminal of some texts, without anchors; there must be some."""
+    if (given := _given(texts)) is not None:
+        return quoted(alphabet.spelled(given))
+    if not any(isinstance(part, Both | Except) for part in parts_of(texts)):
+        written = _rust(texts, alphabet)
+        return f"/{written}/" if written else '""'
+    match texts:
+        case Both(parts):
+            wanted = [terminal(part, alphabet) for part in parts if not isinstance(part, Except)]
+            others = [f"~{terminal(part.body, alphabet)}" for part in parts if isinstance(part, Except)]
+            return f"({' & '.join((*(wanted or [f'/{_any(alphabet)}*/']), *others))})"
+        case Except(body):
+            return f"(/{_any(alphabet)}*/ & ~{terminal(body, alphabet)})"
+        case Either(branches):
+            return f"({' | '.join(terminal(branch, alphabet) for branch in branches)})"
+        case Sequence(parts):
+            return f"({' '.join(terminal(part, alphabet) for part in parts)})"
+    raise UnsupportedError("pattern")
+
+
+def _given(regex: Regex) -> str | None:
+    """The one text that fits, if it's easy to see."""
+    parts = regex.parts if isinstance(regex, Sequence) else (regex,)
+    text = ""
+    for part in parts:
+        if not isinstance(part, Chars) or part.negated or part.categories or len(part.ranges) != 1:
+            return None
+        (low, high) = part.ranges[0]
+        if low != high or _SURROGATES[0] <= low <= _SURROGATES[1]:
+            return None
+        text += chr(low)
+    return text
+
+
+def _rust(regex: Regex, alphabet: Alphabet) -> str | None:
+    """The expression in Rust's syntax; None if nothing fits."""
+    match regex:
+        case Chars():
+            return alphabet.char(regex) or None
+        case Sequence(parts):
+            written = [_rust(part, alphabet) for part in parts]
+            return None if None in written else "".join(each for each in written if each is not None)
+        case Either(branches):
+            known = [each for branch in branches if (each := _rust(branch, alphabet)) is not None]
+            return f"(?:{'|'.join(known)})" if known else None
+        case Repeat(body, least, most):
+            inner = _rust(body, alphabet)
+            if inner is None or most == 0:
+                return "" if least == 0 else None
+            if not inner:
+                return ""
+            times = "*" if (least, most) == (0, None) else f"{{{least},{'' if most is None else most}}}"
+            return f"{inner if isinstance(body, Chars) else f'(?:{inner})'}{times}"
+    raise UnsupportedError("pattern")
+
+
+def _rust_class(chars: Chars, without: Iterable[str] = ()) -> str:
+    """A class of characters, in Rust's syntax; empty if it has none."""
+    taken = [(ord(char), ord(char)) for char in without]
+    if not chars.categories:
+        ranges = inverted(chars.ranges) if chars.negated else chars.ranges
+        left = inverted([*inverted(ranges), *taken, _SURROGATES])
+        written = _rust_ranges(left)
+        alone = len(left) == 1 and left[0][0] == left[0][1]
+        return written if alone or not left else f"[{written}]"
+    left = inverted([*inverted(chars.ranges), _SURROGATES])
+    categories = "".join(f"\\{'P' if outside else 'p'}{{{name}}}" for name, outside in chars.categories)
+    among = f"[{'^' if chars.negated else ''}{_rust_ranges(left)}{categories}]"
+    return f"[{among}&&[^{_rust_ranges(taken)}]]" if taken else among
+
+
+def _rust_ranges(ranges: Iterable[Range]) -> str:
+    return "".join(_rust_char(low) + (f"-{_rust_char(high)}" if high > low else "") for low, high in ranges)
+
+
+def _rust_char(point: int) -> str:
+    char = chr(point)
+    return char if char.isascii() and char.isalnum() else f"\\x{{{point:x}}}"
+
+
+def _merged(escapes: list[str]) -> list[str]:
+    """`u0000` to `u001f`, with those that differ in the last digit alone put together."""
+    grouped = groupby(escapes, key=lambda each: each[:-1])
+    return [f"{head}[{''.join(each[-1] for each in group)}]" for head, group in grouped]
+
+
+@lru_cache(maxsize=1024)
+def for_python(regex: Regex) -> re.Pattern[str]:
+    """The same for `re.search`."""
+    try:
+        return re.compile(_python(regex))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UnsupportedError("pattern") from error
+
+
+def _python(regex: Regex) -> str:  # noqa: PLR0911 - one for each kind
+    match regex:
+        case Chars():
+            ranges = [*regex.ranges, *(each for name, outside in regex.categories for each in _category(name, outside))]
+            if not ranges:
+                return r"[\s\S]" if regex.negated else r"(?!)"
+            written = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in ranges)
+            return f"[{'^' if regex.negated else ''}{written}]"
+        case Sequence(parts):
+            return "".join(map(_python, parts))
+        case Either(branches):
+            return f"(?:{'|'.join(map(_python, branches))})" if branches else "(?!)"
+        case Repeat(body, least, most):
+            return f"(?:{_python(body)}){{{least},{'' if most is None else most}}}"
+        case Start():
+            return r"\A"
+        case End():
+            return r"\Z"
+        case Look(body, ahead, wanted):
+            return f"(?{'' if ahead else '<'}{'=' if wanted else '!'}{_python(body)})"
+        case Other(python):
+            return f"(?a:{python})"
+        case Both() | Except():
+            raise UnsupportedError("pattern")
+
+
+@lru_cache(maxsize=64)
+def _category(name: str, outside: bool) -> list[Range]:
+    """The characters of a general category of Unicode."""
+    points = (point for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)).startswith(name))
+    ranges: list[Range] = []
+    for point in points:
+        if ranges and ranges[-1][1] == point - 1:
+            ranges[-1] = ranges[-1][0], point
+        else:
+            ranges.append((point, point))
+    return list(inverted(ranges)) if outside else ranges
+
+
+def quoted(literal: str) -> str:
+    """A text as JSON has it."""
+    return json.dumps(literal, ensure_ascii=False)
+
+
+assert sys.maxunicode == HIGHEST

@@ -1,0 +1,315 @@
+"""Sets of JSON values of one type each. A schema means a union of them, see `meaning.py`.
+
+What a member of an array or an object must fit is a `Node`: it is worked out when it's asked for, so that schemas may
+refer to themselves.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from slipstream.chat.schema.emptiness import fits_nothing
+from slipstream.chat.schema.losses import UnsupportedError
+from slipstream.chat.schema.numbers import Numbers
+from slipstream.chat.schema.regex import ANY, NEVER, Regex, Repeat, text
+from slipstream.chat.schema.regex_writing import (
+    JSON,
+    both,
+    either,
+    for_python,
+    quoted,
+    terminal,
+    texts_with,
+    without,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A schema within the document, by its number."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """All that doesn't fit a node."""
+
+    node: "Node"
+
+
+Node = tuple[Part | Not, ...]
+"""Values that fit all of these; none is any value."""
+
+ANYTHING: Node = ()
+NOTHING: Node = (Not(()),)
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    """Just `null`."""
+
+    def and_also(self, other: "Null") -> "Null":
+        """Those of both."""
+        assert isinstance(other, Null)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Boolean:
+    """One or both of them."""
+
+    values: frozenset[bool] = frozenset({True, False})
+
+    def and_also(self, other: "Boolean") -> "Boolean | None":
+        """Those of both; None if there are none."""
+        values = self.values & other.values
+        return Boolean(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Strings:
+    """Texts of a length, which hold some patterns, and don't hold others."""
+
+    least: int = 0
+    most: int | None = None
+    patterns: tuple[tuple[Regex, bool], ...] = ()
+    """Each with whether it is to be found."""
+    values: tuple[str, ...] | None = None
+    """The only ones, if they are listed."""
+    without: frozenset[str] = frozenset()
+
+    def __contains__(self, value: str) -> bool:
+        if not self.least <= len(value) <= (len(value) if self.most is None else self.most) or value in self.without:
+            return False
+        if self.values is not None and value not in self.values:
+            return False
+        return all((for_python(regex).search(value) is not None) == found for regex, found in self.patterns)
+
+    def and_also(self, other: "Strings") -> "Strings | None":
+        """Those that fit both; None if it's known that there are none."""
+        most = min((each.most for each in (self, other) if each.most is not None), default=None)
+        patterns = tuple(dict.fromkeys((*self.patterns, *other.patterns)))
+        both = Strings(max(self.least, other.least), most, patterns, None, self.without | other.without)
+        listed = self.values if self.values is not None else other.values
+        if listed is not None:
+            values = tuple(value for value in listed if value in self and value in other)
+            return replace(both, values=values) if values else None
+        if (most is not None and both.least > most) or any((regex, not found) in patterns for regex, found in patterns):
+            return None
+        return both
+
+    def complements(self) -> list["Strings"]:
+        """All other texts, as one or several sets."""
+        if self.values is not None:
+            return [Strings(without=frozenset(self.values))]
+        result = [Strings(patterns=((regex, not found),)) for regex, found in self.patterns]
+        if self.least:
+            result.append(Strings(most=self.least - 1))
+        if self.most is not None:
+            result.append(Strings(least=self.most + 1))
+        if self.without:
+            result.append(Strings(values=tuple(sorted(self.without))))
+        return result
+
+    @property
+    def texts(self) -> Regex:
+        """What they look like, without anchors; `NEVER` if there are none."""
+        if self.values is not None:
+            return either(map(text, self.values))
+        wanted = [texts_with(regex) for regex, found in self.patterns if found]
+        if self.least or self.most is not None or not wanted:
+            wanted.append(Repeat(ANY, self.least, self.most))
+        others = [texts_with(regex) for regex, found in self.patterns if not found]
+        found = without(both(wanted), (*others, *map(text, sorted(self.without))))
+        return NEVER if fits_nothing(found) else found
+
+    def terminal(self) -> str | None:
+        """The Lark terminal of how they stand in JSON; None if there are none."""
+        if self.values is not None:
+            return " | ".join(quoted(quoted(value)) for value in self.values).join("()")
+        if self == _ANY_STRING:
+            return "JSON_STRING"
+        texts = self.texts
+        return None if texts == NEVER else in_quotes(terminal(texts, JSON))
+
+
+_ANY_STRING = Strings()
+
+
+def in_quotes(inner: str) -> str:
+    """The Lark terminal of what another fits between quotes."""
+    return f"(/\\x22/ {inner} /\\x22/)"
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayLayer:
+    """What one schema says of the members of an array: the first ones each, and all others."""
+
+    prefix: tuple[Node, ...] = ()
+    items: Node = ANYTHING
+    says: bool = False
+    """Whether others than the first are spoken of."""
+
+    def node(self, index: int) -> Node:
+        """What the member of an index must fit."""
+        return self.prefix[index] if index < len(self.prefix) else self.items
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """How many members of an array fit a node."""
+
+    node: Node
+    least: int
+    most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """Arrays that fit all layers."""
+
+    layers: tuple[ArrayLayer, ...] = ()
+    least: int = 0
+    most: int | None = None
+    contains: tuple[Contains, ...] = ()
+    unique: bool = False
+
+    def and_also(self, other: "Arrays") -> "Arrays | None":
+        """Those that fit both; None if it's known that there are none."""
+        most = min((each.most for each in (self, other) if each.most is not None), default=None)
+        least = max(self.least, other.least)
+        if most is not None and least > most:
+            return None
+        contains = (*self.contains, *other.contains)
+        return Arrays((*self.layers, *other.layers), least, most, contains, self.unique or other.unique)
+
+    @property
+    def prefix(self) -> int:
+        """How many members differ from all after them."""
+        return max((len(layer.prefix) for layer in self.layers), default=0)
+
+    def node(self, index: int) -> Node:
+        """What the member of an index must fit."""
+        return joined(layer.node(index) for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """What one schema says of the members of an object."""
+
+    properties: Mapping[str, Node] = field(default_factory=dict)
+    patterns: tuple[tuple[Regex, Node], ...] = ()
+    others: Node = ANYTHING
+    says: bool = False
+    """Whether it speaks of others."""
+    lists: bool = True
+    """Whether its properties are such as a writer would think of; they are not if they come out of a negation."""
+
+    def node(self, key: str) -> Node:
+        """What the member of a key must fit."""
+        found = [node for pattern, node in self.patterns if for_python(pattern).search(key)]
+        if key in self.properties:
+            found.insert(0, self.properties[key])
+        return joined(found) if found else self.others
+
+    def node_where(self, found: frozenset[Regex]) -> Node:
+        """What members must fit that are not listed, and in whose key just these patterns are found."""
+        nodes = [node for pattern, node in self.patterns if pattern in found]
+        return joined(nodes) if nodes else self.others
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """That an object has a member of some key whose value fits a node."""
+
+    node: Node
+    among: Regex | None = None
+    """The pattern of the keys; any if there is none."""
+    besides: tuple[frozenset[str], tuple[Regex, ...]] = (frozenset(), ())
+    """Keys and patterns of keys that are left out."""
+    unfit: tuple[Strings, ...] | None = None
+    """Keys that are none of these, if so."""
+
+    def holds(self, key: str) -> bool:
+        """Whether a key may be the one."""
+        names, patterns = self.besides
+        if key in names or any(for_python(pattern).search(key) for pattern in patterns):
+            return False
+        if self.unfit is not None and any(key in strings for strings in self.unfit):
+            return False
+        return self.among is None or for_python(self.among).search(key) is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """Objects that fit all layers."""
+
+    layers: tuple[Layer, ...] = ()
+    required: tuple[str, ...] = ()
+    least: int = 0
+    most: int | None = None
+    names: tuple[tuple[Strings, ...], ...] = ()
+    """What keys must fit: one of each."""
+    exists: tuple[Exists, ...] = ()
+    denied: frozenset[str] = frozenset()
+    """Required keys that only a negation speaks of."""
+    is_root: bool = False
+    """Whether it's empty if nothing is said of it: a function's arguments."""
+
+    def and_also(self, other: "Objects") -> "Objects | None":
+        """Those that fit both; None if it's known that there are none."""
+        most = min((each.most for each in (self, other) if each.most is not None), default=None)
+        required = tuple(dict.fromkeys((*self.required, *other.required)))
+        if most is not None and max(self.least, other.least, len(required)) > most:
+            return None
+        return Objects(
+            (*self.layers, *other.layers),
+            required,
+            max(self.least, other.least),
+            most,
+            (*self.names, *other.names),
+            (*self.exists, *other.exists),
+            self.denied | other.denied,
+            self.is_root or other.is_root,
+        )
+
+    def node(self, key: str) -> Node:
+        """What the member of a key must fit."""
+        if any(not any(key in strings for strings in either) for either in self.names):
+            return NOTHING
+        return joined(layer.node(key) for layer in self.layers)
+
+
+Shape = Null | Boolean | Numbers | Strings | Arrays | Objects
+ANY_SHAPES: list[Shape] = [Strings(), Numbers(), Boolean(), Null(), Arrays(), Objects()]
+
+
+def joined(nodes: Iterable[Node]) -> Node:
+    """Values that fit all of the nodes."""
+    return tuple(dict.fromkeys(term for node in nodes for term in node))
+
+
+def merged(first: Shape, second: Shape) -> Shape | None:
+    """Values of both; None if there are none."""
+    if type(first) is not type(second):
+        return None
+    return first.and_also(second)  # type: ignore[arg-type]
+
+
+def only(shape: Shape) -> list[Shape]:
+    """What says something of one type alone: values of all other types fit too."""
+    return [shape, *(each for each in ANY_SHAPES if type(each) is not type(shape))]
+
+
+MOST_SHAPES = 256
+"""Alternatives that one schema may have."""
+
+
+def intersection(first: list[Shape], second: list[Shape]) -> list[Shape]:
+    """Values of both unions; raises `UnsupportedError` if they have too many alternatives."""
+    if first is ANY_SHAPES or second is ANY_SHAPES:
+        return second if first is ANY_SHAPES else first
+    result = [both for one in first for other in second if (both := merged(one, other)) is not None]
+    if len(result) > MOST_SHAPES:
+        raise UnsupportedError("too many alternatives")
+    return result

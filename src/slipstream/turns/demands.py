@@ -1,0 +1,143 @@
+"""What an answer must fit: its grammar, and what of its schemas the grammar leaves out."""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from slipstream import fields
+from slipstream.chat import Schema, Tool, ToolUse
+from slipstream.chat.answers import AnswerGrammar, Dialect
+from slipstream.chat.messages import Digest, digest
+from slipstream.chat.schema import Loss
+from slipstream.engine.grammar import TOO_COMPLEX, UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
+from slipstream.errors import InvalidRequestError
+
+_RECENT = 64
+_COMPLEX = "a schema that takes too much to compile"
+_ANY_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The grammar of an answer, or None for free text, and the keywords that it leaves out."""
+
+    grammar: Grammar | None = None
+    losses: tuple[Loss, ...] = ()
+
+
+class Demands:
+    """Makes grammars of tools and response schemas. Thread-safe."""
+
+    def __init__(self, dialect: Dialect, grammars: GrammarCompiler) -> None:
+        self._dialect = dialect
+        self._grammars = grammars
+        self._lock = threading.Lock()
+        self._recent: dict[Digest, AnswerGrammar | None] = {}  # oldest first
+
+    def demand(
+        self, tenant: str, use: ToolUse, schema: Schema | None, *, strict: bool, opens_reasoning: bool
+    ) -> Demand:
+        """What the answer must fit: calls of tools, or JSON of a schema, which is `strict` if it has to be enforced.
+
+        A schema that is not strict is loosened where it can't be enforced, and costs its request nothing else. Raises
+        `InvalidRequestError` for others.
+        """
+        field = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
+        key = digest(repr((tenant, use, schema, opens_reasoning)))
+        with self._lock:
+            known, written = key in self._recent, self._recent.get(key)
+        if not known:
+            written = self._compilable(tenant, use, schema, strict=strict, opens_reasoning=opens_reasoning)
+            with self._lock:
+                self._recent[key] = written
+                if len(self._recent) > _RECENT:
+                    del self._recent[next(iter(self._recent))]
+        if written is None:
+            return Demand()
+        self._refuse(written.losses, use, strict=strict)
+        return Demand(self._grammars.compile(written.source, param=field, tenant=tenant), written.losses)
+
+    def _compilable(
+        self, tenant: str, use: ToolUse, schema: Schema | None, *, strict: bool, opens_reasoning: bool
+    ) -> AnswerGrammar | None:
+        """The text of a grammar that compiles."""
+        try:
+            written = self._dialect.grammar(use, schema, opens_reasoning=opens_reasoning)
+            if written is not None:
+                self._grammars.check(written.source, param=fields.TOOLS, tenant=tenant)
+        except (InvalidRequestError, RecursionError) as error:
+            return self._loosened(tenant, use, schema, error, strict=strict, opens_reasoning=opens_reasoning)
+        return written
+
+    def _loosened(
+        self,
+        tenant: str,
+        use: ToolUse,
+        schema: Schema | None,
+        error: Exception,
+        *,
+        strict: bool,
+        opens_reasoning: bool,
+    ) -> AnswerGrammar | None:
+        """The same without the schemas that keep it from compiling; raises the error if there are none such."""
+        losses: list[Loss] = []
+        tools = []
+        allowed = {tool.name for tool in use.callable}
+        for index, tool in enumerate(use.tools):
+            if tool.name in allowed and (fault := self._fault(tenant, ToolUse((tool,), "required"), None)) is not None:
+                if tool.strict:
+                    raise _refused(fields.TOOL_PARAMETERS.at(index), tool, _COMPLEX, fault)
+                losses.append(Loss(_COMPLEX, tool.name))
+                tool = replace(tool, parameters=_ANY_OBJECT)  # noqa: PLW2901
+            tools.append(tool)
+        if schema is not None and (fault := self._fault(tenant, ToolUse(), schema)) is not None:
+            if strict:
+                raise _refused(fields.RESPONSE_SCHEMA, None, _COMPLEX, fault)
+            losses.append(Loss(_COMPLEX))
+            schema = {}
+        if not losses:
+            field = fields.TOOLS if allowed else fields.RESPONSE_SCHEMA
+            if isinstance(error, InvalidRequestError) and error.code == UNSUPPORTED:  # but each schema is supported
+                raise GrammarBrokenError from error
+            raise _refused(field, None, "schemas", error) from error
+        written = self._dialect.grammar(replace(use, tools=tuple(tools)), schema, opens_reasoning=opens_reasoning)
+        assert written is not None
+        return replace(written, losses=(*losses, *written.losses))
+
+    def _fault(self, tenant: str, use: ToolUse, schema: Schema | None) -> Exception | None:
+        """Why a schema doesn't compile alone; None if it does."""
+        try:
+            written = self._dialect.grammar(use, schema, opens_reasoning=False)
+            assert written is not None
+            self._grammars.check(written.source, param=fields.TOOLS, tenant=tenant)
+        except (InvalidRequestError, RecursionError) as error:
+            return error
+        return None
+
+    @staticmethod
+    def _refuse(losses: Iterable[Loss], use: ToolUse, *, strict: bool) -> None:
+        """Raise the error of a strict schema of which something is left out, if there is one."""
+        places = {tool.name: (index, tool) for index, tool in enumerate(use.tools)}
+        for loss in losses:
+            if loss.tool is None and strict:
+                raise _refused(fields.RESPONSE_SCHEMA, None, loss.keyword)
+            if loss.tool is not None and places[loss.tool][1].strict:
+                index, tool = places[loss.tool]
+                raise _refused(fields.TOOL_PARAMETERS.at(index), tool, loss.keyword)
+
+
+def _refused(
+    field: fields.Field, tool: Tool | None, keyword: str, cause: Exception | None = None
+) -> InvalidRequestError:
+    """The error of a schema that has to be enforced and can't be."""
+    whose = f" of the tool {tool.name!r}" if tool is not None else ""
+    if isinstance(cause, RecursionError):
+        return InvalidRequestError(
+            field, f"{whose} has a schema that is nested too deeply: flatten it, or use $ref", code=TOO_COMPLEX
+        )
+    if cause is not None:
+        code = cause.code if isinstance(cause, InvalidRequestError) else TOO_COMPLEX
+        return InvalidRequestError(field, f"{whose} has {keyword}: simplify it", code=code)
+    what = keyword if " " in keyword else repr(keyword)
+    complaint = f"{whose} has {what}, which can't be enforced: leave it out, or leave out strict"
+    return InvalidRequestError(field, complaint, code=UNSUPPORTED)
