@@ -21,9 +21,9 @@ def pull(
         str,
         typer.Argument(
             metavar="NAME|PATH|REPO",
-            help="A name from the catalog or the store; a path to a .gguf file or to a folder with an "
-            "OpenVINO IR; a hub repository: owner/name:Q4_K_M or owner/name:file.gguf for a GGUF file, owner/name "
-            "for an OpenVINO IR or, without one, for the GGUF file of Q4_K_M.",
+            help="A name from the catalog or the store; a path to a .gguf file or to a folder with an OpenVINO IR or "
+            "safetensors; a hub repository: owner/name:Q4_K_M or owner/name:file.gguf for a GGUF file, owner/name for "
+            "what is first there of an OpenVINO IR, the GGUF file of Q4_K_M, and safetensors.",
         ),
     ] = DEFAULT_MODEL,
     list_catalog: Annotated[
