@@ -176,7 +176,7 @@ def test_random_walks_fit() -> None:
 
 def test_random_walks_of_a_models_tokens_fit(model: Model) -> None:
     tokenizer = LLTokenizer(str(model.tokenizer_path))
-    for schema, fault, loosened, _ in walks(60, 2, tokenizer):
+    for schema, fault, loosened, _ in walks(10, 2, tokenizer):
         assert fault is None or loosened, (json.dumps(schema), fault)
 
 
