@@ -70,5 +70,5 @@ $(VENV)/.installed-judges: pyproject.toml bench/pyproject.toml | $(VENV)/bin/pyt
 # Triton's interpreter needs a numpy before 2.4.
 $(TORCH)/.installed: pyproject.toml bench/pyproject.toml
 	$(PYTHON) -m venv $(TORCH)
-	$(TORCH)/bin/python -m pip install --quiet --editable '.[dev,gpu]' --editable ./bench triton 'numpy<2.4'
+	$(TORCH)/bin/python -m pip install --quiet --editable '.[dev,gpu]' --editable ./bench torch==2.13.0 triton 'numpy<2.4'
 	@touch $@

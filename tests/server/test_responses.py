@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from slipstream.chat.answers import Dialect
 from slipstream.engine import Output, SamplingParams
 from slipstream.server.responses_output import EventWriter, output_items
+from slipstream.server.responses_tools import Toolbox
 from slipstream.turns import Choice, TurnRequest
 from tests.server.process import MODEL, Server
 from tests.server.test_agents import SYSTEM, Report, Station, every_turn_reuses_the_last
@@ -359,13 +360,14 @@ def assert_item(own: list[Any], item: Any) -> None:
 def test_reasoning_is_an_item_of_its_own() -> None:
     request = TurnRequest(prompt="", params=SamplingParams())
     choice = Choice(0, request, None, Dialect("<think></think>").reader(request.setting.tools, opens_reasoning=True))
-    writer = EventWriter({"id": "resp_1"}, choice)
+    toolbox = Toolbox(())
+    writer = EventWriter({"id": "resp_1"}, lambda: output_items(choice, "resp_1", toolbox), toolbox)
     sent = b""
     for text in ("Let me ", "think.</thi", "nk>\n\nFour", " degrees."):
         last = text == " degrees."
         choice.outputs.append(Output(text=text, finish_reason="stop" if last else None))
         sent += b"".join(writer.piece(delta) for delta in choice.reader.feed(text, last=last))
-    items = output_items(choice, "resp_1")
+    items = output_items(choice, "resp_1", toolbox)
     sent += writer.end({"status": "completed", "output": items})
     *lines, _ = [line[6:] for line in sent.decode().splitlines() if line.startswith("data: ")]
     pieces = [EVENT.validate_json(line) for line in lines]
@@ -509,21 +511,21 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"input": [{"role": "user"}]}, "input[0].content", "required"),
         ({"input": [{"type": "message", "content": "x"}]}, "input[0].role", "required"),
         ({"input": [{"role": "user", "content": [IMAGE]}]}, "input[0].content[0]", "input_image"),
-        ({"input": [{"type": "computer_call", "id": "1"}]}, "input[0]", "function_call_output"),
+        ({"input": [{"type": "teleport_call", "id": "1"}]}, "input[0]", "function_call_output"),
         ({"input": [CALL | {"name": None}]}, "input[0].name", "required"),
         ({"input": [{"type": "function_call_output", "call_id": "c1"}]}, "input[0].output", "required"),
         ({"input": [CALL | {"type": "function_call_output", "output": "4"}]}, "input[0].call_id", "'c1'"),
         ({"input": [CALL, {"type": "function_call_output", "output": "4"}]}, "input[1].call_id", "required"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]", "send type 'function'"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "required"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name", "weather"),
-        ({"tools": [function("f", {"a": {"type": "text"}})]}, "tools[0].parameters", "tools[0].parameters has"),
+        ({"tools": [function("f", {"a": {"type": "text"}})]}, "tools[0].parameters", "the tool 'f' has 'type'"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}}, "tool_choice", "names ring"),
-        ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice", "function or allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice", "type function or custom"),
         ({"tool_choice": "required"}, "tool_choice", "tools"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", "text.format.schema is"),
         (
-            {"text": {"format": {"type": "json_schema", "schema": {"type": "text"}}}},
+            {"text": {"format": {"type": "json_schema", "schema": {"type": "text"}, "strict": True}}},
             "text.format.schema",
             "text.format.schema has",
         ),
@@ -536,7 +538,7 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"input": [{"type": "reasoning"}]}, "input", "input is empty"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "chat_template_kwargs has"),
         (
-            {"text": {"format": {"type": "json_schema", "schema": nested(400)}}},
+            {"text": {"format": {"type": "json_schema", "schema": nested(400), "strict": True}}},
             "text.format.schema",
             "text.format.schema has a schema that is nested too deeply",
         ),
