@@ -61,7 +61,7 @@ def main() -> None:
     console = Console()
     client = Anthropic(base_url=options.base_url, api_key="none")
     messages: list[Any] = []
-    costs = Table("turn", "stop_reason", "cache_read", "input", "output")
+    costs = Table("turn", "stop_reason", "cache_read", "cache_write", "output")
     for question in QUESTIONS:
         console.print(f"> {question}", markup=False)
         messages.append({"role": "user", "content": question})
@@ -84,7 +84,7 @@ def main() -> None:
                 messages.append({"role": "user", "content": found})
             console.print()
             usage = answer.usage
-            tokens = (usage.cache_read_input_tokens, usage.input_tokens, usage.output_tokens)
+            tokens = (usage.cache_read_input_tokens, usage.cache_creation_input_tokens, usage.output_tokens)
             costs.add_row(str(costs.row_count + 1), answer.stop_reason, *map(str, tokens))
     console.print(costs)
 

@@ -52,7 +52,7 @@ def ask(client: OpenAI, model: str, session: str, question: str) -> Answer:
 
 def call(http: httpx.Client, method: str, path: str = "", **body: Any) -> dict[str, Any]:
     """A request of the sessions API."""
-    response = http.request(method, f"/v1/sessions{path}", json=body or None)
+    response = http.request(method, f"/v1/sessions{path}", json=None if method == "GET" else body)
     response.raise_for_status()
     result: dict[str, Any] = response.json()
     return result

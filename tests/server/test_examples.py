@@ -74,6 +74,6 @@ def test_anthropics_client_reads_what_is_cached(server: Server) -> None:
     assert [turn["stop_reason"] for turn in turns][:2] == ["tool_use"] * 2
     assert len(turns) == 6
     for before, turn in pairwise(turns):
-        known = sum(int(before[column]) for column in ("cache_read", "input", "output"))
+        known = sum(int(before[column]) for column in ("cache_read", "cache_write", "output"))
         assert int(turn["cache_read"]) >= known
-        assert int(turn["input"]) > 0
+        assert int(turn["cache_write"]) > 0

@@ -547,7 +547,9 @@ def test_a_first_turn_that_is_never_answered_leaves_no_session(http: httpx.Clien
     assert get(http, name)["message_count"] == 0
 
 
-BAD_TOOL = function(parameters={"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}, "required": ["a"]})
+BAD_TOOL = function(
+    parameters={"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}, "required": ["a"]}, strict=True
+)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ KEYS = {
     "response_cache",
     "exact",
     "warnings",
+    "reuse_break",
 }
 
 

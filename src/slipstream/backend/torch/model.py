@@ -13,6 +13,7 @@ from slipstream.backend.store import Blob
 from slipstream.backend.torch.hooks import NAME, computing
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
 from slipstream.errors import ModelError
+from slipstream.fields import DEVICE
 from slipstream.processor import this_processor
 from slipstream.types import FloatArray, IntArray
 
@@ -164,7 +165,8 @@ def device_of(name: str) -> torch.device:
     """The device that a name means; `auto` is a GPU where there is one. Raises `ModelError` if it isn't there."""
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
-        raise ModelError("there is no GPU that this build of torch can use: take --device cpu, or install torch for it")
+        message = "there is no GPU that this build of torch can use: install torch for it, or take another "
+        raise ModelError(message, DEVICE)
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
