@@ -1,14 +1,17 @@
 """The `slipstream` object: what a request may ask beyond its protocol, and what each response tells of its cost."""
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from slipstream import fields
 from slipstream.errors import InvalidRequestError
+from slipstream.server import field_names
 from slipstream.server.turn import LiveTurn
+from slipstream.sessions.breaks import ReuseBreak
 from slipstream.turns import TurnRequest
 
 SESSION_HEADER = "X-Session-Id"
@@ -93,5 +96,11 @@ def report_of(turn: LiveTurn) -> dict[str, Any]:
         "response_cache": uses.pop() if len(uses) == 1 else "miss",
         "exact": turn.exact,
         "warnings": list(dict.fromkeys(warning for choice in turn.choices for warning in choice.warnings)),
-        "reuse_break": asdict(broken) if broken is not None else None,
+        "reuse_break": _as_shown(broken) if broken is not None else None,
     }
+
+
+def _as_shown(broken: ReuseBreak) -> dict[str, Any]:
+    field = broken.field
+    named = field.named(field_names.CHAT) if isinstance(field, fields.Field) else field
+    return {"kind": broken.kind, "message": broken.message, "field": named}

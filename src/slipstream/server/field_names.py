@@ -16,6 +16,8 @@ CHAT = COMPLETIONS | {
     fields.PROMPT: "messages",
     fields.TOOL_NAME: "tools[{}].function.name",
     fields.TOOL_PARAMETERS: "tools[{}].function.parameters",
+    fields.TOOL_CALL_NAME: "tool_calls[{}].function.name",
+    fields.TOOL_CALL_ARGUMENTS: "tool_calls[{}].function.arguments",
     fields.RESPONSE_SCHEMA: "response_format.json_schema.schema",
     "logprobs": "top_logprobs",
 }

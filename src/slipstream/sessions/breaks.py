@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from slipstream import fields
 from slipstream.chat import Message, Prompt, Setting, Tool, ToolCall, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.sessions.state import SessionState, SessionTurn
@@ -42,7 +43,10 @@ _REASONING = re.compile(r"</?(think|thinking|thought|reasoning)\b|\[/?THINK\]", 
 
 @dataclass(frozen=True, slots=True)
 class ReuseBreak:
-    """The first difference. `message` counts the conversation's messages from 0, the system message included."""
+    """The first difference. `message` counts the conversation's messages from 0, the system message included.
+
+    `field` may be a `Field`, which the server calls as chat completions do.
+    """
 
     kind: Kind
     message: int | None = None
@@ -185,7 +189,7 @@ def _kwargs_difference(old: Setting, new: Setting) -> ReuseBreak | None:
         name for name in sorted({*before, *now}) if (name in before, before.get(name)) != (name in now, now.get(name))
     )
     name = next(changed, None)
-    return ReuseBreak("template_kwargs_changed", field=f"chat_template_kwargs.{name}") if name is not None else None
+    return ReuseBreak("template_kwargs_changed", field=fields.TEMPLATE_KWARG.at(name)) if name is not None else None
 
 
 def _message_difference(old: Sequence[Message], new: Sequence[Message]) -> ReuseBreak | None:
@@ -224,9 +228,9 @@ def _calls_difference(old: Sequence[ToolCall], new: Sequence[ToolCall]) -> str:
         if one.id != other.id:
             return f"tool_calls[{at}].id"
         if one.name != other.name:
-            return f"tool_calls[{at}].function.name"
+            return fields.TOOL_CALL_NAME.at(at)
         if one.parsed_arguments() != other.parsed_arguments():
-            return f"tool_calls[{at}].function.arguments"
+            return fields.TOOL_CALL_ARGUMENTS.at(at)
     return f"tool_calls[{min(len(old), len(new))}]"
 
 
