@@ -562,7 +562,7 @@ def test_other_errors_have_the_protocols_shape(http: httpx.Client) -> None:
 
 
 def test_stream_that_breaks_off_ends_with_an_error_event(client: Anthropic) -> None:
-    endless = tool("f", {"a": {"type": "string", "pattern": "^((a{50,60}){50,60}){50,60}$"}})
+    endless = tool("f", {"a": {"type": "string", "pattern": "^[ab]((a{50,60}){50,60}){50,60}$"}})
     with pytest.raises(anthropic.APIStatusError) as raised:
         ask_streaming(client, tools=[endless], tool_choice=ONE, max_tokens=200)
     assert raised.value.type == "invalid_request_error"

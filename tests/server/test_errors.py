@@ -181,11 +181,11 @@ NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a"}}
         (with_parameter({"type": "string", "pattern": "("}), PARAMETERS, "unsupported_schema", "'pattern'"),
         (with_parameter({"type": "string", "pattern": r"(a)\1"}), PARAMETERS, "unsupported_schema", "'pattern'"),
         (with_parameter({"enum": []}), PARAMETERS, "unsupported_schema", "nothing fits"),
-        (with_parameter({"enum": LONG}), PARAMETERS, "schema_too_large", "simplify"),
+        (with_parameter({"enum": LONG}), PARAMETERS, "schema_too_large", "--max-schema"),
         (with_answer(chained(9999)), "response_format.json_schema.schema", "unsupported_schema", "'$ref'"),
         (with_answer({"not": {}}), "response_format.json_schema.schema", "unsupported_schema", "nothing fits"),
         (with_answer("object"), "response_format.json_schema.schema", "invalid_value", "dictionary"),
-        (with_answer({"enum": LONG}), "response_format.json_schema.schema", "schema_too_large", "simplify"),
+        (with_answer({"enum": LONG}), "response_format.json_schema.schema", "schema_too_large", "--max-schema"),
     ],
 )
 def test_bad_tools(http: httpx.Client, body: dict[str, Any], param: str, code: str, says: str) -> None:
@@ -226,7 +226,7 @@ def test_tools_that_are_not_called_need_no_grammar(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        pytest.param("^((a{50,60}){50,60}){50,60}$", id="while it is forced"),
+        pytest.param("^[ab]((a{50,60}){50,60}){50,60}$", id="while it is forced"),
         pytest.param("^(((a{1,99}){1,99}){1,99}){1,99}$", id="while it is sampled"),
     ],
 )
@@ -238,6 +238,13 @@ def test_grammar_too_complex_to_follow(http: httpx.Client, pattern: str) -> None
     events = http.post(CHAT, json=body | {"stream": True}).text.split("\n\n")
     assert '"code": "schema_too_complex"' in events[-2]
     assert http.get("/health").status_code == 200
+
+
+def test_grammar_too_complex_from_the_start(http: httpx.Client) -> None:
+    body = complex_call(http, "^((a{50,60}){50,60}){50,60}$")
+    for stream in (False, True):
+        response = http.post(CHAT, json=body | {"stream": stream})
+        assert_error(response, 400, PARAMETERS, "schema_too_complex", "simplify")
 
 
 def test_answer_too_complex_to_follow(http: httpx.Client) -> None:
