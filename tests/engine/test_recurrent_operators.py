@@ -91,7 +91,9 @@ class Operator:
             node.output(0).set_names({name})
         node = make_operator(kind.name, [*arguments, *steps.values()], kind.attributes)
         model = ov.Model([ops.result(node.output(0))], [*parameters.values(), *steps.values()], "operator")
-        options = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        options: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16 where a processor has that
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
         self.compiled = ov.Core().compile_model(model, "CPU", options)
         self._request = self.compiled.create_infer_request()
         self._kind = kind
