@@ -15,7 +15,7 @@ import numpy as np
 from slipstream.backend import StepCost, StepMeasurements
 from slipstream.tokenizer import Tokenizer
 from slipstream.types import FloatArray, IntArray
-from tests.unit.toy_backend import _RUBBISH, ToyBackend, ToyChunk
+from tests.unit.toy_backend import RUBBISH, ToyBackend, ToyChunk
 
 CONTEXT = 131_072
 _BLOCK_SIZE = 32
@@ -118,7 +118,7 @@ class Scripted(ToyBackend):
         assert len(table) * self.block_size > end, "there is room for one more token"
         at = np.arange(chunk.past, end)
         self._slots[table[at // self.block_size], at % self.block_size] = chunk.tokens
-        self._slots[table[end // self.block_size], end % self.block_size] = _RUBBISH
+        self._slots[table[end // self.block_size], end % self.block_size] = RUBBISH
 
     def _rows(self, tokens: IntArray, rows: int) -> list[FloatArray]:
         return [self._row(tokens[: len(tokens) - rows + 1 + row]) for row in range(rows)]

@@ -247,8 +247,9 @@ def test_grammar_too_complex_from_the_start(http: httpx.Client) -> None:
         assert_error(response, 400, PARAMETERS, "schema_too_complex", "simplify")
 
 
-def test_answer_too_complex_to_follow(http: httpx.Client) -> None:
-    endless = {"type": "string", "pattern": "^((a{50,60}){50,60}){50,60}$"}
+@pytest.mark.parametrize("first", ["", "[ab]"], ids=["from the start", "while it is followed"])
+def test_answer_too_complex_to_follow(http: httpx.Client, first: str) -> None:
+    endless = {"type": "string", "pattern": f"^{first}((a{{50,60}}){{50,60}}){{50,60}}$"}
     response = http.post(CHAT, json={**with_answer(endless), "max_tokens": 200})
     assert_error(response, 400, "response_format.json_schema.schema", "schema_too_complex", "simplify")
 

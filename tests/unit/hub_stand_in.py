@@ -1,40 +1,28 @@
 """A model hub on this machine: what its client asks to list a repository and to fetch files."""
 
 import json
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.unit.local_server import LocalServer, serving
 
 _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """Repositories by name, each with its files by their names in it; `fetched` are the files sent, in order."""
 
-    daemon_threads = True
-
     def __init__(self, repositories: Mapping[str, Mapping[str, Path]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.repositories = repositories
         self.fetched: list[str] = []
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-@contextmanager
-def hub(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Hub]:
-    server = Hub(repositories)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def hub(repositories: Mapping[str, Mapping[str, Path]]) -> AbstractContextManager[Hub]:
+    return serving(Hub(repositories))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,37 +1,29 @@
 """A server that answers OpenAI's chat completions at once, with the shortest call that its schema allows."""
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from tests.unit.local_server import LocalServer, serving
 
-class StandIn(ThreadingHTTPServer):
+
+class StandIn(LocalServer):
     """What it was asked is in `requests`; requests after the first `fails_after` get an error."""
 
-    daemon_threads = True
-
     def __init__(self, fails_after: int | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.requests: list[dict[str, Any]] = []
         self.fails_after = fails_after
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
+        return f"{super().url}/v1"
 
 
-@contextmanager
-def stand_in(fails_after: int | None = None) -> Iterator[StandIn]:
-    server = StandIn(fails_after)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def stand_in(fails_after: int | None = None) -> AbstractContextManager[StandIn]:
+    return serving(StandIn(fails_after))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -186,6 +186,13 @@ def test_walks_find_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(fault is not None for _, fault, *_ in walks(50, 1, BYTES))
 
 
+@pytest.mark.long
+def test_more_random_walks_of_a_models_tokens_fit(model: Model) -> None:
+    tokenizer = LLTokenizer(str(model.tokenizer_path))
+    for schema, fault, loosened, _ in walks(60, 3, tokenizer):
+        assert fault is None or loosened, (json.dumps(schema), fault)
+
+
 @pytest.mark.long  # python -m tests.walks --walks 20000
 @pytest.mark.parametrize("seed", range(4))
 def test_many_random_walks_fit(seed: int) -> None:

@@ -26,7 +26,9 @@ STOP = 0
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128)
 SECONDS_PER_TOKEN = 0.01
 
-_EMPTY, _RUBBISH = -1, -2
+RUBBISH = -2
+"""What a slot holds that was written for nobody."""
+_EMPTY = -1
 _LONGEST = 4096
 _POWERS = np.random.default_rng(0).integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(1)
 _IDS = np.arange(VOCABULARY, dtype=np.uint64)
@@ -195,7 +197,7 @@ class ToyBackend(Toy):
         assert len(set(table.tolist())) == len(table), "a table names a block once"
         for position, token in zip(range(chunk.past, end), chunk.tokens, strict=True):
             self._slots[table[position // self.block_size], position % self.block_size] = token
-        self._slots[table[end // self.block_size], end % self.block_size] = _RUBBISH
+        self._slots[table[end // self.block_size], end % self.block_size] = RUBBISH
 
     def read(self, chunk: ToyChunk) -> IntArray:
         tokens = self._slots[self._table(chunk)].ravel()[: chunk.past + len(chunk.tokens)]

@@ -4,7 +4,7 @@ A tenant's weight says how much of the machine is its share when it is short; it
 flow has a share, however small, so none starves. What a flow does not use, the others have.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -78,9 +78,9 @@ class Shares:
     def weights(self, flows: Iterable[Flow]) -> dict[Flow, float]:
         """What each of these flows has a right to, in proportion."""
         present = set(flows)
-        levels: Counter[str] = Counter()
+        levels: defaultdict[str, float] = defaultdict(float)
         for flow in present:
-            levels[flow.tenant] += _PER_LEVEL**flow.priority  # type: ignore[assignment]  # it counts fractions too
+            levels[flow.tenant] += _PER_LEVEL**flow.priority
         return {
             flow: self._weights.get(flow.tenant, 1.0) * _PER_LEVEL**flow.priority / levels[flow.tenant]
             for flow in present

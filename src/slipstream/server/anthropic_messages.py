@@ -16,8 +16,9 @@ from slipstream.server.access import TenantName
 from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
 from slipstream.server.bodies import BodyRoute
-from slipstream.server.errors import left_out, missing, unsupported
+from slipstream.server.errors import missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
+from slipstream.server.hosted_tools import HostedTool, left_out
 from slipstream.server.stream import respond
 from slipstream.server.turn import TurnRunner
 from slipstream.turns import TurnRequest
@@ -64,10 +65,9 @@ class ToolDefinition(BaseModel):
         )
 
 
-class HostedTool(BaseModel):
-    """A tool that is run by the server, on Anthropic's: here it's left out."""
+class NamedHostedTool(HostedTool):
+    """A hosted tool as Anthropic's clients send it."""
 
-    type: str
     name: str | None = None
 
 
@@ -77,7 +77,8 @@ def _kind_of_tool(tool: object) -> str:
 
 
 AnyTool = Annotated[
-    Annotated[ToolDefinition, Tag("[custom]")] | Annotated[HostedTool, Tag("[hosted]")], Discriminator(_kind_of_tool)
+    Annotated[ToolDefinition, Tag("[custom]")] | Annotated[NamedHostedTool, Tag("[hosted]")],
+    Discriminator(_kind_of_tool),
 ]
 
 
@@ -145,8 +146,7 @@ class PromptFields(BaseModel):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is left out."""
-        hosted = [tool for tool in self.tools or () if isinstance(tool, HostedTool)]
-        return tuple(left_out(f"tools[{(self.tools or []).index(tool)}]", tool.type) for tool in hosted)
+        return left_out(self.tools)
 
     def _tool_use(self) -> ToolUse:
         """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field.

@@ -112,11 +112,6 @@ def unreadable(param: str, kind: str, wanted: str = "text") -> InvalidRequestErr
     return unsupported(param, complaint)
 
 
-def left_out(param: str, kind: str) -> str:
-    """A warning about a tool that somebody else's server would run."""
-    return f"{param} is of type {kind!r}, which is run by the server that it's made for: it was left out here"
-
-
 def not_read(kind: str) -> str:
     """The text that stands for content of a kind that no model here reads, in the result of a call."""
     return f"[{kind}: left out, because this model reads text alone]"

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 from pydantic_core import from_json
 
 from slipstream.chat import Tool, ToolCall
 from slipstream.chat.setting import TextGrammar
 from slipstream.chat.text_grammar import text_rules
 from slipstream.errors import InvalidRequestError
-from slipstream.server.errors import left_out
+from slipstream.server.hosted_tools import HostedTool, left_out
 from slipstream.server.openai_tools import FunctionDefinition, ToolName, flat_name
 
 Item = dict[str, Any]
@@ -75,14 +75,6 @@ class LocalShellTool(BaseModel):
     type: Literal["local_shell"]
 
 
-class HostedTool(BaseModel):
-    """A tool that the server runs, elsewhere."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-
-
 def _kind(tool: object) -> str:
     kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
     known = ("function", "custom", "namespace", "local_shell")
@@ -119,9 +111,8 @@ class Toolbox:
         self._known = {each.tool.name: each for each in known}
         self.tools = tuple(each.tool for each in known)
         """In no protocol's terms."""
-        hosted = ((index, tool.type) for index, tool in enumerate(tools) if isinstance(tool, HostedTool))
         self.warnings = (
-            *(left_out(f"tools[{index}]", kind) for index, kind in hosted),
+            *left_out(tools),
             *(each.loosened for each in known if each.loosened),
         )
 

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 from slipstream import fields
 from slipstream.chat import Message, Prompt, Setting, Tool, ToolCall, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.sessions.state import SessionState, SessionTurn
+
+Key = TypeVar("Key")
 
 Kind = Literal[
     "system_changed",
@@ -243,9 +245,8 @@ def _dropped_reasoning(old: Sequence[Message], new: Sequence[Message]) -> ReuseB
     return None
 
 
-def _put(index: "dict[tuple[str, Digest], str] | dict[Digest, str]", key: object, value: str) -> None:
+def _put(entries: dict[Key, str], key: Key, value: str) -> None:
     """Enter something as the newest, in place of the oldest if there's no room."""
-    entries: dict[object, str] = index  # type: ignore[assignment]
     entries.pop(key, None)
     entries[key] = value
     if len(entries) > _INDEXED:

@@ -216,8 +216,8 @@ class Directory:
         """Forget the least recently used sessions of a tenant if there are too many, but never the newest."""
         tenant = newest.tenant
         with self.lock:
-            surplus = self._count(tenant) - self._limits.sessions
-            if surplus > 0:
+            surplus = len(self) - self._limits.sessions  # of all tenants, which is quick to know
+            if surplus > 0 and (surplus := self._count(tenant) - self._limits.sessions) > 0:
                 surplus -= self._pins(tenant)
             excess = self._memory[tenant] - self._limits.memory
             if surplus <= 0 and excess <= 0:

@@ -275,13 +275,8 @@ def _magnitudes(low: Fraction, above: bool, high: Fraction | None, below: bool, 
     _, whole_high, after_high = _digits(high)
     last = int(whole_high)
     if first == last:
-        return [
-            way
-            for way in (
-                _with_fraction(whole_low, _fractions(after_low, after_high, above, below, fractional=fractional)),
-            )
-            if way
-        ]
+        way = _with_fraction(whole_low, _fractions(after_low, after_high, above, below, fractional=fractional))
+        return [way] if way else []
     ways = [_with_fraction(whole_low, _fractions(after_low, None, above, False, fractional=fractional))]
     if last - first > 1:
         ways.append(f"(?:{_naturals(first + 1, last - 1)}){some}")
@@ -307,11 +302,7 @@ def _fractions(low: str, high: str | None, above: bool, below: bool, *, fraction
     if not fractional:
         return none, ways
     # An integer has zeros alone after the point, or nothing.
-    return False, [way for way in ways if way != "0+"] if low or above else _without_zeros(high, below)
-
-
-def _without_zeros(high: str | None, below: bool) -> list[str]:
-    return _digits_between("", high, True, below)
+    return False, [way for way in ways if way != "0+"] if low or above else _digits_between("", high, True, below)
 
 
 def _digits_between(low: str, high: str | None, above: bool, below: bool) -> list[str]:
@@ -324,26 +315,13 @@ def _digits_between(low: str, high: str | None, above: bool, below: bool) -> lis
         ways = _digits_to(high, below)
         return [way for way in ways if way != "0+"] and _positive_to(high, below) if above else ways
     if high and low[0] == high[0]:
-        digit = low[0]
-        inner = _digits_between(low[1:], high[1:], above, below)
         ends = not low[1:] and not above and (bool(high[1:]) or not below)
-        tail = "|".join(inner)
-        return [f"{digit}(?:{tail})" + ("?" if ends else "")] if tail else [digit] if ends else []
+        return _after(low[0], _digits_between(low[1:], high[1:], above, below), ends=ends)
     first, last = int(low[0]), int(high[0]) if high else 0
-    ways = []
-    rest = _digits_between(low[1:], None, above, False)
-    ends = not low[1:] and not above
-    if rest:
-        ways.append(f"{first}(?:{'|'.join(rest)})" + ("?" if ends else ""))
+    ways = _after(str(first), _digits_from(low[1:], above), ends=not low[1:] and not above)
     if last - first > 1:
         ways.append(f"[{first + 1}-{last - 1}][0-9]*")
-    upper = _digits_to(high[1:], below)
-    ends = bool(high[1:]) or not below
-    if upper:
-        ways.append(f"{last}(?:{'|'.join(upper)})" + ("?" if ends else ""))
-    elif ends:
-        ways.append(str(last))
-    return ways
+    return ways + _up_to(str(last), high[1:], below)
 
 
 def _digits_from(low: str, above: bool) -> list[str]:
@@ -351,9 +329,7 @@ def _digits_from(low: str, above: bool) -> list[str]:
     if not low:
         return ["[0-9]*[1-9][0-9]*"] if above else ["[0-9]+"]
     digit = int(low[0])
-    rest = _digits_from(low[1:], above)
-    ends = not low[1:] and not above
-    ways = [f"{digit}(?:{'|'.join(rest)})" + ("?" if ends else "")]
+    ways = _after(low[0], _digits_from(low[1:], above), ends=not low[1:] and not above)
     if digit < 9:
         ways.append(f"[{digit + 1}-9][0-9]*")
     return ways
@@ -365,31 +341,27 @@ def _digits_to(high: str, below: bool) -> list[str]:
         return [] if below else ["0+"]
     digit = int(high[0])
     ways = [f"[0-{digit - 1}][0-9]*"] if digit else []
-    tail = _digits_to(high[1:], below)
-    ends = bool(high[1:]) or not below
-    if tail:
-        ways.append(f"{digit}(?:{'|'.join(tail)})" + ("?" if ends else ""))
-    elif ends:
-        ways.append(str(digit))
-    return ways
+    return ways + _up_to(high[0], high[1:], below)
 
 
 def _positive_to(high: str, below: bool) -> list[str]:
     """Digits that as a fraction are more than 0 and `high` or less."""
-    digit = int(high[0]) if high else 0
-    ways = []
     if not high:
         return []
-    if digit > 1:
-        ways.append(f"[1-{digit - 1}][0-9]*")
-    if digit > 0:
-        ways.append("0[0-9]*[1-9][0-9]*")
-        tail = _digits_to(high[1:], below)
-        ends = bool(high[1:]) or not below
-        if tail:
-            ways.append(f"{digit}(?:{'|'.join(tail)})" + ("?" if ends else ""))
-        elif ends:
-            ways.append(str(digit))
-    else:
-        ways += [f"0(?:{way})" for way in _positive_to(high[1:], below)]
-    return ways
+    digit = int(high[0])
+    if digit == 0:
+        return [f"0(?:{way})" for way in _positive_to(high[1:], below)]
+    ways = [f"[1-{digit - 1}][0-9]*"] if digit > 1 else []
+    return [*ways, "0[0-9]*[1-9][0-9]*", *_up_to(high[0], high[1:], below)]
+
+
+def _up_to(digit: str, rest: str, below: bool) -> list[str]:
+    """Digits that begin with one and go on with what as a fraction is `rest` or less, or with nothing if that fits."""
+    return _after(digit, _digits_to(rest, below), ends=bool(rest) or not below)
+
+
+def _after(digit: str, ways: list[str], *, ends: bool) -> list[str]:
+    """A digit and one of the ways to go on after it, or none if it may be the end."""
+    if ways:
+        return [f"{digit}(?:{'|'.join(ways)})" + ("?" if ends else "")]
+    return [digit] if ends else []
