@@ -44,6 +44,11 @@ def text(pattern: str, **more: Any) -> dict[str, Any]:
     return {"type": "string", "pattern": pattern, **more}
 
 
+def halves(**bounds: float) -> dict[str, Any]:
+    """A schema of multiples of a half."""
+    return {"type": "number", "multipleOf": 0.5, **bounds}
+
+
 CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "quotes left out": (text('^[^"]{3,9}$'), ['"abc"', r'"a\\c"'], [r'"\"\"\""', '"ab"']),
     "quotes counted": (text('^"{2}$'), [r'"\"\""'], ['""', r'"\""']),
@@ -113,6 +118,9 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ['{"a": 1}', '{"b": 1}'],
         ["{}", '{"a": 1, "b": 1}'],
     ),
+    "multiples more than a bound": (halves(exclusiveMinimum=0, maximum=0.5), ["0.5"], ["0", "1"]),
+    "multiples more than one of them": (halves(exclusiveMinimum=0.5), ["1", "1.5"], ["0", "0.5"]),
+    "multiples around 0": (halves(minimum=-0.7, exclusiveMaximum=0.5), ["-0.5", "0"], ["-1", "0.5"]),
 }  # fmt: skip
 
 

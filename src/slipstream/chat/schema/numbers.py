@@ -119,6 +119,16 @@ class Numbers:
             last = ceil(self.high) - 1 if self.below else floor(self.high)
         return first, last
 
+    def _steps(self) -> tuple[Fraction | None, Fraction | None]:
+        """The least and the largest multiple of the step between the bounds, where there are bounds."""
+        assert self.step is not None
+        first, last = replace(
+            self,
+            low=None if self.low is None else self.low / self.step,
+            high=None if self.high is None else self.high / self.step,
+        )._integer_bounds()
+        return (None if first is None else first * self.step), (None if last is None else last * self.step)
+
     def terminal(self) -> str:
         """The Lark terminal of how they are written. Raises `UnsupportedError` for multiples, see `as_schema`."""
         if self.values is not None:
@@ -145,11 +155,12 @@ class Numbers:
         if self.no_steps or self.without or self.step is None or self.integral is False:
             raise UnsupportedError("multipleOf")
         known: dict[str, object] = {"type": "integer" if self.integral else "number", "multipleOf": _plain(self.step)}
-        names = ("exclusiveMinimum" if self.above else "minimum", "exclusiveMaximum" if self.below else "maximum")
-        for name, bound in zip(names, (self.low, self.high), strict=True):
-            if bound is not None:
-                known[name] = _plain(bound)
-        bounds = [value for value in (self.step, self.low, self.high) if value is not None]
+        low, high = self._steps()  # the compiler takes 0 for a multiple that is more than 0 and at most the step
+        if low is not None:
+            known["minimum"] = _plain(low)
+        if high is not None:
+            known["maximum"] = _plain(high)
+        bounds = [value for value in (self.step, low, high) if value is not None]
         if any(exact(float(value)) != value or abs(value) >= 2**53 for value in bounds) or self.step < Fraction(
             1, 10**6
         ):
