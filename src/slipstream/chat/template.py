@@ -101,6 +101,8 @@ class ChatTemplate:
             form = {"xml_tools": listed} if "xml_tools" in self.variables else {}
             variables = as_content(kwargs or {}) | form | {"tools": listed}
             text = self._template.render(messages=given, add_generation_prompt=True, **variables)
+        except MemoryError:  # no refusal: a sandbox ends with it
+            raise
         except Exception as error:  # it's foreign code, and may raise whatever it likes
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param=MESSAGES, code="invalid_messages"
@@ -125,6 +127,8 @@ class ChatTemplate:
         """What the template makes of messages; None if it refuses them."""
         try:
             return self._template.render(messages=[dict(message) for message in messages], **variables)
+        except MemoryError:
+            raise
         except Exception:  # foreign code
             return None
 

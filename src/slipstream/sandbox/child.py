@@ -1,11 +1,13 @@
 """The worker's side, a program of its own: `child.py FILE_DESCRIPTOR`.
 
 It answers requests on the socket until that closes. A call that takes more processor time than it may is ended by the
-system, with the process; so is one that overruns its stack. More memory than it may have is not given to it.
+system, with the process; so is one that overruns its stack. More memory than it may have is not given to it, and ends
+it too.
 """
 
 import importlib
 import json
+import os
 import pickle
 import resource
 import signal
@@ -31,13 +33,20 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever it does
         threading.stack_size(allowance.stack)
-        _write(stream, {"result": None})
-        while request := _read(stream):
-            method, arguments = pickle.loads(request)
-            signal.setitimer(signal.ITIMER_PROF, allowance.seconds)
-            reply = _reply(served, method, arguments)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            _write(stream, reply)
+        serving = threading.Thread(target=_serve, args=(stream, served, allowance.seconds))
+        serving.start()
+        serving.join()
+
+
+def _serve(stream: Any, served: Any, seconds: float) -> None:
+    """Answer requests, on a thread whose stack is as large as was asked for."""
+    _write(stream, {"result": None})
+    while request := _read(stream):
+        method, arguments = pickle.loads(request)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        reply = _reply(served, method, arguments)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _write(stream, reply)
 
 
 def _found(factory: str) -> Any:
@@ -53,19 +62,13 @@ def _found(factory: str) -> Any:
 
 
 def _reply(served: Any, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """What a call comes to, on a thread whose stack is as large as was asked for."""
-    reply: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            reply["result"] = getattr(served, method)(*arguments)
-        except BaseException as error:  # libraries may raise such, too
-            reply["error"] = str(error) or type(error).__name__
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return reply
+    """What a call comes to. One that runs out of memory ends the process: what it holds on to would fail the next."""
+    try:
+        return {"result": getattr(served, method)(*arguments)}
+    except MemoryError:
+        os._exit(1)
+    except BaseException as error:  # libraries may raise such, too
+        return {"error": str(error) or type(error).__name__}
 
 
 def _read(stream: Any) -> bytes:
