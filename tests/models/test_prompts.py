@@ -65,7 +65,7 @@ def ours(family: Family) -> tuple[ChatTemplate, Tokenizer, Dialect]:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(first=texts, said=texts, result=texts, last=texts)
 def test_ids_are_the_library_s(family: Family, first: str, said: str, result: str, last: str) -> None:
     library = judge(family)

@@ -73,7 +73,7 @@ def test_samples_have_the_original_s_ids(pair: Pair, text: str) -> None:
     assert spelled == before + (normalize("NFC", text) if composes else text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_any_text_has_the_original_s_ids(pair: Pair, text: str) -> None:
     ours, theirs = pair
@@ -111,7 +111,7 @@ def test_the_default_model_s_samples_have_tiktoken_s_ids(tokenizer: Tokenizer, b
     assert tokenizer.encode(text) == by_tiktoken.encode(text, allowed_special="all")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_any_text_has_tiktoken_s_ids(tokenizer: Tokenizer, by_tiktoken: Any, text: str) -> None:
     assert tokenizer.encode(text) == by_tiktoken.encode(text, allowed_special="all")
@@ -159,7 +159,7 @@ def by_sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     return Tokenizer(build_tokenizer(described).to_str()), trained
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_any_text_has_sentencepiece_s_ids(by_sentencepiece: tuple[Tokenizer, Any], text: str) -> None:
     ours, theirs = by_sentencepiece

@@ -281,7 +281,6 @@ class TestSameMessage:
     def test_lone_surrogates_can_be_digested(self) -> None:
         assert user("\ud800").digest != user("\ud801").digest
 
-    @settings(deadline=None)
     @given(st.lists(st.text(max_size=3), max_size=6), st.lists(st.text(max_size=3), max_size=6))
     def test_digests_are_equal_as_far_as_messages_are(self, first: list[str], second: list[str]) -> None:
         one, other = (History(digest(""), [user(text) for text in texts]).keys() for texts in (first, second))
@@ -358,7 +357,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.total_tokens <= self.BOUND or len(entries) == 1
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestLedgerInRandomUse = LedgerMachine.TestCase
 
 
@@ -939,7 +938,7 @@ Turns = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(turns=Turns, ledger_tokens=st.sampled_from([40, 150, 10_000]))
 def test_however_conversations_branch_prompts_read_as_rendered_and_keep_known_tokens(
     tokenizer: Tokenizer, turns: list[tuple[int, str, str, bool, str]], ledger_tokens: int

@@ -129,7 +129,7 @@ def test_saving_again_replaces_and_tenants_are_apart(database: Database) -> None
 
 
 @given(texts=st.lists(st.text(), max_size=4), used=st.floats(0, 1e12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str], used: float) -> None:
     """Lone surrogates, too, which no encoding of Unicode has."""
     database = Database(tmp_path_factory.mktemp("state") / "state.db", MODEL)
@@ -268,7 +268,7 @@ def test_deleting_removes_what_one_alone_leads_to(database: Database) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_are_those_that_something_leads_to(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Whatever is saved, changed and deleted."""
     database = Database(tmp_path_factory.mktemp("state") / "state.db", MODEL)

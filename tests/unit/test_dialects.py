@@ -313,7 +313,7 @@ def test_harmony_reasons_in_a_channel(flag: Flag) -> None:
 
 
 @MATRIX
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(data=st.data())
 def test_any_tokens_read_alike_however_they_come(name: str, flag: Flag, data: st.DataObject) -> None:
     """No stream of tokens is lost or breaks a reader, and pieces add up to the whole."""

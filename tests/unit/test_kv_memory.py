@@ -18,7 +18,7 @@ BLOCK = 4
 @pytest.mark.parametrize("machine", [StoreMachine, KVMemoryMachine])
 def test_any_store_under_random_use(machine: Any, kind: str) -> None:
     run = type(f"{machine.__name__}Of{kind.title()}", (machine,), {"kind": kind}).TestCase
-    run.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+    run.settings = settings(max_examples=40, stateful_step_count=30)
     run().runTest()
 
 

@@ -79,7 +79,7 @@ class PrefixIndexMachine(RuleBasedStateMachine):
                 pending.append(child)
 
 
-PrefixIndexMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+PrefixIndexMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestPrefixIndex = PrefixIndexMachine.TestCase
 
 

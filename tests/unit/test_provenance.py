@@ -129,7 +129,7 @@ def control(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(text=hostile)
 def test_no_content_becomes_a_control_token(way: str, text: str) -> None:
     template = made(way)
@@ -144,7 +144,7 @@ def test_no_content_becomes_a_control_token(way: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(text=texts)
 def test_other_content_is_encoded_as_the_library_does(way: str, text: str) -> None:
     rendered = made(way).render(conversation(text), tools(text))
@@ -172,7 +172,7 @@ def made_plain(way: str) -> Template:
 
 
 @given(text=hostile)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_a_bare_prompt_is_encoded_as_the_library_does(name: str, text: str) -> None:
     tokenizer, oracle = vocabulary(name)
@@ -180,7 +180,7 @@ def test_a_bare_prompt_is_encoded_as_the_library_does(name: str, text: str) -> N
 
 
 @given(text=hostile)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_content_reads_the_same_when_decoded(name: str, text: str) -> None:
     tokenizer, _ = vocabulary(name)

@@ -90,7 +90,7 @@ def tail(renderer: Renderer, messages: list[Message], number: int, generated: st
     return None if found is None else (str(found), [*found.own_runs()])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from([*TEMPLATES]),
     turns=st.lists(Turn, min_size=1, max_size=14),

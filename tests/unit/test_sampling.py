@@ -121,7 +121,7 @@ def frozen(logits: list[float]) -> FloatArray:
     return array
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(case=cases(), seed=st.integers(0, 2**63), position=st.integers(0, 2**31))
 def test_samples_agree_with_the_reference(
     case: tuple[SamplingParams, list[float], list[int], list[int]], seed: int, position: int
@@ -237,7 +237,6 @@ def greedy(params: SamplingParams, logits: list[float], prompt: list[int], gener
 class TestDeterminism:
     LOGITS = (0.0, 0.5, 1.0, 0.25, 0.75, -1.0, 0.5, 0.0)
 
-    @settings(deadline=None)
     @given(st.permutations(range(20)), st.integers(0, 2**64 - 1))
     def test_the_order_of_positions_changes_nothing(self, order: list[int], seed: int) -> None:
         params, row = SamplingParams(top_p=0.9), frozen(list(self.LOGITS))
@@ -325,7 +324,6 @@ class TestLogprobs:
         found = sampler(SamplingParams(logprobs=8), [], [], 8).logprob(frozen(list(self.ROW)), 0)
         assert math.fsum(math.exp(logprob) for _, logprob in found.top) == pytest.approx(1.0, abs=1e-6)
 
-    @settings(deadline=None)
     @given(st.lists(st.floats(-80, 80, width=32), min_size=5, max_size=40), st.integers(0, 4))
     def test_logprobs_agree_with_a_float64_softmax(self, row: list[float], token: int) -> None:
         found = sampler(SamplingParams(logprobs=5), [], [], len(row)).logprob(frozen(row), token)

@@ -316,7 +316,7 @@ class TestAnyWorkload:
             )
         return requests
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(data=st.data())
     def test_answers_equal_a_direct_computation(self, data: st.DataObject) -> None:
         num_blocks, context = data.draw(st.sampled_from([(6, 100), (12, 60), (20, 120), (60, 200)]), "memory")

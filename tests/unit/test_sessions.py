@@ -263,4 +263,4 @@ class SessionsMachine(RuleBasedStateMachine):
 
 
 TestSessions = SessionsMachine.TestCase
-TestSessions.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestSessions.settings = settings(max_examples=40, stateful_step_count=40)

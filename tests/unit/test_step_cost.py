@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.backend import Load, StepCost, StepMeasurements
@@ -54,7 +54,6 @@ def test_the_load_of_a_step_is_that_of_its_chunks() -> None:
     assert cost.longer(load, 10, 100) == Load(tokens=11 + 2, context=150, pairs=11 * 100 + 2 * 50)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 8000), st.integers(0, 8000))
 def test_more_tokens_and_longer_contexts_never_cost_less(first: int, second: int, past: int, longer: int) -> None:
     least = seconds(min(first, second), past=min(past, longer))

@@ -154,7 +154,7 @@ def cut_when_first_seen(tokenizer: Tokenizer, tokens: list[int], stops: list[str
     return tokenizer.decode(tokens), False
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(text=Texts, stops=Stops, cuts=Cuts, missing=st.integers(0, 3))
 @example(text="aaab", stops=["aab"], cuts=[], missing=0)
 def test_pieces_join_to_the_text_before_the_first_stop_string(
@@ -169,7 +169,7 @@ def test_pieces_join_to_the_text_before_the_first_stop_string(
     assert stopping.stopped == stopped
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=Texts, stops=Stops.filter(bool), cuts=Cuts)
 def test_no_more_is_held_back_than_could_begin_a_stop_string(
     tokenizer: Tokenizer, text: str, stops: list[str], cuts: list[int]

@@ -60,7 +60,7 @@ class TestDefaultModel:
         assert tokenizer.decode(ids, skip_special=False) == text
         assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(text=TEXTS)
     def test_any_text_round_trips(self, tokenizer: Tokenizer, text: str) -> None:
         ids = tokenizer.encode(text)
@@ -94,7 +94,7 @@ class TestDefaultModel:
         assert not tokenizer.is_special(tokenizer.vocab_size)
         assert all(tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(ids=st.lists(st.integers(0, 49151)), skip_special=st.booleans())
     def test_decode_is_the_library_s(
         self, tokenizer: Tokenizer, library: tokenizers.Tokenizer, ids: list[int], skip_special: bool
@@ -121,7 +121,7 @@ class TestIncrementalDecoder:
             decoder = IncrementalDecoder(tokenizer)
             assert [decoder.feed([id]) for id in ids] == [""] * (len(ids) - 1) + [character]
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(chunks=st.lists(st.lists(st.integers(0, 49151), max_size=4)), skip_special=st.booleans())
     def test_any_tokens_in_any_chunks_give_what_decode_gives(
         self, tokenizer: Tokenizer, chunks: list[list[int]], skip_special: bool
