@@ -44,6 +44,7 @@ def write(name: str, path: Path, *, seed: int = 0) -> None:
     """Write a model of one of the `SHAPES`."""
     shape, random = SHAPES[name], np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)  # OpenVINO GenAI reads no file that doesn't say it
     writer.add_context_length(32_768)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -96,7 +97,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     vocabulary: dict[str, int] = content["model"]["vocab"]
     special = {each["id"] for each in content["added_tokens"]}
     tokens = [*sorted(vocabulary, key=vocabulary.__getitem__)]
-    types = [3 if id in special else 1 for id in range(len(tokens))] + [3] * (size - len(tokens))
+    control, normal, unused = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.UNUSED
+    types = [control if id in special else normal for id in range(len(tokens))] + [unused] * (size - len(tokens))
     tokens += [f"<|unused_{id}|>" for id in range(len(tokens), size)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
