@@ -150,6 +150,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
             "routed_scaling_factor": 1.5,
             "norm_topk_prob": True,
+            "scoring_func": "sigmoid",  # which transformers takes for granted, and files say
             **_EXPERTS,
         },
     ),
@@ -184,6 +185,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
         {
             "layer_types": ["mamba", "attention"] * 2,
             "num_local_experts": 0,
+            "num_experts_per_tok": 0,
             "shared_intermediate_size": 192,
             "mamba_n_heads": 8,
             "mamba_d_head": 32,
