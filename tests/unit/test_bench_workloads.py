@@ -53,6 +53,14 @@ def test_a_workload_has_the_agents_and_turns_that_it_says(workload: Workload) ->
     assert [len(script.turns) for script in workload.scripts(0, 0)] == [workload.turns] * workload.agents
 
 
+def test_a_cut_workload_is_the_beginning_of_the_whole_one() -> None:
+    whole, cut = WORKLOADS["fleet-8"], WORKLOADS["fleet-8"].cut(3)
+    assert (cut.turns, WORKLOADS["agent-6"].cut(40).turns) == (3, 6)
+    for script, beginning in zip(whole.scripts(0, 1), cut.scripts(0, 1), strict=True):
+        assert beginning.turns == script.turns[:3]
+        assert (beginning.system, beginning.tools) == (script.system, script.tools)
+
+
 @pytest.mark.parametrize("workload", MADE_UP, ids=lambda workload: workload.name)
 def test_rounds_share_no_prefix_with_each_other(workload: Workload) -> None:
     heads = [{script.system[:8] for script in workload.scripts(0, number)} for number in range(3)]

@@ -61,6 +61,10 @@ def run_(
     ] = Path("bench-results"),
     model: Model = DEFAULT_MODEL,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
+    turns: Annotated[
+        int | None,
+        typer.Option(min=2, help="Cut each agent's conversation after so many turns: for models that take minutes."),
+    ] = None,
     constraint: Annotated[
         ConstraintKind,
         typer.Option(
@@ -93,9 +97,11 @@ def run_(
             names = ", ".join(each.peer.name for each in left_out)
             console.print(f"Not set up, so left out: {names}. `slipstream bench setup NAME` sets one up.")
         workloads = _workloads(workload)
+        if turns is not None:
+            workloads = [each.cut(turns) for each in workloads]
         file = RunFile(out)
         plan = Plan(servers, workloads, rounds, seed, constraint)
-        _begin(file, plan, left_out, pulled, console)
+        _begin(file, plan, turns, left_out, pulled, console)
         try:
             with _Bars(len(list(plan.missing(file))), console) as bars:
                 run(plan, file, bars)
@@ -183,16 +189,18 @@ def _servers(names: list[str] | None, known: Mapping[str, Peer], model: StoredMo
     return servers
 
 
-def _begin(file: RunFile, plan: Plan, left_out: list[Server], model: StoredModel, console: Console) -> None:
+def _begin(
+    file: RunFile, plan: Plan, turns: int | None, left_out: list[Server], model: StoredModel, console: Console
+) -> None:
     """Record what the results belong to, and what has none; raises `SlipstreamError` if the file has other results."""
     command = shlex.join(["slipstream", *sys.argv[1:]])
-    settings = Settings(model=model.name, seed=plan.seed, constraint=plan.constraint, command=command)
+    settings = Settings(model=model.name, seed=plan.seed, constraint=plan.constraint, turns=turns, command=command)
     if file.settings is None:
         file.add(settings)
         file.add(this_machine())
         with console.status("Measuring memory bandwidth and matrix rate"):
             file.add(floor.measure(model.ir_path))
-    for field in ("model", "seed", "constraint"):
+    for field in ("model", "seed", "constraint", "turns"):
         before, now = getattr(file.settings, field), getattr(settings, field)
         if before != now:
             raise SlipstreamError(f"the run in this folder has {field} {before!r}, not {now!r}: choose another --out")

@@ -27,6 +27,8 @@ class Settings(Record):
     model: str
     seed: int
     constraint: ConstraintKind
+    turns: int | None = None
+    """Of each agent at most; None for all."""
     command: str
     """That the results come from; a run may have several, one after another."""
 

@@ -87,8 +87,10 @@ def settings_text(summary: Summary) -> str:
     settings = summary.settings
     if settings is None:
         return "The settings were not recorded."
+    cut = f"; conversations cut after {settings.turns} turns" if settings.turns is not None else ""
     return (
-        f"Model {settings.model}, greedy; calls asked for by `{settings.constraint}`; texts from seed {settings.seed}."
+        f"Model {settings.model}, greedy; calls asked for by `{settings.constraint}`; texts from seed "
+        f"{settings.seed}{cut}."
     )
 
 

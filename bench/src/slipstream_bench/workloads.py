@@ -6,7 +6,7 @@ before doesn't shorten a turn, except where a workload is about repeats.
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from slipstream_bench import bfcl
@@ -37,6 +37,14 @@ class Workload:
     def scripts(self, seed: int, round_number: int) -> list[Script]:
         """One for each agent."""
         return self.make(random.Random(f"{seed} {self.name} {round_number}"))
+
+    def cut(self, turns: int) -> "Workload":
+        """The same, but for turns of an agent after so many."""
+
+        def make(rng: random.Random) -> list[Script]:
+            return [replace(script, turns=script.turns[:turns]) for script in self.make(rng)]
+
+        return replace(self, turns=min(self.turns, turns), make=make)
 
     def is_later(self, agent: int, turn: int) -> bool:
         """Whether the median over later turns has this one; both count from 0."""
