@@ -1,10 +1,8 @@
 """Arrays as they are written: members one by one, counted where a schema counts them."""
 
 import json
-import math
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from slipstream.chat.schema.losses import UnsupportedError
@@ -163,17 +161,24 @@ def listed_arrays(arrays: Arrays, meaning: Meaning) -> list[tuple[Any, ...]] | N
         if tail is None or arrays.prefix + len(tail) > _LONGEST_ARRAY:
             return None
         longest = arrays.prefix + len(tail)
-    by_index = [listed_values(arrays.node(index), meaning) for index in range(longest)]
     result: list[tuple[Any, ...]] = []
-    for length in range(arrays.least, longest + 1):
-        members = [values for values in by_index[:length] if values is not None]
-        if len(members) < length or math.prod(map(len, members)) > _MOST_ARRAYS * 20:
+    grown: list[tuple[tuple[Any, ...], frozenset[str]]] = [((), frozenset())]
+    for length in range(longest + 1):
+        if length >= arrays.least:
+            result += [array for array, _ in grown]
+        if len(grown) > _MOST_ARRAYS or len(result) > _MOST_ARRAYS:
             return None
-        for array in product(*members):
-            if len({_identity(value) for value in array}) == length:
-                result.append(array)
-                if len(result) > _MOST_ARRAYS:
-                    return None
+        if length < longest:
+            values = listed_values(arrays.node(length), meaning)
+            if values is None:
+                return None
+            named = [(value, _identity(value)) for value in values]
+            grown = [
+                ((*array, value), before | {name})
+                for array, before in grown
+                for value, name in named
+                if name not in before
+            ]
     return result
 
 

@@ -196,7 +196,7 @@ class JsonRules:
 
     def _array(self, arrays: Arrays) -> list[str]:
         if arrays.unique:
-            found = listed_arrays(arrays, self.meaning)
+            found = listed_arrays(arrays, self.meaning) if self._listed <= _MOST_LISTED else None
             self._listed += len(found or ())
             if found is None or self._listed > _MOST_LISTED:
                 self.meaning.lose("uniqueItems")
