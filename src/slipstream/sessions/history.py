@@ -22,6 +22,8 @@ class History:
     keys: tuple[Digest, ...] = ()
     owner: Digest = b""
     """What stands for the tenant before the first key."""
+    size: int = 0
+    """Bytes of the messages, about."""
 
     @classmethod
     def begin(cls, tenant: str) -> "History":
@@ -38,7 +40,8 @@ class History:
     @classmethod
     def read(cls, rows: Sequence[Row], tenant: str) -> "History":
         """The tenant's history that was written as these rows, in order."""
-        return cls(tuple(_message(row.value) for row in rows), tuple(row.key for row in rows), owner_of(tenant))
+        messages = tuple(_message(row.value) for row in rows)
+        return cls(messages, tuple(row.key for row in rows), owner_of(tenant), _size(messages))
 
     @property
     def head(self) -> Digest | None:
@@ -47,14 +50,16 @@ class History:
 
     def first(self, count: int | None) -> "History":
         """The first messages alone, by default all."""
-        return History(self.messages[:count], self.keys[:count], self.owner)
+        rest = self.messages[count:] if count is not None else ()
+        return History(self.messages[:count], self.keys[:count], self.owner, self.size - _size(rest))
 
     def then(self, *messages: Message) -> "History":
         """The same with more messages."""
         keys = [self.head or self.owner]
         for message in messages:
             keys.append(hashlib.blake2b(keys[-1] + _value(message), digest_size=16).digest())
-        return History((*self.messages, *messages), (*self.keys, *keys[1:]), self.owner)
+        size = self.size + _size(messages)
+        return History((*self.messages, *messages), (*self.keys, *keys[1:]), self.owner, size)
 
     def rows_backwards(self) -> Iterator[Row]:
         """A row for each message, the last one first."""
@@ -65,6 +70,11 @@ class History:
 def owner_of(tenant: str) -> Digest:
     """What stands for a tenant in the keys of its rows; nothing for the tenant without a name."""
     return hashlib.blake2b(tenant.encode(), digest_size=16).digest() if tenant else b""
+
+
+def _size(messages: Sequence[Message]) -> int:
+    calls = sum(len(call.arguments) + len(call.name) for message in messages for call in message.tool_calls)
+    return calls + sum(100 + len(message.text) + len(message.reasoning) for message in messages)
 
 
 def _value(message: Message) -> bytes:

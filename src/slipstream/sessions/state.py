@@ -86,7 +86,7 @@ class SessionState:
         if tools is not self.tools or kwargs is not self.template_kwargs:
             setting = len(json.dumps([[tool.as_dict() for tool in self.tools], dict(self.template_kwargs)]))
             self.setting_size = self.tools, self.template_kwargs, setting
-        return setting + sum(map(_size, self.messages))
+        return setting + self.history.size
 
     @property
     def pin_name(self) -> str:
@@ -172,11 +172,6 @@ class SessionTurn:
     """Whether it may use what is in memory."""
     reuse_break: "ReuseBreak | None" = None
     """Why it computed again what had been computed before, if it did; known once it's answered."""
-
-
-def _size(message: Message) -> int:
-    calls = sum(len(call.arguments) + len(call.name) for call in message.tool_calls)
-    return 100 + len(message.text) + len(message.reasoning) + calls
 
 
 def tokens_of(state: SessionState, conversations: Conversations) -> IntArray:
