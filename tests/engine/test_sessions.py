@@ -1,7 +1,8 @@
 """Sessions of an engine in one's own process."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,9 @@ from slipstream import (
     ToolUse,
 )
 from slipstream.models import Model
+from slipstream.sessions.saved_kv import SavedKV
 from tests.short_model import room_for
-from tests.waiting import wait_until
+from tests.waiting import HANG, wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 SEEDED = SamplingParams(temperature=0.9, seed=3, max_tokens=12)
@@ -171,3 +173,35 @@ def test_without_a_state_dir_nothing_is_saved(engine: Engine) -> None:
     for action in (session.save, session.load):
         with pytest.raises(InvalidRequestError, match="state"):
             action()
+
+
+def test_a_conversation_that_comes_again_while_it_is_removed_from_disk_is_saved_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing, go_on, removed = threading.Event(), threading.Event(), threading.Event()
+    remove = SavedKV.remove
+
+    def held_up(saved: SavedKV, keys: Iterable[bytes]) -> None:
+        removing.set()
+        assert go_on.wait(HANG)
+        remove(saved, keys)
+        removed.set()
+
+    monkeypatch.setattr(SavedKV, "remove", held_up)
+    computed = EngineConfig.model_validate({"state_dir": tmp_path, "response_cache_memory": 0})
+    with Engine(model, computed) as engine:
+        first = engine.session("You keep a list of things.")
+        first.send("A tree.", params=GREEDY)
+        wait_until(lambda: first.info().saved_bytes > 0)
+        first.delete()
+        assert removing.wait(HANG)
+        again = engine.session("You keep a list of things.")
+        again.send("A tree.", params=GREEDY)
+        go_on.set()
+        assert removed.wait(HANG)
+        connector = engine.sessions.connector
+        assert connector is not None
+        wait_until(lambda: connector.unsaved_parts == 0)
+        assert again.info().saved_bytes > 0
+        again.delete()
+    assert not [*tmp_path.glob("kv/*")], "what was deleted just before the end is gone, too"

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +64,8 @@ class KVConnector:
         self._complete: set[Digest] = set()
         """Parts that are on disk or on their way there, with all before them, as of so many `_removals`."""
         self._removals = 0
+        self._leaving: Counter[Digest] = Counter()
+        """Parts that are about to be removed from disk, and how often."""
         self._touched: dict[Digest, float] = {}  # by the last part of a conversation, oldest first
         self._lock = threading.Lock()  # never held while files are read or written
         self._worker = Worker("slipstream-kv-connector")
@@ -90,7 +93,7 @@ class KVConnector:
                 if self._is_complete(key):
                     break
                 start = end - len(entry.tokens)
-                if not self._saved.size(key) and key not in self._unsaved:
+                if (key in self._leaving or not self._saved.size(key)) and key not in self._unsaved:
                     self._unsaved[key] = _Unsaved(tenant, key, part.token_ids[:end], start)
                     missing.append(self._unsaved[key])
                 end = start
@@ -104,8 +107,10 @@ class KVConnector:
         with self._lock:
             for key in keys:
                 self._drop(key)
+            self._leaving.update(keys)
+            self._complete.difference_update(keys)
         if keys:
-            self._worker.run(lambda: self._saved.remove(keys))
+            self._worker.run(lambda: self._remove(keys))
 
     def save_now(self, key: Digest) -> None:
         """Save all parts of a conversation before returning, as far as their KV is in memory."""
@@ -136,8 +141,15 @@ class KVConnector:
     def close(self) -> None:
         """Write what waits, as far as its KV is in memory, and stop; the engine still takes commands."""
         self._worker.close()
+        self._remove([*self._leaving])
         for key in list(self._unsaved):
             self._save(key)
+
+    def _remove(self, keys: Collection[Digest]) -> None:
+        """Remove parts from disk. What was added again meanwhile is written anew, after this."""
+        self._saved.remove(keys)
+        with self._lock:
+            self._leaving -= Counter(keys)
 
     def _load(self, tenant: str, path: list[tuple[Digest, int]], tokens: IntArray, there: int) -> None:
         start = 0
