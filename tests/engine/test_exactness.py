@@ -30,11 +30,11 @@ def narrow(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 
 def test_the_same_request_gives_the_same_tokens_whatever_happens_around_it(model: Model) -> None:
-    assert exactness.run(60, seed=1, model=model) >= 60
+    assert exactness.run(40, seed=1, model=model) >= 40
 
 
 def test_the_same_with_all_layers(whole_model: Model) -> None:
-    assert exactness.run(8, seed=1, model=whole_model) >= 8
+    assert exactness.run(4, seed=1, model=whole_model) >= 4
 
 
 @pytest.mark.parametrize("params", [SEEDED, LIKELY], ids=["seeded", "greedy, with log-probabilities"])

@@ -89,13 +89,16 @@ def flip(place: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        flip,
-        lambda place: (place / "graph.bin").write_bytes(b""),
-        lambda place: (place / "graph.xml").unlink(),
-        lambda place: (place / "record.json").write_text('{"sha256": ""}'),
-        lambda place: (place / "record.json").unlink(),
+        pytest.param(flip, id="a bit"),
+        pytest.param(lambda place: (place / "graph.bin").write_bytes(b""), id="no weights", marks=pytest.mark.long),
+        pytest.param(lambda place: (place / "graph.xml").unlink(), id="no graph", marks=pytest.mark.long),
+        pytest.param(
+            lambda place: (place / "record.json").write_text('{"sha256": ""}'),
+            id="another record",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(lambda place: (place / "record.json").unlink(), id="no record"),
     ],
-    ids=["a bit", "no weights", "no graph", "another record", "no record"],
 )
 def test_a_damaged_graph_is_made_again(
     ir: Path, damage: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -23,7 +23,7 @@ def test_the_promise_holds_in_steps_of_one_class(
     assert backend.exact
     for bounds, chosen in ((sizes, backend.step_class.sizes), (rows, backend.step_class.row_counts)):
         assert len({bisect.bisect_left(bounds, each) for each in chosen}) == 1
-    assert exactness.run(12, seed=2, model=model, processor=processor, longest=200) >= 12
+    assert exactness.run(8, seed=2, model=model, processor=processor, longest=200) >= 8
 
 
 def test_the_promise_is_broken_in_steps_of_several_classes(model: Model, tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def test_a_report_can_be_made_again(folder: Path) -> None:
     assert [path.read_text() for path in made] == before
 
 
-def test_ablations_are_servers_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.long
+def test_ablations_are_servers_of_their_own(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIPSTREAM_API_KEY", "of a server of the user's own")
     monkeypatch.setenv("SLIPSTREAM_MAX_RUNNING", "none of this bench's business")
     arguments = ("-w", "agent-6", "-s", "slipstream:no-reuse", "--constraint", "tools", "--rounds", "1")

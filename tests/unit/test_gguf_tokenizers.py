@@ -125,7 +125,7 @@ class TestByteLevel:
             assert ours.pre_tokenize_str(text) == published.pre_tokenize_str(text)
 
     @pytest.mark.parametrize("pre", PUBLISHED)
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     @given(text=TEXTS)
     def test_any_text_is_cut_as_published(self, pre: str, text: str) -> None:
         ours, published = rule_of(pre), Sequence(PUBLISHED[pre])
@@ -229,7 +229,7 @@ def merged(text: str, described: dict[str, Any]) -> list[int]:
 
 
 class TestByteFallback:
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     @given(text=SPACED_TEXTS)
     def test_merges_of_the_file_give_the_original_s_ids(
         self, trained: tokenizers.Tokenizer, *, prefixed: bool, text: str
@@ -238,7 +238,7 @@ class TestByteFallback:
         for each in (text, *SPACED):
             assert ours.encode(each) == trained.encode(each).ids
 
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     @given(text=SPACED_TEXTS)
     def test_scores_give_the_best_union_first(
         self, trained: tokenizers.Tokenizer, *, prefixed: bool, text: str
@@ -323,7 +323,7 @@ def likely(*, prefixed: bool) -> tuple[tokenizers.Tokenizer, Tokenizer]:
 
 
 class TestUnigram:
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     @given(text=SPACED_TEXTS)
     def test_ids_are_the_original_s(self, likely: tuple[tokenizers.Tokenizer, Tokenizer], text: str) -> None:
         original, ours = likely

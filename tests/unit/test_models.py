@@ -463,7 +463,7 @@ class TestSpec:
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError("No space left on device")])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left on device")])
     def test_an_error_at_the_last_moment_leaves_nothing(
         self,
         models: ModelStore,

@@ -26,7 +26,7 @@ ALLOWED = {
     "runtime": {"turns", "sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
     "embedded": {"runtime", "turns", "sessions", "chat", "engine", "models", "config"},
     "server": {"runtime", "turns", "sessions", "chat", "engine", "config"},
-    "cli": {"server", "runtime", "embedded", "chat", "engine", "models", "config", "backend"},
+    "cli": {"server", "runtime", "embedded", "engine", "models", "config", "backend"},
 }
 
 

@@ -1,7 +1,7 @@
 """`slipstream chat`: talk to a model in the terminal, and see what each turn costs."""
 
 from contextlib import closing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,10 +9,12 @@ from rich.console import Console
 from slipstream.cli.loading import load_engine
 from slipstream.cli.options import KVMemory, Model, Threads, readable_errors
 from slipstream.config import FLAGS, EngineConfig
-from slipstream.embedded import Session
-from slipstream.engine import SamplingParams, TurnCounters
 from slipstream.errors import InvalidRequestError
 from slipstream.models import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from slipstream.embedded import Session
+    from slipstream.engine import SamplingParams, TurnCounters
 
 HELP = "/fork tries another way and /back returns from it, /reset starts anew, /quit or Ctrl-D ends."
 
@@ -31,6 +33,8 @@ def chat(
     After each answer a line says how many tokens of the conversation were reused from memory, how many were new, how
     many were generated, and how long each part took. Ctrl-C stops an answer.
     """
+    from slipstream.engine import SamplingParams
+
     console = Console()
     with readable_errors():
         config = EngineConfig.model_validate({"kv_memory": kv_memory, "threads": threads})
@@ -40,7 +44,7 @@ def chat(
             _converse(engine.session(system), params, console)
 
 
-def _converse(session: Session, params: SamplingParams, console: Console) -> None:
+def _converse(session: "Session", params: "SamplingParams", console: Console) -> None:
     start = session.fork()
     branches: list[Session] = []
     while True:
@@ -68,7 +72,7 @@ def _converse(session: Session, params: SamplingParams, console: Console) -> Non
                 _turn(session, text, params, console)
 
 
-def _turn(session: Session, text: str, params: SamplingParams, console: Console) -> None:
+def _turn(session: "Session", text: str, params: "SamplingParams", console: Console) -> None:
     """Ask, print the answer as it comes, and say what it cost."""
     try:
         with closing(session.stream(text, params=params)) as outputs:
@@ -82,7 +86,7 @@ def _turn(session: Session, text: str, params: SamplingParams, console: Console)
         console.print(f"Error: {error.worded(FLAGS)}", style="red", markup=False)
 
 
-def _cost(counters: TurnCounters) -> str:
+def _cost(counters: "TurnCounters") -> str:
     tokens = max(1, counters.completion_tokens)
     return (
         f"{counters.reused_tokens} tokens reused, {counters.delta_tokens} new in {counters.prefill_ms:.0f} ms, "

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slipstream.backend.steps import BLOCK_SIZE
 from slipstream.cli.loading import load_backend
 from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
 from slipstream.models import DEFAULT_MODEL
@@ -84,6 +83,8 @@ def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
         "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
     }
+    from slipstream.backend.steps import BLOCK_SIZE
+
     return report | {"advice": _advice(report, BLOCK_SIZE)}
 
 

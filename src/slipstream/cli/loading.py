@@ -1,21 +1,27 @@
-"""Fetch and load a model with progress on the terminal."""
+"""Fetch and load a model with progress on the terminal.
+
+What computes models takes a second to import, which commands that load none need not wait for.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from slipstream.backend.paged import PagedBackend
 from slipstream.config import EngineConfig
-from slipstream.embedded import Engine
 from slipstream.models import ConsoleProgress, Model, ModelStore
-from slipstream.runtime import BACKENDS
+
+if TYPE_CHECKING:
+    from slipstream.backend.paged import PagedBackend
+    from slipstream.embedded import Engine
 
 
-def load_engine(model: str, config: EngineConfig, console: Console) -> Engine:
+def load_engine(model: str, config: EngineConfig, console: Console) -> "Engine":
     """The engine for a model, pulled if it's missing; raises `ModelError`."""
+    from slipstream.embedded import Engine
+
     pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
     with _loading(pulled, console) as progress:
         return Engine(pulled, config, on_warm_up=progress)
@@ -23,8 +29,11 @@ def load_engine(model: str, config: EngineConfig, console: Console) -> Engine:
 
 def load_backend(
     model: str, options: Mapping[str, Any], console: Console
-) -> tuple[Model, EngineConfig, PagedBackend[Any]]:
+) -> tuple[Model, EngineConfig, "PagedBackend[Any]"]:
     """A model's backend alone, with nothing around it; raises `ModelError`, and `ValidationError` for bad options."""
+    from slipstream.backend.paged import PagedBackend
+    from slipstream.runtime import BACKENDS
+
     config = EngineConfig.model_validate(options)
     pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
     with _loading(pulled, console) as progress:

@@ -6,7 +6,6 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from slipstream.chat.formats import FORMATS
 from slipstream.cli.loading import load_engine
 from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
 from slipstream.config import EngineConfig, LimitsConfig, ServerConfig
@@ -117,7 +116,7 @@ def serve(
     ] = 30.0,
     tool_format: Annotated[
         str | None,
-        Option(help=f"How the model writes tool calls: {', '.join(FORMATS)}. By default what its chat template shows."),
+        Option(help="How the model writes calls (hermes, llama3, mistral, …), if its chat template does not show it."),
     ] = None,
 ) -> None:
     """Serve a model to any client that speaks OpenAI's or Anthropic's protocol.
@@ -136,7 +135,7 @@ def serve(
     """
     options = locals()  # by the names of the configuration's fields
     options["served_model_name"] = options["served_model_name"] or ()
-    from slipstream import server  # the web framework takes a while to import, which other commands need not wait for
+    from slipstream import server  # what this takes to import, other commands need not wait for
 
     with readable_errors():
         engine = {name: options.pop(name) for name in EngineConfig.model_fields if name in options}
