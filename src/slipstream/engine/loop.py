@@ -216,7 +216,7 @@ class EngineLoop:
             self._emit(active, output)
 
     def _admit(self) -> None:
-        for active in list(self._scheduler.admit()):
+        for active in self._scheduler.admit():  # one that starts may set back one that has just begun
             try:
                 output = active.opening()
             except Exception as error:

@@ -1,0 +1,52 @@
+"""Requests that have to give their place back."""
+
+import threading
+
+from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
+from slipstream.engine.grammar import GrammarCompiler
+from slipstream.models import Model
+from slipstream.tokenizer import Tokenizer
+from tests.grammars import grammar_of
+from tests.rambling import RandomLogits
+from tests.waiting import HANG
+
+
+def test_one_that_has_just_started_gives_its_place_to_another_tenant(
+    model: Model, tokenizer: Tokenizer, compiler: GrammarCompiler
+) -> None:
+    """Before it said what its grammar forces at the start; it does when it starts again."""
+    grammar = compiler.compile(grammar_of({"enum": ["this and no other", "this and another"]}), param="tools")
+    core = EngineCore(
+        RandomLogits(tokenizer.vocab_size),
+        tokenizer,
+        context_length=2000,
+        stop_token_ids=frozenset(model.manifest.stop_token_ids),
+        max_running=2,
+    )
+    texts: dict[str, str] = {}
+    left = threading.Semaphore(0)
+
+    def ask(name: str, length: int, then: list[tuple[str, int]]) -> None:
+        def take(output: Output) -> None:  # on the engine's thread, which starts what was asked here all at once
+            assert output.error is None, output.error
+            texts[name] = texts.get(name, "") + output.text
+            if output.finish_reason is not None:
+                left.release()
+                for other, tokens in then:
+                    ask(other, tokens, [])
+
+        prompt = as_prompt(tokenizer.encode(f"{name} " + "and so on " * (length // 3)))
+        params = SamplingParams(temperature=0.0, max_tokens=40)
+        core.submit(EngineRequest(prompt=prompt, params=params, tenant=name[0], grammar=grammar), take)
+
+    try:
+        ask("b1", 1200, [])  # so that the other tenant is to be served first
+        assert left.acquire(timeout=HANG)
+        ask("a1", 3, [("a2", 3), ("a3", 3), ("b2", 3)])
+        for _ in range(4):
+            assert left.acquire(timeout=HANG)
+        assert core.stats().preemptions > 0
+    finally:
+        core.shutdown()
+    assert sorted(texts) == ["a1", "a2", "a3", "b1", "b2"]
+    assert set(texts.values()) <= {'"this and no other"', '"this and another"'}
