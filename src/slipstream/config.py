@@ -68,6 +68,8 @@ class LimitsConfig(BaseModel):
     """Tokens whose logits a request may shift."""
     max_choices: int = Field(default=128, ge=1)
     """Answers that one request may ask for, prompts times choices."""
+    max_stored_responses: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("128MiB"), gt=0)
+    """Bytes of a tenant's stored responses besides messages; the least recently used are forgotten for more."""
     max_requests: int = Field(default=1024, ge=1)
     """Requests that are read, wait or are answered at the same time; more are answered with 429."""
     max_bodies: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("128MiB"), gt=0)
@@ -98,6 +100,8 @@ class ServerConfig(BaseModel):
     """Origins whose web pages may use the server; `*` for any."""
     log_format: Literal["text", "json"] = "text"
     """The form of the log's lines, one of which there is for each turn."""
+    traces: bool = False
+    """Whether each turn is a span of OpenTelemetry; the variables OTEL_EXPORTER_OTLP_… say where they go."""
     root_path: str = Field(default="", pattern=r"^(/[^/?#]+)*$")
     """The path under which a proxy serves this server."""
     forwarded_allow_ips: tuple[str, ...] = ()

@@ -318,9 +318,9 @@ def test_responses_come_back(database: Database, path: Path) -> None:
 def test_responses_that_were_used_last_are_kept() -> None:
     database = Database(None, MODEL)
 
-    def put(name: str) -> None:
+    def put(name: str, tenant: str = "") -> None:
         history = History().then(*said(name))
-        database.save_response("", name, StoredResponse("x" * 92, "", history, 0), max_bytes=300)
+        database.save_response(tenant, name, StoredResponse("x" * 92, "", history, 0), max_bytes=300)
 
     def there(names: str) -> list[str]:
         return [name for name in names if database._row("responses", ("", name))]
@@ -334,9 +334,11 @@ def test_responses_that_were_used_last_are_kept() -> None:
     assert not database.delete_response("somebody else", "a")
     assert database.delete_response("", "a")
     assert not database.delete_response("", "a")
+    for name in "xyz":
+        put(name, "somebody else")
     put("e")
-    assert there("abcde") == ["c", "d", "e"]
-    assert row_count(database) == 3
+    assert there("abcde") == ["c", "d", "e"], "whatever others store"
+    assert row_count(database) == 6
     database.close()
 
 

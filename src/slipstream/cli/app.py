@@ -13,6 +13,7 @@ from slipstream.cli.options import FromEnvironment
 from slipstream.cli.pull import pull
 from slipstream.cli.serve import serve
 from slipstream.cli.sessions import sessions
+from slipstream.cli.top import top
 
 app = typer.Typer(
     name="slipstream",
@@ -27,6 +28,7 @@ app.command()(chat)
 app.command()(pull)
 app.command(add_help_option=False, context_settings=ARGUMENTS_AS_THEY_ARE)(bench)
 app.command(cls=FromEnvironment)(sessions)
+app.command(cls=FromEnvironment)(top)
 app.command()(make_key)
 app.command()(doctor)
 

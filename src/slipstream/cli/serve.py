@@ -52,6 +52,10 @@ def serve(
         list[str] | None, Option(help="An origin whose web pages may use the server: https://app.example; * for any.")
     ] = None,
     log_format: Annotated[str, Option(help="The log's lines, one for each turn: text or json.")] = "text",
+    traces: Annotated[
+        bool,
+        Option(help="Send a span of OpenTelemetry for each turn, to where OTEL_EXPORTER_OTLP_ENDPOINT says. See docs."),
+    ] = False,
     root_path: Annotated[str, Option(help="The path under which a proxy serves this server: /llm.")] = "",
     forwarded_allow_ips: Annotated[
         list[str] | None, Option(help="A proxy's address or network, whose X-Forwarded headers are believed.")
@@ -104,6 +108,9 @@ def serve(
     max_choices: Annotated[
         int, Option(min=1, help="Answers that a request may ask for, prompts times n.", rich_help_panel=LIMITS)
     ] = 128,
+    max_stored_responses: Annotated[
+        str, Option(help="Bytes of a tenant's stored responses, messages aside.", rich_help_panel=LIMITS)
+    ] = "128MiB",
     max_requests: Annotated[
         int, Option(min=1, help="Requests at the same time, before 429.", rich_help_panel=LIMITS)
     ] = 1024,

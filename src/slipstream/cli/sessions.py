@@ -1,12 +1,12 @@
 """`slipstream sessions`: what a running server remembers."""
 
-import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.table import Table
+
+from slipstream.cli.remote import LOCAL, ApiKey, Url, server_at
 
 if TYPE_CHECKING:
     import httpx
@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 _PAGE = 100
 
 
-def sessions(
-    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[str, typer.Option(help="The server's key, if it has one.")] = "none",
-) -> None:
+def sessions(url: Url = LOCAL, api_key: ApiKey = "none") -> None:
     """List the sessions of a running server, the most recently used first.
 
     Examples:
@@ -26,15 +23,8 @@ def sessions(
 
       slipstream sessions --url http://127.0.0.1:9000
     """
-    import httpx  # takes a while, which other commands need not wait for
-
-    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {api_key}"}) as http:
-        try:
-            listed = _all(http)
-        except httpx.HTTPStatusError as error:
-            sys.exit(f"slipstream: {url} answered: {error.response.json()['error']['message']}")
-        except httpx.HTTPError as error:
-            sys.exit(f"slipstream: no answer from {url}: {error}; is the server running, and is --url right?")
+    with server_at(url, api_key) as http:
+        listed = _all(http)
     table = Table("session", "messages", "tokens", "in memory", "on disk", "age", "unused for", "pinned", "fork of")
     for each in listed:
         table.add_row(

@@ -24,6 +24,8 @@ class KVUsage:
     capacity: int = 0
     """Of which one sequence may take a little less, see `KVMemory.capacity`."""
     free: int = 0
+    evictable: int = 0
+    """What cached sequences alone hold."""
     running_sequences: int = 0
     cached_sequences: int = 0
     pinned_sequences: int = 0
@@ -72,6 +74,7 @@ class KVMemory:
         return KVUsage(
             capacity=self._size,
             free=self._store.free,
+            evictable=self._store.evictable,
             running_sequences=len(self._running),
             cached_sequences=len(self._cached),
             pinned_sequences=len(self._pinned),

@@ -23,6 +23,7 @@ from slipstream.server.gate import RequestCounter, RootPath
 from slipstream.server.intake import Intake
 from slipstream.server.keys import KeyRing
 from slipstream.server.metrics import Metrics
+from slipstream.server.traces import Traces, otlp_provider
 from slipstream.server.turn import TurnRunner
 from slipstream.server.turn_log import log_turn
 
@@ -38,7 +39,8 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
         servers=[{"url": config.root_path}] if config.root_path else None,
     )
     metrics = Metrics(runtime)
-    runner = TurnRunner(runtime, metrics, config, on_end=log_turn)
+    observers = [log_turn, Traces(otlp_provider(), runtime.model.name).record] if config.traces else [log_turn]
+    runner = TurnRunner(runtime, metrics, config, on_end=observers)
     app.state.limits, app.state.metrics = config.limits, metrics
     app.include_router(openai_chat.router(runner))
     app.include_router(openai_completions.router(runner))

@@ -1,6 +1,6 @@
 """What Prometheus is told: the engine's own totals, read when asked, and what turns and requests add up to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import get_args
 
@@ -10,8 +10,10 @@ from prometheus_client.registry import Collector
 
 from slipstream.engine import FinishReason, TurnCounters
 from slipstream.runtime import Runtime
+from slipstream.server.vllm_names import VLLMNames
 from slipstream.sessions.breaks import Kind
 
+_COUNTS = (1, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 # By their names in `TurnCounters`.
@@ -37,7 +39,8 @@ class Metrics:
 
     def __init__(self, runtime: Runtime) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(runtime))
+        engine = _EngineCollector(runtime)
+        self.registry.register(engine)
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
         self._refused = self._counter("refusals", "Requests refused for a limit, by the option that sets it.", "limit")
@@ -45,14 +48,23 @@ class Metrics:
         self._totals = {name: self._counter(name, help) for name, help in _TOTALS.items()}
         self._first = self._histogram("time_to_first_token_seconds", "From a request's parsed body to its first token.")
         self._times = {name: self._histogram(f"{name}_seconds", help) for name, help in _TIMES.items()}
+        self._whole = self._histogram("choice_seconds", "From a request's parsed body to the end of an answer.")
+        self._prompts = self._histogram("choice_prompt_tokens", "Prompt tokens of a choice.", _COUNTS)
+        self._answers = self._histogram("choice_completion_tokens", "Generated tokens of a choice.", _COUNTS)
+        per_choice = (self._first, self._whole, self._prompts, self._answers, *self._times.values())
+        sources = (engine, self._finished, *self._totals.values(), *per_choice)
+        self.registry.register(VLLMNames(sources, runtime.model.name))
 
     def first_piece(self, seconds: float) -> None:
         """A choice had its first token, or its end, so long after its request."""
         self._first.observe(seconds)
 
-    def finished(self, reason: FinishReason, counters: TurnCounters) -> None:
-        """A choice had its last piece."""
+    def finished(self, reason: FinishReason, counters: TurnCounters, seconds: float) -> None:
+        """A choice had its last piece, so long after its request."""
         self._finished.labels(reason).inc()
+        self._whole.observe(seconds)
+        self._prompts.observe(counters.prompt_tokens)
+        self._answers.observe(counters.completion_tokens)
         for name, total in self._totals.items():
             total.inc(getattr(counters, name))
         for name, time in self._times.items():
@@ -69,8 +81,8 @@ class Metrics:
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"slipstream_{name}", help, labels, registry=self.registry)
 
-    def _histogram(self, name: str, help: str) -> Histogram:
-        return Histogram(f"slipstream_{name}", help, buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str, help: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+        return Histogram(f"slipstream_{name}", help, buckets=buckets, registry=self.registry)
 
 
 class _EngineCollector(Collector):
@@ -91,6 +103,8 @@ class _EngineCollector(Collector):
         yield _gauge("choices_waiting", "Choices that wait to be computed.", stats.waiting)
         yield _gauge("kv_capacity_tokens", "KV memory.", kv.capacity)
         yield _gauge("kv_free_tokens", "KV memory that nothing holds.", kv.free)
+        held = 1 - (kv.free + kv.evictable) / kv.capacity
+        yield _gauge("kv_usage", "Share of KV memory that running and pinned sequences hold, from 0 to 1.", held)
         memory = GaugeMetricFamily("slipstream_memory_bytes", "Resident memory, by what takes it.", labels=["part"])
         for part, size in asdict(self._runtime.memory).items():
             if part != "resident":  # which is process_resident_memory_bytes

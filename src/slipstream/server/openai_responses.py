@@ -34,9 +34,6 @@ from slipstream.turns import Piece
 
 logger = logging.getLogger(__name__)
 
-STORE_BYTES = 128 * 2**20
-"""What responses take that are kept, besides messages: some ten thousand."""
-
 
 class CreateConversation(BaseModel):
     """What a conversation begins with."""
@@ -80,7 +77,7 @@ def router(runner: TurnRunner) -> APIRouter:
             if not body.stream:
                 raise
             return _refused_stream(_head(request.params, body, model), failure_of(error, http.url.path))
-        return await respond(http, _ResponseAnswer(runtime, turn, body, items, model), stream=body.stream)
+        return await respond(http, _ResponseAnswer(runner, turn, body, items, model), stream=body.stream)
 
     @routes.post("/v1/responses/input_tokens")
     async def count_input_tokens(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
@@ -170,11 +167,12 @@ class _ResponseAnswer(Answer):
     """A response object, which is stored once it's finished unless the request says otherwise."""
 
     def __init__(
-        self, runtime: Runtime, turn: LiveTurn, body: ResponseRequest, items: Sequence[InputItem], model: str
+        self, runner: TurnRunner, turn: LiveTurn, body: ResponseRequest, items: Sequence[InputItem], model: str
     ) -> None:
         super().__init__(turn)
         (self._choice,) = turn.choices
-        self._runtime = runtime
+        self._runtime = runner.runtime
+        self._most = runner.limits.max_stored_responses
         self._items = items
         self._kept = body.store is not False
         self._response = _head(self._choice.request.params, body, model)
@@ -221,7 +219,7 @@ class _ResponseAnswer(Answer):
         unsaid = int(self._choice.request.system is not None)
         stored = StoredResponse(json.dumps(response), items, session_turn.history, unsaid)
         try:
-            self._runtime.database.save_response(session_turn.tenant, response["id"], stored, max_bytes=STORE_BYTES)
+            self._runtime.database.save_response(session_turn.tenant, response["id"], stored, max_bytes=self._most)
         except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
             logger.warning("response %s can't be kept: %s", response["id"], error)
 

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -32,12 +32,15 @@ class LiveTurn:
         endings: ThreadPoolExecutor,
         *,
         tenant: str,
+        headers: Mapping[str, str],
         quiet_seconds: float,
         on_end: Callable[["LiveTurn"], None],
     ) -> None:
         self.id = f"turn_{secrets.token_hex(8)}"
         """What the log calls it."""
         self.tenant = tenant
+        self.headers = headers
+        """Of its request, by names in lower case."""
         self.first_token_seconds = 0.0
         """From its start to the first piece of any answer."""
         self._on_end = on_end
@@ -122,7 +125,7 @@ class LiveTurn:
             self.first_token_seconds = self.first_token_seconds or self.seconds
             self._metrics.first_piece(self.seconds)
         if output.finish_reason is not None:
-            self._metrics.finished(output.finish_reason, choice.counters)
+            self._metrics.finished(output.finish_reason, choice.counters, self.seconds)
             self._ended += 1
             self._note_end()
         self._arrived.append((choice, output))
@@ -139,11 +142,12 @@ class TurnRunner:
     """Starts turns for clients. What the configuration switches off, no turn gets, whatever it asks for."""
 
     def __init__(
-        self, runtime: Runtime, metrics: Metrics, config: ServerConfig, *, on_end: Callable[[LiveTurn], None]
+        self, runtime: Runtime, metrics: Metrics, config: ServerConfig, *, on_end: Sequence[Callable[[LiveTurn], None]]
     ) -> None:
         self.runtime = runtime
-        self._on_end = on_end
+        self._observers = on_end
         self.names = ServedNames(runtime.model.name, config.served_model_name)
+        self.limits = config.limits
         self._metrics = metrics
         self._config = config
         self._endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
@@ -161,8 +165,9 @@ class TurnRunner:
             self._metrics,
             self._endings,
             tenant=client.tenant,
+            headers=http.headers,
             quiet_seconds=self._config.keep_alive_seconds,
-            on_end=self._on_end,
+            on_end=self._note_end,
         )
 
         def own() -> list[TurnRequest]:
@@ -171,9 +176,13 @@ class TurnRunner:
         await turn.start(lambda: self._allowed(own()))
         return turn
 
+    def _note_end(self, turn: LiveTurn) -> None:
+        for observe in self._observers:
+            observe(turn)
+
     def _allowed(self, requests: Sequence[TurnRequest]) -> list[TurnRequest]:
         """The requests without what is switched off; raises `LimitError` if they are for too many answers."""
-        asked, most = sum(request.choices for request in requests), self._config.limits.max_choices
+        asked, most = sum(request.choices for request in requests), self.limits.max_choices
         if asked > most:
             raise LimitError(CHOICES, asked, "choices (prompts times n)", MAX_CHOICES, most)
         return [

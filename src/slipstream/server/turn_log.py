@@ -1,6 +1,7 @@
 """The log of turns: a line for each, with what it cost and never what it said."""
 
 import logging
+from typing import Any
 
 from slipstream.server.extension import report_of
 from slipstream.server.turn import LiveTurn
@@ -10,10 +11,17 @@ logger = logging.getLogger("slipstream.turns")
 
 def log_turn(turn: LiveTurn) -> None:
     """Log a turn that is over, however it ended."""
+    facts = facts_of(turn)
+    text = " ".join(f"{name}={value}" for name, value in facts.items() if value not in (None, ""))
+    logger.info("turn %s", text, extra={"facts": facts})
+
+
+def facts_of(turn: LiveTurn) -> dict[str, Any]:
+    """What there is to tell of a turn that is over, but what it said."""
     report = report_of(turn)
     broken = report.pop("reuse_break")
     report.pop("warnings")
-    facts = {
+    return {
         "turn_id": turn.id,
         "tenant": turn.tenant,
         "outcome": ",".join(dict.fromkeys(str(choice.outputs[-1].finish_reason) for choice in turn.choices)),
@@ -23,5 +31,3 @@ def log_turn(turn: LiveTurn) -> None:
         "first_token_ms": round(turn.first_token_seconds * 1e3, 3),
         "total_ms": round(turn.seconds * 1e3, 3),
     }
-    text = " ".join(f"{name}={value}" for name, value in facts.items() if value not in (None, ""))
-    logger.info("turn %s", text, extra={"facts": facts})

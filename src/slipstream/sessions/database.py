@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = (
     """
 CREATE TABLE sessions (
@@ -42,7 +42,7 @@ CREATE TABLE responses (
     tenant TEXT, id TEXT, head BLOB, unsaid INTEGER, value BLOB, checksum BLOB, size INTEGER, used REAL,
     PRIMARY KEY (tenant, id)
 );
-CREATE INDEX responses_by_use ON responses (used, size);
+CREATE INDEX responses_by_use ON responses (tenant, used, size);
 """
     + tree.SCHEMA
 )
@@ -202,14 +202,15 @@ class Database:
 
     @_transaction
     def save_response(self, tenant: str, id: str, response: StoredResponse, *, max_bytes: int) -> None:
-        """Save a response. Of all responses those stay that were used last, and take `max_bytes` without messages."""
+        """Save a response. Of a tenant's, those stay that were used last, and take `max_bytes` without messages."""
         history, value = response.history, json.dumps([response.response, response.input_items]).encode()
         self._tree.grow(history.rows_backwards())
         row = *sealed(tenant, id, history.head, response.unsaid, value), len(value), time.time()
         self._replace("responses", (tenant, id), row)
-        while self._connection.execute("SELECT total(size) FROM responses").fetchone()[0] > max_bytes:
-            query = "SELECT tenant, id FROM responses ORDER BY used LIMIT 1"
-            self._replace("responses", self._connection.execute(query).fetchone())
+        taken = "SELECT total(size) FROM responses WHERE tenant = ?"
+        while self._connection.execute(taken, (tenant,)).fetchone()[0] > max_bytes:
+            oldest = "SELECT tenant, id FROM responses WHERE tenant = ? ORDER BY used LIMIT 1"
+            self._replace("responses", self._connection.execute(oldest, (tenant,)).fetchone())
         self._keep_at_hand(history)
 
     def response(self, tenant: str, id: str) -> StoredResponse | None:
