@@ -2,6 +2,7 @@
 
 import base64
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from anthropic import Anthropic
 from openai import NotFoundError, OpenAI
 
 from slipstream.models import Model
+from slipstream.server.keys import KeyFileError, KeyRing, add_key
 from tests.server.process import MODEL, Server, running_server
 from tests.waiting import HANG, wait_until
 
@@ -51,9 +53,10 @@ def shared(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("shared")
     keys, state = folder / "keys.toml", folder / "state"
     state.mkdir(mode=0o755)
-    by_name = {name: make_key(keys, name) for name in ("alice", "bob", "erin", "frank")}
+    by_name = {"alice": make_key(keys, "alice"), **{name: add_key(keys, name) for name in ("bob", "erin", "frank")}}
     by_name["root"] = make_key(keys, "ops", "--operator", "--name", 'the "boss"')
-    with running_server("--api-keys-file", str(keys), "--state-dir", str(state)) as server:
+    patient = ("--read-timeout", str(HANG))  # with requests whose bodies never come
+    with running_server("--api-keys-file", str(keys), "--state-dir", str(state), *patient) as server:
         server.api_key = by_name["root"]
         yield Shared(server, keys, state, **by_name)
 
@@ -92,6 +95,61 @@ def test_keys_come_and_go_while_the_server_runs(shared: Shared) -> None:
     wait_until(lambda: httpx.get(shared.server.url + "/v1/models", headers=headers).status_code == 401)
 
 
+def test_a_key_and_a_tenant_have_requests_of_their_own(shared: Shared) -> None:
+    """One that is still being sent is under way; the limits of one tenant are nothing to another."""
+    before = shared.keys.read_text()
+    free, held = (add_key(shared.keys, "grace") for _ in range(2))
+    shared.keys.write_text(f"{shared.keys.read_text()}max_requests = 1\n[tenants.grace]\nmax_requests = 2\n")
+    address = httpx.URL(shared.server.url)
+
+    def refusal(key: str) -> str:
+        response = httpx.post(shared.server.url + CHAT, json=body(), headers={"x-api-key": key}, timeout=HANG)
+        if response.is_success:
+            return ""
+        assert (response.status_code, response.headers["Retry-After"]) == (429, "1")
+        return str(response.json()["error"]["message"])
+
+    def begin(key: str) -> socket.socket:
+        connection = socket.create_connection((address.host, address.port), timeout=HANG)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+        return connection
+
+    wait_until(lambda: httpx.get(f"{shared.server.url}/v1/models", headers={"x-api-key": held}).is_success)
+    with shared.http("alice") as alice:
+        with begin(held):
+            wait_until(lambda: refusal(held) != "")
+            assert refusal(held).startswith("this key has 1 requests under way")
+            assert not refusal(free)
+            with begin(free):
+                wait_until(lambda: refusal(free) != "")
+                assert refusal(free).startswith("this tenant has 2 requests under way")
+                assert alice.post(CHAT, json=body()).is_success
+        wait_until(lambda: not refusal(free) and not refusal(held))
+    metrics = shared.server.metrics()
+    assert metrics["slipstream_refusals_total max_requests_of_key"] > 0
+    assert metrics["slipstream_refusals_total max_requests_of_tenant"] > 0
+    shared.keys.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("max_requests = 0", "key 1: max_requests must be a whole number, at least 1"),
+        ("max_requests = true", "key 1: max_requests must be"),
+        ("tokens = 3", "key 1 may have tenant, sha256, name, operator and max_requests alone"),
+        ("[tenants.a]\nmax_requests = 1.5", "tenants.a: max_requests must be"),
+        ("[tenants.a]\nweight = 0", "tenants.a.weight must be a number from 0.001 to 1000"),
+        ("[tenants.a]\nshare = 2", "tenants.a may have weight and max_requests alone"),
+    ],
+)
+def test_a_file_of_keys_says_what_is_wrong_with_it(tmp_path: Path, line: str, complaint: str) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f"[[keys]]\ntenant = 'a'\nsha256 = '{'0' * 64}'\n{line}\n")
+    with pytest.raises(KeyFileError, match=re.escape(complaint)):
+        KeyRing(file=file)
+
+
 def test_tenants_share_no_session_and_no_response(shared: Shared) -> None:
     with shared.http("alice") as alice, shared.http("bob") as bob, shared.openai("bob") as client:
         answered = alice.post(CHAT, json=body(TEXT, slipstream={"session_id": "mine"})).json()
@@ -127,6 +185,19 @@ def test_tenants_share_no_kv_no_answer_and_no_token_ids(shared: Shared) -> None:
         plain = frank.post("/tokenize", json=odd).json()
         assert plain["count"] > 0
         assert shared.server.metrics()["slipstream_response_cache_hits_total"] == 1
+
+
+def test_a_conversation_that_another_began_is_counted_and_not_told(shared: Shared) -> None:
+    kind = "slipstream_reuse_breaks_total other_tenant"
+    messages = [{"role": "user", "content": f"{TEXT}, and this is what he wrote down at night. " * 4}]
+    with shared.http("erin") as erin, shared.http("frank") as frank:
+        for _ in range(2):
+            answer = erin.post(CHAT, json=body(messages=messages)).json()["choices"][0]["message"]
+            messages += [answer, {"role": "user", "content": "And then?"}]
+        before = shared.server.metrics()[kind]
+        report = frank.post(CHAT, json=body(messages=messages)).json()["slipstream"]
+        assert (report["reused_tokens"], report["reuse_break"]) == (0, None)
+        assert shared.server.metrics()[kind] == before + 1
 
 
 def test_docs_work_offline_and_take_the_key_from_a_browser(shared: Shared) -> None:

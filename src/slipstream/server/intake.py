@@ -1,6 +1,7 @@
 """How much may come in at the same time, and how slowly: counted before anything is read, and while it is."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
@@ -12,6 +13,7 @@ from slipstream.config import LimitsConfig
 from slipstream.errors import OverloadedError, SlipstreamError
 from slipstream.fields import Option
 from slipstream.server.errors import error_response, failure_of
+from slipstream.server.keys import Client, Quota
 from slipstream.server.metrics import Metrics
 
 RETRY_AFTER_SECONDS = 1
@@ -21,7 +23,10 @@ _UNCOUNTED = frozenset({"/health", "/metrics"})
 
 
 class Intake:
-    """ASGI middleware that bounds requests in flight, the bytes of their bodies, and how long one takes to send."""
+    """ASGI middleware that bounds requests in flight, the bytes of their bodies, and how long one takes to send.
+
+    Requests are bounded in all, by key and by tenant.
+    """
 
     def __init__(self, app: ASGIApp, *, limits: LimitsConfig, metrics: Metrics) -> None:
         self._app = app
@@ -29,21 +34,30 @@ class Intake:
         self._metrics = metrics
         self._requests = 0
         self._bytes = 0
+        self._by_quota = Counter[bytes]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request pass, or answer it."""
         if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
             return
+        client: Client = scope.get("state", {}).get("client", Client())
         body = _Body(self, receive)
         self._requests += 1
+        self._by_quota.update(quota.id for quota in client.quotas)
         try:
-            if (refusal := self._refusal(Headers(scope=scope))) is None:
+            if (refusal := self._refusal(client, Headers(scope=scope))) is None:
                 await self._app(scope, body.receive, send)
             else:
+                if isinstance(refusal, OverloadedError):
+                    self._metrics.refused(refusal.limit)
                 await error_response(failure_of(refusal, scope["path"]), scope["path"])(scope, receive, send)
         finally:
             self._requests -= 1
+            for quota in client.quotas:
+                self._by_quota[quota.id] -= 1
+                if not self._by_quota[quota.id]:
+                    del self._by_quota[quota.id]
             self._bytes -= body.size
 
     def take(self, body: "_Body", size: int) -> None:
@@ -65,19 +79,26 @@ class Intake:
         self._metrics.refused(fields.READ_TIMEOUT)
         return HTTPException(408, f"the body did not come within {self.patience:g} s (--read-timeout): send it again")
 
-    def _refusal(self, headers: Mapping[str, str]) -> Exception | None:
+    def _refusal(self, client: Client, headers: Mapping[str, str]) -> Exception | None:
         declared = headers.get("content-length", "")
         size = int(declared) if declared.isdecimal() and len(declared) < 20 else 0
         if size > self._limits.max_body:
             return self._too_large()
         if self._requests > self._limits.max_requests:
             return self._full(fields.MAX_REQUESTS)
+        for quota in client.quotas:
+            if self._by_quota[quota.id] > quota.max_requests:
+                return self._used_up(quota)
         return self._full(fields.MAX_BODIES) if self._bytes + size > self._limits.max_bodies else None
 
     def _too_large(self) -> HTTPException:
         self._metrics.refused(fields.MAX_BODY)
         most = self._limits.max_body.human_readable()
         return HTTPException(413, f"the body is too large: send at most {most} (--max-body)")
+
+    def _used_up(self, quota: Quota) -> SlipstreamError:
+        message = f"this {quota.holder} has {quota.max_requests} requests under way, as many as it may have: try again"
+        return OverloadedError(message, retry_after=RETRY_AFTER_SECONDS, limit=f"max_requests_of_{quota.holder}")
 
     def _full(self, limit: Option) -> SlipstreamError:
         message = "the server has as many requests as it takes at a time ("

@@ -9,9 +9,9 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from slipstream.errors import SlipstreamError
 
@@ -28,6 +28,16 @@ _RELOAD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """How many requests may be under way at the same time: with one key, or with all keys of a tenant."""
+
+    holder: Literal["key", "tenant"]
+    id: bytes
+    """What is counted together."""
+    max_requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """Who sent a request. Tenants share nothing; an `operator` may also see what is about all of them."""
 
@@ -35,6 +45,7 @@ class Client:
     operator: bool = True
     weight: float = 1.0
     """The tenant's share of the machine, in proportion to the others'."""
+    quotas: tuple[Quota, ...] = ()
 
 
 class KeyFileError(SlipstreamError):
@@ -134,24 +145,31 @@ def _read(file: Path) -> _Keys:
         told = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:  # of which bad TOML and bad UTF-8 are kinds
         raise KeyFileError(f"{file} can't be read as a file of API keys: {error}") from error
-    weights = {tenant: _weight(file, tenant, table) for tenant, table in _table(file, told, "tenants").items()}
+    tenants = {tenant: _tenant(file, tenant, table) for tenant, table in _table(file, told, "tenants").items()}
     keys = told.get("keys", [])
     if not isinstance(keys, list) or set(told) - {"keys", "tenants"}:
         raise KeyFileError(f"{file} may have [[keys]] and [tenants.NAME] alone")
     clients: dict[bytes, Client] = {}
     for number, key in enumerate(keys, 1):
-        place = f"{file}: key {number}"
-        if not isinstance(key, dict) or set(key) - {"tenant", "sha256", "name", "operator"}:
-            raise KeyFileError(f"{place} may have tenant, sha256, name and operator alone")
-        tenant, digest, operator = key.get("tenant"), key.get("sha256"), key.get("operator", False)
-        if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
-            raise KeyFileError(f"{place} needs a tenant: 1 to 64 letters, digits, dots, dashes or underscores")
-        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-            raise KeyFileError(f"{place} needs the key's sha256 in 64 hexadecimal digits: see `slipstream make-key`")
-        if not isinstance(operator, bool):
-            raise KeyFileError(f"{place}: operator must be true or false")
-        clients[bytes.fromhex(digest)] = Client(tenant, operator, weights.get(tenant, 1.0))
+        digest, client = _key(f"{file}: key {number}", key, tenants)
+        clients[digest] = client
     return _Keys(clients, stamp)
+
+
+def _key(place: str, key: object, tenants: Mapping[str, Client]) -> tuple[bytes, Client]:
+    """The digest of a key, and whoever has it, by what the file says of the tenants."""
+    if not isinstance(key, dict) or set(key) - {"tenant", "sha256", "name", "operator", "max_requests"}:
+        raise KeyFileError(f"{place} may have tenant, sha256, name, operator and max_requests alone")
+    name, digest, operator = key.get("tenant"), key.get("sha256"), key.get("operator", False)
+    if not isinstance(name, str) or not _TENANT.fullmatch(name):
+        raise KeyFileError(f"{place} needs a tenant: 1 to 64 letters, digits, dots, dashes or underscores")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise KeyFileError(f"{place} needs the key's sha256 in 64 hexadecimal digits: see `slipstream make-key`")
+    if not isinstance(operator, bool):
+        raise KeyFileError(f"{place}: operator must be true or false")
+    tenant = tenants.get(name, Client(name))
+    quotas = (*tenant.quotas, *_quota(place, "key", bytes.fromhex(digest), key))
+    return bytes.fromhex(digest), replace(tenant, operator=operator, quotas=quotas)
 
 
 def _table(file: Path, told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -161,10 +179,21 @@ def _table(file: Path, told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return table
 
 
-def _weight(file: Path, tenant: str, table: object) -> float:
-    if not isinstance(table, dict) or set(table) - {"weight"}:
-        raise KeyFileError(f"{file}: tenants.{tenant} may have a weight alone")
+def _tenant(file: Path, name: str, table: object) -> Client:
+    """What a table says of a tenant, as of one of its clients."""
+    place = f"{file}: tenants.{name}"
+    if not isinstance(table, dict) or set(table) - {"weight", "max_requests"}:
+        raise KeyFileError(f"{place} may have weight and max_requests alone")
     weight = table.get("weight", 1.0)
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0.001 <= weight <= 1000:
-        raise KeyFileError(f"{file}: tenants.{tenant}.weight must be a number from 0.001 to 1000")
-    return float(weight)
+        raise KeyFileError(f"{place}.weight must be a number from 0.001 to 1000")
+    return Client(name, weight=float(weight), quotas=_quota(place, "tenant", name.encode(), table))
+
+
+def _quota(place: str, holder: Literal["key", "tenant"], id: bytes, table: Mapping[str, Any]) -> tuple[Quota, ...]:
+    if "max_requests" not in table:
+        return ()
+    most = table["max_requests"]
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise KeyFileError(f"{place}: max_requests must be a whole number, at least 1")
+    return (Quota(holder, id, most),)
