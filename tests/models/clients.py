@@ -60,8 +60,12 @@ class Client(Protocol):
         """Messages with the results of calls."""
         ...
 
-    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **switches: bool) -> Answer:
-        """The next answer, of `limit` tokens at most; `switches` are of the request's `slipstream` object."""
+    def request(self, messages: list[Any], mode: Mode, *, limit: int, **options: Any) -> tuple[str, dict[str, Any]]:
+        """The path and the body of the request that `ask` sends."""
+        ...
+
+    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **options: Any) -> Answer:
+        """The next answer, of `limit` tokens at most; `options` are the request's `slipstream` object."""
         ...
 
 
@@ -88,9 +92,13 @@ class Chat:
             {"role": "tool", "tool_call_id": call.id, "content": text} for call, text in zip(calls, texts, strict=True)
         ]
 
-    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **switches: bool) -> Answer:
+    def request(self, messages: list[Any], mode: Mode, *, limit: int, **options: Any) -> tuple[str, dict[str, Any]]:
         params = self._params | {"messages": self._system + messages, "tool_choice": mode, "max_tokens": limit}
-        body = {"slipstream": switches}
+        return "/v1/chat/completions", params | {"slipstream": options}
+
+    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **options: Any) -> Answer:
+        _, params = self.request(messages, mode, limit=limit, **options)
+        body = {"slipstream": params.pop("slipstream")}
         if stream:
             with self._client.chat.completions.stream(**params, extra_body=body) as events:
                 chunks = [event.chunk for event in events if event.type == "chunk"]
@@ -135,9 +143,14 @@ class Responses:
             for call, text in zip(calls, texts, strict=True)
         ]
 
-    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **switches: bool) -> Answer:
+    def request(self, messages: list[Any], mode: Mode, *, limit: int, **options: Any) -> tuple[str, dict[str, Any]]:
         params = self._params | {"input": messages, "tool_choice": mode, "max_output_tokens": limit}
-        response: Any = self._client.responses.create(**params, stream=stream, extra_body={"slipstream": switches})
+        return "/v1/responses", params | {"slipstream": options}
+
+    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **options: Any) -> Answer:
+        _, params = self.request(messages, mode, limit=limit, **options)
+        body = {"slipstream": params.pop("slipstream")}
+        response: Any = self._client.responses.create(**params, stream=stream, extra_body=body)
         if stream:
             response = [event for event in response if event.type in ("response.completed", "response.incomplete")][-1]
             response = response.response
@@ -172,10 +185,14 @@ class Messages:
         ]
         return [{"role": "user", "content": blocks}]
 
-    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **switches: bool) -> Answer:
+    def request(self, messages: list[Any], mode: Mode, *, limit: int, **options: Any) -> tuple[str, dict[str, Any]]:
         choice = {"type": {"required": "any", "auto": "auto"}[mode], "disable_parallel_tool_use": True}
         params = self._params | {"messages": messages, "tool_choice": choice, "max_tokens": limit}
-        body = {"temperature": 0, "slipstream": switches}
+        return "/v1/messages", params | {"temperature": 0, "slipstream": options}
+
+    def ask(self, messages: list[Any], mode: Mode, *, stream: bool, limit: int, **options: Any) -> Answer:
+        _, params = self.request(messages, mode, limit=limit, **options)
+        body = {name: params.pop(name) for name in ("temperature", "slipstream")}
         if stream:
             with self._client.messages.stream(**params, extra_body=body) as events:
                 (report,) = [event.slipstream for event in events if event.type == "message_delta"]

@@ -15,6 +15,7 @@ from slipstream.models import Model
 from tests.server.process import MODEL, Server, running_server
 from tests.server.test_persistence import go_on, session, user, wait_until_saved
 from tests.short_model import room_for
+from tests.soak import AGENTS, Tally, crew, harbour
 
 SYSTEM = {"role": "system", "content": "You are one of many, and answer in a few words. " * 4}
 OPTIONS = ("--kv-memory", room_for(1400))  # less than all conversations together
@@ -151,3 +152,27 @@ def test_killed_twice(model: Model, tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_killed_again_and_again(model: Model, tmp_path: Path) -> None:
     kill_again_and_again(tmp_path, rounds=20, seed=random.randrange(2**32))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_killed_twenty_times_under_the_load_of_all_agents(model: Model, tmp_path: Path) -> None:
+    """Agents of three tenants and protocols, who go away and talk nonsense, too; what was answered them is there."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance, agents = random.Random(seed), crew(seed)
+    for number in range(21):
+        with harbour(tmp_path) as place:
+            place.connect(agents)
+            for agent in agents:
+                agent.check()
+            most = chance.randrange(AGENTS, 3 * AGENTS)
+
+            def goes_on(turns: int, most: int = most, server: Server = place.server) -> bool:
+                if turns == most:
+                    server.process.kill()
+                return turns < most
+
+            if number < 20:
+                tally = place.soak(agents, Tally(goes_on, vanishes=True))
+                print(f"round {number}: {dict(tally.counts)}", flush=True)
