@@ -18,7 +18,7 @@ from slipstream_bench.records import ConstraintKind, Result, RunFile, TurnResult
 from slipstream_bench.runner import Plan, Server, run
 from slipstream_bench.workloads import WORKLOADS, Workload
 from tests.unit.openai_stand_in import StandIn, stand_in
-from tests.waiting import wait_until
+from tests.waiting import HANG, wait_until
 
 WARM_UP_REQUESTS = 6
 CONFIGURATION = Configuration("default", "as it comes")
@@ -274,14 +274,15 @@ def test_a_process_that_never_answers_is_given_up_and_ended(tmp_path: Path) -> N
         server_process(command, f"http://127.0.0.1:{free_port()}", log, timeout=1),
     ):
         pass
-    assert not Path(f"/proc/{log.read_text().strip()}").exists()
+    started = log.read_text().strip()  # not even that on a machine that is busy
+    assert not started or not Path(f"/proc/{started}").exists()
 
 
 def test_a_paused_server_is_stopped_too_with_its_workers(tmp_path: Path) -> None:
     port = free_port()
     script = f"sleep 60 & exec {sys.executable} -m http.server {port} --bind 127.0.0.1"
     log = tmp_path / "log"
-    with server_process(["sh", "-c", script], f"http://127.0.0.1:{port}", log, timeout=30) as group, paused([group]):
+    with server_process(["sh", "-c", script], f"http://127.0.0.1:{port}", log, timeout=HANG) as group, paused([group]):
         members = [path for path in Path("/proc").glob("[0-9]*/stat") if fields(path)[2:3] == [str(group)]]
         assert len(members) == 2
         wait_until(lambda: all(fields(path)[0] == "T" for path in members))
