@@ -55,7 +55,7 @@ def write(name: str, path: Path, *, seed: int = 0) -> None:
     writer.add_value_length(shape.head)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
-    _add_vocabulary(writer, shape.vocabulary)
+    add_vocabulary(writer, shape.vocabulary)
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
     sizes = {
         "attn_q": (queries, shape.hidden),
@@ -91,7 +91,8 @@ def _random(shape: tuple[int, int], kind: GGMLQuantizationType, random: np.rando
     return blocks.reshape(rows, -1)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Give a file the default model's vocabulary, filled up to a size, with its chat template."""
     model = ModelStore().ensure(DEFAULT_MODEL)
     content = json.loads(model.tokenizer_path.read_bytes())
     vocabulary: dict[str, int] = content["model"]["vocab"]
