@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slipstream.backend.logits import HostLogits
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import SIZES
 from slipstream.backend.steps import Runner, StepInputs
@@ -55,14 +56,14 @@ class Emulated:
         self._runner.start(inputs)
         self._shape = len(inputs["input_ids"]), len(inputs["logit_rows"])
 
-    def finish(self) -> FloatArray:
-        logits = self._runner.finish()
+    def finish(self) -> HostLogits:
+        logits = self._runner.finish().host()
         size, rows = self._shape
         changed = logits + self._noise("size", bisect.bisect_left(self._sizes, size))
         changed += self._noise("rows", bisect.bisect_left(self._rows, rows))
         if self._places:
             changed += np.arange(rows, dtype=np.float32)[:, None] * self._noise("place", 0)
-        return changed
+        return HostLogits(changed)
 
     @cache  # noqa: B019 - a runner lives as long as the process
     def _noise(self, kind: str, index: int) -> FloatArray:

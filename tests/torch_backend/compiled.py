@@ -18,8 +18,19 @@ from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS,
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
-_INTEGERS = {"rows", "n_size", "k_size", "first_token", "segments", "share"}
-_INDICES = {"table", "table_begins", "pasts", "begins", "tiles", "order", "tile_expert", "tile_begin", "tile_end"}
+_INTEGERS = {"rows", "n_size", "k_size", "group_size", "first_token", "end_token", "segments", "share"}
+_INDICES = {
+    "codes",
+    "table",
+    "table_begins",
+    "pasts",
+    "begins",
+    "tiles",
+    "order",
+    "tile_expert",
+    "tile_begin",
+    "tile_end",
+}
 _LONG_INDICES = {"blocks", "slots", "positions"}
 _FLOATS = {"part", "part_peak", "part_sum"}
 _BLOCKS = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
@@ -34,7 +45,7 @@ def _signature(name: str) -> tuple[str, list[Any]]:
         return "fp32", []
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
-    kinds = {"*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
+    kinds = {"*i8": {"zeros"}, "*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
     return next((kind for kind, names in kinds.items() if name in names), "*bf16"), divisible
 
 
@@ -70,6 +81,10 @@ def main() -> None:
         report[name] = {
             "linear": [_kinds(kernels.linear, target, of_linear | {"BLOCK_M": tile}) for tile in TOKEN_TILES],
             "experts": [_kinds(kernels.experts_linear, target, {"BIAS": False, "BLOCK_M": TOKEN_TILES[0], **_BLOCKS})],
+            "packed_linear": [
+                _kinds(kernels.packed_linear, target, {"BIAS": False, "BLOCK_M": tile, **_BLOCKS})
+                for tile in TOKEN_TILES
+            ],
             "attend": [_kinds(kernels.attend, target, attention)],
         }
         head = {"DIM": 128, "DIMS": 128}

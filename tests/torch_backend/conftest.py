@@ -14,15 +14,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.getoption("-m") != "torch":
         return True if collection_path.name.startswith("test_") else None
     os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports Triton: kernels run in its interpreter
+    os.environ["OMP_NUM_THREADS"] = "1"  # and torch: what is computed is small, and threads wait for each other busily
     return None
 
 
 @pytest.fixture(scope="session")
 def home(whole_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store of its own for tiny models, once the default model is found in the usual one."""
-    import torch
-
-    torch.set_num_threads(1)  # what is computed is small
     home = tmp_path_factory.mktemp("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLIPSTREAM_HOME", str(home))

@@ -18,6 +18,7 @@ from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import AttentionShape, Step
 from slipstream.backend.torch.plain import PlainOperators
+from slipstream.backend.torch.staging import Staging
 from slipstream.models import Model
 
 pytestmark = pytest.mark.torch
@@ -34,7 +35,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def step_of(*chunks: tuple[int, int, list[int]]) -> Step:
     """A step of chunks, each with its past, its length and its blocks; padded as a backend's steps are."""
     paged = [PagedChunk(np.ones(n, np.int32), past, np.array(blocks, np.int32), 0) for past, n, blocks in chunks]
-    return Step.of(lay_out(paged, sum(max(2, n) for _, n, _ in chunks) + 2, 1), BLOCK, CPU)
+    return Step.of(lay_out(paged, sum(max(2, n) for _, n, _ in chunks) + 2, 1), BLOCK, Staging(CPU))
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
@@ -123,7 +124,7 @@ def test_a_whole_model(tiny: Model) -> None:
         model.operators = operators
         model.allocate(2)
         model.start(inputs)
-        found.append(torch.from_numpy(model.finish().copy()))
+        found.append(torch.from_numpy(model.finish().host().copy()))
     assert_close(found[1], found[0])
 
 

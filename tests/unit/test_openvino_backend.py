@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slipstream.backend import Chunk, calibration, self_test
+from slipstream.backend.logits import HostLogits
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import ROW_COUNTS, SIZES
@@ -39,9 +40,9 @@ class ToyModel(ToyRunner):
     def runs(self) -> dict[int, int]:
         return {size: self.sizes.count(size) for size in SIZES}
 
-    def finish(self) -> Any:
+    def finish(self) -> HostLogits:
         wrong = self.wrong_copies and len(self.started["input_ids"]) in self.copies
-        return super().finish() + np.float32(wrong)
+        return HostLogits(super().finish().host() + np.float32(wrong))
 
     @property
     def seconds(self) -> float:

@@ -69,7 +69,13 @@ def test_a_broken_index_is_named(models: ModelStore, folder: Path) -> None:
         ({"rope_scaling": {"rope_type": "longrope"}}, "rotary positions of type longrope"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary positions of type dynamic"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rotary positions of type longrope"),
-        ({"quantization_config": {"quant_method": "awq"}}, "weights quantised by awq"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 8}}, r"quantised by awq \(8 bits, gemm\)"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, r"awq \(4 bits, gemv\)"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "weights quantised by fp8"),
+        (
+            {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "qwen3_moe with experts quantised by gptq",
+        ),
     ],
 )
 def test_what_cannot_be_computed_exactly_is_refused(

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.backend import Blob, self_test
+from slipstream.backend.logits import HostLogits
 from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, StepInputs
-from slipstream.types import FloatArray, IntArray
+from slipstream.types import IntArray
 from tests.processors import AVX2, AVX2_NARROW, NO_CLASS, Emulated
 from tests.unit.toy_backend import VOCABULARY, Clock, toy_logits
 
@@ -31,7 +32,7 @@ class ToyRunner:
     def start(self, inputs: StepInputs) -> None:
         self.started = inputs
 
-    def finish(self) -> FloatArray:
+    def finish(self) -> HostLogits:
         inputs = self.started
         begins, tables = inputs["subsequence_begins"], inputs["block_indices_begins"]
         self.sizes.append(len(inputs["input_ids"]))
@@ -46,7 +47,7 @@ class ToyRunner:
             self.slots[table[places // BLOCK_SIZE], places % BLOCK_SIZE] = tokens
             seen = self.slots[table].ravel()[: past + len(tokens)]
             rows[begins[index] : begins[index + 1]] = toy_logits(seen, len(tokens))
-        return rows[inputs["logit_rows"]]
+        return HostLogits(rows[inputs["logit_rows"]])
 
     def copy_block(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]
@@ -58,8 +59,8 @@ class ToyRunner:
 class Leaky(ToyRunner):
     """A processor on which a sequence's bits depend on how many others are computed beside it."""
 
-    def finish(self) -> FloatArray:
-        return super().finish() + np.float32(len(self.started["past_lens"]) > 2) * np.float32(1e-6)
+    def finish(self) -> HostLogits:
+        return HostLogits(super().finish().host() + np.float32(len(self.started["past_lens"]) > 2) * np.float32(1e-6))
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ from slipstream.backend.torch.backend import operators_for
 from slipstream.backend.torch.hooks import NAME
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import AttentionShape, Operators, Step, Tensor
+from slipstream.backend.torch.staging import Staging
 from slipstream.processor import this_processor
 
 _QUERIES = 48
@@ -243,7 +244,7 @@ class _Sequence:
         heads, kv_heads, dim = check.sizes.heads
         blocks = -(-(context + _QUERIES + 2) // BLOCK_SIZE)
         self._context = context
-        self._device = check.device
+        self._staging = Staging(check.device)
         self._tables = np.random.default_rng(0).permutation(2 * blocks).astype(np.int32).reshape(2, -1) + 1
         self._kv = check.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim)
         self._query = check.random(_QUERIES, heads, dim)
@@ -253,7 +254,7 @@ class _Sequence:
         own = PagedChunk(np.ones(end - start, np.int32), self._context + start, self._tables[0], 0)
         other = PagedChunk(np.ones(beside, np.int32), 40, self._tables[1], 0)
         chunks = [other, own] if beside else [own]
-        step = Step.of(lay_out(chunks, sum(max(2, len(each.tokens)) for each in chunks), 1), BLOCK_SIZE, self._device)
+        step = Step.of(lay_out(chunks, sum(max(2, len(each.tokens)) for each in chunks), 1), BLOCK_SIZE, self._staging)
         rows = torch.cat((self._query[:beside], self._query[start:end]))
         rows = F.pad(rows, (0, 0, 0, 0, 0, step.tokens.shape[1] - len(rows)))  # a lone token has a dummy beside it
         found = operators.attend(rows, self._kv, step, AttentionShape(rows.shape[2] ** -0.5), None)

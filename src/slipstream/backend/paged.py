@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from slipstream.backend import calibration
 from slipstream.backend.base import Chunk
 from slipstream.backend.hybrid_store import HybridState, HybridStore
+from slipstream.backend.logits import Logits
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.self_test import (
     PROBE_BLOCKS,
@@ -25,7 +26,7 @@ from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, Ru
 from slipstream.backend.store import Blob, Store
 from slipstream.errors import ModelError
 from slipstream.fields import KV_MEMORY
-from slipstream.sampling import Choice, Row, choose_on_host
+from slipstream.sampling import Choice, Row
 from slipstream.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
@@ -207,15 +208,14 @@ class PagedTicket:
         self._load = cost.load((len(chunk.tokens), chunk.past) for chunk in chunks)
         self._prepared = model.prepared
         self._seconds_before = model.seconds
-        self.logits: FloatArray
-        """Float32 [rows, vocab_size], once the step is done and until the next is launched."""
+        self._logits: Logits
         self._plans = [_plan(chunk) for chunk in chunks]
         paged = [_paged(chunk, plan) for chunk, plan in zip(chunks, self._plans, strict=True)]
         self._finish = step_class.start(model, paged)
 
     def wait(self) -> None:
         """Return when the step is done; see `Ticket.wait`."""
-        self.logits = self._finish()
+        self._logits = self._finish()
         for chunk, plan in zip(self._chunks, self._plans, strict=True):
             if isinstance(chunk.state, HybridState) and plan is not None:
                 chunk.state.store.commit(chunk.state, plan)
@@ -225,7 +225,12 @@ class PagedTicket:
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
         """Choose tokens from the step's logits; see `Ticket.choose`."""
-        return choose_on_host(self.logits, rows)
+        return self._logits.choose(rows)
+
+    @property
+    def logits(self) -> FloatArray:
+        """Float32 [rows, vocab_size] on the host, once the step is done and until the next is launched."""
+        return self._logits.host()[: sum(chunk.rows for chunk in self._chunks)]
 
 
 def _plan(chunk: Chunk) -> Slots | None:

@@ -10,6 +10,7 @@ from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
 from slipstream.backend.aligned import zeros_aligned
+from slipstream.backend.logits import HostLogits
 from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lowered, note, open_caches
 from slipstream.backend.pages import forget_pages
 from slipstream.backend.slot_memory import SlotMemory
@@ -18,7 +19,7 @@ from slipstream.backend.steps import PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.processor import this_processor
-from slipstream.types import FloatArray, IntArray
+from slipstream.types import IntArray
 
 _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
@@ -122,7 +123,7 @@ class PagedModel:
         self._running = request, inputs  # whose arrays the step reads
         request.start_async()
 
-    def finish(self) -> FloatArray:
+    def finish(self) -> HostLogits:
         """Wait for the step; see `Runner.finish`. Raises `ModelError` if inference fails."""
         request, _ = self._running
         try:
@@ -130,8 +131,7 @@ class PagedModel:
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
         self.seconds += request.latency / 1e3
-        logits: FloatArray = request.get_output_tensor(0).data.reshape(-1, self.vocab_size)
-        return logits
+        return HostLogits(request.get_output_tensor(0).data.reshape(-1, self.vocab_size))
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slipstream.backend.logits import JoinedLogits, Logits
 from slipstream.backend.slots import SCRATCH_SLOTS, Slots, SlotStates, slot_inputs, writes
 from slipstream.backend.store import Blob
 from slipstream.types import FloatArray, IntArray
@@ -57,8 +58,8 @@ class Runner(Protocol):
         """Start a step; one at a time."""
         ...
 
-    def finish(self) -> FloatArray:
-        """Wait for the step; float32 logits [logit rows, vocab_size], valid until the next is started."""
+    def finish(self) -> Logits:
+        """Wait for the step; its rows of logits, valid until the next is started."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:
@@ -84,19 +85,24 @@ class StepClass:
 
     def run(self, runner: Runner, chunks: Sequence[PagedChunk]) -> FloatArray:
         """Compute the chunks; float32 logits [sum of rows, vocab_size] in order, valid until the next run."""
-        return self.start(runner, chunks)()
+        return self.start(runner, chunks)().host()[: sum(chunk.rows for chunk in chunks)]
 
-    def start(self, runner: Runner, chunks: Sequence[PagedChunk]) -> Callable[[], FloatArray]:
-        """Start to compute the chunks; what it returns waits for the logits, and runs further steps if need be."""
+    def start(self, runner: Runner, chunks: Sequence[PagedChunk]) -> Callable[[], Logits]:
+        """Start to compute the chunks; what it returns waits for the logits, and runs further steps if need be.
+
+        There may be more rows of logits than the chunks ask for, at the end.
+        """
         first, *others = (self.lay_out(step, recurrent=runner.states is not None) for step in self.cut(chunks))
         runner.start(first[0])
 
-        def finish() -> FloatArray:
-            found = [runner.finish()[: first[1]]]
+        def finish() -> Logits:
+            found, counts = [runner.finish()], [first[1]]
             for inputs, wanted in others:
-                found[-1] = found[-1].copy()
-                found.append(run(runner, inputs)[:wanted])
-            return found[0] if len(found) == 1 else np.concatenate(found)
+                found[-1] = found[-1].kept(counts[-1])
+                runner.start(inputs)
+                found.append(runner.finish())
+                counts.append(wanted)
+            return found[0] if len(found) == 1 else JoinedLogits(found, counts)
 
         return finish
 
@@ -140,7 +146,7 @@ class StepClass:
 def run(runner: Runner, inputs: StepInputs) -> FloatArray:
     """Run a step; float32 logits [logit rows, vocab_size], valid until the next."""
     runner.start(inputs)
-    return runner.finish()
+    return runner.finish().host()
 
 
 def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurrent: bool = False) -> StepInputs:

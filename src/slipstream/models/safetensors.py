@@ -39,6 +39,9 @@ ARCHITECTURES = frozenset(
 )
 """By `model_type`: those compared with `transformers`' own attention and found exact."""
 
+_MIXTURES = frozenset(("glm4_moe", "gpt_oss", "qwen3_moe"))
+_PACKED = {"awq": ("gemm",), "gptq": ("gptq", "gptq_v2")}
+"""How weights of 4 bits may be packed, by method."""
 _LAYERS = frozenset(("full_attention", "sliding_attention"))
 _ROTATIONS = frozenset(("default", "linear", "llama3", "yarn"))
 """The others turn by how long the longest sequence of a step is, so that a token's bits depend on its neighbours."""
@@ -81,10 +84,20 @@ def check(config: dict[str, Any]) -> None:
             f"{kind} with rotary positions of type {', '.join(others)}, which depend on the length of other sequences"
         )
     if quantisation := config.get("quantization_config"):
-        method = quantisation.get("quant_method", "an unknown kind")
+        _check_quantisation(kind, quantisation)
+
+
+def _check_quantisation(kind: str, quantisation: dict[str, Any]) -> None:
+    """Refuse weights that are packed in a way that isn't known."""
+    method, bits = quantisation.get("quant_method", "an unknown kind"), quantisation.get("bits")
+    layout = quantisation.get("version", "gemm") if method == "awq" else quantisation.get("checkpoint_format", "gptq")
+    if method not in _PACKED or bits != 4 or str(layout).lower() not in _PACKED[method]:
         raise UnsupportedModelError(
-            f"weights quantised by {method} are not supported as safetensors: take the model in bfloat16 or float16"
+            f"weights quantised by {method} ({bits} bits, {layout}) are not supported as safetensors: "
+            "take the model in bfloat16 or float16, or AWQ or GPTQ of 4 bits"
         )
+    if kind in _MIXTURES:
+        raise UnsupportedModelError(f"{kind} with experts quantised by {method}: take the model in bfloat16 or float16")
 
 
 def _weights_of(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from slipstream.sampling.params import SamplingParams
 from slipstream.sampling.philox import uniforms
@@ -28,15 +29,15 @@ _ROUNDING = 1e-5
 def choose_on_host(logits: FloatArray, rows: Sequence[Row]) -> list[Choice]:
     """The choices for some rows of a step's float32 logits [step rows, vocab_size], equal to those of `Row.choose`."""
     scratch = _Scratch(logits.shape[-1])
-    chances = _chances(rows) if any(not row.sampler.params.greedy for row in rows) else [0.0] * len(rows)
+    random = any(not row.sampler.params.greedy for row in rows)
+    chances: list[float] = chances_of(rows).tolist() if random else [0.0] * len(rows)
     return [_choose(logits[row.index], row, chance, scratch) for row, chance in zip(rows, chances, strict=True)]
 
 
-def _chances(rows: Sequence[Row]) -> list[float]:
-    """The random number of each row."""
+def chances_of(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+    """The random number of each row: `Sampler.uniform` at its position."""
     keys = np.fromiter((row.sampler.key for row in rows), np.uint64, len(rows))
-    found: list[float] = uniforms(keys, np.fromiter((row.position for row in rows), np.uint64, len(rows))).tolist()
-    return found
+    return uniforms(keys, np.fromiter((row.position for row in rows), np.uint64, len(rows)))
 
 
 class _Scratch:

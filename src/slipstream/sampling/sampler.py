@@ -19,6 +19,17 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What penalties and a bias make of a row of logits: some are scaled, and then numbers are added to some."""
+
+    scaled: npt.NDArray[np.intp]
+    """Tokens whose logits are divided by `factor` if they are positive, else multiplied; none twice."""
+    factor: np.float32
+    added: tuple[tuple[npt.NDArray[np.intp], FloatArray], ...]
+    """Tokens, none twice, and what is added to their logits: one after the other."""
+
+
 class Choice(NamedTuple):
     """A chosen token, with its log-probability if the request asked for it."""
 
@@ -71,30 +82,38 @@ class Sampler:
         peak = logits.max()
         normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
         count = self.params.logprobs or 0
-        top = np.argpartition(logits, -count)[-count:] if count else np.empty(0, np.intp)
-        top = top[np.lexsort((top, -logits[top]))]
+        top = np.empty(0, np.intp)
+        if count:
+            top = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
+            top = top[np.lexsort((top, -logits[top]))][:count]
         alternatives = tuple((int(i), float(logits[i]) - normaliser) for i in top)
         return TokenLogprob(token, float(logits[token]) - normaliser, alternatives)
 
     def adjust(self, logits: FloatArray) -> FloatArray:
         """Apply penalties and bias, on a copy if there are any."""
-        params = self.params
         if not self.adjusts:
             return logits
-        adjusted = logits.copy()
-        if params.repetition_penalty != 1.0:
-            seen = np.flatnonzero(self._seen)
-            values = adjusted[seen]
-            factor = np.float32(params.repetition_penalty)
-            adjusted[seen] = np.where(values > 0, values / factor, values * factor)
+        adjusted, adjustment = logits.copy(), self.adjustment()
+        if len(adjustment.scaled):
+            values = adjusted[adjustment.scaled]
+            factor = adjustment.factor
+            adjusted[adjustment.scaled] = np.where(values > 0, values / factor, values * factor)
+        for ids, values in adjustment.added:
+            adjusted[ids] += values
+        return adjusted
+
+    def adjustment(self) -> Adjustment:
+        """What penalties and bias do after the tokens that were accepted so far, if it `adjusts` at all."""
+        params = self.params
+        scaled = np.flatnonzero(self._seen) if params.repetition_penalty != 1.0 else np.empty(0, np.intp)
+        added: list[tuple[npt.NDArray[np.intp], FloatArray]] = []
         if params.presence_penalty or params.frequency_penalty:
             ids = np.flatnonzero(self._generated)
             penalty = params.presence_penalty + params.frequency_penalty * self._generated[ids]
-            adjusted[ids] -= penalty.astype(np.float32)
+            added.append((ids, -penalty.astype(np.float32)))
         if self._bias is not None:
-            ids, values = self._bias
-            adjusted[ids] += values
-        return adjusted
+            added.append(self._bias)
+        return Adjustment(scaled, np.float32(params.repetition_penalty), tuple(added))
 
     def draw(self, logits: FloatArray, position: int) -> int:
         """The token for `position` by chance, from logits that are adjusted already.

@@ -40,6 +40,11 @@ def computing(operators: Operators, step: Step, kv: Tensor) -> Iterator[None]:
         _running.reset(token)
 
 
+def operators_now() -> Operators:
+    """Those of the step that is being computed."""
+    return _running.get().operators
+
+
 class _Products(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not looked at
     """Every product with a weight, wherever the model's code asks for one."""
 

@@ -7,6 +7,7 @@ import triton
 
 from slipstream.backend.torch import kernels
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Step, Tensor
+from slipstream.backend.torch.packed import Packed
 
 BLOCK_N, BLOCK_K = 64, 64
 """Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
@@ -25,8 +26,10 @@ class KernelOperators:
 
     name = f"kernels 1, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}"
 
+    recordable = True
+
     def __init__(self) -> None:
-        self._tiles: tuple[Step, int, Tensor, list[int]] | None = None
+        self._tiles: tuple[Step, int, Tensor] | None = None
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Operators.linear`."""
@@ -41,26 +44,38 @@ class KernelOperators:
         )  # fmt: skip
         return out.view(*x.shape[:-1], len(weight))
 
+    def packed_linear(self, x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+        """See `Operators.packed_linear`."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        size = len(weight.codes)
+        out = x.new_empty(len(rows), size)
+        tile = token_tile(len(rows))
+        grid = triton.cdiv(size, BLOCK_N), triton.cdiv(len(rows), tile)
+        kernels.packed_linear[grid](
+            rows, weight.codes, weight.scales, weight.zeros, rows if bias is None else bias, out,
+            len(rows), size, rows.shape[1], weight.group,
+            BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=tile, BLOCK_K=BLOCK_K, **OPTIONS,
+        )  # fmt: skip
+        return out.view(*x.shape[:-1], size)
+
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """See `Operators.attend`."""
         count, heads, dim = query.shape
         _, _, kv_heads, block, _ = kv.shape
         group = heads // kv_heads
         rows = max(QUERY_ROWS, triton.next_power_of_2(group))
-        tiles, starts = self._tiles_of(step, rows // group)
-        segments = max(-(-(past + length) // SEGMENT) for past, length, _ in step.chunks)
-        most = max(1, _PARTIAL_SUMS // (heads * segments * dim) // (rows // group))  # tiles at a time
-        part = query.new_empty(min(count, most * (rows // group)) * heads * segments * (dim + 2), dtype=torch.float32)
+        tiles, segments = self._tiles_of(step, rows // group), step.segments
+        most = max(1, min(count, _PARTIAL_SUMS // (heads * segments * dim)))  # tokens at a time
+        size = most * heads * segments
+        part = query.new_empty(size * (dim + 2), dtype=torch.float32)
+        sums, peaks, totals = part[: size * dim], part[size * dim : size * (dim + 1)], part[size * (dim + 1) :]
         out = torch.empty_like(query)
         common = {"HEADS": heads, "DIM": dim, "DIMS": triton.next_power_of_2(dim), "SEGMENT": SEGMENT}
-        for at in range(0, len(tiles), most):
-            some = tiles[at : at + most]
-            first, end = starts[at], starts[at + len(some)]
-            size = (end - first) * heads * segments
-            sums, peaks, totals = part[: size * dim], part[size * dim : size * (dim + 1)], part[size * (dim + 1) :]
-            kernels.attend[len(some), kv_heads, segments](
-                query, kv, step.table, step.table_begins, step.pasts, step.begins, some, sums, peaks, totals, first,
-                segments, shape.scale, *kv.stride()[:3],
+        for first in range(0, count, most):
+            end = min(first + most, count)
+            kernels.attend[len(tiles), kv_heads, segments](
+                query, kv, step.table, step.table_begins, step.pasts, step.begins, tiles, sums, peaks, totals, first,
+                end, segments, shape.scale, *kv.stride()[:3],
                 GROUP=group, BLOCK=block, ROWS=rows, WINDOW=shape.window, CAP=shape.softcap,
                 **common, **OPTIONS,
             )  # fmt: skip
@@ -90,18 +105,26 @@ class KernelOperators:
             total += parts[:, choice].float() * weights[:, choice, None]
         return total.to(x.dtype)
 
-    def _tiles_of(self, step: Step, tokens: int) -> tuple[Tensor, list[int]]:
-        """Chunks in tiles of so many tokens: the chunk and first token of each, and where it begins in the step."""
+    def _tiles_of(self, step: Step, tokens: int) -> Tensor:
+        """Chunks in tiles of so many tokens: see `_query_tiles`; once for all layers of a step."""
         if self._tiles is None or self._tiles[0] is not step or self._tiles[1] != tokens:
-            found, starts, begin = [], [], 0
-            for chunk, (_, length, _) in enumerate(step.chunks):
-                firsts = range(0, length, tokens)
-                found += [(chunk, first) for first in firsts]
-                starts += [begin + first for first in firsts]
-                begin += length
-            on_device = torch.tensor(found, dtype=torch.int32).to(step.table.device, non_blocking=True)
-            self._tiles = step, tokens, on_device, [*starts, begin]
-        return self._tiles[2:]
+            self._tiles = step, tokens, _query_tiles(step.begins, step.tokens.shape[1], tokens)
+        return self._tiles[2]
+
+
+def _query_tiles(begins: Tensor, count: int, tokens: int) -> Tensor:
+    """The chunk and the first token in it of each tile, int32 [tiles, 2].
+
+    How many there are is bounded by shapes alone, so that the host need not know; surplus ones are of the last chunk,
+    which is empty.
+    """
+    lengths = begins[1:] - begins[:-1]
+    of_chunk = (lengths + tokens - 1) // tokens
+    ends = of_chunk.cumsum(0)
+    number = torch.arange((count + (len(lengths) - 1) * (tokens - 1)) // tokens, device=begins.device)
+    chunk = torch.searchsorted(ends, number, right=True).clamp(max=len(lengths) - 1)
+    first = (number - (ends - of_chunk)[chunk]) * tokens
+    return torch.stack((chunk, first), 1).to(torch.int32)
 
 
 def token_tile(rows: int) -> int:

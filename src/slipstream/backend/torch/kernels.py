@@ -38,6 +38,37 @@ def linear(
     tl.store(place, total.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
 
 
+@triton.jit(do_not_specialize=["rows"])
+def packed_linear(
+    x, codes, scales, zeros, bias, out, rows, n_size, k_size, group_size,
+    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """`linear` for a weight of 4 bits, which is taken apart where it is multiplied.
+
+    Eight codes are in an int32, `codes[n, k / 8]`; `group_size` neighbours share a scale and a zero.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    row = n[:, None].to(tl.int64)
+    for start in range(0, k_size, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        there = (n < n_size)[:, None] & (k < k_size)[None, :]
+        words = tl.load(codes + row * (k_size // 8) + (k // 8)[None, :], there, 0)
+        code = (words >> ((k % 8) * 4)[None, :]) & 15
+        group = row * (k_size // group_size) + (k // group_size)[None, :]
+        zero = tl.load(zeros + group, there, 0).to(tl.int32)
+        scale = tl.load(scales + group, there, 0.0).to(tl.float32)
+        left = ((code - zero).to(tl.float32) * scale).to(x.dtype.element_ty)
+        of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
+        right = tl.load(x + of_x, (m < rows)[None, :] & (k < k_size)[:, None], 0.0)
+        acc = tl.dot(left, right, acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
+    place = out + m[None, :].to(tl.int64) * n_size + n[:, None]
+    tl.store(place, acc.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
+
+
 @triton.jit
 def experts_linear(
     x, weight, bias, out, order, tile_expert, tile_begin, tile_end, n_size, k_size, stride_e, stride_n, stride_k, share,
@@ -87,16 +118,17 @@ def write(
     tl.store(kv + value_stride + place, tl.load(value + of_value + d, d < DIM), d < DIM)
 
 
-@triton.jit(do_not_specialize=["first_token", "segments"])
+@triton.jit(do_not_specialize=["first_token", "end_token", "segments"])
 def attend(
-    query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, segments, scale,
-    block_stride, value_stride, head_stride,
+    query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, end_token, segments,
+    scale, block_stride, value_stride, head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, a few tokens times the heads that share keys, against one segment of its sequence's keys.
 
-    Leaves, for each token, head and segment, the values summed by weight, the highest score and the sum of weights.
+    Of the step's tokens, those from `first_token` to `end_token` are wanted. Leaves, for each token, head and segment,
+    the values summed by weight, the highest score and the sum of weights.
     """
     tile, head, segment = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     TOKENS: tl.constexpr = ROWS // GROUP
@@ -106,6 +138,8 @@ def attend(
     past = tl.load(pasts + chunk)
     last = past + tl.minimum(first + TOKENS, count)  # keys that the tile's last token sees
     if segment * SEGMENT >= last:
+        return
+    if (begin + first >= end_token) | (begin + first + TOKENS <= first_token):
         return
     if (WINDOW > 0) & ((segment + 1) * SEGMENT <= past + first + 1 - WINDOW):
         return
@@ -144,6 +178,7 @@ def attend(
         total = total * fade + tl.sum(weights, 1)
         acc = acc * fade[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         peak = top
+    real = real & (begin + token >= first_token) & (begin + token < end_token)
     place = ((begin + token - first_token).to(tl.int64) * HEADS + heads) * segments + segment
     tl.store(part + place[:, None] * DIM + d[None, :], acc, real[:, None] & (d < DIM)[None, :])
     tl.store(part_peak + place, peak, real)

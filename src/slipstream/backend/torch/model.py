@@ -10,12 +10,16 @@ import transformers
 
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
+from slipstream.backend.torch.chooser import DeviceLogits
+from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
 from slipstream.backend.torch.hooks import NAME, computing
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
+from slipstream.backend.torch.packed_linear import METHOD, repack
+from slipstream.backend.torch.staging import Staging
 from slipstream.errors import ModelError
 from slipstream.fields import DEVICE
 from slipstream.processor import this_processor
-from slipstream.types import FloatArray, IntArray
+from slipstream.types import IntArray
 
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 
@@ -47,6 +51,10 @@ class TorchModel:
         self.seconds = 0.0
         self._logits: torch.Tensor
         self._clock = _DeviceClock() if on_gpu else _HostClock()
+        self._staging = Staging(self._device)
+        self._graphs: Graphs | None = None
+        if on_gpu:
+            self.record_with(CudaRecorder())
         self.allocate(0)
 
     @classmethod
@@ -70,8 +78,14 @@ class TorchModel:
         """Nothing has to be prepared for a step's size."""
         return ()
 
+    def record_with(self, recorder: Recorder) -> None:
+        """Record small steps and replay them, from now on, as far as the operators allow it."""
+        self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, self._compute)
+
     def allocate(self, num_blocks: int) -> None:
         """Have so many blocks, all zero, in place of those before. Raises `ModelError` if they don't fit."""
+        if self._graphs is not None:
+            self._graphs.clear()
         self._kv = torch.empty(0)  # first give back what there was
         try:
             self._kv = torch.zeros((num_blocks, *self._block), dtype=self._dtype, device=self._device)
@@ -91,26 +105,30 @@ class TorchModel:
         """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed."""
         self._clock.start()
         try:
-            step = Step.of(inputs, BLOCK_SIZE, self._device)
-            with torch.inference_mode(), computing(self.operators, step, self._kv):
-                found = self._model(
-                    input_ids=step.tokens,
-                    position_ids=step.positions,
-                    use_cache=False,
-                    logits_to_keep=step.logit_rows,
+            with torch.inference_mode():
+                replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
+                self._logits = (
+                    self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
                 )
-            self._logits = found.logits[0]
             self._clock.stop()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
 
-    def finish(self) -> FloatArray:
+    def finish(self) -> DeviceLogits:
         """Wait for the step; see `Runner.finish`. Raises `ModelError` if it failed."""
         try:
-            logits: FloatArray = self._logits.float().cpu().numpy()
+            self.seconds += self._clock.seconds()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
-        self.seconds += self._clock.seconds()
+        return DeviceLogits(self._logits, self._staging)
+
+    def _compute(self, step: Step) -> torch.Tensor:
+        """The logits [rows, vocab_size] of a step."""
+        with computing(self.operators, step, self._kv):
+            found = self._model(
+                input_ids=step.tokens, position_ids=step.positions, use_cache=False, logits_to_keep=step.logit_rows
+            )
+        logits: torch.Tensor = found.logits[0]
         return logits
 
     def copy_block(self, source: int, target: int) -> None:
@@ -119,7 +137,7 @@ class TorchModel:
 
     def read_blocks(self, blocks: IntArray) -> Blob:
         """A copy of what the blocks hold, uint16 [blocks, elements]."""
-        found: Blob = self._kv[self._at(blocks)].flatten(1).cpu().view(torch.int16).numpy().view(np.uint16)
+        found: Blob = self._staging.copy(self._kv[self._at(blocks)].flatten(1).view(torch.int16)).view(np.uint16)
         return found
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
@@ -157,7 +175,8 @@ class _DeviceClock:
         self._ends[1].record()
 
     def seconds(self) -> float:
-        """Of a step that is done."""
+        """Of the step, once it is done."""
+        self._ends[1].synchronize()
         return float(self._ends[0].elapsed_time(self._ends[1])) / 1e3
 
 
@@ -165,7 +184,7 @@ def device_of(name: str) -> torch.device:
     """The device that a name means; `auto` is a GPU where there is one. Raises `ModelError` if it isn't there."""
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
-        message = "there is no GPU that this build of torch can use: install torch for it, or take another "
+        message = "there is no GPU that this build of torch can use: install torch for it, or leave out "
         raise ModelError(message, DEVICE)
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
@@ -173,14 +192,22 @@ def device_of(name: str) -> torch.device:
 def _load(folder: Path, device: torch.device) -> Any:
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if (given := getattr(config, "quantization_config", None)) is not None:
+            config.quantization_config = {"quant_method": METHOD, "given": given}
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype="auto",
             attn_implementation=NAME,
             experts_implementation=NAME,
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        if lost := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+            raise ModelError(f"{folder} lacks weights of the model, or has them in other shapes: {', '.join(lost[:5])}")
+        repack(model, device)
         return model.eval().to(device)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder} can't be loaded: {error}") from error

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from slipstream.backend.steps import StepInputs
+from slipstream.backend.torch.packed import Packed
+from slipstream.backend.torch.staging import Staging
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -30,40 +34,54 @@ class Step:
     slots: Tensor
     """Int64 [n], its place in the block."""
     pasts: Tensor
-    """[chunks], tokens before a chunk."""
+    """[chunks], tokens before a chunk. The last chunk is empty, and others may be."""
     begins: Tensor
     """[chunks + 1], where chunks begin in the step."""
     table: Tensor
     """[sum of block counts], the blocks of all chunks, one chunk after the other."""
     table_begins: Tensor
     """[chunks + 1], where a chunk's blocks begin in the table."""
-    chunks: tuple[tuple[int, int, int], ...]
-    """The same on the host: each chunk's past, length and first block in the table."""
     logit_rows: Tensor
     """Int64 [rows], the tokens that give logits."""
+    segments: int
+    """Those of its longest sequence, or more."""
+    chunks: tuple[tuple[int, int, int], ...]
+    """On the host: the past, length and first block in the table of chunks that have tokens; none if it's recorded."""
 
     @classmethod
-    def of(cls, inputs: StepInputs, block_size: int, device: torch.device) -> "Step":
+    def of(cls, inputs: StepInputs, block_size: int, staging: Staging) -> "Step":
         """A step as the planner lays it out (`steps.lay_out`)."""
+        arrays = cls.arrays(inputs, block_size)
+        lengths = np.diff(inputs["subsequence_begins"]).tolist()
+        tables = inputs["block_indices_begins"].tolist()[:-1]
+        return cls(
+            **staging.upload(arrays),
+            segments=segments_of(int(inputs["max_context_len"])),
+            chunks=tuple(zip(inputs["past_lens"].tolist(), lengths, tables, strict=True)),
+        )
+
+    @staticmethod
+    def arrays(inputs: StepInputs, block_size: int) -> dict[str, npt.NDArray[Any]]:
+        """What the device has of it, by name."""
         positions, begins = inputs["position_ids"], inputs["subsequence_begins"]
-        tables, pasts = inputs["block_indices_begins"], inputs["past_lens"]
-        lengths = begins[1:] - begins[:-1]
-        places = tables[:-1].repeat(lengths) + positions // block_size
-        on_device = {
+        tables = inputs["block_indices_begins"]
+        places = tables[:-1].repeat(np.diff(begins)) + positions // block_size
+        return {
             "tokens": inputs["input_ids"][None],
             "positions": positions[None],
-            "blocks": inputs["block_indices"][places].astype("int64"),
+            "blocks": inputs["block_indices"][places].astype(np.int64),
             "slots": positions % block_size,
-            "pasts": pasts,
-            "begins": begins,
+            "pasts": np.append(inputs["past_lens"], np.int32(0)),
+            "begins": np.append(begins, begins[-1]),
             "table": inputs["block_indices"],
-            "table_begins": tables,
+            "table_begins": np.append(tables, tables[-1]),
             "logit_rows": inputs["logit_rows"],
         }
-        return cls(
-            **{name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in on_device.items()},
-            chunks=tuple(zip(pasts.tolist(), lengths.tolist(), tables.tolist()[:-1], strict=True)),
-        )
+
+
+def segments_of(keys: int) -> int:
+    """The segments of so many keys."""
+    return -(-keys // SEGMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +100,15 @@ class Operators(Protocol):
 
     name: str
     """Part of what decides a model's bits."""
+    recordable: bool
+    """Whether what they launch depends on shapes and `Step.segments` alone, and nobody waits for the device."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`: x [..., k], weight [n, k], bias [n]; [..., n]."""
+        ...
+
+    def packed_linear(self, x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+        """The same for a weight of 4 bits, whose elements have the precision of `x` once they are taken apart."""
         ...
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:

@@ -9,17 +9,21 @@ import torch
 import torch.nn.functional as F
 
 from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Step, Tensor
+from slipstream.backend.torch.packed import Packed
 
 _ROWS = 16
 """Rows of each product. A library chooses its kernel, and with it the order of sums, by the number of rows."""
 _QUERY_ROWS = 32
 """Rows of queries that are compared with keys at a time: a few tokens, times the heads that share keys."""
+_UNPACKED = 1024
+"""Rows of a weight of 4 bits that are taken apart at a time."""
 
 
 class PlainOperators:
     """`Operators` for any device; slow where there are many tokens."""
 
-    name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}"
+    name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}"
+    recordable = False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """A product for every sixteen rows; see `Operators.linear`."""
@@ -27,6 +31,16 @@ class PlainOperators:
         tiles = F.pad(flat, (0, 0, 0, -len(flat) % _ROWS)).split(_ROWS)
         out = torch.cat([F.linear(tile, weight, bias) for tile in tiles])
         return out[: len(flat)].view(*x.shape[:-1], len(weight))
+
+    def packed_linear(self, x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+        """Some rows of the weight after the others; see `Operators.packed_linear`."""
+        size = len(weight.codes)
+        out = x.new_empty(*x.shape[:-1], size)
+        for begin in range(0, size, _UNPACKED):
+            end = min(begin + _UNPACKED, size)
+            rows = weight.unpacked(begin, end, x.dtype)
+            out[..., begin:end] = self.linear(x, rows, None if bias is None else bias[begin:end])
+        return out
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """Chunk by chunk; see `Operators.attend`."""

@@ -1,0 +1,145 @@
+"""Small steps as CUDA graphs: a host takes longer to launch their kernels one by one than a GPU to run them.
+
+A graph repeats the same kernels on the same addresses. So what differs from step to step lies in one static buffer, and
+what decides how many kernels there are, or how large, is part of a step's shape: its tokens, its rows of logits, and
+the segments of keys of its longest sequence, rounded up to a power of two. Chunks are padded with empty ones.
+"""
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slipstream.backend.steps import StepInputs
+from slipstream.backend.torch.operators import Step, Tensor, segments_of
+from slipstream.backend.torch.staging import Staging, layout
+
+logger = logging.getLogger(__name__)
+
+LARGEST = 128
+"""Tokens of the largest steps that are recorded: a GPU takes longer for larger ones than a host to launch them."""
+WORTH = 3
+"""Times that a shape has to come before it's recorded; by then its kernels are compiled, which can't be recorded."""
+_MOST = 64
+"""Recordings that are kept; each has its own logits, and memory for its kernels' arguments."""
+_BUFFER_BYTES = 1 << 20
+"""For the inputs of a step: block tables of some 250,000 blocks, or eight million tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A step that can be computed again."""
+
+    replay: Callable[[], None]
+    """Start to compute it, from what its inputs' addresses hold now."""
+    logits: Tensor
+    """Where its result is, each time."""
+
+
+class Recorder(Protocol):
+    """What makes recordings; CUDA does, and stubs in tests."""
+
+    def record(self, work: Callable[[], Tensor]) -> Recording:
+        """Record some work without doing it. Raises `RuntimeError` if that can't be."""
+        ...
+
+
+class CudaRecorder:
+    """CUDA graphs, which share their memory: one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], Tensor]) -> Recording:
+        """See `Recorder.record`."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = work()
+        return Recording(graph.replay, logits)
+
+
+class Shape(NamedTuple):
+    """What recordings differ by."""
+
+    tokens: int
+    rows: int
+    segments: int
+
+    @classmethod
+    def of(cls, inputs: StepInputs) -> "Shape":
+        """That of a step."""
+        most = segments_of(int(inputs["max_context_len"]))
+        return cls(len(inputs["input_ids"]), len(inputs["logit_rows"]), 1 << (most - 1).bit_length())
+
+
+class Graphs:
+    """Recordings of the steps of one model over one allocation of blocks, made as they turn out to be worth it."""
+
+    def __init__(
+        self, recorder: Recorder, staging: Staging, block_size: int, compute: Callable[[Step], Tensor]
+    ) -> None:
+        self._recorder = recorder
+        self._staging = staging
+        self._block_size = block_size
+        self._compute = compute
+        self._buffer = staging.room(_BUFFER_BYTES)
+        self._seen: Counter[Shape] = Counter()
+        self._failed = False
+        self.recordings: OrderedDict[Shape, Recording] = OrderedDict()
+        """By shape, the one longest unused first."""
+
+    def clear(self) -> None:
+        """Forget all recordings: what they compute on is no longer there."""
+        self.recordings.clear()
+        self._seen.clear()
+
+    def run(self, inputs: StepInputs) -> Tensor | None:
+        """Start a step; its logits, where the next step may overwrite them. None if it has to be computed as it is."""
+        shape = Shape.of(inputs)
+        if self._failed or shape.tokens > LARGEST:
+            return None
+        if shape not in self.recordings:
+            self._seen[shape] += 1
+            if self._seen[shape] < WORTH:
+                return None
+        arrays = padded(Step.arrays(inputs, self._block_size), shape)
+        places, size = layout(arrays)
+        if size > len(self._buffer):
+            return None
+        inputs_there = self._staging.upload(arrays, self._buffer)
+        if shape not in self.recordings:
+            inputs_there["table"] = self._buffer[places["table"] :].view(torch.int32)  # later ones may be longer
+            if not self._record(shape, Step(**inputs_there, chunks=(), segments=shape.segments)):
+                return None
+        self.recordings.move_to_end(shape)
+        recording = self.recordings[shape]
+        recording.replay()
+        return recording.logits
+
+    def _record(self, shape: Shape, step: Step) -> bool:
+        """Whether a step could be recorded."""
+        while len(self.recordings) >= _MOST:
+            self.recordings.popitem(last=False)
+        try:
+            self.recordings[shape] = self._recorder.record(lambda: self._compute(step))
+        except RuntimeError as error:
+            logger.warning("steps are launched kernel by kernel, for this one can't be a CUDA graph: %s", error)
+            self._failed = True
+        return not self._failed
+
+
+def padded(arrays: dict[str, npt.NDArray[Any]], shape: Shape) -> dict[str, npt.NDArray[Any]]:
+    """A step's arrays at the sizes of its shape, so that each has its place; the table, whose size varies, is last."""
+    chunks = shape.tokens // 2 + 2  # of two tokens at least, but for padding; and an empty one
+    table = arrays["table"]
+    found = {name: array for name, array in arrays.items() if name != "table"}
+    for name, length in (("pasts", chunks), ("begins", chunks + 1), ("table_begins", chunks + 1)):
+        array = found[name]
+        last = 0 if name == "pasts" else array[-1]
+        found[name] = np.concatenate((array, np.full(length - len(array), last, array.dtype)))
+    return found | {"table": table}
