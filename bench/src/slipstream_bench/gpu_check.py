@@ -2,14 +2,15 @@
 
     python -m slipstream_bench.gpu_check
 
-Needs no network: weights are random, and made on the device. Where there is no GPU it runs on the processor in tiny
-sizes, which shows that it works and nothing else. Results are written as JSON, and compared with those of the last run
-on the same device that are kept in a folder.
+Needs no network once the default model is there, whose vocabulary it takes: weights are random, and made on the device.
+With `--device cpu` it runs on the processor in tiny sizes, which shows that it works and nothing else. Results are
+written as JSON, and compared with those of the last run on the same device that are kept in a folder.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,17 +26,17 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, Qwen3Config
 
 from slipstream.backend import calibration
 from slipstream.backend.self_test import SELF_TEST_BLOCKS
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, lay_out
 from slipstream.backend.torch.backend import operators_for
-from slipstream.backend.torch.hooks import NAME
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import AttentionShape, Operators, Step, Tensor
 from slipstream.backend.torch.staging import Staging
+from slipstream.errors import ModelError
 from slipstream.processor import this_processor
+from slipstream_bench.gpu_agents import MODES, Fleet, check_scenarios, generated, random_model
 
 _QUERIES = 48
 
@@ -53,7 +54,12 @@ class Sizes:
     """Heads, those of keys, and the size of one."""
     contexts: tuple[int, ...]
     models: dict[str, dict[str, int]]
+    vocabulary: int
     steps: tuple[int, ...]
+    agents: tuple[tuple[int, int], ...]
+    """How many talk at once, and for how many turns."""
+    scenarios: int
+    """Of exactness."""
     copied: int
     """Bytes that are copied to measure bandwidth."""
     dtype: torch.dtype
@@ -78,7 +84,10 @@ FULL = Sizes(
         "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
         "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
     },
+    vocabulary=151_936,
     steps=(1, 16, 128, 512),
+    agents=((1, 6), (1, 35), (8, 6), (64, 6)),
+    scenarios=1000,
     copied=1 << 30,
     dtype=torch.bfloat16,
 )
@@ -89,7 +98,10 @@ TINY = Sizes(
     heads=(4, 2, 16),
     contexts=(70,),
     models={"tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}},
+    vocabulary=49_152,
     steps=(1, 16),
+    agents=((1, 2),),
+    scenarios=4,
     copied=1 << 20,
     dtype=torch.float32,
 )
@@ -106,7 +118,7 @@ class Result:
     """Whether bits were the same for all rows, cuts and neighbours that were tried."""
     note: str = ""
     ms: dict[str, float] = field(default_factory=dict)
-    """By number of tokens."""
+    """By number of tokens; of agents' turns, their median and what of a step is whose."""
     floor_ms: float | None = None
     """What reading the weights, or keys and values, takes at the bandwidth of a copy."""
 
@@ -127,9 +139,11 @@ class Check:
 
     def run(self) -> Iterator[Result]:
         """All parts, the cheapest first."""
-        yield from self._products()
-        yield from self._attention()
-        yield from self._steps()
+        yield from _inferred(self._products())
+        yield from _inferred(self._attention())
+        yield from self._scenarios()  # on an engine's own thread, which may write to nothing that was made in that mode
+        yield from _inferred(self._steps())
+        yield from self._agents()
 
     def _machine(self) -> dict[str, Any]:
         source = torch.empty(self.sizes.copied, dtype=torch.uint8, device=self.device)
@@ -206,15 +220,72 @@ class Check:
             yield result
             del model, runner
 
-    def _model(self, shape: dict[str, int]) -> Any:
-        heads, kv_heads, dim = self.sizes.heads
-        vocabulary = 151_936 if heads > 4 else 320
-        config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=kv_heads, head_dim=dim, **shape)
-        torch.manual_seed(0)
-        with torch.device(self.device):
-            return AutoModelForCausalLM.from_config(
-                config, dtype=self.sizes.dtype, attn_implementation=NAME, experts_implementation=NAME
-            ).eval()
+    def _scenarios(self) -> Iterator[Result]:
+        """Random scenarios on a whole engine, against a computation from scratch."""
+        if not self.timely:
+            return
+        result = Result("exactness", "scenarios", "")
+        shape = next(iter(self.sizes.models.values())) | {"num_hidden_layers": 2}
+        until = time.monotonic() + (self._until - time.monotonic()) / 4
+        with TemporaryDirectory() as folder:
+            checked, fault = check_scenarios(Path(folder), partial(self._model, shape), self.sizes.scenarios, until)
+        result.exact = fault is None if checked or fault else None
+        result.note = fault or (f"{checked} scenarios" if checked else "needs the repository's tests: run it there")
+        yield result
+
+    def _agents(self) -> Iterator[Result]:
+        """Agents' turns, with all that Slipstream does for them, and with less; and what `transformers` takes."""
+        for case, shape in reversed(self.sizes.models.items()):  # the large ones matter most
+            turns: list[tuple[int, int]] = []
+            try:
+                with TemporaryDirectory() as folder:
+                    make = partial(self._model, shape)
+                    memory, vocabulary = self._kv_memory(shape), self.sizes.vocabulary
+                    with Fleet(Path(folder), make, kv_memory=memory, vocab_size=vocabulary) as fleet:
+                        for result, tokens in self._turns(case, fleet):
+                            turns = turns or tokens[1:]
+                            yield result
+                if turns and self.timely:
+                    seconds = generated(self._model(shape, attention="sdpa"), turns[:5])
+                    yield Result("agents", f"{case}, 1 agent", "transformers", ms={"turn": round(seconds * 1e3, 2)})
+            except (ModelError, torch.OutOfMemoryError) as error:
+                yield Result("agents", case, "", note=f"not run: {error}")
+
+    def _turns(self, case: str, fleet: Fleet) -> Iterator[tuple[Result, list[tuple[int, int]]]]:
+        """What turns take, and the tokens of their prompts and answers."""
+        for agents, count in self.sizes.agents:
+            for mode in MODES:
+                if not self.timely:
+                    return
+                fleet.run(mode, agents, 2, "warm-up")
+                turns = fleet.run(mode, agents, count, "measured")
+                result = Result("agents", f"{case}, {agents} agents, {count} turns", mode.name, fleet.exact)
+                device, host = turns.device / turns.steps * 1e3, (turns.busy - turns.device) / turns.steps * 1e3
+                result.ms = {"turn": turns.median * 1e3, "device's step": device, "host's": host}
+                result.ms = {name: round(ms, 3) for name, ms in result.ms.items()}
+                answers = sum(answer for _, answer in turns.tokens)
+                result.note = f"host {turns.host_share:.0%}, {answers / turns.steps:.2f} tokens a step"
+                yield result, list(turns.tokens)
+
+    def _kv_memory(self, shape: dict[str, int]) -> int:
+        """Bytes for the largest fleet, as far as the device has them beside the weights."""
+        _, kv_heads, dim = self.sizes.heads
+        token = shape["num_hidden_layers"] * 2 * kv_heads * dim * int(self.sizes.dtype.itemsize)
+        wanted: int = max(agents for agents, _ in self.sizes.agents) * 6000 * token
+        if self.device.type != "cuda":
+            return wanted
+        layer = 4 * shape["hidden_size"] ** 2 + 3 * shape["hidden_size"] * shape["intermediate_size"]
+        weights = (2 * self.sizes.vocabulary * shape["hidden_size"] + shape["num_hidden_layers"] * layer) * 2
+        return min(wanted, int((torch.cuda.mem_get_info(self.device)[0] - weights) * 0.8))
+
+    def _model(self, shape: dict[str, int], vocabulary: int = 0, **options: str) -> Any:
+        _, kv_heads, dim = self.sizes.heads
+        sizes = shape | {
+            "vocab_size": vocabulary or self.sizes.vocabulary,
+            "num_key_value_heads": kv_heads,
+            "head_dim": dim,
+        }
+        return random_model(self.device, self.sizes.dtype, sizes, **options)
 
     def random(self, *shape: int) -> Tensor:
         """Numbers that are the same at each run."""
@@ -261,6 +332,12 @@ class _Sequence:
         return found[beside : beside + end - start]
 
 
+def _inferred(part: Iterator[Result]) -> list[Result]:
+    """The results of a part that is computed here."""
+    with torch.inference_mode():
+        return list(part)
+
+
 def kind_of(operators: Operators) -> str:
     """What operators are called, without their sizes."""
     return operators.name.partition(",")[0]
@@ -279,7 +356,7 @@ def print_table(machine: dict[str, Any], results: Sequence[Result], before: Sequ
     last = {(each["part"], each["case"], each["choice"]): each["ms"] for each in before}
     title = f"{machine['device']}, {machine['gb_per_second']} GB/s, torch {machine['torch']}"
     table = Table(title=title if machine["gpu"] else f"{title}. Not a GPU: tiny sizes, no measurement")
-    for column in ("part", "case", "choice", "exact", "ms by tokens", "floor ms", "note"):
+    for column in ("part", "case", "choice", "exact", "ms", "floor ms", "note"):
         table.add_column(column)
     for result in results:
         then = last.get((result.part, result.case, result.choice), {})
@@ -296,14 +373,19 @@ def print_table(machine: dict[str, Any], results: Sequence[Result], before: Sequ
 def main() -> None:
     """Run all parts, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tiny sizes, no measurement")
     parser.add_argument("--seconds", type=float, default=540, help="after which nothing more is begun")
     parser.add_argument("--out", type=Path, default=Path("bench-results/gpu-check.json"))
     parser.add_argument("--kept", type=Path, default=Path("bench/gpu-check"), help="results to compare with")
     options = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    check = Check(torch.device("cuda" if on_gpu else "cpu"), FULL if on_gpu else TINY, options.seconds)
-    with torch.inference_mode():
-        results = list(check.run())
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit(
+            f"there is no GPU that torch {torch.__version__} can use, so there is nothing to check. "
+            "`make gpu-check ARGS='--device cpu'` runs every part on the processor in tiny sizes, and measures nothing"
+        )
+    check = Check(torch.device(options.device), FULL if on_gpu else TINY, options.seconds)
+    results = list(check.run())
     before: list[dict[str, Any]] = []
     for path in sorted(options.kept.glob("*.json")):
         kept = json.loads(path.read_bytes())
