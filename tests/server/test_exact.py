@@ -72,6 +72,22 @@ def test_it_reuses_and_drafts_but_repeats_nothing_from_memory(inexact: Server) -
     assert inexact.metrics()["slipstream_drafted_tokens_total"] > 0
 
 
+def test_saved_kv_of_another_processor_is_named_as_what_breaks_reuse(home: Path, tmp_path: Path) -> None:
+    told = "Remember that the lighthouse has nine windows, four doors, and a cellar full of rope. " * 3
+    turn = {"messages": [{"role": "user", "content": told}], "max_tokens": 8, "slipstream": {"session_id": "s"}}
+    environment, state = {"SLIPSTREAM_HOME": str(home)}, ("--state-dir", str(tmp_path))
+    with running_server(*state, environment=environment) as server, server.http() as http:
+        assert http.post(CHAT, json=turn).json()["slipstream"]["reuse_break"] is None
+    turn["messages"] = [{"role": "user", "content": "How many windows?"}]
+    bounds = ",".join(map(str, NO_CLASS))
+    command = [sys.executable, "-m", "tests.processors", bounds, "-"]
+    with running_server(*state, command=command, environment=environment) as server, server.http() as http:
+        report = http.post(CHAT, json=turn).json()["slipstream"]
+        assert report["reused_tokens"] == 0
+        assert report["reuse_break"] == {"kind": "not_exact", "message": None, "field": None}
+        assert server.metrics()["slipstream_reuse_breaks_total not_exact"] == 1
+
+
 def test_doctor(server: Server) -> None:
     command = [sys.executable, "-m", "slipstream", "doctor"]
     told = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=HANG, check=True)

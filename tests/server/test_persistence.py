@@ -380,6 +380,28 @@ def test_full_disk_costs_no_answer(ended: Ended, tmp_path: Path) -> None:
             go_on(http, name, named=True)
 
 
+def test_a_full_disk_keeps_what_it_can_not_delete(model: Model, tmp_path: Path) -> None:
+    """A stored response and a session, whose deletion would have to grow the log: each stays whole, and goes later."""
+    with Place(tmp_path).served() as server, server.http() as http:
+        stored = http.post("/v1/responses", json={"input": "Who keeps the light?", "max_output_tokens": 4}).json()
+        chat(http, [user("Who keeps the boat?")], "boat")
+        wait_until_saved(server)
+        things = {f"/v1/responses/{stored['id']}": "output", "/v1/sessions/boat": "messages"}
+        before = {path: http.get(path).json()[field] for path, field in things.items()}
+        limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, -1))
+        for path, field in things.items():
+            refused = http.delete(path)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (507, "storage_failed"), refused.text
+            assert http.get(path).json()[field] == before[path]
+        assert chat(http, [user("And you?")])["usage"]["completion_tokens"] > 0
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+        for path in things:
+            assert http.delete(path).is_success
+            assert http.get(path).status_code == 404
+    with Place(tmp_path).served() as server, server.http() as http:
+        assert [http.get(path).status_code for path in things] == [404, 404]
+
+
 @pytest.mark.long
 def test_second_server_on_the_same_state_is_refused(ended: Ended, tmp_path: Path) -> None:
     place = ended[0].copy(tmp_path)
