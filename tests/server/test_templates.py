@@ -173,3 +173,36 @@ def test_a_session_begins_before_a_user_has_said_anything(http: httpx.Client, se
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= made.json()["tokens"] > 0
     asked = prompt(http, [SYSTEM, QUESTION], chat_template_kwargs={"reasoning_effort": "high"})
     assert http.post("/tokenize", json={"content": asked}).json()["count"] == answer["usage"]["prompt_tokens"]
+
+
+LONG = {"role": "user", "content": "Why is the sky blue, and why is it red in the evening, and black at night? " * 3}
+
+
+def broken(http: httpx.Client, messages: list[dict[str, Any]], **options: Any) -> tuple[dict[str, Any], Any]:
+    """The answer to messages, and why they were not reused."""
+    body = {"messages": messages, "max_tokens": 4, "temperature": 0, **options}
+    said = http.post("/v1/chat/completions", json=body).raise_for_status().json()
+    return said["choices"][0]["message"], said["slipstream"]["reuse_break"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "high"}),
+        ({}, {"chat_template_kwargs": {"reasoning_effort": "high"}}),
+        ({"chat_template_kwargs": {"reasoning_effort": "low"}}, {}),
+    ],
+    ids=["changed", "added", "left out"],
+)
+def test_reuse_breaks_where_a_variable_changed(
+    server: Server, http: httpx.Client, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    messages = [SYSTEM, {**LONG, "content": f"{before} {after} {LONG['content']}"}]
+    for _ in range(2):
+        answer, found = broken(http, messages, **before)
+        assert found is None
+        messages += [answer, QUESTION]
+    count = server.metrics()["slipstream_reuse_breaks_total template_kwargs_changed"]
+    field = "chat_template_kwargs.reasoning_effort"
+    assert broken(http, messages, **after)[1] == {"kind": "template_kwargs_changed", "message": None, "field": field}
+    assert server.metrics()["slipstream_reuse_breaks_total template_kwargs_changed"] == count + 1
