@@ -39,14 +39,14 @@ class Engine(Runtime):
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True
     ) -> Completion:
         """Continue a text, or token ids; returns when the answer is finished."""
-        return Completion.of(self.stream(prompt, params, reuse=reuse))
+        (completion,) = self.answer(_plain(prompt, params, reuse=reuse))
+        return completion
 
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True
     ) -> Generator[Output, None, None]:
         """Continue a text, or token ids, piece by piece; closing the iterator cancels the rest."""
-        given = prompt if isinstance(prompt, str) else as_prompt(prompt)
-        return self.outputs(TurnRequest(prompt=given, params=params or SamplingParams(), reuse=reuse))
+        return self.outputs(_plain(prompt, params, reuse=reuse))
 
     def answer(self, request: TurnRequest) -> list[Completion]:
         """The answers to a request, as many as its `choices`: all that a turn can be, see `TurnRequest`."""
@@ -108,8 +108,13 @@ class Session:
         tools: ToolUse | None = None,
         response_schema: Schema | None = None,
     ) -> Completion:
-        """Say something, or hand over the results of calls, and wait for the answer."""
-        return Completion.of(self.stream(*new, params=params, tools=tools, response_schema=response_schema))
+        """Say something, or hand over the results of calls, and wait for the answer.
+
+        Its `warnings` name what the grammar can't hold of a schema, and what doesn't fit in the end.
+        """
+        request = self._request(new, params, tools, response_schema, reuse=True)
+        (completion,) = self._engine.answer(request)
+        return completion
 
     def stream(
         self,
@@ -124,16 +129,7 @@ class Session:
         A string is a user's message. `tools` are the session's own, unless this turn has others. What is no call fits
         the `response_schema`, if there is one. Without `reuse` all of it is computed afresh, for comparison.
         """
-        request = TurnRequest(
-            prompt=_messages(new),
-            params=params or SamplingParams(),
-            setting=Setting(self.tools if tools is None else tools),
-            response_schema=response_schema,
-            session_id=self.id,
-            continues=True,
-            reuse=reuse,
-        )
-        return self._engine.outputs(request)
+        return self._engine.outputs(self._request(new, params, tools, response_schema, reuse=reuse))
 
     def append(self, *new: str | Message) -> None:
         """Extend the conversation without an answer; what is new is computed while nothing else is."""
@@ -167,6 +163,30 @@ class Session:
         """Forget it, and free what it alone holds."""
         self._sessions.delete("", self.id)
 
+    def _request(
+        self,
+        new: Iterable[str | Message],
+        params: SamplingParams | None,
+        tools: ToolUse | None,
+        response_schema: Schema | None,
+        *,
+        reuse: bool,
+    ) -> TurnRequest:
+        return TurnRequest(
+            prompt=_messages(new),
+            params=params or SamplingParams(),
+            setting=Setting(self.tools if tools is None else tools),
+            response_schema=response_schema,
+            session_id=self.id,
+            continues=True,
+            reuse=reuse,
+        )
+
 
 def _messages(new: Iterable[str | Message]) -> tuple[Message, ...]:
     return tuple(Message("user", text) if isinstance(text, str) else text for text in new)
+
+
+def _plain(prompt: str | Sequence[int], params: SamplingParams | None, *, reuse: bool) -> TurnRequest:
+    given = prompt if isinstance(prompt, str) else as_prompt(prompt)
+    return TurnRequest(prompt=given, params=params or SamplingParams(), reuse=reuse)

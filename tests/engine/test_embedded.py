@@ -98,6 +98,25 @@ def test_a_session_calls_tools_and_takes_their_results(engine: Engine) -> None:
     assert answer.counters.delta_tokens < 40
 
 
+def test_an_answer_says_what_of_a_schema_is_not_enforced(engine: Engine) -> None:
+    """No array fits this schema, so what the grammar lets through can't."""
+    twice = {"type": "array", "items": {"type": "string", "pattern": "^a$"}, "minItems": 2, "maxItems": 2}
+    sets = {"type": "object", "properties": {"set": {**twice, "uniqueItems": True}}, "required": ["set"]}
+    session = engine.session(tools=ToolUse((Tool("odd", "Takes a set", sets),), "required", parallel=False))
+    called = session.send("Call it.", params=replace(GREEDY, max_tokens=60))
+    loosened, misfit = called.warnings
+    assert loosened.startswith("the parameters of the tool 'odd': 'uniqueItems' is not enforced")
+    (call,) = session.messages[-1].tool_calls
+    assert misfit.startswith(f"the call {call.id!r} of 'odd' does not fit its schema: set: ")
+    answered = engine.session().send("Say it.", params=replace(GREEDY, max_tokens=60), response_schema=sets)
+    assert answered.text == '{"set": ["a", "a"]}'
+    assert [warning.partition(":")[0] for warning in answered.warnings] == [
+        "the response schema",
+        "the answer does not fit its schema",
+    ]
+    assert engine.generate("One, two,", GREEDY).warnings == ()
+
+
 def test_many_threads_may_ask_at_once(engine: Engine) -> None:
     alone = [engine.generate(f"Number {index} is", GREEDY, reuse=False).token_ids for index in range(6)]
     together: dict[int, tuple[int, ...]] = {}

@@ -1,6 +1,6 @@
 """Answers under way: read piece by piece, and remembered when they are finished."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,21 +30,8 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     counters: TurnCounters
-
-    @classmethod
-    def of(cls, outputs: Iterable[Output]) -> "Completion":
-        """The pieces of an answer, joined."""
-        pieces = list(outputs)
-        last = pieces[-1]
-        assert last.finish_reason is not None
-        assert last.counters is not None
-        return cls(
-            text="".join(piece.text for piece in pieces),
-            token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-            logprobs=tuple(logprob for piece in pieces for logprob in piece.logprobs),
-            finish_reason=last.finish_reason,
-            counters=last.counters,
-        )
+    warnings: tuple[str, ...] = ()
+    """What of the request was left out or loosened, and whether a call or an answer fits nevertheless."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +82,17 @@ class Choice:
     @property
     def answer(self) -> Completion:
         """All of it, once it's finished."""
-        return Completion.of(self.outputs)
+        last = self.outputs[-1]
+        assert last.finish_reason is not None
+        assert last.counters is not None
+        return Completion(
+            text="".join(piece.text for piece in self.outputs),
+            token_ids=tuple(token for piece in self.outputs for token in piece.token_ids),
+            logprobs=tuple(logprob for piece in self.outputs for logprob in piece.logprobs),
+            finish_reason=last.finish_reason,
+            counters=last.counters,
+            warnings=self.warnings,
+        )
 
     @property
     def message(self) -> Message:
