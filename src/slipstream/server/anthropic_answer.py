@@ -18,8 +18,12 @@ from slipstream.turns import Choice, Piece
 class MessageAnswer(Answer):
     """A message with blocks of content. In a stream one block is open at a time: it's closed when the next begins."""
 
-    def __init__(self, model: str, turn: LiveTurn, *, shows_thinking: bool) -> None:
+    def __init__(
+        self, model: str, turn: LiveTurn, *, shows_thinking: bool, edits: list[dict[str, Any]] | None = None
+    ) -> None:
+        """`edits` are those that were made to the conversation, if the client asked for some."""
         super().__init__(turn)
+        self._edits = {} if edits is None else {"context_management": {"applied_edits": edits}}
         self._shows_thinking = shows_thinking
         self._head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
         self._index = -1
@@ -31,7 +35,7 @@ class MessageAnswer(Answer):
         (choice,) = self.turn.choices
         content = _content(choice, shows_thinking=self._shows_thinking)
         body = {"content": content, **_ending(choice), "usage": _usage(choice, choice.counters)}
-        return to_json(self._head | body | {"slipstream": report_of(self.turn)}, inf_nan_mode="null")
+        return to_json(self._head | body | self._edits | {"slipstream": report_of(self.turn)}, inf_nan_mode="null")
 
     def events(self, piece: Piece) -> Iterator[bytes]:
         """The message without content first, and then the pieces of its blocks."""
@@ -45,7 +49,7 @@ class MessageAnswer(Answer):
         (choice,) = self.turn.choices
         closed, report = self._close(), report_of(self.turn)
         usage = _usage(choice, choice.counters)
-        ending = _event("message_delta", delta=_ending(choice), usage=usage, slipstream=report)
+        ending = _event("message_delta", delta=_ending(choice), usage=usage, **self._edits, slipstream=report)
         return closed + ending + _event("message_stop")
 
     def alive(self) -> bytes:

@@ -1,11 +1,12 @@
 """Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
 import asyncio
+import json
 import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, PrivateAttr, Tag
 
 from slipstream.chat import NO_TOOLS, Message, Schema, Setting, Tool, ToolUse
 from slipstream.chat.setting import reasoning_kwargs
@@ -15,6 +16,7 @@ from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.anthropic_answer import MessageAnswer
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
+from slipstream.server.anthropic_context import ContextManagement
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
@@ -133,20 +135,38 @@ class PromptFields(BaseModel):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    context_management: ContextManagement | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    _applied_edits: list[dict[str, Any]] = PrivateAttr(default_factory=list)
 
-    def prompt(self) -> tuple[tuple[Message, ...], Setting]:
+    def prompt(self, runtime: Runtime) -> tuple[tuple[Message, ...], Setting]:
         """The conversation and its setting, in no protocol's terms; raises `InvalidRequestError` naming the field."""
         effort = self.output_config.effort if self.output_config else None
         reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
         tools = self._tool_use()
-        messages = conversation(self.system, self.messages, tools.tools)
+        messages = conversation(self.system, self._edited(runtime, tools), tools.tools)
         return messages, Setting(tools, reasoning | (self.chat_template_kwargs or {}))
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is left out."""
-        return left_out(self.tools)
+        return left_out(self.tools) + (self.context_management.warnings if self.context_management else ())
+
+    @property
+    def applied_edits(self) -> list[dict[str, Any]] | None:
+        """What was cleared from the conversation to make the prompt; None if nobody asked for that."""
+        return self._applied_edits if self.context_management is not None else None
+
+    def _edited(self, runtime: Runtime, tools: ToolUse) -> list[InputMessage]:
+        """The messages as the model is to read them."""
+        if self.context_management is None:
+            return self.messages
+        described = [tool.as_dict() for tool in tools.tools]
+        before = "\n".join((*(block.model_dump_json() for block in self.system or ()), json.dumps(described)))
+        edited, self._applied_edits = self.context_management.apply(
+            self.messages, before, lambda text: len(runtime.tokenizer.encode(text))
+        )
+        return edited
 
     def _tool_use(self) -> ToolUse:
         """The tools and how they may be used, in no protocol's terms; raises `InvalidRequestError` naming the field.
@@ -186,7 +206,7 @@ class MessagesRequest(PromptFields):
     def turn(self, runtime: Runtime) -> TurnRequest:
         """What it asks for, in no protocol's terms; raises `InvalidRequestError` naming the field."""
         self._check_support(runtime)
-        prompt, setting = self.prompt()
+        prompt, setting = self.prompt(runtime)
         system = prompt[0] if prompt and prompt[0].role == "system" else None
         return TurnRequest(
             prompt=prompt if system is None else prompt[1:],
@@ -224,10 +244,17 @@ class MessagesRequest(PromptFields):
             raise unsupported("thinking", advice)
 
 
+class OriginalCount(BaseModel):
+    """How many tokens a prompt has before anything is cleared from it."""
+
+    original_input_tokens: int
+
+
 class TokenCount(BaseModel):
     """How many tokens a prompt has."""
 
     input_tokens: int
+    context_management: OriginalCount | None = None
 
 
 def router(runner: TurnRunner) -> APIRouter:
@@ -239,13 +266,21 @@ def router(runner: TurnRunner) -> APIRouter:
     async def messages(http: Request, body: MessagesRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(lambda: [in_session(body.turn(runtime), http)], http)
-        return await respond(http, MessageAnswer(model, turn, shows_thinking=body.shows_thinking), stream=body.stream)
+        answer = MessageAnswer(model, turn, shows_thinking=body.shows_thinking, edits=body.applied_edits)
+        return await respond(http, answer, stream=body.stream)
 
-    @routes.post("/v1/messages/count_tokens")
+    @routes.post("/v1/messages/count_tokens", response_model_exclude_none=True)
     async def count_tokens(body: PromptFields, tenant: TenantName) -> TokenCount:
         runner.names.check(body.model)
-        prompt = await asyncio.to_thread(runtime.conversations.prompt, *body.prompt(), tenant=tenant)
-        return TokenCount(input_tokens=len(prompt.token_ids))
+
+        def count(body: PromptFields) -> int:
+            return len(runtime.conversations.prompt(*body.prompt(runtime), tenant=tenant).token_ids)
+
+        counted = await asyncio.to_thread(count, body)
+        if body.context_management is None:
+            return TokenCount(input_tokens=counted)
+        original = await asyncio.to_thread(count, body.model_copy(update={"context_management": None}))
+        return TokenCount(input_tokens=counted, context_management=OriginalCount(original_input_tokens=original))
 
     return routes
 
