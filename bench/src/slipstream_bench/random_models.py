@@ -22,7 +22,7 @@ _GROUP = 32
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a Qwen3."""
+    """Sizes of a Qwen3, or of a model of another architecture, of whose layers some have recurrent states."""
 
     hidden: int
     inner: int
@@ -31,54 +31,115 @@ class Shape:
     kv_heads: int
     head: int = 128
     vocabulary: int = 151_936
+    architecture: str = "qwen3"
+    attention: tuple[int, ...] = ()
+    """Layers with attention, where others have recurrent states."""
 
+    @property
+    def recurrent(self) -> tuple[int, ...]:
+        """Layers with recurrent states."""
+        return tuple(layer for layer in range(self.layers) if self.attention and layer not in self.attention)
+
+
+_DELTA_HEADS, _DELTA_SIZE, _DELTA_WIDTH = 16, 128, 4
+"""Of Qwen3.5's recurrent layers: heads, the size of each, and tokens that the convolution spans."""
+_SHORT_WIDTH = 3
+"""Of LFM2's convolution."""
 
 SHAPES = {
     "qwen3-0.6b": Shape(1024, 3072, 28, 16, 8),
     "qwen3-1.7b": Shape(2048, 6144, 28, 16, 8),
     "qwen3-4b": Shape(2560, 9728, 36, 32, 8),
+    "lfm2-350m": Shape(1024, 4608, 16, 16, 8, 64, 65_536, "lfm2", (2, 5, 8, 10, 12, 14)),
+    # Its vocabulary is a fifth of the real one, so that a step's time is that of its layers.
+    "qwen3.5-0.8b": Shape(1024, 3584, 24, 8, 2, 256, 49_152, "qwen35", tuple(range(3, 24, 4))),
 }
 
 
 def write(name: str, path: Path, *, seed: int = 0) -> None:
     """Write a model of one of the `SHAPES`."""
     shape, random = SHAPES[name], np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "qwen3")
+    writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)  # OpenVINO GenAI reads no file that doesn't say it
     writer.add_context_length(32_768)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.inner)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
     writer.add_key_length(shape.head)
     writer.add_value_length(shape.head)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
+    _add_sizes(writer, shape)
     add_vocabulary(writer, shape.vocabulary)
-    queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
-    sizes = {
-        "attn_q": (queries, shape.hidden),
-        "attn_k": (keys, shape.hidden),
-        "attn_v": (keys, shape.hidden),
-        "attn_output": (shape.hidden, queries),
-        "ffn_gate": (shape.inner, shape.hidden),
-        "ffn_up": (shape.inner, shape.hidden),
-        "ffn_down": (shape.hidden, shape.inner),
-    }
-    norms = {"attn_norm": shape.hidden, "ffn_norm": shape.hidden, "attn_q_norm": shape.head, "attn_k_norm": shape.head}
     q4, q8 = GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0
     writer.add_tensor("token_embd.weight", _random((shape.vocabulary, shape.hidden), q8, random), raw_dtype=q8)
-    writer.add_tensor("output_norm.weight", np.ones(shape.hidden, np.float32))
+    last_norm = "token_embd_norm" if shape.architecture == "lfm2" else "output_norm"
+    writer.add_tensor(f"{last_norm}.weight", np.ones(shape.hidden, np.float32))
     for layer in range(shape.layers):
-        for part, size in norms.items():
-            writer.add_tensor(f"blk.{layer}.{part}.weight", np.ones(size, np.float32))
-        for part, rows in sizes.items():
+        plain, products = _layer(shape, recurrent=layer in shape.recurrent)
+        for part, values in plain.items():
+            ending = "" if part in _NAMED_AS_THEY_ARE else ".weight"
+            writer.add_tensor(f"blk.{layer}.{part}{ending}", values.astype(np.float32))
+        for part, rows in products.items():
             writer.add_tensor(f"blk.{layer}.{part}.weight", _random(rows, q4, random), raw_dtype=q4)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+_NAMED_AS_THEY_ARE = ("ssm_a", "ssm_dt.bias")
+_Plain = dict[str, npt.NDArray[np.float64]]
+_Products = dict[str, tuple[int, int]]
+
+
+def _layer(shape: Shape, *, recurrent: bool) -> tuple[_Plain, _Products]:
+    """A layer's tensors: those that stay as they are, and the sizes of the matrices."""
+    second_norm = "post_attention_norm" if shape.architecture == "qwen35" else "ffn_norm"
+    plain: _Plain = {"attn_norm": np.ones(shape.hidden), second_norm: np.ones(shape.hidden)}
+    products = {
+        "ffn_gate": (shape.inner, shape.hidden),
+        "ffn_up": (shape.inner, shape.hidden),
+        "ffn_down": (shape.hidden, shape.inner),
+    }
+    if not recurrent:
+        queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+        gated = 2 if shape.architecture == "qwen35" else 1
+        products |= {"attn_q": (gated * queries, shape.hidden), "attn_k": (keys, shape.hidden)}
+        products |= {"attn_v": (keys, shape.hidden), "attn_output": (shape.hidden, queries)}
+        plain |= {"attn_q_norm": np.ones(shape.head), "attn_k_norm": np.ones(shape.head)}
+    elif shape.architecture == "lfm2":
+        products |= {"shortconv.in_proj": (3 * shape.hidden, shape.hidden)}
+        products |= {"shortconv.out_proj": (shape.hidden, shape.hidden)}
+        plain["shortconv.conv"] = np.full((shape.hidden, _SHORT_WIDTH), _SHORT_WIDTH**-0.5)
+    else:
+        inner = _DELTA_HEADS * _DELTA_SIZE
+        products |= {"attn_qkv": (3 * inner, shape.hidden), "attn_gate": (inner, shape.hidden)}
+        products |= {"ssm_alpha": (_DELTA_HEADS, shape.hidden), "ssm_beta": (_DELTA_HEADS, shape.hidden)}
+        products |= {"ssm_out": (shape.hidden, inner)}
+        plain |= {"ssm_a": np.full(_DELTA_HEADS, -0.1), "ssm_dt.bias": np.zeros(_DELTA_HEADS)}
+        plain |= {"ssm_norm": np.ones(_DELTA_SIZE), "ssm_conv1d": np.full((3 * inner, _DELTA_WIDTH), 0.5)}
+    return plain, products
+
+
+def _add_sizes(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    """What the architecture has beside a Qwen3's sizes."""
+    if shape.architecture == "lfm2":
+        writer.add_head_count_kv([0 if layer in shape.recurrent else shape.kv_heads for layer in range(shape.layers)])
+        writer.add_shortconv_l_cache(_SHORT_WIDTH)
+        writer.add_vocab_size(shape.vocabulary)
+        return
+    writer.add_head_count_kv(shape.kv_heads)
+    if shape.architecture == "qwen35":
+        writer.add_ssm_conv_kernel(_DELTA_WIDTH)
+        writer.add_ssm_state_size(_DELTA_SIZE)
+        writer.add_ssm_group_count(_DELTA_HEADS)
+        writer.add_ssm_time_step_rank(_DELTA_HEADS)
+        writer.add_ssm_inner_size(_DELTA_HEADS * _DELTA_SIZE)
+        writer.add_uint32(f"{shape.architecture}.full_attention_interval", shape.attention[1] - shape.attention[0])
+        writer.add_rope_dimension_count(shape.head // 4)
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
 
 
 def _random(shape: tuple[int, int], kind: GGMLQuantizationType, random: np.random.Generator) -> npt.NDArray[np.uint8]:
