@@ -1,6 +1,7 @@
 """Random scenarios for the promise: same prompt and parameters, same tokens, whatever happens around them.
 
-Each scenario is one request to an engine that reuses, forks, batches, chunks, preempts and evicts. Afterwards a slow
+Each scenario is one request to an engine that reuses, forks, batches, chunks, preempts, evicts and is ended and started
+again. Afterwards a slow
 oracle runs prompt and answer through the model in one piece, from scratch and alone, and chooses each token anew.
 
 Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like; the suite runs some of it.
@@ -8,7 +9,7 @@ Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like;
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from slipstream.chat.answers import Dialect
 from slipstream.config import EngineConfig
 from slipstream.engine import ActiveRequest, EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.engine.closing import Closer
-from slipstream.engine.commands import Export, Install, Pin
+from slipstream.engine.commands import CountComputed, Export, Install, Pin
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.idle import IdlePrefill
 from slipstream.kv import KVMemory, KVUsage
@@ -36,6 +37,7 @@ from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.runtime import BACKENDS
 from slipstream.sampling import Sampler
 from slipstream.sampling.sampler import masked
+from slipstream.sessions import SavedKV
 from slipstream.tokenizer import Tokenizer
 from slipstream.types import IntArray
 from tests.looking import Look
@@ -44,6 +46,8 @@ from tests.waiting import HANG
 
 CONTEXT = 1200
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
+RESTARTS = 0.08
+"""How often a round of scenarios is followed by one."""
 
 _TOOLS = (Tool("look_up", parameters={"properties": {"word": {"type": "string"}, "times": {"type": "integer"}}}),)
 GRAMMARS = [
@@ -155,25 +159,20 @@ class Oracle:
 
 
 def rounds(
-    rng: random.Random, backend: PagedBackend[Any], tokenizer: Tokenizer, model: Model, longest: int
+    rng: random.Random, start: Callable[[], PagedBackend[Any]], tokenizer: Tokenizer, model: Model, longest: int
 ) -> Iterator[list[Scenario]]:
     """Endless rounds of scenarios that run at the same time, on engines of many shapes.
 
-    A scenario adds up to `longest` new tokens to what was said before.
+    A scenario adds up to `longest` new tokens to what was said before. Now and then all is ended, and what was kept of
+    conversations is read from files by a backend that `start` makes anew, whose memory is empty.
     """
+    backend = start()
     compiler = GrammarCompiler(tokenizer, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids)
     grammars = [compiler.compile(source, param="") for source in GRAMMARS]
     known = min(backend.vocab_size, 49_000)  # tokens that prompts are drawn from
     while True:
         blocks = rng.choice([CONTEXT // BLOCK_SIZE + 8, 60, 120, backend.store.capacity // BLOCK_SIZE])
-        core = EngineCore(
-            NarrowBackend(backend, blocks, rng.choice(STEP_SIZES[2:])),  # type: ignore[arg-type]
-            tokenizer,
-            context_length=CONTEXT,
-            stop_token_ids=frozenset(model.manifest.stop_token_ids),
-            step_target=rng.choice([0.001, 0.02, 0.1]),
-            max_running=rng.choice([1, 3, 9]),
-        )
+        core = _engine(rng, backend, blocks, tokenizer, model)
         conversations: list[IntArray] = [np.empty(0, np.int32)]
         for _ in range(rng.randint(3, 6)):
             scenarios = [_scenario(rng, conversations, grammars, longest, known) for _ in range(rng.randint(1, 9))]
@@ -186,9 +185,53 @@ def rounds(
             conversations = [c for c in conversations if len(c) < longest * 6 // 5]
             core.call(Look(lambda kv: kv.check()))
             yield scenarios
+            if rng.random() < RESTARTS:
+                with TemporaryDirectory() as folder:
+                    parts = _save(rng, core, conversations, SavedKV(Path(folder), backend.fingerprint, 2**30))
+                    core.shutdown()
+                    backend = start()
+                    core = _engine(rng, backend, blocks, tokenizer, model)
+                    _load(core, parts, SavedKV(Path(folder), backend.fingerprint, 2**30))
         usage = core.call(Look(_emptied))
         assert usage.free == usage.capacity, "something leaked"
         core.shutdown()
+
+
+def _engine(
+    rng: random.Random, backend: PagedBackend[Any], blocks: int, tokenizer: Tokenizer, model: Model
+) -> EngineCore:
+    return EngineCore(
+        NarrowBackend(backend, blocks, rng.choice(STEP_SIZES[2:])),  # type: ignore[arg-type]
+        tokenizer,
+        context_length=CONTEXT,
+        stop_token_ids=frozenset(model.manifest.stop_token_ids),
+        step_target=rng.choice([0.001, 0.02, 0.1]),
+        max_running=rng.choice([1, 3, 9]),
+    )
+
+
+def _save(
+    rng: random.Random, core: EngineCore, conversations: list[IntArray], files: SavedKV
+) -> list[tuple[bytes, IntArray, int]]:
+    """Write what memory has of conversations, each in two parts: each one's key, tokens and start."""
+    parts = []
+    for tokens in conversations:
+        computed = core.call(CountComputed([("", tokens)]))[0]
+        cut = rng.randint(0, computed)
+        for start, end in ((0, cut), (cut, computed)):
+            blob = core.call(Export("", tokens[:end], start)) if start < end else None
+            if blob is not None:
+                parts.append((len(parts).to_bytes(16, "big"), tokens[:end], start))
+                files.save(*parts[-1][:2], blob)
+    return parts
+
+
+def _load(core: EngineCore, parts: list[tuple[bytes, IntArray, int]], files: SavedKV) -> None:
+    """Read what was written; memory takes it as far as there's room."""
+    for key, tokens, start in parts:
+        blob = files.load(key, tokens)
+        assert blob is not None, "what was written is read"
+        core.call(Install("", tokens, start, blob))
 
 
 def _emptied(kv: KVMemory) -> KVUsage:
@@ -272,11 +315,12 @@ def _submit(core: EngineCore, scenario: Scenario) -> None:
 
 def run(scenarios: int, seed: int, model: Model, processor: Processor = THIS_PROCESSOR, *, longest: int = 500) -> int:
     """Run and check at least that many scenarios (see `rounds`); returns how many."""
-    backend = processor.backend(model, kv_memory=256 * 2**20)
     oracle = Oracle(model, processor)
     tokenizer = Tokenizer.from_file(model.tokenizer_path)
     checked = 0
-    for batch in rounds(random.Random(seed), backend, tokenizer, model, longest):
+    for batch in rounds(
+        random.Random(seed), lambda: processor.backend(model, kv_memory=256 * 2**20), tokenizer, model, longest
+    ):
         for scenario in batch:
             oracle.check(scenario)
         checked += len(batch)

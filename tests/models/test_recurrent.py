@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"SLIPSTREAM_HOME": str(tmp_path_factory.mktemp("home"))}
 
 
-@pytest.fixture(scope="module", params=["lfm2"])
+@pytest.fixture(scope="module", params=["lfm2", "qwen3.5", "granite-hybrid"])
 def model(request: pytest.FixtureRequest, judged: Path, home: dict[str, str]) -> str:
     return ModelStore(Path(home["SLIPSTREAM_HOME"])).ensure(str(judged / f"{request.param}.gguf")).name
 

@@ -88,7 +88,50 @@ def test_older_marks_make_room(toy: HybridToy) -> None:
     for length in marked:
         toy.launch([Chunk(state, ids([3] * (length + 1 - state.length)), 0, (length,))]).wait()
     toy.store.trim(state)
-    assert [length for length in state.kept if length % INTERVAL] == [*marked[-MARKS:], state.length]
+    kept = [length for length in state.kept if length % INTERVAL]
+    assert kept[-MARKS - 1 :] == [*marked[-MARKS:], state.length]
+    older = kept[: -MARKS - 1]
+    assert older == [6, 12, 21, 30, 36]
+    assert all(length - toy.store.reach(state, length - 1) >= toy.store.gap for length in older)
+
+
+def test_messages_ends_that_stand_apart_are_kept_wherever_they_lie(toy: HybridToy) -> None:
+    """So many at odd places that the operators can't write them in one step."""
+    state: HybridState = toy.store.open(200)
+    ends = (5, 6, 13, 14, 23, 47, 63, 77, 78, 99)
+    toy.launch([Chunk(state, ids([token % 40 + 1 for token in range(110)]), 1, (*ends, 109))]).wait()
+    toy.store.trim(state)
+    assert [length for length in state.kept if length % INTERVAL] == [5, 13, 23, 47, 63, 77, 109, 110]
+    assert toy.contents(state)
+    assert toy.store.reach(state, 100) == 96
+    assert toy.store.reach(state, 79) == 77
+
+
+def test_older_marks_make_room_for_the_sequence_itself(toy: HybridToy) -> None:
+    toy = HybridToy(80, interval=INTERVAL)
+    state: HybridState = toy.store.open(1)
+    marked = range(5, 1000, INTERVAL)
+    while toy.store.reserve_cost(state, state.length + INTERVAL) <= toy.store.free:
+        toy.store.reserve(state, state.length + INTERVAL)
+        at = marked[state.length // INTERVAL]
+        toy.launch([Chunk(state, ids([3] * INTERVAL), 0, (at,))]).wait()
+        toy.store.check([state])
+    assert state.length + INTERVAL > toy.store.capacity
+    assert len(state.marks) <= MARKS + 1
+
+
+def test_a_cut_costs_what_it_takes_with_older_marks(toy: HybridToy) -> None:
+    state: HybridState = toy.store.open(200)
+    toy.launch([Chunk(state, ids([3] * 110), 1, tuple(range(5, 110, INTERVAL)))]).wait()
+    toy.store.trim(state)
+    for asked, room in ((90, 150), (63, 63), (40, 120)):
+        length = toy.store.reach(state, asked)
+        cost, free = toy.store.cut_cost(state, length, room), toy.store.free
+        toy.store.rewind(state, length)
+        toy.store.trim(state)
+        toy.store.reserve(state, room)
+        assert free - toy.store.free == cost
+        toy.store.trim(state)
 
 
 def test_what_was_exported_brings_its_states_along(toy: HybridToy) -> None:

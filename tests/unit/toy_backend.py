@@ -17,6 +17,7 @@ from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState, Ste
 from slipstream.backend.hybrid_store import HybridState, HybridStore
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.slots import FIRST_SLOT, Slots, slot_inputs
+from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.store import Span
 from slipstream.sampling import Choice, Row
 from slipstream.types import FloatArray, IntArray
@@ -402,8 +403,10 @@ class HybridToy(ToyBackend):
         count = len(chunk.tokens)
         plan = self.store.plan(chunk.state, count, rows=chunk.rows, marks=chunk.marks)
         self._plans[chunk.state] = plan
-        padded = [*chunk.tokens.tolist(), *[0] * (2 - count)]
-        self._run(padded, **slot_inputs([(chunk.past, len(padded), plan)]))
+        table = self._table(chunk)
+        for (part,) in StepClass((_LONGEST,), (_LONGEST,)).cut([PagedChunk(chunk.tokens, chunk.past, table, 0, plan)]):
+            padded = [*part.tokens.tolist(), *[0] * (2 - len(part.tokens))]
+            self._run(padded, **slot_inputs([(part.past, len(padded), part.slots)]))
 
     def advance(self, chunk: ToyChunk) -> None:
         self.store.commit(chunk.state, self._plans.pop(chunk.state))

@@ -6,22 +6,20 @@ any of them, and what follows is computed again.
 """
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from slipstream.backend.paged_store import Blocks, PagedState, PagedStore
 from slipstream.backend.pool import Pool
-from slipstream.backend.slots import EMPTY_SLOT, SCRATCH_SLOTS, Slots, SlotStates, writes
+from slipstream.backend.slots import EMPTY_SLOT, Slots, SlotStates
 from slipstream.backend.store import Blob, OutOfMemoryError, Span
 from slipstream.types import IntArray
 
 MARKS = 4
-"""States that a sequence keeps besides those at intervals; older ones make room."""
+"""States that a sequence keeps besides those at intervals; of older ones, those that stand apart as memory is free."""
 _WORKING = 2 + MARKS
 """Slots that a sequence with more to compute has for its own: the last state, the next, and those at its marks."""
-_UNWANTED = SCRATCH_SLOTS // 2
-"""States that a chunk may write for nobody, so that others are written at odd places."""
 
 
 class HybridState(PagedState):
@@ -80,6 +78,9 @@ class HybridStore:
         self.slot_rows = -(-states.slot_bytes // block_bytes)
         """Blocks that take as much memory as a slot."""
         self._slot_tokens = self.slot_rows * block_size
+        self.gap = self._slot_tokens
+        """Tokens, at least, between the end of a message and the state before it for its own to be kept: whose keys and
+        values take as much memory."""
         self._pool = Pool(num_blocks // self.slot_rows, first_slot)
         size = num_blocks * block_size
         self.capacity = bisect.bisect_right(range(size + 1), size, key=self.open_cost) - 1
@@ -123,8 +124,12 @@ class HybridStore:
         return child
 
     def reserve(self, state: HybridState, room: int) -> None:
-        """Add blocks and slots up to `room` tokens in all."""
+        """Add blocks and slots up to `room` tokens in all; older marks make room if need be."""
         self._require(self.reserve_cost(state, room))
+        if self._growth(state, room) > self.free:
+            self._forget(state, state.marks[: self._surplus(state)])
+            excess = self._own(state) - self._needed(state.length, max(room, state.promised))
+            self._give_back(state, [state.spare.pop() for _ in range(excess)])
         self._kv.reserve(state, room)
         self._take(state, max(0, self._needed(state.length, room) - self._own(state)))
         self._promise(state, max(room, state.promised))
@@ -187,21 +192,22 @@ class HybridStore:
         return self._kv.fork_cost(state, length, room) + self._forked(length, room) * self._slot_tokens
 
     def reserve_cost(self, state: HybridState, room: int) -> int:
-        """The same, less what the state has."""
-        slots = max(0, self._needed(state.length, room) - self._own(state))
+        """The same, less what the state has, older marks among it if memory is short."""
+        cost = self._growth(state, room)
+        if cost <= self.free or room <= state.length:
+            return cost
+        slots = self._needed(state.length, max(room, state.promised)) - self._own(state) - self._surplus(state)
         return self._kv.reserve_cost(state, room) + slots * self._slot_tokens
 
     def cut_cost(self, state: HybridState, length: int, room: int) -> int:
         """What a state has to take to lose its tail and have `room` tokens reserved, less what the tail alone held."""
         length = self.reach(state, length)
-        own = sum(
-            not self._at_interval(at) and (at in state.marks or at == length) for at in state.kept if at <= length
-        )
+        marks = [at for at in state.kept if at in state.marks and at <= length]
+        own = len(marks) + (length not in marks and length > 0 and not self._at_interval(length))
         tail = [slot for at, slot in state.kept.items() if at > length and self._at_interval(at)]
-        freed = self._own(state) + self._pool.unshared(np.array(tail, np.int32))
-        return self._kv.cut_cost(state, length, room) + self._slot_tokens * (
-            max(own, self._needed(length, room)) - freed
-        )
+        freed = len(state.spare) + len(self._own_kept(state)) + self._pool.unshared(np.array(tail, np.int32))
+        held = max(own, self._needed(length, room) + max(0, len(marks) - MARKS))
+        return self._kv.cut_cost(state, length, room) + self._slot_tokens * (held - freed)
 
     def held(self, states: Iterable[HybridState]) -> int:
         """The tokens of the blocks and slots that states have, each counted once."""
@@ -264,8 +270,8 @@ class HybridStore:
     def plan(self, state: HybridState, count: int, *, rows: int, marks: Sequence[int]) -> Slots:
         """Where the next `count` tokens find the state and leave others; nothing has changed until `commit`.
 
-        States are kept at intervals and at the end in any case, at `marks` and after each of the last `rows` tokens, of
-        which all but the first may be forgotten again, if it can be done.
+        States are kept at intervals and at the end in any case; as far as memory is free, at `marks` that stand apart
+        from other states, and after each of the last `rows` tokens, of which all but the first may be forgotten again.
         """
         self._forget(state, self._passing(state))
         excess = self._own(state) - self._needed(state.length, state.promised)
@@ -273,15 +279,14 @@ class HybridStore:
             self._give_back(state, [state.spare.pop() for _ in range(excess)])
         past, end = state.length, state.length + count
         certain = {*range((past // self.interval + 1) * self.interval, end, self.interval), end}
-        marks = [at for at in marks if past < at < end]
+        marks = self._apart(state, [at for at in marks if past < at < end], always={end - 1})
         drafted = range(end - rows + 1, end) if rows > 1 else range(0)
         lengths = next(
             lengths
             for lengths in ({*certain, *marks, *drafted}, {*certain, *drafted}, {*certain, *marks}, certain)
-            if self._can_write(state, past, end, sorted(lengths))
+            if self._missing(state, lengths, marks) <= self.free // self._slot_tokens
         )
-        missing = len(lengths) - len(state.spare)
-        self._take(state, max(0, missing))
+        self._take(state, self._missing(state, lengths, marks))
         for at in marks:
             if at in lengths:
                 self._mark(state, at)
@@ -294,11 +299,10 @@ class HybridStore:
         state.kept.update(slots.kept)
         state.length = slots.kept[-1][0]
 
-    def _can_write(self, state: HybridState, past: int, end: int, lengths: Sequence[int]) -> bool:
-        """Whether there are slots for states at those lengths, and not too many have to be written besides."""
-        if len(lengths) - len(state.spare) > self.free // self._slot_tokens:
-            return False
-        return writes(past, end - past, [(at, 0) for at in lengths]).unwanted <= _UNWANTED
+    def _missing(self, state: HybridState, lengths: Collection[int], marks: Iterable[int]) -> int:
+        """Slots that a state needs besides its own to keep states at lengths, and more than its few marks for good."""
+        surplus = max(0, len(state.marks) + sum(at in lengths for at in marks) - MARKS) - self._surplus(state)
+        return max(len(lengths) - len(state.spare), surplus, 0)
 
     # Slots
 
@@ -317,17 +321,37 @@ class HybridStore:
         return {at: slot for at, slot in state.kept.items() if not self._at_interval(at)}
 
     def _own(self, state: HybridState) -> int:
-        """How many slots a state has for its own: all but those at intervals."""
-        return len(state.spare) + len(self._own_kept(state))
+        """How many slots a state has for its own: all but those at intervals, and those of older marks."""
+        return len(state.spare) + len(self._own_kept(state)) - self._surplus(state)
+
+    def _surplus(self, state: HybridState) -> int:
+        """How many marks are kept that the state has no right to."""
+        return max(0, sum(at in state.kept for at in state.marks) - MARKS)
+
+    def _growth(self, state: HybridState, room: int) -> int:
+        """What a state takes to have `room` tokens in all, without giving anything up."""
+        slots = max(0, self._needed(state.length, room) - self._own(state))
+        return self._kv.reserve_cost(state, room) + slots * self._slot_tokens
 
     def _passing(self, state: HybridState) -> list[int]:
         """Lengths that are kept for no longer than the next step."""
         return [at for at in self._own_kept(state) if at != state.length and at not in state.marks]
 
     def _mark(self, state: HybridState, length: int) -> None:
-        """Have the state at a length kept, and that at the oldest mark no longer if there are too many."""
+        """Have the state at a length kept; of marks older than the last few, only those that stand apart."""
         if length and not self._at_interval(length) and length not in state.marks:
-            state.marks = sorted([*state.marks, length])[-MARKS:]
+            marks, state.marks = sorted([*state.marks, length]), []
+            state.marks = self._apart(state, marks, always=set(marks[-MARKS:]))
+
+    def _apart(self, state: HybridState, lengths: Iterable[int], always: set[int]) -> list[int]:
+        """Which of the rising lengths, off the intervals, lie a gap behind the state before; some do `always`."""
+        found: list[int] = []
+        for at in lengths:
+            marked = (mark for mark in (*state.marks, *found) if mark < at)
+            before = max(at // self.interval * self.interval, max(marked, default=0))
+            if not self._at_interval(at) and (at in always or at - before >= self.gap):
+                found.append(at)
+        return found
 
     def _forget(self, state: HybridState, lengths: Iterable[int]) -> None:
         """Make the slots of lengths spare, or leave them to others that have them, too."""

@@ -148,6 +148,16 @@ class PagedBackend(Generic[AnyModel]):
         return self._model.threads
 
     @property
+    def block_bytes(self) -> int:
+        """Memory that a block of keys and values takes."""
+        return self._model.block_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory that a recurrent state takes; 0 if there are none."""
+        return self._model.states.slot_bytes if self._model.states is not None else 0
+
+    @property
     def precision(self) -> str:
         """What keys and values are kept in."""
         return self._model.precision

@@ -24,6 +24,9 @@ LONE_TOKEN_SIZE = 2
 """A chunk of one token takes another attention kernel than longer ones and gives other logits, so it gets a dummy
 second token: its KV slot is overwritten later, and its logits are not read."""
 
+_UNWANTED = SCRATCH_SLOTS // 2
+"""States that a chunk may write for nobody in one step, so that others are written at odd places."""
+
 StepInputs = dict[str, npt.NDArray[np.int32 | np.int64]]
 """A step as the model takes it, by name."""
 
@@ -114,7 +117,7 @@ class StepClass:
             rest: PagedChunk | None = chunk
             while rest is not None:
                 silent = len(rest.tokens) - rest.rows
-                count = min(len(rest.tokens), size_left, silent + rows_left)
+                count = _writable(rest, min(len(rest.tokens), size_left, silent + rows_left))
                 scratch = _scratch(rest, count) if count > 0 else 0
                 if count < 1 or size_left < LONE_TOKEN_SIZE or (scratch > scratch_left and current):
                     yield current
@@ -125,6 +128,9 @@ class StepClass:
                 scratch_left -= scratch
                 size_left -= max(LONE_TOKEN_SIZE, count)
                 rows_left -= part.rows
+                if rest is not None:  # it reads what this part leaves
+                    yield current
+                    current, (size_left, rows_left, scratch_left) = [], self._room
         if current:
             yield current
 
@@ -205,6 +211,19 @@ def _cut(chunk: PagedChunk, count: int) -> tuple[PagedChunk, PagedChunk | None]:
         replace(chunk, tokens=chunk.tokens[:count], rows=chunk.rows - rest, slots=first),
         replace(chunk, tokens=chunk.tokens[count:], past=past, rows=rest, slots=second),
     )
+
+
+def _writable(chunk: PagedChunk, count: int) -> int:
+    """How many of the first `count` tokens a step may compute: all, or up to a state that is kept.
+
+    The operators write states at equal intervals. So where those that are kept lie at odd places, a step that has to
+    leave all of them would write too many that nobody wants.
+    """
+    if count < 1 or _scratch(chunk, count) <= _UNWANTED:
+        return count
+    assert chunk.slots is not None
+    ends = [at - chunk.past for at, _ in chunk.slots.kept if at - chunk.past < count]
+    return next(end for end in reversed(ends) if _scratch(chunk, end) <= _UNWANTED)
 
 
 def _scratch(chunk: PagedChunk, count: int) -> int:

@@ -64,12 +64,18 @@ class ActiveRequest:
         """Whether forced tokens are taken as they come; not if somebody wants to know how likely they were."""
         decoder = IncrementalDecoder(tokenizer, shown=request.shown_tokens)
         self._text = TextStream(decoder, params.stop)
+        self._is_control = tokenizer.is_control
         own_stops = frozenset(params.stop_token_ids)
         self._stop_token_ids = own_stops if params.ignore_eos else own_stops | stop_token_ids
         self._submitted = time.perf_counter()
         self._started = self._first_token = 0.0
         self.answered_at = 0.0
         """When its last output was made, a `perf_counter` time."""
+
+    def message_ends(self, start: int, end: int) -> list[int]:
+        """Lengths of the prompt from `start` to `end` at which something is over: a control token follows there."""
+        tokens = self.request.prompt[start:end].tolist()
+        return [start + place for place, token in enumerate(tokens) if self._is_control(token)]
 
     @property
     def pending(self) -> int:

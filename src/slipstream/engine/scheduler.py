@@ -53,9 +53,10 @@ class Work:
     def chunk(self) -> Chunk:
         """It as work for the backend."""
         assert self.active.sequence is not None
-        prompt = len(self.active.request.prompt)
-        marks = (prompt - 1,) if self.past < prompt - 1 < self.past + self.count else ()  # where it's answered again
-        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens, marks)
+        again = len(self.active.request.prompt) - 1  # where it's answered again
+        past, end = self.past, self.past + self.count
+        marks = [*self.active.message_ends(past + 1, min(end, again)), *([again] if past < again < end else ())]
+        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens, tuple(marks))
 
 
 class Scheduler:
