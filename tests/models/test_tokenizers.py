@@ -123,8 +123,10 @@ def test_the_default_model_s_control_tokens_are_tiktoken_s(tokenizer: Tokenizer,
 
 
 @pytest.fixture(scope="module", params=[("bpe", True), ("bpe", False), ("unigram", True)], ids=str)
-def by_sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
-    """A vocabulary that SentencePiece trained on the samples, and what is made of its pieces and scores."""
+def by_sentencepiece(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Any, bool]:
+    """What is made of a vocabulary that SentencePiece trained on the samples, this, and whether its cuts may tie."""
     import sentencepiece
 
     kind, prefixed = request.param
@@ -156,15 +158,15 @@ def by_sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         "unknown_token_id": trained.unk_id(),
     }
     described = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
-    return Tokenizer(build_tokenizer(described).to_str()), trained
+    return Tokenizer(build_tokenizer(described).to_str()), trained, kind == "unigram"
 
 
 @settings(max_examples=300)
 @given(text=texts)
-def test_any_text_has_sentencepiece_s_ids(by_sentencepiece: tuple[Tokenizer, Any], text: str) -> None:
-    ours, theirs = by_sentencepiece
+def test_any_text_has_sentencepiece_s_ids(by_sentencepiece: tuple[Tokenizer, Any, bool], text: str) -> None:
+    ours, theirs, may_tie = by_sentencepiece
     text = text.replace("\0", "").replace("▁", "")
     assume(not any(control in text for control in ("<s>", "</s>", "<unk>")))  # which a plain prompt may have
     found, expected = ours.encode(text), theirs.encode(text)
-    # Of cuts that are equally likely, such as of spaces, either is right.
-    assert found == expected or sorted(found) == sorted(expected)
+    # The same pieces in another order are as likely in a unigram model, and either cut is right.
+    assert found == expected or (may_tie and sorted(found) == sorted(expected))

@@ -53,6 +53,8 @@ def doctor(
 
 
 def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
+    from slipstream.backend.steps import BLOCK_SIZE  # what that takes to import, other commands need not wait for
+
     model, config, backend = load_backend(name, options, console)
     processor = this_processor()
     package = _RUNTIMES[model.weights]
@@ -83,8 +85,6 @@ def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
         "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
     }
-    from slipstream.backend.steps import BLOCK_SIZE
-
     return report | {"advice": _advice(report, BLOCK_SIZE)}
 
 

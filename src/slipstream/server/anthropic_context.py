@@ -70,6 +70,11 @@ class ContextManagement(BaseModel):
     ] = []
 
     @property
+    def clears(self) -> bool:
+        """Whether messages have to be looked at; some clients ask for other edits alone, with every request."""
+        return any(isinstance(edit, ClearToolUses) for edit in self.edits)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is left out. What reasoning of earlier turns a model reads is its chat template's business."""
         others = [edit.type for edit in self.edits if isinstance(edit, OtherEdit) and edit.type != _CLEAR_THINKING]
@@ -108,12 +113,14 @@ class _Clearing:
     tokens: int = 0
     """What they took."""
     _size: int = 0
+    _left: int = 0
+    """The tokens of what the model reads in place of a result."""
     _gains: dict[str, int] = field(default_factory=dict)
     """Of the calls that may be cleared, the oldest first: the tokens that this saves."""
 
     def edited(self, messages: Sequence[InputMessage], before: str) -> list[InputMessage]:
         """The messages, cleared."""
-        self._size = self.count(before)
+        self._size, self._left = self.count(before), self.count(CLEARED)
         for message in messages:
             if message.role == "assistant":  # it answers a request for all before it
                 self._clear()
@@ -132,7 +139,7 @@ class _Clearing:
             if block.name not in (self.edit.exclude_tools or ()):
                 self._gains[block.id] = tokens if self.edit.clears_input(block.name) else 0
         elif isinstance(block, ToolResultBlock) and block.tool_use_id in self._gains:
-            self._gains[block.tool_use_id] += max(0, tokens - self.count(CLEARED))
+            self._gains[block.tool_use_id] += max(0, tokens - self._left)
 
     def _clear(self) -> None:
         trigger, keep = self.edit.trigger, self.edit.keep.value

@@ -159,7 +159,7 @@ class PromptFields(BaseModel):
 
     def _edited(self, runtime: Runtime, tools: ToolUse) -> list[InputMessage]:
         """The messages as the model is to read them."""
-        if self.context_management is None:
+        if self.context_management is None or not self.context_management.clears:
             return self.messages
         described = [tool.as_dict() for tool in tools.tools]
         before = "\n".join((*(block.model_dump_json() for block in self.system or ()), json.dumps(described)))
