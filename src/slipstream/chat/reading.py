@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from slipstream.tokenizer.provenance import Traced, content
+from slipstream.tokenizer.provenance import Traced, content, joined
 
 _Result = TypeVar("_Result")
 Steps = Generator[None, None, _Result]
@@ -153,13 +153,15 @@ def whole_until(reading: Reading, mark: str) -> Steps[str | None]:
 def text_before(reading: Reading, *marks: str) -> Steps[Traced | None]:
     """The text before the first of some marks, which is left unread; None if none of them ever comes."""
     expected = [content(mark) for mark in marks]
-    looked_at = 0
-    while not (found := [at for mark in expected if (at := _find(reading.rest, mark, looked_at)) >= 0]):
-        if reading.ended:
-            return None
-        looked_at = max(0, len(reading.rest) - max(map(len, expected)) + 1)
+    longest = max(map(len, expected))
+    passed: list[Traced] = []  # apart from the rest, to which each piece that comes is added
+    while not (found := [at for mark in expected if (at := _find(reading.rest, mark)) >= 0]) and not reading.ended:
+        certain = max(0, len(reading.rest) - longest + 1)
+        passed.append(reading.rest[:certain])
+        reading.rest = reading.rest[certain:]
         yield
-    return reading.take(min(found))
+    reading.rest = joined("", [*passed, reading.rest])
+    return reading.take(sum(map(len, passed)) + min(found)) if found else None
 
 
 def comes_next(reading: Reading, *marks: str) -> Steps[bool]:
@@ -196,9 +198,9 @@ def _begins(text: Traced, with_: Traced) -> bool:
     return str.startswith(text, with_) and text.mask.startswith(with_.mask)
 
 
-def _find(text: Traced, mark: Traced, start: int = 0) -> int:
+def _find(text: Traced, mark: Traced) -> int:
     """Where a mark is, in text that comes from where the mark does; -1 if nowhere."""
-    found = str.find(text, mark, start)
+    found = str.find(text, mark)
     while found >= 0 and text.mask[found : found + len(mark)] != mark.mask:
         found = str.find(text, mark, found + 1)
     return found
