@@ -1,5 +1,7 @@
 """Fixtures that several kinds of tests share."""
 
+import functools
+import ssl
 from collections.abc import Iterator
 
 import hypothesis
@@ -15,6 +17,9 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
+
+# Each client of HTTP reads all authorities of the world, which takes 40 ms, and none here needs them.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 
 @pytest.fixture(scope="session")

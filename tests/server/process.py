@@ -13,12 +13,13 @@ from typing import Any
 
 import httpx
 from openai import AsyncOpenAI, OpenAI
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.short_model import room_for
 from tests.waiting import HANG, wait_until
 
 MODEL = "smollm2-135m"
+_SAMPLE = re.compile(r"^([\w:]+)(?:{(.*)})? (\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass
@@ -41,11 +42,10 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """Values by sample name and labels' values, by the labels' names: `slipstream_choices_total stop`."""
         with self.http() as http:
-            families = list(text_string_to_metric_families(http.get("/metrics").text))
+            samples = _SAMPLE.findall(http.get("/metrics").text)
         return {
-            " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): sample.value
-            for family in families
-            for sample in family.samples
+            " ".join([name, *(value for _, value in sorted(_LABEL.findall(labels)))]): float(value)
+            for name, labels, value in samples
         }
 
     def wait_for(self, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:

@@ -33,11 +33,6 @@ app.command()(make_key)
 app.command()(doctor)
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"slipstream {version('slipstream')}")

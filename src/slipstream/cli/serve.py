@@ -9,6 +9,7 @@ from typer import Option
 from slipstream.cli.loading import load_engine
 from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
 from slipstream.config import EngineConfig, LimitsConfig, ServerConfig
+from slipstream.lasting import lasting
 from slipstream.models import DEFAULT_MODEL
 
 LIMITS = "Limits"
@@ -142,7 +143,8 @@ def serve(
     """
     options = locals()  # by the names of the configuration's fields
     options["served_model_name"] = options["served_model_name"] or ()
-    from slipstream import server  # what this takes to import, other commands need not wait for
+    with lasting():
+        from slipstream import server  # what this takes to import, other commands need not wait for
 
     with readable_errors():
         engine = {name: options.pop(name) for name in EngineConfig.model_fields if name in options}

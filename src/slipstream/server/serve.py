@@ -16,6 +16,7 @@ import uvicorn
 
 from slipstream.config import ServerConfig
 from slipstream.errors import SlipstreamError
+from slipstream.lasting import lasting
 from slipstream.runtime import Runtime
 from slipstream.server.connections import TimedProtocol
 from slipstream.server.keys import KeyRing
@@ -45,10 +46,12 @@ def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
     set_up_logs(config.log_format)
     with contextlib.closing(_bind(config.host, config.port)) as listener, ThreadPoolExecutor(1) as pool:
         keys = _keys(config, listener)
-        loading = pool.submit(load)
-        from slipstream.server.app import create_app  # half a second, in which the engine loads
+        with lasting():
+            loading = pool.submit(load)
+            from slipstream.server.app import create_app  # half a second, in which the engine loads
 
-        with loading.result() as runtime:
+            runtime = loading.result()
+        with runtime:
             _Server(create_app(runtime, config, keys), runtime, config, listener).run(sockets=[listener])
 
 
