@@ -13,12 +13,14 @@ from slipstream.models import Model
 from slipstream_bench import cli
 from slipstream_bench.peers import Peer, Slipstream
 
+RUN = ("run", "-w", "agent-6", "--turns", "3", "-s", "slipstream", "--rounds", "1")
+
 
 @pytest.fixture(scope="module")
 def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run that is finished."""
     folder = tmp_path_factory.mktemp("bench")
-    bench("run", "-w", "agent-6", "-s", "slipstream", "--rounds", "1", "--out", str(folder))
+    bench(*RUN, "--out", str(folder))
     return folder
 
 
@@ -36,7 +38,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_a_run_measures_each_turn_of_valid_calls(folder: Path) -> None:
     (result,) = records(folder, "result")
     assert result["error"] is None
-    assert len(result["turns"]) == 6
+    assert len(result["turns"]) == 3
     for turn in result["turns"]:
         assert turn["valid"]
         assert turn["report"]["response_cache"] == "off"
@@ -62,7 +64,7 @@ def test_the_report_shows_the_floor_and_the_machine(folder: Path) -> None:
 
 def test_a_run_that_is_finished_has_nothing_more_to_do(folder: Path) -> None:
     before = (folder / "run.jsonl").read_text()
-    bench("run", "-w", "agent-6", "-s", "slipstream", "--rounds", "1", "--out", str(folder))
+    bench(*RUN, "--out", str(folder))
     assert (folder / "run.jsonl").read_text() == before
 
 

@@ -17,6 +17,16 @@ from tests.waiting import HANG
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "Name a colour."}], "max_tokens": 12, "temperature": 0}
+TOLD = {
+    "messages": [
+        {
+            "role": "user",
+            "content": "Remember that the lighthouse has nine windows, four doors, and a cellar full of rope. " * 3,
+        }
+    ],
+    "max_tokens": 8,
+    "slipstream": {"session_id": "s"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +42,17 @@ def home(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inexact(home: Path) -> Iterator[Server]:
-    """Where a token's bits depend on its place in a step, so that no step class keeps them."""
+def inexact(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Where a token's bits depend on its place in a step, so that no step class keeps them.
+
+    It finds the saved KV of a turn that another processor computed, where all was exact.
+    """
+    environment, state = {"SLIPSTREAM_HOME": str(home)}, ("--state-dir", str(tmp_path_factory.mktemp("state")))
+    with running_server(*state, environment=environment) as server, server.http() as http:
+        assert http.post(CHAT, json=TOLD).json()["slipstream"]["reuse_break"] is None
     bounds = ",".join(map(str, NO_CLASS))
     command = [sys.executable, "-m", "tests.processors", bounds, "-"]
-    with running_server(command=command, environment={"SLIPSTREAM_HOME": str(home)}) as server:
+    with running_server(*state, command=command, environment=environment) as server:
         yield server
 
 
@@ -72,20 +88,13 @@ def test_it_reuses_and_drafts_but_repeats_nothing_from_memory(inexact: Server) -
     assert inexact.metrics()["slipstream_drafted_tokens_total"] > 0
 
 
-def test_saved_kv_of_another_processor_is_named_as_what_breaks_reuse(home: Path, tmp_path: Path) -> None:
-    told = "Remember that the lighthouse has nine windows, four doors, and a cellar full of rope. " * 3
-    turn = {"messages": [{"role": "user", "content": told}], "max_tokens": 8, "slipstream": {"session_id": "s"}}
-    environment, state = {"SLIPSTREAM_HOME": str(home)}, ("--state-dir", str(tmp_path))
-    with running_server(*state, environment=environment) as server, server.http() as http:
-        assert http.post(CHAT, json=turn).json()["slipstream"]["reuse_break"] is None
-    turn["messages"] = [{"role": "user", "content": "How many windows?"}]
-    bounds = ",".join(map(str, NO_CLASS))
-    command = [sys.executable, "-m", "tests.processors", bounds, "-"]
-    with running_server(*state, command=command, environment=environment) as server, server.http() as http:
+def test_saved_kv_of_another_processor_is_named_as_what_breaks_reuse(inexact: Server) -> None:
+    with inexact.http() as http:
+        turn = TOLD | {"messages": [{"role": "user", "content": "How many windows?"}]}
         report = http.post(CHAT, json=turn).json()["slipstream"]
-        assert report["reused_tokens"] == 0
-        assert report["reuse_break"] == {"kind": "not_exact", "message": None, "field": None}
-        assert server.metrics()["slipstream_reuse_breaks_total not_exact"] == 1
+    assert report["reused_tokens"] == 0
+    assert report["reuse_break"] == {"kind": "not_exact", "message": None, "field": None}
+    assert inexact.metrics()["slipstream_reuse_breaks_total not_exact"] == 1
 
 
 def test_doctor(server: Server) -> None:
