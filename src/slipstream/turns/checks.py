@@ -10,6 +10,9 @@ from slipstream.chat.schema.judging import misfit
 def warnings_of(losses: Iterable[Loss]) -> Iterator[str]:
     """A sentence for each keyword that isn't enforced."""
     for loss in losses:
+        if loss.of_text:
+            yield f"the grammar of the tool {loss.tool!r} is not enforced: {loss.keyword}"
+            continue
         whose = "the response schema" if loss.tool is None else f"the parameters of the tool {loss.tool!r}"
         what = loss.keyword if " " in loss.keyword else f"{loss.keyword!r}"
         yield f"{whose}: {what} is not enforced, and the answer is checked once it's complete"
