@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from slipstream.chat import Message, Tool, ToolCall, ToolUse
     from slipstream.config import EngineConfig
-    from slipstream.embedded import Engine, Session
+    from slipstream.embedded import Engine, Session, Stream
     from slipstream.engine import Output, SamplingParams, TokenLogprob, TurnCounters
     from slipstream.errors import (
         ContextLengthError,
@@ -48,6 +48,7 @@ __all__ = [
     "SessionNotFoundError",
     "SlipstreamError",
     "StateError",
+    "Stream",
     "TokenLogprob",
     "Tool",
     "ToolCall",

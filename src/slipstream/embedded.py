@@ -1,10 +1,9 @@
 """The engine in your own process: the same model, memory and scheduling as the server's, without HTTP."""
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from slipstream.chat import NO_TOOLS, Message, Schema, Setting, ToolUse
 from slipstream.config import EngineConfig
@@ -13,7 +12,44 @@ from slipstream.errors import SessionNotFoundError
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.runtime import Progress, Runtime
 from slipstream.sessions import SessionInfo
-from slipstream.turns import Completion, TurnRequest
+from slipstream.turns import Choice, Completion, Piece, TurnRequest
+
+
+class Stream(Iterator[Output]):
+    """An answer as it comes, piece by piece. Close it, or use it in a `with` statement, to cancel what is left."""
+
+    def __init__(self, pieces: Generator[Piece, None, None]) -> None:
+        self._pieces = pieces
+        self._finished: Choice | None = None
+        """The answer, once it was read to its end."""
+
+    def __next__(self) -> Output:
+        choice, output, _ = next(self._pieces)
+        if output.finish_reason is not None:
+            self._finished = choice
+        return output
+
+    @property
+    def completion(self) -> Completion:
+        """All of the answer, with its warnings, once it was read to its end; raises `RuntimeError` before."""
+        if self._finished is None:
+            raise RuntimeError("the answer is not finished: read the stream to its end first")
+        return self._finished.answer
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warnings of the `completion`."""
+        return self.completion.warnings
+
+    def close(self) -> None:
+        """Cancel what is left; harmless when nothing is."""
+        self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Engine(Runtime):
@@ -44,8 +80,8 @@ class Engine(Runtime):
 
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, reuse: bool = True
-    ) -> Generator[Output, None, None]:
-        """Continue a text, or token ids, piece by piece; closing the iterator cancels the rest."""
+    ) -> Stream:
+        """Continue a text, or token ids, piece by piece."""
         return self.outputs(_plain(prompt, params, reuse=reuse))
 
     def answer(self, request: TurnRequest) -> list[Completion]:
@@ -53,11 +89,9 @@ class Engine(Runtime):
         choices = {piece.choice: None for piece in self.turns.stream(request)}
         return [choice.answer for choice in sorted(choices, key=lambda choice: choice.index)]
 
-    def outputs(self, request: TurnRequest) -> Generator[Output, None, None]:
-        """The answer to a request for one, piece by piece; closing the iterator cancels the rest."""
-        with closing(self.turns.stream(request)) as pieces:
-            for piece in pieces:
-                yield piece.output
+    def outputs(self, request: TurnRequest) -> Stream:
+        """The answer to a request for one, piece by piece."""
+        return Stream(self.turns.stream(request))
 
     def session(
         self,
@@ -123,7 +157,7 @@ class Session:
         tools: ToolUse | None = None,
         response_schema: Schema | None = None,
         reuse: bool = True,
-    ) -> Generator[Output, None, None]:
+    ) -> Stream:
         """The same, but read the answer as it comes; it joins the conversation when it's finished.
 
         A string is a user's message. `tools` are the session's own, unless this turn has others. What is no call fits

@@ -117,6 +117,23 @@ def test_an_answer_says_what_of_a_schema_is_not_enforced(engine: Engine) -> None
     assert engine.generate("One, two,", GREEDY).warnings == ()
 
 
+def test_a_stream_says_at_its_end_what_is_not_enforced(engine: Engine) -> None:
+    twice = {"type": "array", "items": {"type": "string", "pattern": "^a$"}, "minItems": 2, "maxItems": 2}
+    sets = {"type": "object", "properties": {"set": {**twice, "uniqueItems": True}}, "required": ["set"]}
+    params = replace(GREEDY, max_tokens=60)
+    whole = engine.session().send("Say it.", params=params, response_schema=sets)
+    assert len(whole.warnings) == 2
+    with engine.session().stream("Say it.", params=params, response_schema=sets) as stream:
+        with pytest.raises(RuntimeError, match="read the stream to its end"):
+            stream.warnings  # noqa: B018 - which raises
+        list(stream)
+        assert stream.warnings == stream.completion.warnings == whole.warnings
+    assert (stream.completion.text, stream.completion.token_ids) == (whole.text, whole.token_ids)
+    plain = engine.stream("One, two,", GREEDY)
+    list(plain)
+    assert plain.warnings == ()
+
+
 def test_many_threads_may_ask_at_once(engine: Engine) -> None:
     alone = [engine.generate(f"Number {index} is", GREEDY, reuse=False).token_ids for index in range(6)]
     together: dict[int, tuple[int, ...]] = {}

@@ -37,6 +37,11 @@ def function(name: str = "f", **definition: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **definition}}
 
 
+def custom(name: str = "f", **definition: Any) -> dict[str, Any]:
+    """A tool whose input is text."""
+    return {"type": "custom", "custom": {"name": name, **definition}}
+
+
 def with_parameter(schema: dict[str, Any]) -> dict[str, Any]:
     """A request with a strict tool whose one parameter has this schema."""
     parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
@@ -134,6 +139,7 @@ def test_bad_field(http: httpx.Client, path: str, body: Any, param: str, code: s
         assert_error(response, 400, param, code, says)
 
 
+GRAMMAR = {"type": "grammar"}
 PARAMETERS = "tools[1].function.parameters"
 LONG = [f"{number:099}" for number in range(6000)]
 NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a"}}
@@ -143,8 +149,28 @@ NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "a"}}
     ("body", "param", "code", "says"),
     [
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter", "required"),
-        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "invalid_value", "'function'"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value", "'function'"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].custom", "missing_required_parameter", "required"),
+        ({"tools": [custom(format={"type": "xml"})]}, "tools[0].custom.format.type", "invalid_value", "'grammar'"),
+        ({"tools": [custom(format=GRAMMAR)]}, "tools[0].custom.format.grammar", "missing_required_parameter", "is"),
+        (
+            {"tools": [custom(format={**GRAMMAR, "grammar": {"syntax": "bnf", "definition": ""}})]},
+            "tools[0].custom.format.grammar.syntax",
+            "invalid_value",
+            "'lark' or 'regex'",
+        ),
+        (
+            {"tools": [custom(format={**GRAMMAR, "grammar": {"syntax": "regex", "definition": "("}})]},
+            "tools[0].custom.format.grammar.definition",
+            "invalid_value",
+            "no regex grammar",
+        ),
+        (
+            {"tools": [custom(format={**GRAMMAR, "grammar": {"syntax": "lark", "definition": "x" * 600_000}})]},
+            "tools[0].custom.format",
+            "schema_too_large",
+            "--max-schema",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value", "'function' or 'custom'"),
         ({"tools": [function(), function("")]}, "tools[1].function.name", "invalid_value", "at least 1"),
         ({"tools": [function('a"b')]}, "tools[0].function.name", "invalid_value", "match"),
         ({"tools": [function("f"), function("f")]}, "tools[1].function.name", "invalid_value", "rename"),
@@ -195,7 +221,12 @@ def test_bad_tools(http: httpx.Client, body: dict[str, Any], param: str, code: s
 
 
 @pytest.mark.parametrize(
-    "choice", ["sometimes", 3, {"type": "custom"}, {"type": "function"}, {"type": "allowed_tools"}]
+    "choice",
+    [
+        *("sometimes", 3, {"type": "custom"}, {"type": "function"}, {"type": "allowed_tools"}),
+        *({"type": "custom", "custom": {}}, {"type": "custom", "custom": {"name": "nobody"}}),
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "custom"}]}},
+    ],
 )
 def test_bad_tool_choice(http: httpx.Client, choice: object) -> None:
     response = http.post(CHAT, json={**user("x"), "tools": [function()], "tool_choice": choice})

@@ -54,6 +54,39 @@ def test_other_protocols_say_so_too(http: httpx.Client) -> None:
     assert "does not fit" in warnings[1]
 
 
+MAP = {"type": "object", "additionalProperties": {"const": 1}, "propertyNames": {"pattern": "^[ab]{6}$"}}
+AGAIN = {**MAP, "minProperties": 2, "maxProperties": 2}
+"""Keys that are too many to be listed, of which this answer has the same one twice."""
+
+
+def only_a(http: httpx.Client) -> dict[str, float]:
+    """The bias of a model that writes nothing else where it may."""
+    texts = [http.post("/tokenize", json={"content": "a" * size}).json()["tokens"] for size in range(1, 7)]
+    return {str(token): 100.0 for tokens in texts for token in tokens}
+
+
+def test_a_key_that_comes_twice(http: httpx.Client) -> None:
+    bias = only_a(http)
+    tool: dict[str, Any] = {"name": "map", "parameters": AGAIN}
+    body = {"messages": USER, "tools": [{"type": "function", "function": tool}], "tool_choice": "required"}
+    body |= {"parallel_tool_calls": False, "logit_bias": bias, "max_tokens": 80}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["arguments"] == '{"aaaaaa": 1, "aaaaaa": 1}'
+    loosened, misfit, repeated = answer["slipstream"]["warnings"]
+    assert loosened.startswith("the parameters of the tool 'map': 'minProperties' is not enforced")
+    assert misfit.startswith(f"the call {call['id']!r} of 'map' does not fit its schema: it: ")
+    assert repeated == f"the call {call['id']!r} of 'map' has the key 'aaaaaa' twice: readers take the last"
+    tool["strict"] = True
+    refused = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert "the tool 'map' has 'minProperties', which can't be enforced" in refused["message"]
+    format = {"type": "json_schema", "json_schema": {"name": "map", "schema": AGAIN}}
+    body = {"messages": USER, "response_format": format, "logit_bias": bias, "max_tokens": 80}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == '{"aaaaaa": 1, "aaaaaa": 1}'
+    assert answer["slipstream"]["warnings"][-1] == "the answer has the key 'aaaaaa' twice: readers take the last"
+
+
 def test_a_response_schema(http: httpx.Client) -> None:
     format = {"type": "json_schema", "json_schema": {"name": "sets", "schema": SETS}}
     answer = http.post("/v1/chat/completions", json={"messages": USER, "response_format": format}).json()

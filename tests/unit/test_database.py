@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from slipstream.chat import Message, Tool
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import ToolCall
+from slipstream.chat.setting import TextGrammar
 from slipstream.errors import StateError
 from slipstream.sessions import Database, History, SessionState, StoredResponse
 
@@ -149,6 +150,15 @@ def test_order_of_a_schema_stays(database: Database) -> None:
     database.save(state(tools=(tool,)))
     (back,) = sessions(database)
     assert repr(back.tools[0].as_dict()) == repr(tool.as_dict())
+
+
+def test_all_of_a_tool_comes_back(database: Database) -> None:
+    """Also what earlier versions didn't write."""
+    strict = replace(WEATHER, name="strict", strict=True, deferred=True)
+    texts = Tool.of_text("note", "Notes"), Tool.of_text("patch", "", TextGrammar("lark", 'start: "a"'))
+    saved = state(tools=(WEATHER, strict, *texts))
+    database.save(saved)
+    assert sessions(database) == [saved]
 
 
 def test_ledger_comes_back_parents_first_and_for_its_model_alone(database: Database, path: Path) -> None:

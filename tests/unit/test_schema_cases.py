@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from slipstream.chat.schema import NOTHING_FITS
-from slipstream.chat.schema.judging import for_validators, misfit
+from slipstream.chat.schema.judging import for_validators, misfit, repeated_key
 from slipstream.models import Model
 from tests.grammars import grammar_of, loosened_grammar_of
 from tests.walks import walks
@@ -88,6 +88,11 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     ),
     "nothing unevaluated": (thing(a=INTEGER) | {"unevaluatedProperties": False}, ["{}", '{"a": 1}'], ['{"b": 1}']),
     "then without if": ({**INTEGER, "then": {"type": "string"}}, ["1"], ['"a"']),
+    "at least one of any": (
+        thing("a", a=INTEGER) | {"additionalProperties": INTEGER, "minProperties": 2},
+        ['{"a": 1, "b": 1}', '{"a": 1, "b": 1, "c": 1}'],
+        ['{"a": 1}', '{"a": 1, "a": 2}'],
+    ),
     "at least one": (thing(a=INTEGER, b=INTEGER) | {"minProperties": 1}, ['{"a": 1}', '{"b": 1}'], ["{}"]),
     "at most one": (thing(a=INTEGER, b=INTEGER) | {"maxProperties": 1}, ["{}", '{"b": 1}'], ['{"a": 1, "b": 1}']),
     "few keys come once": (
@@ -156,6 +161,9 @@ def test_arguments_are_objects(parameters: dict[str, Any]) -> None:
         ({"required": "a"}, "required"),
         ({"minimum": "1"}, "minimum"),
         ({"type": "integer", "multipleOf": 2**60}, "multipleOf"),
+        (thing() | {"additionalProperties": INTEGER, "minProperties": 2}, "minProperties"),
+        (thing("a", a=INTEGER) | {"additionalProperties": True, "minProperties": 3}, "minProperties"),
+        (thing() | {"patternProperties": {"^[a-f]{3}$": INTEGER}, "minProperties": 2}, "minProperties"),
         (False, NOTHING_FITS),
         (thing("a", a={"allOf": [{"const": 1}, {"const": 2}]}), NOTHING_FITS),
     ],
@@ -177,33 +185,39 @@ def test_the_judge_reads_patterns_as_ecma_does() -> None:
     assert "can't be checked" in str(misfit("1", {"$ref": "https://example.org/schema"}))
 
 
+def test_a_key_that_comes_twice_is_found() -> None:
+    assert repeated_key('{"a": {"b": 1, "c": [{"d": 1, "d": 2}], "b": 3}}') == "d"
+    assert repeated_key('{"a": 1, "a": 1}') == "a"
+    assert repeated_key('[{"a": 1}, {"a": {"a": 1}}]') is None
+    assert repeated_key('{"a": 1, "a": ') is None
+    assert repeated_key("[" * 100_000) is None
+
+
 def test_random_walks_fit() -> None:
-    for schema, fault, loosened, _ in walks(600, 1, BYTES):
+    for schema, fault, loosened in walks(600, 1, BYTES):
         assert fault is None or loosened, (json.dumps(schema), fault)
 
 
 def test_random_walks_of_a_models_tokens_fit(model: Model) -> None:
     tokenizer = LLTokenizer(str(model.tokenizer_path))
-    for schema, fault, loosened, _ in walks(10, 2, tokenizer):
+    for schema, fault, loosened in walks(10, 2, tokenizer):
         assert fault is None or loosened, (json.dumps(schema), fault)
 
 
 def test_walks_find_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.walks.random_schema", lambda _: {"type": "integer", "minimum": 3})
     monkeypatch.setattr("tests.walks.loosened_grammar_of", lambda _: (grammar_of(INTEGER), ()))
-    assert any(fault is not None for _, fault, *_ in walks(50, 1, BYTES))
+    assert any(fault is not None for _, fault, _ in walks(50, 1, BYTES))
 
 
 @pytest.mark.long
 def test_more_random_walks_of_a_models_tokens_fit(model: Model) -> None:
     tokenizer = LLTokenizer(str(model.tokenizer_path))
-    for schema, fault, loosened, _ in walks(60, 3, tokenizer):
+    for schema, fault, loosened in walks(60, 3, tokenizer):
         assert fault is None or loosened, (json.dumps(schema), fault)
 
 
 @pytest.mark.long  # python -m tests.walks --walks 20000
 @pytest.mark.parametrize("seed", range(4))
 def test_many_random_walks_fit(seed: int) -> None:
-    assert [
-        fault for _, fault, loosened, _ in walks(5000, 100 + seed, BYTES) if fault is not None and not loosened
-    ] == []
+    assert [fault for _, fault, loosened in walks(5000, 100 + seed, BYTES) if fault is not None and not loosened] == []

@@ -14,12 +14,16 @@ _RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_tok
 Schema = Mapping[str, Any]
 
 
+INPUT = "input"
+"""The one parameter of a tool that takes text."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextGrammar:
-    """What a text must fit."""
+    """What a text must fit: a grammar, or nothing."""
 
-    syntax: Literal["lark", "regex"]
-    definition: str
+    syntax: Literal["lark", "regex", "text"] = "text"
+    definition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,18 @@ class Tool:
     deferred: bool = False
     """Whether it's described where a message brings it up, and not in front of all messages."""
     text: TextGrammar | None = None
-    """What its only parameter, a string, must fit, where arguments are JSON."""
+    """What its only parameter must fit, where arguments are JSON, if it takes text; None if it takes an object."""
+
+    @classmethod
+    def of_text(cls, name: str, description: str = "", text: TextGrammar | None = None) -> "Tool":
+        """A tool that takes text, which to the model is a function of one parameter."""
+        text = text or TextGrammar()
+        parameter = {"type": "string"}
+        if text.syntax != "text":
+            parameter["description"] = f"Must fit this {text.syntax} grammar:\n{text.definition}"
+        properties = {INPUT: parameter}
+        schema = {"type": "object", "properties": properties, "required": [INPUT], "additionalProperties": False}
+        return cls(name, description, schema, text=text)
 
     def as_dict(self) -> dict[str, Any]:
         """The form that chat templates and models know."""

@@ -4,6 +4,7 @@ A custom tool's input fits a regular expression or a Lark grammar, but a model w
 backslash and an `n`. So each character that a literal or an expression allows is spelled as it is escaped there.
 """
 
+import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,14 @@ from re import _constants as op  # type: ignore[attr-defined]  # the parser of `
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
+from slipstream.chat.schema.losses import UnsupportedError
 from slipstream.chat.setting import TextGrammar
 
 _SPECIALS = {code: json.dumps(chr(code))[1:-1] for code in (*range(0x20), 0x22, 0x5C)}
 """What JSON escapes, and how."""
 _PLAIN = r'"\\\x00-\x1f'
+_ESCAPES = frozenset("\\'\"abfnrtvxuU01234567")
+"""What stands after a backslash in Python's literals, named characters aside."""
 _COMMON = {
     "LF": r"/\n/",
     "CR": r"/\r/",
@@ -34,18 +38,24 @@ _COMMON = {
 _TOKEN = re.compile(
     r"""(?P<space>\s+|//[^\n]*|\#[^\n]*)|(?P<range>"(?:[^"\\]|\\.)+"\s*\.\.\s*"(?:[^"\\]|\\.)+")"""
     r"""|(?P<text>"(?:[^"\\\n]|\\.)*")(?P<fold>i?)|/(?P<regex>(?:[^/\\\n]|\\.)+)/(?P<flags>[a-z]*)"""
-    r"""|(?P<alias>->\s*\w+)|(?P<name>[?!]?[A-Za-z_]\w*)(?P<priority>\.-?\d+)?|(?P<other>[^\w\s"/])|(?P<number>\d+)""",
+    r"""|(?P<alias>->\s*\w+)|(?P<name>(?:^[?!]{1,2})?[A-Za-z_]\w*)(?P<priority>\.-?\d+)?"""
+    r"""|(?P<other>\.\.|[:|()\[\]?*+~{},])|(?P<number>\d+)""",
+    re.MULTILINE,
 )
 
 
 def text_rules(grammar: TextGrammar, prefix: str) -> list[str]:
     """Lark rules for the inside of a JSON string that holds a text of the grammar, from `{prefix}start` on.
 
-    Raises `ValueError` for what can't be expressed.
+    Raises `UnsupportedError` for what can't be expressed, and `ValueError` for what is no such grammar. What is one for
+    llguidance alone passes for neither: it could name tokens.
     """
-    if grammar.syntax == "regex":
-        return [f"{prefix}start: {_expression(grammar.definition, '')}"]
-    return list(_rules(grammar.definition, prefix))
+    try:
+        if grammar.syntax == "regex":
+            return [f"{prefix}start: {_expression(grammar.definition, '')}"]
+        return list(_rules(grammar.definition, prefix))
+    except RecursionError:
+        raise UnsupportedError("it is nested too deeply") from None
 
 
 def _rules(definition: str, prefix: str) -> Iterator[str]:
@@ -54,12 +64,12 @@ def _rules(definition: str, prefix: str) -> Iterator[str]:
     for line in definition.splitlines():
         if match := re.match(r"\s*%import\s+common\.(\w+)(?:\s*->\s*(\w+))?\s*$", line):
             if match[1] not in _COMMON:
-                raise ValueError(f"{match[1]} is not known")
+                raise UnsupportedError(f"common.{match[1]} is not known")
             imported[match[2] or match[1]] = _COMMON[match[1]]
         elif re.match(r"\s*%", line):
-            raise ValueError(f"{line.split()[0]} is not supported")
+            raise UnsupportedError(f"{line.split()[0]} is not supported")
         else:
-            lines.append(line)
+            lines.append(line.strip())
     yield _converted("\n".join(lines), prefix)
     for name, expression in imported.items():
         yield f"{_named(name, prefix)}: {_converted(expression, prefix)}"
@@ -76,22 +86,33 @@ def _converted(text: str, prefix: str) -> str:
         if token["space"] is not None:
             made.append(token["space"] if token["space"].isspace() else "")
         elif token["range"] is not None:
-            first, last = (re.escape(json.loads(each)) for each in re.findall(r'"(?:[^"\\]|\\.)+"', token["range"]))
+            first, last = (re.escape(_spelled(each)) for each in re.findall(r'"(?:[^"\\]|\\.)+"', token["range"]))
             made.append(_expression(f"[{first}-{last}]", ""))
         elif token["text"] is not None:
-            made.append(_literal(json.loads(token["text"]), fold=bool(token["fold"])))
+            made.append(_literal(_spelled(token["text"]), fold=bool(token["fold"])))
         elif token["regex"] is not None:
             made.append(_expression(token["regex"].replace("\\/", "/"), token["flags"]))
         elif token["name"] is not None:
             made.append(_named(token["name"].lstrip("?!"), prefix))
         elif token["alias"] is None:
-            made.append(token["other"] or token["number"] or "")
+            made.append(f"{token['other'] or token['number'] or ''} ")  # or a `?` would be the next name's
     return "".join(made)
 
 
 def _named(name: str, prefix: str) -> str:
     """A name in a grammar of many: rules have small letters, terminals capitals."""
     return f"{prefix.upper()}{name}" if name.lstrip("_")[:1].isupper() else f"{prefix}{name}"
+
+
+def _spelled(literal: str) -> str:
+    """The text of a literal, which has Python's escapes; what is none stands as it is."""
+    known = re.sub(r"\\(.)", lambda escape: escape[0] if escape[1] in _ESCAPES else f"\\{escape[0]}", literal)
+    try:
+        text = str(ast.literal_eval(known))
+        text.encode()
+    except (SyntaxError, UnicodeEncodeError):
+        raise ValueError(f"{literal} is not understood") from None
+    return text
 
 
 def _literal(text: str, *, fold: bool) -> str:
@@ -105,8 +126,13 @@ def _expression(pattern: str, flags: str) -> str:
     codes = {"i": re.IGNORECASE, "s": re.DOTALL, "m": re.MULTILINE, "x": re.VERBOSE, "u": re.UNICODE, "l": 0}
     try:
         parsed = _parser.parse(pattern, sum(codes[flag] for flag in set(flags)))
-    except (re.error, KeyError, RecursionError) as error:
-        raise ValueError(f"/{pattern}/ is not understood: {error}") from error
+    except KeyError as error:
+        raise UnsupportedError(f"the flag {error} of /{pattern}/ is not supported") from None
+    except (re.error, OverflowError) as error:
+        # Other dialects have escapes and groups that Python lacks.
+        foreign = str(error).startswith(("bad escape", "unknown extension", "global flags"))
+        kind = UnsupportedError if foreign else ValueError
+        raise kind(f"/{pattern}/ is not understood: {error}") from None
     written = _sequence(parsed, _Flags(parsed.state.flags))
     return f"/{written}/" if written else '""'
 
@@ -134,7 +160,7 @@ def _node(kind: Any, value: Any, flags: _Flags) -> str:
         written = _set(value, flags)
     elif kind is op.BRANCH:
         written = f"({'|'.join(_sequence(branch, flags) for branch in value[1])})"
-    elif kind is op.SUBPATTERN:
+    elif kind is op.SUBPATTERN and not (value[1] or value[2]):  # flags of its own
         written = f"({_sequence(value[3], flags)})"
     elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):
         least, most, repeated = value
@@ -143,7 +169,7 @@ def _node(kind: Any, value: Any, flags: _Flags) -> str:
     elif kind is op.AT and value in (op.AT_BEGINNING, op.AT_BEGINNING_STRING, op.AT_END, op.AT_END_STRING):
         written = ""  # the expression is of the whole anyway
     if written is None:
-        raise ValueError(f"{str(kind).lower()} is not supported")
+        raise UnsupportedError(f"{str(kind).lower()} is not supported")
     return written
 
 
@@ -174,7 +200,7 @@ def _member(kind: Any, value: Any) -> Callable[[int], bool]:
         outside = value in (op.CATEGORY_NOT_SPACE, op.CATEGORY_NOT_DIGIT, op.CATEGORY_NOT_WORD)
         spaces = range(9, 14) if value is op.CATEGORY_NOT_SPACE else ()
         return (lambda code: code not in spaces) if outside else (lambda code: code in holds)
-    raise ValueError(f"{str(kind).lower()} is not supported")
+    raise UnsupportedError(f"{str(kind).lower()} is not supported")
 
 
 _CATEGORIES = {

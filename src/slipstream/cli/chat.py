@@ -1,6 +1,5 @@
 """`slipstream chat`: talk to a model in the terminal, and see what each turn costs."""
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -75,7 +74,7 @@ def _converse(session: "Session", params: "SamplingParams", console: Console) ->
 def _turn(session: "Session", text: str, params: "SamplingParams", console: Console) -> None:
     """Ask, print the answer as it comes, and say what it cost."""
     try:
-        with closing(session.stream(text, params=params)) as outputs:
+        with session.stream(text, params=params) as outputs:
             for output in outputs:
                 console.print(output.text, end="", markup=False, highlight=False, soft_wrap=True)
                 if output.counters is not None:

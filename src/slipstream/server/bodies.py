@@ -27,7 +27,13 @@ _COUNTED = (
     (("logit_bias",), "entries", fields.MAX_LOGIT_BIAS),
     (("n",), "choices", fields.MAX_CHOICES),
 )
-_SCHEMAS_OF_TOOLS: tuple[tuple[str, ...], ...] = (("function", "parameters"), ("parameters",), ("input_schema",))
+_SCHEMAS_OF_TOOLS: tuple[tuple[str, ...], ...] = (
+    ("function", "parameters"),
+    ("parameters",),
+    ("input_schema",),
+    ("custom", "format"),
+    ("format",),
+)
 _SCHEMAS_OF_ANSWERS: tuple[tuple[str, ...], ...] = (
     ("response_format", "json_schema", "schema"),
     ("text", "format", "schema"),

@@ -16,6 +16,7 @@ CHAT = COMPLETIONS | {
     fields.PROMPT: "messages",
     fields.TOOL_NAME: "tools[{}].function.name",
     fields.TOOL_PARAMETERS: "tools[{}].function.parameters",
+    fields.TOOL_TEXT: "tools[{}].custom.format.grammar.definition",
     fields.TOOL_CALL_NAME: "tool_calls[{}].function.name",
     fields.TOOL_CALL_ARGUMENTS: "tool_calls[{}].function.arguments",
     fields.RESPONSE_SCHEMA: "response_format.json_schema.schema",
@@ -24,6 +25,7 @@ CHAT = COMPLETIONS | {
 RESPONSES = COMPLETIONS | {
     fields.PROMPT: "input",
     fields.MESSAGES: "input",
+    fields.TOOL_TEXT: "tools[{}].format.definition",
     fields.RESPONSE_SCHEMA: "text.format.schema",
     fields.SESSION_ID: "conversation",
     fields.MAX_TOKENS: "max_output_tokens",

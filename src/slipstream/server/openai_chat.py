@@ -5,11 +5,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from slipstream.chat import AnswerDelta, Setting
+from slipstream.chat import AnswerDelta, Setting, ToolCall
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import TokenLogprob
 from slipstream.runtime import Runtime
 from slipstream.server.bodies import BodyRoute
+from slipstream.server.custom_tools import InputReader
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import in_session, session_hint
 from slipstream.server.openai_common import (
@@ -25,7 +26,7 @@ from slipstream.server.openai_tools import (
     ToolChoice,
     ToolDefinition,
     call_objects,
-    function_tools,
+    chat_tools,
     response_schema,
     tool_use,
 )
@@ -61,8 +62,7 @@ class ChatRequest(SamplingFields):
             raise unsupported("top_logprobs", "needs logprobs to be true")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        functions = function_tools(tool.function for tool in self.tools or ())
-        tools = tool_use(functions, self.tool_choice, parallel=self.parallel_tool_calls is not False)
+        tools = tool_use(chat_tools(self.tools), self.tool_choice, parallel=self.parallel_tool_calls is not False)
         wanted = self.response_format
         return TurnRequest(
             prompt=chat_messages(self.messages),
@@ -100,6 +100,8 @@ class ChatAnswer(CompletionAnswer):
         super().__init__(runtime, turn, model, include_usage=include_usage)
         self._begun: set[int] = set()
         """The choices whose role was told."""
+        self._inputs: dict[tuple[int, int], InputReader] = {}
+        """Of calls of custom tools, by their choices and places in these."""
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """The answer as a message; its `content` is null where there are calls alone."""
@@ -112,14 +114,14 @@ class ChatAnswer(CompletionAnswer):
         if choice.reader.reasoning:
             message["reasoning_content"] = choice.reader.reasoning
         if calls:
-            message["tool_calls"] = call_objects(calls)
+            message["tool_calls"] = call_objects(calls, choice.tools.tools)
         logprobs = self._logprobs(choice.answer.logprobs) if choice.wants_logprobs else None
         return {"index": choice.index, "message": message, "finish_reason": finish_reason(choice), "logprobs": logprobs}
 
     def pieces(self, piece: Piece) -> list[dict[str, Any]]:
         """Its role, text, reasoning, the name of a function or a piece of its arguments, and finish reason."""
         choice, output, deltas = piece
-        pieces = [_piece(choice, _said(delta)) for delta in deltas]
+        pieces = [_piece(choice, said) for delta in deltas if (said := self._said(choice, delta))]
         if output.logprobs:
             pieces = pieces or [_piece(choice, {})]
             pieces[0]["logprobs"] = self._logprobs(output.logprobs)
@@ -127,12 +129,32 @@ class ChatAnswer(CompletionAnswer):
         if choice.index not in self._begun and (pieces or last):
             self._begun.add(choice.index)
             # What begins with a call has no text: some clients would keep an empty one, and send it back.
-            said = deltas[0] if deltas else AnswerDelta()
-            content = None if said.id is not None or said.reasoning else ""
+            first = deltas[0] if deltas else AnswerDelta()
+            content = None if first.id is not None or first.reasoning else ""
             pieces.insert(0, _piece(choice, {"role": "assistant", "content": content}))
         if last:
             pieces.append(_piece(choice, {}) | {"finish_reason": finish_reason(choice)})
         return pieces
+
+    def _said(self, choice: Choice, delta: AnswerDelta) -> dict[str, Any]:
+        """The delta of a piece; empty if it's one of a custom tool's arguments that says nothing of its input."""
+        if delta.text:
+            return {"content": delta.text}
+        if delta.reasoning:
+            return {"reasoning_content": delta.reasoning}
+        place = choice.index, delta.index
+        if delta.id is not None:
+            (call,) = call_objects([ToolCall(delta.id, delta.name or "", "")], choice.tools.tools)
+            if call["type"] == "custom":
+                self._inputs[place] = InputReader()
+        elif place in self._inputs:
+            input = self._inputs[place].feed(delta.arguments)
+            if not input:
+                return {}
+            call = {"custom": {"input": input}}
+        else:
+            call = {"function": {"arguments": delta.arguments}}
+        return {"tool_calls": [{"index": delta.index, **call}]}
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         content = [
@@ -149,14 +171,3 @@ class ChatAnswer(CompletionAnswer):
 
 def _piece(choice: Choice, delta: dict[str, Any]) -> dict[str, Any]:
     return {"index": choice.index, "delta": delta, "finish_reason": None}
-
-
-def _said(delta: AnswerDelta) -> dict[str, Any]:
-    if delta.text:
-        return {"content": delta.text}
-    if delta.reasoning:
-        return {"reasoning_content": delta.reasoning}
-    if delta.id is None:
-        return {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.arguments}}]}
-    function = {"name": delta.name, "arguments": ""}
-    return {"tool_calls": [{"index": delta.index, "id": delta.id, "type": "function", "function": function}]}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from slipstream.chat import Message, ToolCall
+from slipstream.server.custom_tools import custom_arguments
 from slipstream.server.errors import missing, not_read, unreadable
 
 
@@ -28,12 +29,20 @@ class CalledFunction(BaseModel):
     arguments: str
 
 
+class CalledCustomTool(BaseModel):
+    """The same of a tool whose `input` is text."""
+
+    name: str
+    input: str
+
+
 class MessageToolCall(BaseModel):
     """A call in an assistant's message."""
 
     id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    type: Literal["function", "custom"] = "function"
+    function: CalledFunction | None = None
+    custom: CalledCustomTool | None = None
 
 
 class ChatMessage(BaseModel):
@@ -69,15 +78,23 @@ def _message(message: ChatMessage, param: str) -> Message:
     text = "\n".join(_text(part, f"{param}.content[{index}]", in_result=in_result) for index, part in parts)
     if message.role == "assistant":
         # Without its name: some clients add the agent's to an answer that had none, and it's the same answer.
-        calls = message.tool_calls or ()
+        calls = enumerate(message.tool_calls or ())
         return Message(
             "assistant",
             text,
-            tool_calls=tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in calls),
+            tool_calls=tuple(_call(call, f"{param}.tool_calls[{index}]") for index, call in calls),
             reasoning=message.reasoning_content or message.reasoning or "",
         )
     role = "system" if message.role == "developer" else message.role
     return Message(role, text, tool_call_id=message.tool_call_id, name=message.name)
+
+
+def _call(call: MessageToolCall, param: str) -> ToolCall:
+    if call.type == "function" and call.function is not None:
+        return ToolCall(call.id, call.function.name, call.function.arguments)
+    if call.type == "function" or call.custom is None:
+        raise missing(f"{param}.{call.type}")
+    return ToolCall(call.id, call.custom.name, custom_arguments(call.custom.input))
 
 
 def _text(part: ContentPart, param: str, *, in_result: bool) -> str:

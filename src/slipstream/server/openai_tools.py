@@ -5,9 +5,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
+from slipstream import fields
 from slipstream.chat import Schema, Tool, ToolCall, ToolUse
-from slipstream.fields import RESPONSE_SCHEMA
+from slipstream.chat.setting import TextGrammar
+from slipstream.server.custom_tools import custom_tool, input_of
 from slipstream.server.errors import missing
+from slipstream.server.field_names import CHAT
 
 ToolName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
 
@@ -21,15 +24,38 @@ class FunctionDefinition(BaseModel):
     strict: bool | None = None
 
 
+class GrammarDefinition(BaseModel):
+    """A grammar of text."""
+
+    syntax: Literal["lark", "regex"]
+    definition: str
+
+
+class CustomFormat(BaseModel):
+    """What the input of a custom tool must fit: anything, or a grammar."""
+
+    type: Literal["text", "grammar"] = "text"
+    grammar: GrammarDefinition | None = None
+
+
+class CustomDefinition(BaseModel):
+    """A tool whose input is text."""
+
+    name: ToolName
+    description: str | None = None
+    format: CustomFormat | None = None
+
+
 class ToolDefinition(BaseModel):
-    """A tool; functions are the only kind."""
+    """A tool: under its type, what it is."""
 
-    type: Literal["function"]
-    function: FunctionDefinition
+    type: Literal["function", "custom"]
+    function: FunctionDefinition | None = None
+    custom: CustomDefinition | None = None
 
 
-class FunctionName(BaseModel):
-    """The name of a function."""
+class ItsName(BaseModel):
+    """The name of a tool."""
 
     name: str
 
@@ -37,16 +63,20 @@ class FunctionName(BaseModel):
 class NamedTool(BaseModel):
     """A tool by its name."""
 
-    type: Literal["function"]
-    function: FunctionName
+    type: Literal["function", "custom"]
+    function: ItsName | None = None
+    custom: ItsName | None = None
 
     @property
     def name(self) -> str:
-        """The function's."""
-        return self.function.name
+        """The tool's; raises `InvalidRequestError` if it isn't there."""
+        named = self.function if self.type == "function" else self.custom
+        if named is None:
+            raise missing(f"{fields.ALLOWED_TOOLS.named(CHAT)}.{self.type}")
+        return named.name
 
 
-class NamedFunction(FunctionName):
+class NamedFunction(BaseModel):
     """A tool by its name, in the Responses API; one of a namespace may be named with it."""
 
     type: Literal["function", "custom", "local_shell"]
@@ -94,7 +124,7 @@ def _choice_validator(kinds: Mapping[str, type[BaseModel]]) -> PlainValidator:
 _Word = Literal["none", "auto", "required"]
 ToolChoice = Annotated[
     _Word | NamedTool | AllowedToolsChoice,
-    _choice_validator({"function": NamedTool, "allowed_tools": AllowedToolsChoice}),
+    _choice_validator({"function": NamedTool, "custom": NamedTool, "allowed_tools": AllowedToolsChoice}),
 ]
 FunctionChoice = Annotated[
     _Word | NamedFunction | AllowedTools[NamedFunction],
@@ -124,11 +154,29 @@ class ResponseFormat(BaseModel):
     json_schema: JSONSchemaFormat | None = None
 
 
-def function_tools(functions: Iterable[FunctionDefinition]) -> tuple[Tool, ...]:
-    """Functions in no protocol's terms."""
-    return tuple(
-        Tool(each.name, each.description or "", each.parameters or {}, bool(each.strict)) for each in functions
-    )
+def function_tool(function: FunctionDefinition, name: str | None = None) -> Tool:
+    """A function in no protocol's terms, by another name if the model is to know it by one."""
+    parameters, strict = function.parameters or {}, bool(function.strict)
+    return Tool(name or function.name, function.description or "", parameters, strict)
+
+
+def chat_tools(tools: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
+    """The tools in no protocol's terms; raises `InvalidRequestError` naming the field."""
+    return tuple(_tool(tool, f"tools[{index}].{tool.type}") for index, tool in enumerate(tools or ()))
+
+
+def _tool(tool: ToolDefinition, param: str) -> Tool:
+    if tool.type == "function" and tool.function is not None:
+        return function_tool(tool.function)
+    if tool.type == "function" or tool.custom is None:
+        raise missing(param)
+    custom, form = tool.custom, tool.custom.format or CustomFormat()
+    text = TextGrammar()
+    if form.type == "grammar":
+        if form.grammar is None:
+            raise missing(f"{param}.format.grammar")
+        text = TextGrammar(form.grammar.syntax, form.grammar.definition)
+    return custom_tool(custom.name, custom.description, text, f"{param}.format.grammar.definition")
 
 
 def tool_use(
@@ -154,12 +202,25 @@ def _flat_name(tool: NamedTool | NamedFunction) -> str:
     return flat_name(tool.namespace if isinstance(tool, NamedFunction) else None, tool.name)
 
 
-def call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
-    """The calls of a message as OpenAI's clients read them, and send them again."""
+def call_objects(calls: Iterable[ToolCall], tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """The calls of a message as OpenAI's clients read them, and send them again, by the tools that there are."""
+    custom = {tool.name for tool in tools if tool.text is not None}
     return [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": input_of(call.arguments)}}
+        if call.name in custom
+        else {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in calls
     ]
+
+
+def tool_object(tool: Tool) -> dict[str, Any]:
+    """A tool in the form in which it can be sent again."""
+    if tool.text is None:
+        return tool.as_dict()
+    form: dict[str, Any] = {"type": "text"}
+    if tool.text.syntax != "text":
+        form = {"type": "grammar", "grammar": {"syntax": tool.text.syntax, "definition": tool.text.definition}}
+    return {"type": "custom", "custom": {"name": tool.name, "description": tool.description, "format": form}}
 
 
 def response_schema(kind: str, wanted: JSONSchemaFormat | None) -> Schema | None:
@@ -169,5 +230,5 @@ def response_schema(kind: str, wanted: JSONSchemaFormat | None) -> Schema | None
     if kind == "json_object":
         return {"type": "object"}
     if wanted is None or wanted.schema_ is None:
-        raise missing(RESPONSE_SCHEMA)
+        raise missing(fields.RESPONSE_SCHEMA)
     return wanted.schema_

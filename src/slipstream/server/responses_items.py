@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
+from slipstream.server.custom_tools import custom_arguments
 from slipstream.server.errors import missing, not_read, unreadable
 from slipstream.server.openai_messages import ContentPart
 from slipstream.server.openai_tools import flat_name
 from slipstream.server.responses_summary import summary_of
-from slipstream.server.responses_tools import SHELL_NAME, Item, custom_arguments, shell_arguments
+from slipstream.server.responses_tools import SHELL_NAME, Item, shell_arguments
 from slipstream.sessions import StoredResponse
 
 T = TypeVar("T")

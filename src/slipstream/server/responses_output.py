@@ -6,9 +6,10 @@ from itertools import count
 from typing import Any
 
 from slipstream.chat import AnswerDelta, ToolCall
+from slipstream.server.custom_tools import InputReader
 from slipstream.server.errors import OVERFLOW, Failure
 from slipstream.server.responses_items import item_id
-from slipstream.server.responses_tools import Item, Toolbox, input_of
+from slipstream.server.responses_tools import Item, Toolbox
 from slipstream.turns import Choice
 
 _TEXT_EVENTS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -69,8 +70,8 @@ class EventWriter:
         self._response = response
         self._items = items
         self._toolbox = toolbox or Toolbox(())
-        self._arguments = ""
-        """Of the call that is open, as far as they came."""
+        self._input = InputReader()
+        """Of the call that is open."""
         self._numbers = count()
         self._place = -1
         self._open: Item | None = None
@@ -115,14 +116,13 @@ class EventWriter:
     def _call_piece(self, arguments: str) -> bytes:
         """The event of a piece of a call's arguments, if its type has one and it says something."""
         assert self._open is not None
-        before, self._arguments = self._arguments, self._arguments + arguments
         name, _ = _INPUT_EVENTS.get(self._open["type"], (None, None))
         if self._open["type"] == "custom_tool_call":
-            arguments = input_of(self._arguments)[len(input_of(before)) :]
+            arguments = self._input.feed(arguments)
         return self._item_event(f"{name}.delta", delta=arguments) if name and arguments else b""
 
     def _begin_call(self, delta: AnswerDelta) -> bytes:
-        self._arguments = ""
+        self._input = InputReader()
         begun = self._toolbox.call_item(ToolCall(delta.id or "", delta.name or "", ""))
         return self._added(begun)
 

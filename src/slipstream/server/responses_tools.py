@@ -9,21 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
-from pydantic_core import from_json
+from pydantic import BaseModel, Discriminator, Tag
 
 from slipstream.chat import Tool, ToolCall
 from slipstream.chat.setting import TextGrammar
-from slipstream.chat.text_grammar import text_rules
-from slipstream.errors import InvalidRequestError
+from slipstream.server.custom_tools import custom_tool, input_of, members_of
+from slipstream.server.errors import missing
 from slipstream.server.hosted_tools import HostedTool, left_out
-from slipstream.server.openai_tools import FunctionDefinition, ToolName, flat_name
+from slipstream.server.openai_tools import FunctionDefinition, ToolName, flat_name, function_tool
 
 Item = dict[str, Any]
 """An item as JSON has it."""
 
-INPUT = "input"
-"""The one parameter of a custom tool."""
 SHELL_NAME = "local_shell"
 _SHELL_PARAMETERS: dict[str, Any] = {
     "type": "object",
@@ -43,7 +40,7 @@ class FunctionTool(FunctionDefinition):
     type: Literal["function"]
 
 
-class CustomFormat(BaseModel):
+class InputFormat(BaseModel):
     """What the input of a custom tool must fit: anything, or a grammar."""
 
     type: Literal["text", "grammar"] = "text"
@@ -57,7 +54,20 @@ class CustomTool(BaseModel):
     type: Literal["custom"]
     name: ToolName
     description: str | None = None
-    format: CustomFormat | None = None
+    format: InputFormat | None = None
+
+
+def _kind(tool: object) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    known = ("function", "custom", "namespace", "local_shell")
+    return f"[{kind}]" if kind in known else "[function]" if kind is None else "[hosted]"
+
+
+GroupedTool = Annotated[
+    Annotated[FunctionTool, Tag("[function]")] | Annotated[CustomTool, Tag("[custom]")],
+    Discriminator(lambda tool: kind if (kind := _kind(tool)) == "[custom]" else "[function]"),
+]
+"""A tool that the client runs, in a group of such."""
 
 
 class NamespaceTool(BaseModel):
@@ -66,19 +76,13 @@ class NamespaceTool(BaseModel):
     type: Literal["namespace"]
     name: ToolName
     description: str | None = None
-    tools: list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]]
+    tools: list[GroupedTool]
 
 
 class LocalShellTool(BaseModel):
     """The client's shell."""
 
     type: Literal["local_shell"]
-
-
-def _kind(tool: object) -> str:
-    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-    known = ("function", "custom", "namespace", "local_shell")
-    return f"[{kind}]" if kind in known else "[function]" if kind is None else "[hosted]"
 
 
 AnyTool = Annotated[
@@ -99,22 +103,17 @@ class _Known:
     kind: Literal["function", "custom", "local_shell"]
     name: str
     namespace: str | None = None
-    loosened: str = ""
-    """What is not enforced of it."""
 
 
 class Toolbox:
-    """The tools of a request; raises `InvalidRequestError` for grammars that lack their definition."""
+    """The tools of a request; raises `InvalidRequestError` for grammars that are none."""
 
     def __init__(self, tools: Sequence[Any]) -> None:
         known = list(_all(tools))
         self._known = {each.tool.name: each for each in known}
         self.tools = tuple(each.tool for each in known)
         """In no protocol's terms."""
-        self.warnings = (
-            *left_out(tools),
-            *(each.loosened for each in known if each.loosened),
-        )
+        self.warnings = left_out(tools)
 
     def call_item(self, call: ToolCall) -> Item:
         """A call as an item of the output, without its id and status."""
@@ -129,7 +128,7 @@ class Toolbox:
                 "input": input_of(call.arguments),
             }
         else:
-            action = {"type": "exec", "env": {}, **_object(call.arguments)}
+            action = {"type": "exec", "env": {}, **members_of(call.arguments)}
             return {"type": "local_shell_call", "call_id": call.id, "action": action}
         if known is not None:
             item["name"] = known.name
@@ -138,29 +137,10 @@ class Toolbox:
         return item
 
 
-def custom_arguments(text: str) -> str:
-    """The arguments of a custom tool's call, by its input."""
-    return json.dumps({INPUT: text}, ensure_ascii=False)
-
-
 def shell_arguments(action: Mapping[str, Any]) -> str:
     """The arguments of a call of the shell, by its action."""
     given = {name: action[name] for name in _SHELL_PARAMETERS["properties"] if action.get(name) is not None}
     return json.dumps(given, ensure_ascii=False)
-
-
-def input_of(arguments: str) -> str:
-    """The input in a custom tool's arguments, as far as they go."""
-    text = _object(arguments).get(INPUT, "")
-    return text if isinstance(text, str) else ""
-
-
-def _object(arguments: str) -> dict[str, Any]:
-    try:
-        value = from_json(arguments or "{}", allow_partial="trailing-strings")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _all(tools: Sequence[Any]) -> Iterator[_Known]:
@@ -178,23 +158,14 @@ def _known(tool: FunctionTool | CustomTool | LocalShellTool, param: str, group: 
             Tool(SHELL_NAME, "Runs a command in the user's shell.", _SHELL_PARAMETERS), "local_shell", SHELL_NAME
         )
     namespace = group.name if group is not None else None
-    name, description = flat_name(namespace, tool.name), tool.description or ""
+    name = flat_name(namespace, tool.name)
     if isinstance(tool, FunctionTool):
-        return _Known(
-            Tool(name, description, tool.parameters or {}, bool(tool.strict)), "function", tool.name, namespace
-        )
-    form = tool.format or CustomFormat()
-    text: dict[str, Any] = {"type": "string"}
-    grammar, loosened = None, ""
+        return _Known(function_tool(tool, name), "function", tool.name, namespace)
+    form = tool.format or InputFormat()
+    text = TextGrammar()
     if form.type == "grammar":
         if form.definition is None or form.syntax is None:
-            field = "definition" if form.definition is None else "syntax"
-            raise InvalidRequestError(f"{param}.format.{field} is required", param=f"{param}.format.{field}")
-        grammar = TextGrammar(form.syntax, form.definition)
-        try:
-            text_rules(grammar, "")
-        except ValueError as error:
-            grammar, loosened = None, f"{param}.format.definition is not enforced: {error}"
-        text["description"] = f"Must fit this {form.syntax} grammar:\n{form.definition}"
-    schema = {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
-    return _Known(Tool(name, description, schema, text=grammar), "custom", tool.name, namespace, loosened)
+            raise missing(f"{param}.format.{'definition' if form.definition is None else 'syntax'}")
+        text = TextGrammar(form.syntax, form.definition)
+    custom = custom_tool(name, tool.description, text, f"{param}.format.definition")
+    return _Known(custom, "custom", tool.name, namespace)

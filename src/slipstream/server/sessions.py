@@ -2,19 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from slipstream.chat import Message, Setting
+from slipstream.chat import Message, Setting, Tool
 from slipstream.errors import SessionNotFoundError
 from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
-from slipstream.server.openai_tools import ToolDefinition, call_objects, function_tools, tool_use
+from slipstream.server.openai_tools import ToolDefinition, call_objects, chat_tools, tool_object, tool_use
 from slipstream.sessions import SessionInfo, Sessions, SessionState
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -116,7 +116,7 @@ def router(sessions: Sessions) -> APIRouter:
 
     @routes.post("", status_code=201)
     async def create(body: CreateSession, tenant: TenantName) -> SessionObject:
-        tools = tool_use(function_tools(tool.function for tool in body.tools or ()))
+        tools = tool_use(chat_tools(body.tools))
         messages, setting = chat_messages(body.messages), Setting(tools, body.chat_template_kwargs or {})
         ttl, pinned = body.ttl_seconds, body.pinned
 
@@ -146,8 +146,8 @@ def router(sessions: Sessions) -> APIRouter:
             state = sessions.get(tenant, id)
             whole = WholeSession(
                 **_object(*sessions.infos([state])).model_dump(),
-                messages=[_message(message) for message in state.messages],
-                tools=[tool.as_dict() for tool in state.tools],
+                messages=[_message(message, state.tools) for message in state.messages],
+                tools=list(map(tool_object, state.tools)),
                 chat_template_kwargs=dict(state.template_kwargs),
             )
             return json.dumps(whole.model_dump())  # ASCII, for a client may have sent half of a surrogate pair
@@ -214,11 +214,11 @@ def _object(info: SessionInfo) -> SessionObject:
     )
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, tools: Sequence[Tool]) -> dict[str, Any]:
     """A message in the form in which it can be sent again."""
     told: dict[str, Any] = {"role": message.role, "content": message.text}
     if message.tool_calls:
-        told["tool_calls"] = call_objects(message.tool_calls)
+        told["tool_calls"] = call_objects(message.tool_calls, tools)
     if message.reasoning:
         told["reasoning_content"] = message.reasoning
     if message.tool_call_id is not None:

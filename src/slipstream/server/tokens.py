@@ -12,7 +12,7 @@ from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.openai_messages import ChatMessage, chat_messages
-from slipstream.server.openai_tools import ToolDefinition, function_tools, tool_use
+from slipstream.server.openai_tools import ToolDefinition, chat_tools, tool_use
 
 
 class TokenizeRequest(BaseModel):
@@ -76,9 +76,7 @@ def _tokens(runtime: Runtime, body: TokenizeRequest, tenant: str) -> list[int]:
         message = f"send one of content, prompt and messages; this request has {found}"
         raise InvalidRequestError(message, param=given[1] if given else "content")
     if body.messages is not None:
-        setting = Setting(
-            tool_use(function_tools(tool.function for tool in body.tools or ())), body.chat_template_kwargs or {}
-        )
+        setting = Setting(tool_use(chat_tools(body.tools)), body.chat_template_kwargs or {})
         prompt = runtime.conversations.prompt(chat_messages(body.messages), setting, tenant=tenant)
         return list(map(int, prompt.token_ids))
     text = body.content if body.content is not None else body.prompt

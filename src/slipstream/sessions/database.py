@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 from slipstream.chat import Message, Tool
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import Digest
+from slipstream.chat.setting import TextGrammar
 from slipstream.errors import StateError
 from slipstream.fields import STATE_DIR
 from slipstream.sessions import tree
@@ -162,7 +164,7 @@ class Database:
             kept = created, used, ttl, bool(named), bool(shared), bool(pinned), parent
             (row_of_setting,) = self._tree.path(setting)
             tools, kwargs = json.loads(row_of_setting.value)
-            stood_in = tuple(Tool(*tool) for tool in tools), kwargs
+            stood_in = tuple(map(_tool, tools)), kwargs
             node = self._row("nodes", (tenant, id, self._model))
             key = node[3][len(self._model) :] if node is not None and is_intact(node) else None
             return SessionState(id, tenant, History.read(self._tree.path(head), tenant), *stood_in, *kept, key, tokens)
@@ -377,10 +379,21 @@ def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 def _setting_row(state: SessionState) -> Row:
     """What messages stand in, as a row of its own: sessions share it, and turns don't write it again."""
-    tools = [[tool.name, tool.description, tool.parameters] for tool in state.tools]
+    tools = list(map(_row_of_tool, state.tools))
     value = json.dumps([tools, state.template_kwargs]).encode()
     key = hashlib.blake2b(b"setting" + owner_of(state.tenant) + value, digest_size=16).digest()
     return Row(key, None, value)
+
+
+def _row_of_tool(tool: Tool) -> list[Any]:
+    text = None if tool.text is None else [tool.text.syntax, tool.text.definition]
+    return [tool.name, tool.description, tool.parameters, tool.strict, tool.deferred, text]
+
+
+def _tool(row: list[Any]) -> Tool:
+    """A tool, of which earlier versions wrote the first three values."""
+    function, text = Tool(*row[:5]), row[5:]
+    return replace(function, text=TextGrammar(*text[0])) if text and text[0] else function
 
 
 def _part(row: Row, prefix: int) -> tuple[Digest, LedgerEntry]:

@@ -1,5 +1,6 @@
 """What an answer must fit: its grammar, and what of its schemas the grammar leaves out."""
 
+import re
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,8 +8,10 @@ from dataclasses import dataclass, replace
 from slipstream import fields
 from slipstream.chat import Schema, Tool, ToolUse
 from slipstream.chat.answers import AnswerGrammar, Dialect
+from slipstream.chat.formats.base import TEXT
 from slipstream.chat.messages import Digest, digest
 from slipstream.chat.schema import Loss
+from slipstream.chat.setting import TextGrammar
 from slipstream.engine.grammar import TOO_COMPLEX, UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
 from slipstream.errors import InvalidRequestError
 
@@ -85,10 +88,16 @@ class Demands:
         allowed = {tool.name for tool in use.callable}
         for index, tool in enumerate(use.tools):
             if tool.name in allowed and (fault := self._fault(tenant, ToolUse((tool,), "required"), None)) is not None:
-                if tool.strict:
-                    raise _refused(fields.TOOL_PARAMETERS.at(index), tool, _COMPLEX, fault)
-                losses.append(Loss(_COMPLEX, tool.name))
-                tool = replace(tool, parameters=_ANY_OBJECT)  # noqa: PLW2901
+                if tool.text is None:
+                    if tool.strict:
+                        raise _refused(fields.TOOL_PARAMETERS.at(index), tool, _COMPLEX, fault)
+                    losses.append(Loss(_COMPLEX, tool.name))
+                    tool = replace(tool, parameters=_ANY_OBJECT)  # noqa: PLW2901
+                else:
+                    if isinstance(fault, InvalidRequestError) and fault.code == UNSUPPORTED:
+                        raise _broken(index, tool, fault)
+                    losses.append(Loss("it takes too much to compile", tool.name, of_text=True))
+                    tool = replace(tool, text=TextGrammar())  # noqa: PLW2901
             tools.append(tool)
         if schema is not None and (fault := self._fault(tenant, ToolUse(), schema)) is not None:
             if strict:
@@ -124,6 +133,12 @@ class Demands:
             if loss.tool is not None and places[loss.tool][1].strict:
                 index, tool = places[loss.tool]
                 raise _refused(fields.TOOL_PARAMETERS.at(index), tool, loss.keyword)
+
+
+def _broken(index: int, tool: Tool, fault: InvalidRequestError) -> InvalidRequestError:
+    """The error of a grammar of text that is read, but means nothing: a name in it may not be defined."""
+    complaint = re.sub(rf"call_\d+{TEXT}", "", str(fault).rpartition("can't be enforced: ")[2], flags=re.IGNORECASE)
+    return InvalidRequestError(fields.TOOL_TEXT.at(index), f" of the tool {tool.name!r} is no grammar: {complaint}")
 
 
 def _refused(

@@ -70,8 +70,7 @@ class Choice:
 
     def check(self) -> None:
         """Find the misfits of a finished answer; one that was cut off has none."""
-        complete = self.reader.calls_to_run or self.outputs[-1].finish_reason == "stop"
-        if self.losses and complete:
+        if self.reader.calls_to_run or self.outputs[-1].finish_reason == "stop":
             self.misfits = tuple(misfits(self.message, self.losses, self.tools, self.request.response_schema))
 
     @property

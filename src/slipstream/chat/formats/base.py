@@ -11,7 +11,8 @@ from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, skip_space, text_until
 from slipstream.chat.reasoning import Reasoning
 from slipstream.chat.schema import Loss, Written, arguments_rules, literal
-from slipstream.chat.setting import Tool, ToolUse
+from slipstream.chat.schema.losses import UnsupportedError
+from slipstream.chat.setting import INPUT, Tool, ToolUse
 from slipstream.chat.tags import Tag, Tags, rule_until
 from slipstream.chat.text_grammar import text_rules
 from slipstream.tokenizer.provenance import Traced, content, origin_of, own
@@ -35,6 +36,8 @@ class ToolFormat(ABC):
     """The names that its templates have for the reasoning of a message."""
     ARGUMENTS = "arguments"
     """The key of the arguments in calls that are JSON objects."""
+    JSON_ARGUMENTS = True
+    """Whether a model writes the arguments of a call as JSON."""
     TEXT_ARGUMENTS = False
     """Whether its templates take arguments as JSON text, to which they add strings."""
 
@@ -101,10 +104,12 @@ class ToolFormat(ABC):
         names = [f"call_{index}" for index in range(len(use.callable))]
         written = [self._call_rules(name, tool) for name, tool in zip(names, use.callable, strict=True)]
         losses = [
-            Loss(keyword, tool.name)
+            Loss(keyword, tool.name, of_text=_has_grammar(tool))
             for tool, each in zip(use.callable, written, strict=True)
             for keyword in each.losses
         ]
+        if not self.JSON_ARGUMENTS:
+            losses += [Loss(_NO_TEXT, tool.name, of_text=True) for tool in use.callable if _has_grammar(tool)]
         rules = (rule for each in written for rule in each.rules)
         return AnswerRules("\n".join((start, f"call: {' | '.join(names)}", *rules)), tuple(losses))
 
@@ -208,14 +213,25 @@ def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> l
 def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> Written:
     """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
     call = f"{rule}: {before} {rule}_arguments {after}"
-    if tool.text is None:
-        arguments = arguments_rules(f"{rule}_arguments", tool.parameters)
-        return Written([call, *arguments.rules], arguments.losses)
-    (parameter,) = tool.parameters["properties"]
-    opening, ending, inside = literal(f'{{{json.dumps(parameter)}: "'), literal('"}'), f"{rule}_text_"
-    text = f"{rule}_arguments: {opening} {inside}start {ending}"
-    return Written([call, text, *text_rules(tool.text, inside)])
+    losses: tuple[str, ...] = ()
+    if tool.text is not None and _has_grammar(tool):
+        opening, ending, inside = literal(f'{{{json.dumps(INPUT)}: "'), literal('"}'), f"{rule}{TEXT}"
+        text = f"{rule}_arguments: {opening} {inside}start {ending}"
+        try:
+            return Written([call, text, *text_rules(tool.text, inside)])
+        except (UnsupportedError, ValueError) as error:
+            losses = (str(error),)
+    arguments = arguments_rules(f"{rule}_arguments", tool.parameters)
+    return Written([call, *arguments.rules], (*losses, *arguments.losses))
 
 
+def _has_grammar(tool: Tool) -> bool:
+    """Whether it takes a text that must fit something."""
+    return tool.text is not None and tool.text.syntax != "text"
+
+
+TEXT = "_text_"
+"""What stands between the name of a call's rule and the names of the grammar of its text."""
+_NO_TEXT = "the model does not write arguments as JSON"
 MORE = "{0,15}"
 """How many calls may follow the first: a model that has lost its way calls without end."""

@@ -28,6 +28,7 @@ class Gemma4(TaggedCalls):
     """`<|tool_call>call:name{city:<|"|>Bern<|"|>,days:3}<tool_call|>`, arguments in the order of their names."""
 
     name = "gemma-4"
+    JSON_ARGUMENTS = False
     BEGIN, END = "<|tool_call>", "<tool_call|>"
     SIGNS = (BEGIN,)
     INNER, BETWEEN = "call", ""

@@ -19,6 +19,7 @@ class ParameterCalls(TaggedCalls):
     Strings stand as they are, other values as JSON. A text ends at the first closing tag, so it can't hold one.
     """
 
+    JSON_ARGUMENTS = False
     CALL, PARAMETER = ("<function=", ">"), ("<parameter=", ">")
     """What stands before and after the name of a function, and of a parameter."""
     AROUND_VALUE = ""

@@ -19,6 +19,7 @@ class LFM2(ListedCalls):
     """`[name(parameter="value", count=3)]`; values are JSON, but for Python's words for true, false and null."""
 
     name = "lfm2"
+    JSON_ARGUMENTS = False
     BEGIN, END = "<|tool_call_start|>", "<|tool_call_end|>"
     THOUGHTS = (*ListedCalls.THOUGHTS, "thinking")
 

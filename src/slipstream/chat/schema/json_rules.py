@@ -211,6 +211,8 @@ class JsonRules:
         form = replace(form, members=self.ordered(form.members))
         count, needed = len(form.members), sum(member.required for member in form.members)
         counted = form.least > needed or form.most is not None
+        if form.free and form.least > needed + 1:  # keys that aren't listed may be the same one twice
+            self.meaning.lose("minProperties")
         if counted and not count:
             return f'"{{" {self._free(form, form.least, form.most, after=False)} "}}"'
         if counted:

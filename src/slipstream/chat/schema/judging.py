@@ -26,6 +26,25 @@ def misfit(text: str, schema: Schema) -> str | None:
     return f"{where.lstrip('.') or 'it'}: {error.message}"
 
 
+def repeated_key(text: str) -> str | None:
+    """A key that an object of some JSON text has twice, of which readers see the last; None if there is none."""
+    repeated: list[str] = []
+
+    def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in made:
+                repeated.append(key)
+            made[key] = value
+        return made
+
+    try:
+        json.loads(text, object_pairs_hook=noted)
+    except (ValueError, RecursionError):
+        return None
+    return repeated[0] if repeated else None
+
+
 @lru_cache(maxsize=64)
 def _validator(schema: str) -> Any:
     """The validator of a schema by its own draft, with patterns as ECMA-262 reads them."""

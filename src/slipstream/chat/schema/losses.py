@@ -14,3 +14,5 @@ class Loss:
     keyword: str
     tool: str | None = None
     """None where it's the schema of the answer itself."""
+    of_text: bool = False
+    """Whether it's why the grammar of a tool that takes text is left out."""
