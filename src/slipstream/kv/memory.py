@@ -118,6 +118,10 @@ class KVMemory:
             return True
         return self._store.reserve_cost(sequence.state, room) <= self._store.free and self.grow(sequence, room)
 
+    def keeps_draft(self, sequence: Sequence, count: int, draft: int, marks: tuple[int, ...]) -> bool:
+        """Whether a draft that is rejected leaves nothing to compute again; see `Store.keeps_draft`."""
+        return self._store.keeps_draft(sequence.state, count, draft, marks)
+
     def rewind(self, sequence: Sequence, length: int) -> None:
         """Forget what a step computed after the first `length` tokens; the store may have to forget more."""
         self._store.rewind(sequence.state, length)
