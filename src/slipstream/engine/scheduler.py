@@ -132,6 +132,7 @@ class Scheduler:
             self.waiting.remove(active)
             self._shares.started(active, sequence.pending + HEADROOM, [*self.waiting, *self.running])
             self.running.append(active)
+            sequence.awaited = False  # it came
             active.start(sequence, owed=len(before) if sequence.computed == before.start else 0)
             yield active
 
