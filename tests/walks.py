@@ -13,7 +13,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -95,10 +95,21 @@ def verdict(schema: Any, text: str) -> str | None:
     except ValueError as error:
         return f"{text}: {error}"
     exact = json.loads(json.dumps(for_validators(schema)), parse_float=Decimal)
-    error = next(jsonschema.Draft202012Validator(exact, format_checker=FORMATS).iter_errors(value), None)
+    with localcontext(prec=400):  # of remainders of what has exponents of two digits
+        error = next(JUDGE(exact, format_checker=FORMATS).iter_errors(value), None)
     return None if error is None else f"{text}: {error.message}"
 
 
+def _is_integer(_: Any, value: Any) -> bool:
+    """Whether JSON is a number without a fraction, however it's written: 1e+20 is one."""
+    return isinstance(value, int | Decimal) and not isinstance(value, bool) and value % 1 == 0
+
+
+JUDGE = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+"""Of numbers as exact as they are written."""
 FORMATS = jsonschema.FormatChecker(["date", "email", "ipv4", "uuid"])
 """Formats are asserted, as docs/tools.md says; these are what the judge can check by itself."""
 

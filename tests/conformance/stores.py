@@ -233,11 +233,13 @@ class KVMemoryMachine(RuleBasedStateMachine):
         assume(sequence.pending)
         if not self.kv.grow_freely(sequence, len(sequence) + len(draft)):
             return
+        kept = self.kv.keeps_draft(sequence, sequence.pending, len(draft), ())
         self.backend.launch([sequence.chunk(sequence.pending, 1 + len(draft), draft)]).wait()
         length = len(sequence)
         sequence.extend(ids(draft[:confirmed]))
         self.kv.rewind(sequence, length + min(confirmed, len(draft)))
         assert sequence.computed <= len(sequence)
+        assert not kept or sequence.computed == length + min(confirmed, len(draft))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), keep=st.booleans())

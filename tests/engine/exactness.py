@@ -170,8 +170,10 @@ def rounds(
     compiler = GrammarCompiler(tokenizer, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids)
     grammars = [compiler.compile(source, param="") for source in GRAMMARS]
     known = min(backend.vocab_size, 49_000)  # tokens that prompts are drawn from
+    counts = range(CONTEXT // BLOCK_SIZE + 8, backend.store.capacity // BLOCK_SIZE)
+    least = next(count for count in counts if backend.new_store(count).capacity >= CONTEXT)  # states take memory, too
     while True:
-        blocks = rng.choice([CONTEXT // BLOCK_SIZE + 8, 60, 120, backend.store.capacity // BLOCK_SIZE])
+        blocks = rng.choice([least, least + 15, least + 75, backend.store.capacity // BLOCK_SIZE])
         core = _engine(rng, backend, blocks, tokenizer, model)
         conversations: list[IntArray] = [np.empty(0, np.int32)]
         for _ in range(rng.randint(3, 6)):

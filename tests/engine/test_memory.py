@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slipstream import Engine, EngineConfig, Message, SamplingParams, Session
+from slipstream import Engine, EngineConfig, Message, SamplingParams, Session, Tool, ToolUse
 from slipstream.backend.paged_model import PagedModel
 from slipstream.models import Model
 from tests.looking import Look
@@ -92,3 +92,21 @@ def test_prompt_tokens_forwarded_are_exactly_the_delta(engine: Engine) -> None:
         forwarded = forwarded_for_turns() - before
         assert forwarded == counters.delta_tokens + counters.completion_tokens
         assert number == 0 or counters.delta_tokens < 165
+
+
+def test_a_conversation_whose_tool_runs_is_kept_rather_than_one_that_is_answered(small_engine: Engine) -> None:
+    engine = small_engine
+    look = ToolUse((Tool("look", "Look at a shelf", {"type": "object", "properties": {}}),), "required")
+    calling = engine.session(f"You look after shelves. {SYSTEM[:900]}", tools=look)
+    answered = engine.session(f"You look after lamps. {SYSTEM[:900]}")
+    cost = calling.send("What is on the shelf?", params=GREEDY).counters
+    (call,) = calling.messages[-1].tool_calls
+    answered.send("How many lamps are there?", params=BRIEF)
+    evictions = engine.core.stats().kv.evictions
+    engine.session(f"You look after ropes. {SYSTEM[:2400]}").send("How many?", params=BRIEF)
+    assert engine.core.stats().kv.evictions > evictions
+    went_on = calling.send(Message("tool", "Nothing", tool_call_id=call.id), params=BRIEF)
+    assert went_on.counters.reused_tokens >= cost.prompt_tokens + cost.completion_tokens - 4, (
+        "it was used before the other one"
+    )
+    assert answered.send("And now?", params=BRIEF).counters.reused_tokens < 100

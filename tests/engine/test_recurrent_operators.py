@@ -181,7 +181,7 @@ def test_states_are_kept_where_they_are_wanted(operator: Operator) -> None:
 
 
 def test_a_state_may_be_replaced_in_its_slot(operator: Operator) -> None:
-    """A chunk that is cut into several steps leaves it in one slot."""
+    """As the first that a step writes for its sequence: the selective operator refuses to read from others."""
     _, states = whole(operator)
     table = operator.table()
     for start, end in ((0, 40), (40, 41), (41, TOKENS)):

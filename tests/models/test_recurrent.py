@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from slipstream.kv.prefix_index import common_length
 from slipstream.models import ModelStore
 from tests.models.clients import Answer, Chat
 from tests.models.test_tool_loops import LIMIT, TOOLS, assert_whole
@@ -78,6 +80,34 @@ def test_a_conversation_goes_on_branches_and_is_answered_again(server: Server, m
     other = [*history[-1][:-1], *client.question("Something else.")]
     edited = ask(client, other)
     assert edited.report["delta_tokens"] <= len("Something else.") + AROUND + interval
+
+
+def test_an_edit_within_a_first_long_prompt_is_computed_from_the_nearest_state(
+    server: Server, model: str, interval: int
+) -> None:
+    client = Chat(server, model, "You look after a station.", TOOLS, ())
+
+    def conversation(fifth: str) -> list[Any]:
+        messages: list[Any] = []
+        for number in range(8):
+            text = fifth if number == 4 else f"Reading {number}: " + "12 " * (interval // 8)
+            messages += [*client.question(text), {"role": "assistant", "content": "Noted. " * (interval // 16)}]
+        return [*messages, *client.question("Which was the warmest?")]
+
+    def tokens(messages: list[Any]) -> list[int]:
+        _, body = client.request(messages, "auto", limit=LIMIT)
+        with server.http() as http:
+            asked = {"messages": body["messages"], "tools": body["tools"]}
+            found: list[int] = http.post("/tokenize", json=asked).raise_for_status().json()["tokens"]
+        return found
+
+    first, edited = conversation("Nothing was read."), conversation("No reading at all.")
+    client.ask(first, "auto", stream=True, limit=LIMIT, response_cache=False)
+    answer = ask(client, edited)
+    common = common_length(np.array(tokens(first)), np.array(tokens(edited)))
+    assert common > 2 * interval
+    assert answer.report["prompt_tokens"] - common > interval
+    assert answer.report["delta_tokens"] <= answer.report["prompt_tokens"] - common + interval
 
 
 def test_it_goes_on_after_a_restart(model: str, home: dict[str, str], interval: int, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from openai import OpenAI
 from tests.server.process import MODEL, Server
 from tests.short_model import TOKEN_BYTES
 
+PARTS = ("queue", "prefill", "decode")
+
 
 def test_health(http: httpx.Client) -> None:
     health = http.get("/health").json()
@@ -55,6 +57,37 @@ def test_metrics_add_up(server: Server, client: OpenAI) -> None:
     assert after["slipstream_kv_sequences running"] == 0
     assert after["slipstream_kv_sequences retained"] > 0
     assert after["process_resident_memory_bytes"] > 0
+
+
+def test_metrics_have_vllm_s_names_too(server: Server, client: OpenAI) -> None:
+    """As vLLM's dashboards and routers read them: https://docs.vllm.ai/en/stable/usage/metrics.html."""
+    before = server.wait_until_idle()
+    message = {"role": "user", "content": "Which names do dashboards read?"}
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[message], max_tokens=5, extra_body={"ignore_eos": True, "response_cache": False}
+    )
+    after = server.wait_until_idle()
+    labels = f"0 {MODEL}"
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    report = answer.model_extra["slipstream"] if answer.model_extra else {}
+    for name, expected in {
+        "prompt_tokens_total": report["prompt_tokens"],
+        "prefix_cache_queries_total": report["prompt_tokens"],
+        "prefix_cache_hits_total": report["reused_tokens"],
+        "generation_tokens_total": report["completion_tokens"],
+        "spec_decode_num_draft_tokens_total": report["drafted_tokens"],
+        "spec_decode_num_accepted_tokens_total": report["accepted_tokens"],
+        "request_prompt_tokens_sum": report["prompt_tokens"],
+        "request_generation_tokens_sum": report["completion_tokens"],
+    }.items():
+        assert grown[f"vllm:{name} {labels}"] == expected, name
+    assert grown[f"vllm:request_success_total 0 length {MODEL}"] == 1
+    for name in ("time_to_first_token", "e2e_request_latency", *(f"request_{part}_time" for part in PARTS)):
+        assert grown[f"vllm:{name}_seconds_count {labels}"] == 1
+        assert after[f"vllm:{name}_seconds_bucket 0 +Inf {MODEL}"] >= 1
+    assert after[f"vllm:num_requests_running {labels}"] == after[f"vllm:num_requests_waiting {labels}"] == 0
+    assert 0 <= after[f"vllm:kv_cache_usage_perc {labels}"] < 1
+    assert after[f"vllm:num_preemptions_total {labels}"] == after["slipstream_preemptions_total"]
 
 
 def test_openmetrics_for_those_who_ask(http: httpx.Client) -> None:

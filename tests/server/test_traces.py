@@ -1,6 +1,7 @@
 """A turn is a span of OpenTelemetry, with spans for its parts, and never what was said."""
 
 import asyncio
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
@@ -11,8 +12,10 @@ from slipstream.config import EngineConfig, ServerConfig
 from slipstream.models import Model
 from slipstream.server import app
 from slipstream.server.keys import KeyRing
-from tests.server.process import MODEL
+from tests.server.process import MODEL, running_server
 from tests.short_model import room_for
+from tests.unit.local_server import LocalServer, serving
+from tests.waiting import wait_until
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra otel")
 export = pytest.importorskip("opentelemetry.sdk.trace.export")
@@ -63,3 +66,50 @@ def test_spans_of_turns(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = "".join(span.to_json() for span in spans)
     assert SECRET not in everything
     assert said["choices"][0]["message"]["content"] not in everything
+
+
+class Collector(LocalServer):
+    """Takes what exporters send, by OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        super().__init__(_Collecting)
+        self.received: list[tuple[str, str | None, bytes]] = []
+        """Path, content type and body of each request."""
+
+
+class _Collecting(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path, self.headers["Content-Type"], body))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_spans_reach_a_collector(model: Model) -> None:
+    """By the standard variables; what is still waiting when the server ends is sent then."""
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
+    sent = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    chat = {"messages": [{"role": "user", "content": SECRET}], "max_tokens": 4}
+    with serving(Collector()) as collector:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        with running_server("--traces", environment=variables) as server, server.http() as http:
+            http.post("/v1/chat/completions", json=chat).raise_for_status()
+            wait_until(lambda: bool(collector.received))
+            http.post("/v1/chat/completions", json=chat).raise_for_status()
+    assert {each[:2] for each in collector.received} == {("/v1/traces", "application/x-protobuf")}
+    resources = [
+        resource
+        for *_, body in collector.received
+        for resource in sent.ExportTraceServiceRequest.FromString(body).resource_spans
+    ]
+    names = [each.value.string_value for r in resources for each in r.resource.attributes if each.key == "service.name"]
+    assert set(names) == {"slipstream"}
+    spans = [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
+    assert [span.name for span in spans if not span.parent_span_id] == [f"chat {MODEL}"] * 2
+    assert {span.name for span in spans if span.parent_span_id} >= {"prefill", "decode"}
+    assert not [body for *_, body in collector.received if SECRET.encode() in body]

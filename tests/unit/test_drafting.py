@@ -15,14 +15,13 @@ from tests.unit.toy_backend import ToyBackend
 SIZES = (2, 4, 8, 16, 32, 64, 128)
 
 
-def step_cost(*, fixed: float = 0.010, token: float = 0.0005, pair: float = 0.0) -> StepCost:
-    return StepCost(
-        StepMeasurements(tuple((size, fixed + token * size) for size in SIZES), per_pair=pair), smallest_chunk=2
-    )
+def step_cost(*, fixed: float = 0.010, token: float = 0.0005, pair: float = 0.0, state: float = 0.0) -> StepCost:
+    seconds = tuple((size, fixed + token * size) for size in SIZES)
+    return StepCost(StepMeasurements(seconds, per_pair=pair, per_state=state), smallest_chunk=2)
 
 
-def offer(chances: list[float], *, past: int = 0, count: int = 1) -> Offer:
-    return Offer(chances, [True] * len(chances), past, count)
+def offer(chances: list[float], *, past: int = 0, count: int = 1, kept: bool = True) -> Offer:
+    return Offer(chances, [True] * len(chances), past, count, kept)
 
 
 def admitted(*offers: Offer, cost: StepCost | None = None) -> list[int]:
@@ -54,6 +53,19 @@ class TestAdmission:
         falling = [0.8**position for position in range(1, 30)]
         near, far = (admitted(offer(falling, past=past), cost=step_cost(pair=1e-6)) for past in (0, 8000))
         assert far < near
+
+    def test_drafts_get_shorter_where_each_token_writes_a_state(self) -> None:
+        falling = [0.8**position for position in range(1, 30)]
+        lengths = [admitted(offer(falling), cost=step_cost(state=state)) for state in (0.0, 0.002, 0.05)]
+        assert lengths[0] > lengths[1] > lengths[2]
+
+    def test_a_draft_that_cannot_be_taken_back_must_be_likelier_the_more_there_is_to_compute_again(self) -> None:
+        falling = [0.8**position for position in range(1, 30)]
+        (kept,) = admitted(offer(falling))
+        (alone,) = admitted(offer(falling, kept=False))
+        (after_prompt,) = admitted(offer(falling, kept=False, count=63))
+        assert kept >= alone > after_prompt
+        assert admitted(offer([1.0] * 15, kept=False, count=1)) == [15], "there's nothing to take back"
 
     def test_with_many_generations_each_brings_less(self) -> None:
         falling = [0.8**position for position in range(1, 30)]

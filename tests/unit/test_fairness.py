@@ -81,6 +81,27 @@ def test_a_flood_of_one_tenant_does_not_slow_another_beyond_its_share() -> None:
     assert beside <= 2.5 * alone
 
 
+def test_beside_a_flood_a_tenant_computes_its_share_of_the_tokens() -> None:
+    """While its request is under way, prompt and answer, the flood computes hardly more tokens than it does."""
+    computed: Counter[str] = Counter()
+    with toy_engine(num_blocks=4096) as engine:
+
+        def count() -> None:
+            running = engine.core._loop._scheduler.running
+            tenants = {id(each.sequence.state): each.request.tenant for each in running if each.sequence is not None}
+            if "b" in tenants.values():
+                for chunk in engine.backend.steps[-1].chunks:
+                    computed[tenants[id(chunk.state)]] += len(chunk.tokens)
+
+        engine.backend.before_step = count
+        flood = [replace(of("a", n, length=100), prompt=request(prompt(300, seed=n)).prompt) for n in range(20)]
+        late = replace(of("b", 0, length=40), prompt=request(prompt(600, seed=99)).prompt)
+        submit(engine, [*flood, late], Order())
+        assert sum(step.tokens for step in engine.backend.steps) > 4 * computed["a"], "the flood had more to do"
+    assert computed["b"] >= 639
+    assert computed["a"] <= 1.5 * computed["b"]
+
+
 @pytest.mark.parametrize("places", [1, 4])
 def test_a_person_s_turn_passes_a_batch_and_the_batch_ends_all_the_same(places: int) -> None:
     order = Order()

@@ -4,6 +4,7 @@ import pytest
 
 from slipstream.backend import Chunk
 from slipstream.backend.hybrid_store import MARKS, HybridState
+from slipstream.backend.slots import fit_one_step
 from tests.conformance.stores import compute, ids
 from tests.unit.toy_backend import HybridToy
 
@@ -69,6 +70,34 @@ def test_without_memory_for_them_a_draft_is_taken_back_to_the_step_before(toy: H
     draft(toy, state, 30)
     assert 13 <= toy.store.rewind(state, 14) <= 14
     toy.store.check([state, *others])
+
+
+def test_it_is_said_beforehand_whether_a_draft_can_be_taken_back(toy: HybridToy) -> None:
+    state = opened(toy, 13, room=60)
+    assert toy.store.keeps_draft(state, 1, 30, ())
+    others = []
+    while toy.store.free >= toy.store.open_cost(1):
+        others.append(toy.store.open(1))
+    assert not toy.store.keeps_draft(state, 1, 30, ())
+    possible = max(count for count in range(30) if toy.store.keeps_draft(state, 1, count, ()))
+    draft(toy, state, possible)
+    assert toy.store.rewind(state, 14) == 14
+    toy.store.check([state, *others])
+
+
+def test_no_step_is_cut_for_the_sake_of_a_draft() -> None:
+    """A prompt's last chunk would be: it leaves a state before its last token, too, and intervals are equal."""
+    toy = HybridToy(1000, interval=64)
+    for count, kept in ((5, True), (40, False)):
+        state: HybridState = toy.store.open(200)
+        marks = (count - 1,)
+        assert toy.store.keeps_draft(state, count, 6, marks) == kept
+        plan = toy.store.plan(state, count + 6, rows=7, marks=marks)
+        assert fit_one_step(0, [at for at, _ in plan.kept])
+        assert marks[0] in dict(plan.kept), "from there it's answered again"
+        toy.store.commit(state, plan)
+        assert toy.store.rewind(state, count + 2) == (count + 2 if kept else marks[0])
+        toy.store.release(state)
 
 
 def test_where_a_turn_ended_a_fork_may_begin(toy: HybridToy) -> None:

@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from slipstream.backend.paged_store import PagedStore
 from slipstream.kv import KVMemory, Sequence
+from slipstream.kv.eviction import AWAITED, value_of
 from tests.conformance.stores import KINDS, KVMemoryMachine, StoreMachine, compute, ids
 from tests.unit.toy_backend import ToyBackend
 
@@ -226,3 +227,58 @@ def test_a_sequence_leaves_the_prompt_that_it_shares_alone() -> None:
     sequence.append(99)
     assert sequence.tokens.tolist() == [0, 1, 2, 3, 4, 5, 99]
     assert prompt.tolist() == list(range(8))
+
+
+def test_a_conversation_whose_tool_runs_outlives_others_but_not_for_ever() -> None:
+    kv = memory(8)
+    waiting, answered = [1] * 7, [2] * 7
+    for tokens in (waiting, answered):
+        kv.cache(filled(kv, tokens))
+    kv.expect("", np.array([*waiting, 9, 9], np.int32))  # with two tokens that are yet to be computed
+    kv.expect("", np.array([7, 7], np.int32))  # of which nothing is there
+    new = filled(kv, [3] * 20)
+    assert kv.computed("", np.array(answered, np.int32)) == 0
+    assert kv.computed("", np.array(waiting, np.int32)) == 7
+    kv.release(new)
+    for number in range(10, 20):
+        kv.cache(filled(kv, [number] * 20))
+    assert kv.computed("", np.array(waiting, np.int32)) == 0
+
+
+def test_a_conversation_that_only_begins_like_it_is_not_expected() -> None:
+    kv = memory(8)
+    for tokens in ([1, 1, 1, 1, 5, 5, 5], [2] * 7):
+        kv.cache(filled(kv, tokens))
+    kv.expect("", np.array([1, 1, 1, 1, 6, 6, 6], np.int32))
+    filled(kv, [3] * 20)
+    assert kv.computed("", np.array([1] * 4, np.int32)) == 0
+
+
+def test_value_of_what_is_awaited() -> None:
+    assert value_of(7.0, awaited=False) == 8.0
+    assert value_of(7.0, awaited=True) == 7.0 + AWAITED > 8.0
+
+
+def test_a_conversation_is_expected_before_its_tokens_are_computed() -> None:
+    """As when a grammar forces all of an answer; another conversation with the same beginning doesn't stand for it."""
+    kv = memory(16)
+    system, call = [1] * 6, [4] * 3
+    kv.cache(filled(kv, [*system, 8]))
+    kv.cache(filled(kv, [*system, 9]))
+    running = kv.open("", np.array([*system, 5, 5], np.int32), room=20)
+    assert running is not None
+    running.extend(np.array(call, np.int32))
+    kv.expect("", np.array([*system, 5, 5, *call, 7], np.int32))
+    assert running.awaited
+    assert not any(each.awaited for each in kv._cached)
+
+
+def test_nothing_is_kept_for_the_few_tokens_that_all_conversations_begin_with() -> None:
+    kv = memory(8)
+    old, recent = [1, 1, 2, 2, 2, 2, 2], [1, 1, 3, 3, 3, 3, 3]
+    kv.cache(filled(kv, old))
+    kv.cache(filled(kv, recent))
+    filled(kv, [1, 1, 4, 4])  # which uses neither
+    filled(kv, [1, 1, *[5] * 9])
+    assert kv.computed("", np.array(old, np.int32)) == 2
+    assert kv.computed("", np.array(recent, np.int32)) == 7

@@ -8,12 +8,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from slipstream.backend import Chunk, calibration, self_test
+from slipstream.backend import Chunk, Load, calibration, self_test
 from slipstream.backend.logits import HostLogits
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import ROW_COUNTS, SIZES
-from slipstream.backend.steps import BLOCK_SIZE
+from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.errors import ModelError
 from tests.processors import AVX2, Emulated
 from tests.unit.test_self_test import ToyRunner
@@ -168,6 +168,30 @@ def test_what_does_not_fit_into_a_step_takes_several(model: ToyModel) -> None:
     assert state.length == 300
     added = ticket.logits - toy_logits(tokens, 2)
     assert np.ptp(added, axis=0).max() < 1e-5, "but for what the emulated class adds"
+
+
+def test_steps_of_one_work_are_learned_apart(model: ToyModel) -> None:
+    small = backend(Emulated(model, sizes=AVX2))
+    loads = [Load(size) for size in (2, 16, 64, 80)]
+    before = [small.cost.seconds(load) for load in loads]
+    state = small.store.open(1200)
+    for _ in range(5):
+        small.launch([Chunk(state, np.full(222, 3, np.int32), 1)]).wait()
+    assert [small.cost.seconds(load) for load in loads] == pytest.approx(before)
+
+
+def test_what_a_recurrent_state_costs_is_measured(model: ToyModel) -> None:
+    class WithStates(ToyRunner):
+        states = object()
+
+        def finish(self) -> HostLogits:
+            written = len(self.started["la.block_indices"]) - len(self.started["past_lens"])
+            self.clock.now += 0.002 * written
+            return super().finish()
+
+    for runner, expected in ((WithStates(), 0.002), (ToyRunner(), 0.0)):
+        measured = calibration.measure(runner, StepClass(SIZES, ROW_COUNTS), lambda _: None)  # type: ignore[arg-type]
+        assert measured.per_state == pytest.approx(expected)
 
 
 def test_too_little_memory_is_an_error_that_names_the_option(model: ToyModel) -> None:

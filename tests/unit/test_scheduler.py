@@ -37,6 +37,7 @@ from slipstream.sampling import Sampler
 from slipstream.tokenizer import Tokenizer
 from tests.conformance.stores import KINDS
 from tests.looking import Look
+from tests.unit import toy_backend
 from tests.unit.toy_backend import (
     SECONDS_PER_TOKEN,
     STEP_SIZES,
@@ -171,7 +172,7 @@ class ToyEngine:
 
 
 @contextmanager
-def toy_engine(**options: float) -> Iterator[ToyEngine]:
+def toy_engine(**options: float | str) -> Iterator[ToyEngine]:
     """An engine that must have behaved, and must have given all memory back, when everything is done."""
     clock = Clock()
     with ExitStack() as patches:
@@ -544,6 +545,16 @@ class TestDrafts:
                 for seed in range(12):
                     submit(request(prompt(60, seed) * 2 + prompt(20, seed), max_tokens=20, speculation=True))
             assert max(step.size for step in engine.backend.steps) == STEP_SIZES[-1]
+
+    def test_they_are_shorter_where_recurrent_states_make_them_dear(self) -> None:
+        drafted = []
+        for seconds in (0.0, 20 * SECONDS_PER_TOKEN):
+            costs = mock.patch.multiple(toy_backend, SECONDS_PER_STEP=10 * SECONDS_PER_TOKEN, SECONDS_PER_STATE=seconds)
+            with costs, toy_engine(kind="hybrid") as engine:
+                call = engine.answer(request(prompt(20), max_tokens=200, speculation=True))
+                assert_right(call)
+                drafted.append(call.counters.drafted_tokens)
+        assert drafted[0] > drafted[1] > 0
 
     def test_the_end_of_an_answer_cuts_them(self) -> None:
         with toy_engine() as engine:

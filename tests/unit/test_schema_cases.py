@@ -11,7 +11,7 @@ from slipstream.chat.schema import NOTHING_FITS
 from slipstream.chat.schema.judging import for_validators, misfit, repeated_key
 from slipstream.models import Model
 from tests.grammars import grammar_of, loosened_grammar_of
-from tests.walks import walks
+from tests.walks import verdict, walks
 
 INTEGER = {"type": "integer"}
 DOUBLE = 1.7976931348623157e308
@@ -88,6 +88,11 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     ),
     "nothing unevaluated": (thing(a=INTEGER) | {"unevaluatedProperties": False}, ["{}", '{"a": 1}'], ['{"b": 1}']),
     "then without if": ({**INTEGER, "then": {"type": "string"}}, ["1"], ['"a"']),
+    "too few values to differ": (
+        thing(a={"type": "array", "items": {"type": "null"}, "minItems": 2, "uniqueItems": True}, b=INTEGER),
+        ["{}", '{"b": 1}'],
+        ['{"a": }', '{"a": [null]}', '{"a": [null, null]}'],
+    ),
     "at least one of any": (
         thing("a", a=INTEGER) | {"additionalProperties": INTEGER, "minProperties": 2},
         ['{"a": 1, "b": 1}', '{"a": 1, "b": 1, "c": 1}'],
@@ -202,6 +207,13 @@ def test_random_walks_of_a_models_tokens_fit(model: Model) -> None:
     tokenizer = LLTokenizer(str(model.tokenizer_path))
     for schema, fault, loosened in walks(10, 2, tokenizer):
         assert fault is None or loosened, (json.dumps(schema), fault)
+
+
+def test_the_judge_of_walks_takes_numbers_as_they_are_written() -> None:
+    assert verdict(INTEGER, "1e+20") is None
+    assert verdict(INTEGER, "1.5") is not None
+    assert verdict({"type": "number", "multipleOf": 0.5}, "1e+99") is None
+    assert verdict({"type": "number", "multipleOf": 0.5}, "1e-99") is not None
 
 
 def test_walks_find_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots, slot_inputs, writes
+from slipstream.backend.steps import PagedChunk, StepClass
 
 
 @given(past=st.integers(0, 40), size=st.integers(1, 40), data=st.data())
@@ -49,7 +51,38 @@ def test_what_nobody_wants_goes_to_slots_of_its_own() -> None:
 
 def test_the_second_part_of_a_cut_chunk_reads_what_the_first_leaves() -> None:
     slots = Slots(50, ((64, 51), (100, 52), (130, 53)))
-    first, rest = slots.cut(100)
+    first, rest = slots.cut(100, 33)
     assert (first, rest) == (Slots(50, ((64, 51), (100, 52))), Slots(52, ((130, 53),)))
-    first, rest = slots.cut(90)
-    assert (first, rest) == (Slots(50, ((64, 51), (90, 53))), Slots(53, ((100, 52), (130, 53))))
+    first, rest = slots.cut(90, 33)
+    assert (first, rest) == (Slots(50, ((64, 51), (90, 33))), Slots(33, ((100, 52), (130, 53))))
+
+
+@given(data=st.data())
+def test_however_chunks_are_cut_each_part_finds_its_state_and_no_step_reads_what_it_writes(data: st.DataObject) -> None:
+    chunks: list[PagedChunk] = []
+    content: dict[int, tuple[int, int]] = {}
+    free = iter(range(FIRST_SLOT, 10_000))
+    for number in range(data.draw(st.integers(1, 4))):
+        past, size = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 120))
+        lengths = data.draw(st.sets(st.integers(past + 1, past + size), max_size=6)) | {past + size}
+        source = next(free) if past else EMPTY_SLOT
+        content[source] = number, past
+        slots = Slots(source, tuple((length, next(free)) for length in sorted(lengths)))
+        rows = data.draw(st.integers(0, min(size, 5)))
+        chunks.append(PagedChunk(np.full(size, number, np.int32), past, np.empty(0, np.int32), rows, slots))
+    for step in StepClass((8, 64), (1, 8)).cut(chunks):
+        parts = [(part.past, max(2, len(part.tokens)), part.slots) for part in step]
+        inputs = slot_inputs(parts)
+        tables = np.split(inputs["la.block_indices"], inputs["la.block_indices_begins"][1:-1])
+        targets = [slot for table in tables for slot in table[1:].tolist()]
+        assert len(set(targets)) == len(targets)
+        for part, table in zip(step, tables, strict=True):
+            source, number = int(table[0]), int(part.tokens[0])
+            assert source not in targets or source == table[1], "the operators refuse that"
+            assert source == EMPTY_SLOT or content[source] == (number, part.past)
+        for part in step:
+            assert part.slots is not None
+            content |= {slot: (int(part.tokens[0]), length) for length, slot in part.slots.kept}
+    for number, chunk in enumerate(chunks):
+        assert chunk.slots is not None
+        assert all(content[slot] == (number, length) for length, slot in chunk.slots.kept)

@@ -1,6 +1,7 @@
 """The cost of a step: read off what was measured, and moved by what steps really took."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,11 +12,14 @@ from slipstream.backend import Load, StepCost, StepMeasurements
 POINTS = ((2, 0.010), (8, 0.016), (32, 0.040), (128, 0.200))
 PER_CONTEXT = 2e-6
 PER_PAIR = 1e-7
+PER_STATE = 1e-3
 
 
 def cost_model(change: float = 0.0, prepared: Collection[int] = ()) -> StepCost:
     return StepCost(
-        StepMeasurements(POINTS, change, PER_CONTEXT, PER_PAIR), smallest_chunk=2, prepared=lambda: prepared
+        StepMeasurements(POINTS, change, PER_CONTEXT, PER_PAIR, PER_STATE),
+        smallest_chunk=2,
+        prepared=lambda: prepared,
     )
 
 
@@ -48,10 +52,27 @@ def test_padding_looks_back_on_nothing() -> None:
 def test_the_load_of_a_step_is_that_of_its_chunks() -> None:
     cost = cost_model()
     load = cost.load([(10, 100), (1, 50)])
-    assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50)
+    assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50, states=1 + 2)
     load = cost.longer(load, 1, 50)
-    assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50), "it was padded to two"
-    assert cost.longer(load, 10, 100) == Load(tokens=11 + 2, context=150, pairs=11 * 100 + 2 * 50)
+    assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50, states=1 + 2), "it was padded to two"
+    longer = Load(tokens=11 + 2, context=150, pairs=11 * 100 + 2 * 50, states=2 + 2)
+    assert cost.longer(load, 10, 100) == longer
+    assert cost.longer(load, 10, 100, kept=False) == replace(longer, states=1 + 2)
+    assert cost.load([(10, 100)]) + cost.load([(1, 50)]) == cost.load([(10, 100), (1, 50)])
+
+
+def test_a_step_s_own_state_is_part_of_its_size_s_cost() -> None:
+    for states, expected in ((0, 0.016), (1, 0.016), (5, 0.020)):
+        assert cost_model().seconds(Load(8, states=states)) == pytest.approx(expected)
+
+
+def test_what_a_state_costs_is_learned_for_other_sizes_too() -> None:
+    cost = cost_model()
+    for _ in range(300):
+        cost.observe(Load(8, states=21), (), 0.060)
+    assert cost.seconds(Load(8, states=21)) == pytest.approx(0.060, rel=0.01)
+    assert cost.seconds(Load(32, states=21)) > 0.063
+    assert seconds(32, cost=cost) == seconds(32)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 8000), st.integers(0, 8000))

@@ -26,6 +26,9 @@ VOCABULARY = 50
 STOP = 0
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128)
 SECONDS_PER_TOKEN = 0.01
+SECONDS_PER_STEP = 0.0
+SECONDS_PER_STATE = 0.0
+"""What a step and a recurrent state are said to cost besides."""
 
 RUBBISH = -2
 """What a slot holds that was written for nobody."""
@@ -89,7 +92,11 @@ class Toy:
         """The same, for each time that tokens are chosen."""
         self.violations: list[str] = []
         self.cost = StepCost(
-            StepMeasurements(tuple((size, size * SECONDS_PER_TOKEN) for size in STEP_SIZES)), smallest_chunk=2
+            StepMeasurements(
+                tuple((size, SECONDS_PER_STEP + size * SECONDS_PER_TOKEN) for size in STEP_SIZES),
+                per_state=SECONDS_PER_STATE,
+            ),
+            smallest_chunk=2,
         )
         self._clock = clock or Clock()
         self.latest: ToyTicket | None = None
@@ -279,6 +286,9 @@ class CheckpointStore:
         kept = (0, *state.checkpoints, state.length)
         return max(at for at in kept if at <= length)
 
+    def keeps_draft(self, state: CheckpointState, count: int, draft: int, marks: Sequence[int]) -> bool:
+        return draft == 0
+
     def rewind(self, state: CheckpointState, length: int) -> int:
         if length < state.length:
             state.length = max((at for at in state.checkpoints if at <= length), default=0)
@@ -422,6 +432,7 @@ class HybridToy(ToyBackend):
         """What the runtime's operators do with a chunk: see `tests/engine/test_recurrent_operators.py`."""
         source, *targets = inputs["la.block_indices"].tolist()
         assert len(set(targets)) == len(targets), "a slot is written once"
+        assert source not in targets[1:], "a slot that is read may be the first to be written, no other"
         state = self.states.read(source).tolist()
         offset, interval = int(inputs["la.past_lens"][0]), int(inputs["la.cache_interval"][0])
         for done, token in enumerate(tokens, start=1):

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from slipstream.backend.place import place_beside
-from slipstream.backend.self_test import ROW_COUNTS, SIZES, find_step_class
+from slipstream.backend.self_test import ROW_COUNTS, SELF_TEST_SLOTS, SIZES, find_step_class
+from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.step_cost import StepMeasurements
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runner, StepClass, next_size
 
@@ -28,6 +29,8 @@ _LONG_ENOUGH = 0.5
 """Seconds of steps of one kind after which no more are timed."""
 _CONTEXT = 2048
 """Tokens of context at which it is measured what contexts cost."""
+_STATES = 16
+"""Recurrent states that a step writes to measure what they cost: one after each of its tokens, as for a draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +82,9 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
     tokens = np.zeros(sizes[-1], np.int32)
     scratch = np.full((_CONTEXT + sizes[-1]) // BLOCK_SIZE + 1, SCRATCH_BLOCK, np.int32)
 
-    def run(size: int, past: int = 0) -> float:
+    def run(size: int, past: int = 0, slots: Slots | None = None) -> float:
         started = time.perf_counter()
-        step_class.run(runner, [PagedChunk(tokens[:size], past, scratch, 1)])
+        step_class.run(runner, [PagedChunk(tokens[:size], past, scratch, 1, slots)])
         return time.perf_counter() - started
 
     def least(time_once: Callable[[], float]) -> float:
@@ -106,12 +109,21 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
     change = max(0.0, alternating - timed[small] - timed[large]) / 2
     added = [shortest(size, _CONTEXT) - timed[size] for size in (small, large)]
     per_pair = max(0.0, added[1] - added[0]) / max(1, large - small) / _CONTEXT
+    drafted = next_size(sizes, min(_STATES, sizes[-1]))
+    writing = least(lambda: run(drafted, slots=_after_each(drafted))) - shortest(drafted) if runner.states else 0.0
     return StepMeasurements(
         seconds=tuple(zip(sizes, seconds.tolist(), strict=True)),
         change=change,
         per_context=max(0.0, added[0] / _CONTEXT - small * per_pair),
         per_pair=per_pair,
+        per_state=max(0.0, writing) / max(1, drafted - 1),
     )
+
+
+def _after_each(size: int) -> Slots:
+    """Slots of a sequence's first `size` tokens, by which a step writes a state after each; most go to scratch."""
+    lengths = sorted({1, 2, size})
+    return Slots(EMPTY_SLOT, tuple(zip(lengths, range(FIRST_SLOT, SELF_TEST_SLOTS), strict=False)))
 
 
 def _path(model: Path, key: str) -> Path:

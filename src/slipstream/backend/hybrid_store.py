@@ -12,7 +12,7 @@ import numpy as np
 
 from slipstream.backend.paged_store import Blocks, PagedState, PagedStore
 from slipstream.backend.pool import Pool
-from slipstream.backend.slots import EMPTY_SLOT, Slots, SlotStates
+from slipstream.backend.slots import EMPTY_SLOT, Slots, SlotStates, fit_one_step
 from slipstream.backend.store import Blob, OutOfMemoryError, Span
 from slipstream.types import IntArray
 
@@ -137,6 +137,12 @@ class HybridStore:
     def reach(self, state: HybridState, length: int) -> int:
         """The longest length, up to another, whose state is kept."""
         return max((at for at in state.kept if at <= length), default=0)
+
+    def keeps_draft(self, state: HybridState, count: int, draft: int, marks: Sequence[int]) -> bool:
+        """Whether there is memory for the states after each token of a draft, and the step can write them."""
+        end = state.length + count + draft
+        kept = self._lengths(state, end, draft, self._marks(state, end - draft, marks))
+        return kept.issuperset(range(end - draft, end))
 
     def rewind(self, state: HybridState, length: int) -> int:
         """Forget all tokens after a length whose state is kept.
@@ -272,20 +278,15 @@ class HybridStore:
 
         States are kept at intervals and at the end in any case; as far as memory is free, at `marks` that stand apart
         from other states, and after each of the last `rows` tokens, of which all but the first may be forgotten again.
+        For those a long chunk would be cut before its draft: a step more, and that's what drafts are to save.
         """
         self._forget(state, self._passing(state))
         excess = self._own(state) - self._needed(state.length, state.promised)
         if excess > 0:
             self._give_back(state, [state.spare.pop() for _ in range(excess)])
-        past, end = state.length, state.length + count
-        certain = {*range((past // self.interval + 1) * self.interval, end, self.interval), end}
-        marks = self._apart(state, [at for at in marks if past < at < end], always={end - 1})
-        drafted = range(end - rows + 1, end) if rows > 1 else range(0)
-        lengths = next(
-            lengths
-            for lengths in ({*certain, *marks, *drafted}, {*certain, *drafted}, {*certain, *marks}, certain)
-            if self._missing(state, lengths, marks) <= self.free // self._slot_tokens
-        )
+        past, end, draft = state.length, state.length + count, max(0, rows - 1)
+        marks = self._marks(state, end - draft, marks)
+        lengths = self._lengths(state, end, draft, marks)
         self._take(state, self._missing(state, lengths, marks))
         for at in marks:
             if at in lengths:
@@ -299,10 +300,26 @@ class HybridStore:
         state.kept.update(slots.kept)
         state.length = slots.kept[-1][0]
 
+    def _marks(self, state: HybridState, end: int, marks: Iterable[int]) -> list[int]:
+        """Those of a chunk's marks that are worth a state; `end` is where its draft begins."""
+        return self._apart(state, [at for at in marks if state.length < at < end], always={end - 1})
+
+    def _lengths(self, state: HybridState, end: int, draft: int, marks: Collection[int]) -> set[int]:
+        """Lengths up to `end` whose states the next step keeps, of which the last `draft` tokens are a draft."""
+        certain = {*range((state.length // self.interval + 1) * self.interval, end, self.interval), end}
+        drafted = range(end - draft, end)
+        if not fit_one_step(state.length, {*certain, *marks, *drafted}):
+            drafted = range(0)
+        return next(
+            lengths
+            for lengths in ({*certain, *marks, *drafted}, {*certain, *drafted}, {*certain, *marks}, certain)
+            if self._missing(state, lengths, marks) <= self.free // self._slot_tokens
+        )
+
     def _missing(self, state: HybridState, lengths: Collection[int], marks: Iterable[int]) -> int:
         """Slots that a state needs besides its own to keep states at lengths, and more than its few marks for good."""
         surplus = max(0, len(state.marks) + sum(at in lengths for at in marks) - MARKS) - self._surplus(state)
-        return max(len(lengths) - len(state.spare), surplus, 0)
+        return max(len(lengths) - len(state.spare) - len(self._passing(state)), surplus, 0)
 
     # Slots
 

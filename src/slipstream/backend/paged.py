@@ -22,7 +22,7 @@ from slipstream.backend.self_test import (
 )
 from slipstream.backend.slots import FIRST_SLOT, Slots, SlotStates
 from slipstream.backend.step_cost import StepCost
-from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, Runner, StepClass
+from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, Runner, StepClass, states_written
 from slipstream.backend.store import Blob, Store
 from slipstream.errors import ModelError
 from slipstream.fields import KV_MEMORY
@@ -215,13 +215,12 @@ class PagedTicket:
         self._model = model
         self._cost = cost
         self._chunks = chunks
-        self._load = cost.load((len(chunk.tokens), chunk.past) for chunk in chunks)
         self._prepared = model.prepared
-        self._seconds_before = model.seconds
+        self._seconds = model.seconds
         self._logits: Logits
         self._plans = [_plan(chunk) for chunk in chunks]
         paged = [_paged(chunk, plan) for chunk, plan in zip(chunks, self._plans, strict=True)]
-        self._finish = step_class.start(model, paged)
+        self._finish = step_class.start(model, paged, self._observe)
 
     def wait(self) -> None:
         """Return when the step is done; see `Ticket.wait`."""
@@ -231,11 +230,17 @@ class PagedTicket:
                 chunk.state.store.commit(chunk.state, plan)
             else:
                 chunk.state.length += len(chunk.tokens)
-        self._cost.observe(self._load, self._prepared, self._model.seconds - self._seconds_before)
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
         """Choose tokens from the step's logits; see `Ticket.choose`."""
         return self._logits.choose(rows)
+
+    def _observe(self, step: Sequence[PagedChunk]) -> None:
+        """Learn what a step took: one of several, if the chunks didn't fit into one or were cut at their states."""
+        load = self._cost.load((len(chunk.tokens), chunk.past) for chunk in step)
+        load = replace(load, states=sum(map(states_written, step)))
+        self._cost.observe(load, self._prepared, self._model.seconds - self._seconds)
+        self._prepared, self._seconds = self._model.prepared, self._model.seconds
 
     @property
     def logits(self) -> FloatArray:

@@ -1,6 +1,6 @@
 """A store of keys and values in blocks that sequences share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -124,6 +124,10 @@ class PagedStore:
     def reach(self, state: PagedState, length: int) -> int:  # noqa: ARG002 - any state can be cut anywhere
         """Any length can be reached."""
         return length
+
+    def keeps_draft(self, state: PagedState, count: int, draft: int, marks: Sequence[int]) -> bool:  # noqa: ARG002
+        """Any draft can be taken back."""
+        return True
 
     def rewind(self, state: PagedState, length: int, most: int | None = None) -> int:
         """Forget all tokens after the first `length`.

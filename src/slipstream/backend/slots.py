@@ -4,7 +4,7 @@ A slot holds the recurrent state of a sequence after some of its tokens, in all 
 writes others: along the way and at its end. What it has to write but nobody wants goes to scratch slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Protocol
@@ -18,7 +18,12 @@ EMPTY_SLOT = 0
 """The state of no tokens, all zeros; never written."""
 SCRATCH_SLOTS = 32
 """Slots from 1 on for states that nobody wants. The operators write no slot twice in a step."""
-FIRST_SLOT = 1 + SCRATCH_SLOTS
+CARRIED_SLOTS = (1 + SCRATCH_SLOTS, 2 + SCRATCH_SLOTS)
+"""For the state of a chunk that is cut between two steps, in turns: one may be read while the other is written. The
+operators read no slot that the step writes, unless it's the sequence's own and the first that it writes."""
+FIRST_SLOT = 1 + CARRIED_SLOTS[-1]
+MOST_UNWANTED = SCRATCH_SLOTS // 2
+"""States that a chunk may write for nobody in one step, so that others are written at odd places."""
 
 
 class SlotStates(Protocol):
@@ -55,12 +60,15 @@ class Slots:
     source: int
     kept: tuple[tuple[int, int], ...]
 
-    def cut(self, length: int) -> tuple["Slots", "Slots"]:
-        """Those of the part up to a length of the sequence, and of the rest, which reads what the first one leaves."""
+    def cut(self, length: int, carried: int) -> tuple["Slots", "Slots"]:
+        """Those of the part up to a length of the sequence, and of the rest, which reads what the first one leaves.
+
+        That's the slot `carried`, unless the state at that length is kept.
+        """
         first = tuple(each for each in self.kept if each[0] <= length)
         rest = self.kept[len(first) :]
         if not first or first[-1][0] < length:
-            first = (*first, (length, self.kept[-1][1]))  # the rest reads it before it's written again
+            first = (*first, (length, carried))
         return Slots(self.source, first), Slots(first[-1][1], rest)
 
 
@@ -94,12 +102,18 @@ def writes(past: int, size: int, kept: Sequence[tuple[int, int]]) -> Writes:
     return Writes(offset, interval, tuple(slots.get(place) for place in places))
 
 
+def fit_one_step(past: int, lengths: Iterable[int]) -> bool:
+    """Whether a step after `past` tokens may leave the states at these lengths, of which the last is its end."""
+    kept = [(length, EMPTY_SLOT) for length in sorted(lengths)]
+    return writes(past, kept[-1][0] - past, kept).unwanted <= MOST_UNWANTED
+
+
 def slot_inputs(chunks: Sequence[tuple[int, int, Slots | None]]) -> dict[str, IntArray]:
     """The inputs of a step, by name, for chunks of which each has `past`, `size` and slots.
 
     A chunk without slots begins from nothing and leaves nothing.
     """
-    scratch = iter(range(1, FIRST_SLOT))
+    scratch = iter(range(1, 1 + SCRATCH_SLOTS))
     tables, plans = [], []
     for past, size, slots in chunks:
         plan = writes(past, size, slots.kept if slots else ())

@@ -1,4 +1,4 @@
-"""What a step costs, by its tokens and the contexts they look back on: measured at start-up, refined while running."""
+"""What a step costs, by its tokens, contexts and recurrent states: measured at start-up, refined while running."""
 
 import bisect
 from collections.abc import Callable, Collection, Iterable
@@ -11,7 +11,7 @@ _CHEAPEST = 1 / 16
 
 @dataclass(frozen=True, slots=True)
 class StepMeasurements:
-    """What steps cost on a machine: a base by size, and what contexts add to it."""
+    """What steps cost on a machine: a base by size, and what contexts and recurrent states add to it."""
 
     seconds: tuple[tuple[int, float], ...]
     """Step sizes in tokens, rising, and the duration of a step without context; other counts are padded to the next."""
@@ -21,6 +21,8 @@ class StepMeasurements:
     """Seconds for each token of context that a step's sequences have together."""
     per_pair: float = 0.0
     """Seconds for each pair of a token in the step and a token of its context."""
+    per_state: float = 0.0
+    """Seconds for each recurrent state that a step writes besides the first; 0 for a model without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,22 @@ class Load:
     """Tokens computed earlier that the step reads: the sum over its sequences."""
     pairs: int = 0
     """Pairs of a token of the step and one computed earlier that it looks back on."""
+    states: int = 0
+    """Recurrent states that it writes, if the model has such: one at the end of each chunk, one after each token of a
+    draft that may be taken back, and those after padding of short chunks."""
+
+    def __add__(self, other: "Load") -> "Load":
+        """The load of a step of both."""
+        return Load(
+            self.tokens + other.tokens,
+            self.context + other.context,
+            self.pairs + other.pairs,
+            self.states + other.states,
+        )
 
 
 class StepCost:
-    """A curve through measured sizes, and what contexts add to it.
+    """A curve through measured sizes, and what contexts and recurrent states add to it.
 
     Each observed step moves what made up its predicted cost, in proportion to its share: so other load on the machine
     and slower clocks find their way in. A chunk of fewer than `smallest_chunk` tokens is computed as one of so many.
@@ -53,6 +67,7 @@ class StepCost:
         self._seconds = [seconds for _, seconds in measured.seconds]
         self._per_context = measured.per_context
         self._per_pair = measured.per_pair
+        self._per_state = measured.per_state
         self.measured = measured
         self._smallest_chunk = smallest_chunk
         self._prepared = prepared
@@ -63,16 +78,17 @@ class StepCost:
 
     def load(self, chunks: Iterable[tuple[int, int]]) -> Load:
         """The load of a step of these chunks: how many tokens each has, and how many come before them."""
-        tokens = context = pairs = 0
+        tokens = context = pairs = states = 0
         for count, past in chunks:
             size = self.chunk(count)
             tokens, context, pairs = tokens + size, context + past, pairs + size * past
-        return Load(tokens, context, pairs)
+            states += size - count + 1
+        return Load(tokens, context, pairs, states)
 
-    def longer(self, load: Load, count: int, past: int) -> Load:
-        """The load if a chunk of `count` tokens gets one more."""
+    def longer(self, load: Load, count: int, past: int, *, kept: bool = True) -> Load:
+        """The load if a chunk of `count` tokens gets one more, with the state before that `kept`."""
         added = self.chunk(count + 1) - self.chunk(count)
-        return Load(load.tokens + added, load.context, load.pairs + added * past)
+        return Load(load.tokens + added, load.context, load.pairs + added * past, load.states + added - (not kept))
 
     def rounded(self, tokens: int) -> int:
         """The measured size that a step of that many tokens is padded to, or `tokens` beyond the largest."""
@@ -95,11 +111,12 @@ class StepCost:
         parts = self._parts(load)
         expected = sum(parts) + self._change(load, prepared)
         excess = _SMOOTHING * (min(seconds / expected, 2.0) - 1)
-        by_size, by_context, by_pair = (1 + excess * part / expected for part in parts)
+        by_size, by_context, by_pair, by_state = (1 + excess * part / expected for part in parts)
         index = min(self._index(load.tokens), len(self._sizes) - 1)
         self._seconds[index] = max(self._seconds[index] * by_size, self.measured.seconds[index][1] * _CHEAPEST)
         self._per_context = max(self._per_context * by_context, self.measured.per_context * _CHEAPEST)
         self._per_pair = max(self._per_pair * by_pair, self.measured.per_pair * _CHEAPEST)
+        self._per_state = max(self._per_state * by_state, self.measured.per_state * _CHEAPEST)
 
     def largest_within(self, seconds: float, past: int) -> int:
         """The largest measured size predicted to take no longer in a context of `past`, at least the smallest."""
@@ -116,12 +133,13 @@ class StepCost:
         """The largest measured step size."""
         return self._sizes[-1]
 
-    def _parts(self, load: Load) -> tuple[float, float, float]:
-        """The seconds that a step's size, its contexts, and its tokens' looks at them take."""
+    def _parts(self, load: Load) -> tuple[float, float, float, float]:
+        """The seconds that a step's size, its contexts, its tokens' looks at them, and its states take."""
         index = self._index(load.tokens)
         beyond = max(1.0, load.tokens / self._sizes[-1])
         by_size = self._seconds[min(index, len(self._sizes) - 1)] * beyond
-        return by_size, self._per_context * load.context, self._per_pair * load.pairs
+        by_state = self._per_state * max(0, load.states - 1)
+        return by_size, self._per_context * load.context, self._per_pair * load.pairs, by_state
 
     def _change(self, load: Load, prepared: Collection[int]) -> float:
         return 0.0 if not prepared or self.rounded(load.tokens) in prepared else self.measured.change

@@ -3,14 +3,14 @@
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, cycle
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from slipstream.backend.logits import JoinedLogits, Logits
-from slipstream.backend.slots import SCRATCH_SLOTS, Slots, SlotStates, slot_inputs, writes
+from slipstream.backend.slots import CARRIED_SLOTS, MOST_UNWANTED, SCRATCH_SLOTS, Slots, SlotStates, slot_inputs, writes
 from slipstream.backend.store import Blob
 from slipstream.types import FloatArray, IntArray
 
@@ -23,9 +23,6 @@ SCRATCH_BLOCK = 0
 LONE_TOKEN_SIZE = 2
 """A chunk of one token takes another attention kernel than longer ones and gives other logits, so it gets a dummy
 second token: its KV slot is overwritten later, and its logits are not read."""
-
-_UNWANTED = SCRATCH_SLOTS // 2
-"""States that a chunk may write for nobody in one step, so that others are written at odd places."""
 
 StepInputs = dict[str, npt.NDArray[np.int32 | np.int64]]
 """A step as the model takes it, by name."""
@@ -90,21 +87,30 @@ class StepClass:
         """Compute the chunks; float32 logits [sum of rows, vocab_size] in order, valid until the next run."""
         return self.start(runner, chunks)().host()[: sum(chunk.rows for chunk in chunks)]
 
-    def start(self, runner: Runner, chunks: Sequence[PagedChunk]) -> Callable[[], Logits]:
+    def start(
+        self,
+        runner: Runner,
+        chunks: Sequence[PagedChunk],
+        done: Callable[[list[PagedChunk]], object] = lambda _: None,
+    ) -> Callable[[], Logits]:
         """Start to compute the chunks; what it returns waits for the logits, and runs further steps if need be.
 
-        There may be more rows of logits than the chunks ask for, at the end.
+        There may be more rows of logits than the chunks ask for, at the end. `done` is called after each step with what
+        it computed.
         """
-        first, *others = (self.lay_out(step, recurrent=runner.states is not None) for step in self.cut(chunks))
+        steps = list(self.cut(chunks))
+        first, *others = (self.lay_out(step, recurrent=runner.states is not None) for step in steps)
         runner.start(first[0])
 
         def finish() -> Logits:
             found, counts = [runner.finish()], [first[1]]
-            for inputs, wanted in others:
+            done(steps[0])
+            for step, (inputs, wanted) in zip(steps[1:], others, strict=True):
                 found[-1] = found[-1].kept(counts[-1])
                 runner.start(inputs)
                 found.append(runner.finish())
                 counts.append(wanted)
+                done(step)
             return found[0] if len(found) == 1 else JoinedLogits(found, counts)
 
         return finish
@@ -112,6 +118,7 @@ class StepClass:
     def cut(self, chunks: Sequence[PagedChunk]) -> Iterator[list[PagedChunk]]:
         """The chunks, cut into as few steps of the class as their order allows; rows of logits keep their order."""
         current: list[PagedChunk] = []
+        carried = cycle(CARRIED_SLOTS)
         size_left, rows_left, scratch_left = self._room
         for chunk in chunks:
             rest: PagedChunk | None = chunk
@@ -123,7 +130,7 @@ class StepClass:
                     yield current
                     current, (size_left, rows_left, scratch_left) = [], self._room
                     continue
-                part, rest = _cut(rest, count)
+                part, rest = _cut(rest, count, carried)
                 current.append(part)
                 scratch_left -= scratch
                 size_left -= max(LONE_TOKEN_SIZE, count)
@@ -201,12 +208,19 @@ def next_size(sizes: Sequence[int], count: int) -> int:
     return sizes[bisect.bisect_left(sizes, count)]
 
 
-def _cut(chunk: PagedChunk, count: int) -> tuple[PagedChunk, PagedChunk | None]:
-    """The first `count` tokens of a chunk, and the rest if there is any."""
+def states_written(chunk: PagedChunk) -> int:
+    """How many recurrent states a step writes for a chunk, wanted or not."""
+    if chunk.slots is None:
+        return 0
+    return len(writes(chunk.past, max(LONE_TOKEN_SIZE, len(chunk.tokens)), chunk.slots.kept).slots)
+
+
+def _cut(chunk: PagedChunk, count: int, carried: Iterator[int]) -> tuple[PagedChunk, PagedChunk | None]:
+    """The first `count` tokens of a chunk, and the rest if there is any, which finds its state in a `carried` slot."""
     if count == len(chunk.tokens):
         return chunk, None
     rest, past = min(chunk.rows, len(chunk.tokens) - count), chunk.past + count
-    first, second = chunk.slots.cut(past) if chunk.slots else (None, None)
+    first, second = chunk.slots.cut(past, next(carried)) if chunk.slots else (None, None)
     return (
         replace(chunk, tokens=chunk.tokens[:count], rows=chunk.rows - rest, slots=first),
         replace(chunk, tokens=chunk.tokens[count:], past=past, rows=rest, slots=second),
@@ -219,18 +233,20 @@ def _writable(chunk: PagedChunk, count: int) -> int:
     The operators write states at equal intervals. So where those that are kept lie at odd places, a step that has to
     leave all of them would write too many that nobody wants.
     """
-    if count < 1 or _scratch(chunk, count) <= _UNWANTED:
+    if count < 1 or _scratch(chunk, count) <= MOST_UNWANTED:
         return count
     assert chunk.slots is not None
     ends = [at - chunk.past for at, _ in chunk.slots.kept if at - chunk.past < count]
-    return next(end for end in reversed(ends) if _scratch(chunk, end) <= _UNWANTED)
+    return next(end for end in reversed(ends) if _scratch(chunk, end) <= MOST_UNWANTED)
 
 
 def _scratch(chunk: PagedChunk, count: int) -> int:
     """How many states the first `count` tokens of a chunk write that nobody wants."""
     if chunk.slots is None:
         return 0
-    kept = chunk.slots.cut(chunk.past + count)[0].kept if count < len(chunk.tokens) else chunk.slots.kept
+    kept = (
+        chunk.slots.cut(chunk.past + count, CARRIED_SLOTS[0])[0].kept if count < len(chunk.tokens) else chunk.slots.kept
+    )
     return writes(chunk.past, max(LONE_TOKEN_SIZE, count), kept).unwanted
 
 

@@ -1,6 +1,6 @@
 """The interface of a store: what a backend keeps of sequences, by sequence and length."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -77,6 +77,12 @@ class Store(Protocol[State]):
 
     def reach(self, state: State, length: int) -> int:
         """The longest length, at most `length`, that `fork` and `rewind` of a state reach now, if there's memory."""
+        ...
+
+    def keeps_draft(self, state: State, count: int, draft: int, marks: Sequence[int]) -> bool:
+        """Whether a rewind reaches any token of a draft, if the next step computes `count` tokens and a draft of so
+        many (see `Chunk`). If not, it goes back to before the step, and what came true is computed again.
+        """
         ...
 
     def rewind(self, state: State, length: int) -> int:

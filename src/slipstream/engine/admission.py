@@ -3,6 +3,9 @@
 A token that comes true has to be computed some time anyway, so it costs nothing here. What a step costs besides, its
 overhead, is shared by the free tokens that it brings: those that are sampled, and the guesses that come true. Tokens
 that the grammar forces need no step of their own, with or without a draft.
+
+On a model with recurrent states a step writes one after each token of a draft, so that what is rejected is taken back
+at once. Where memory is too short for that, what came true of a rejected draft is computed again. Both are overhead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +26,8 @@ class Offer:
     """Tokens of the request that have their KV."""
     count: int
     """Tokens that it brings to the step in any case."""
+    kept: bool = True
+    """Whether the draft can be taken back to any of its tokens; if not, to before the step."""
 
 
 def admit_drafts(offers: Sequence[Offer], *, load: Load, cost: StepCost) -> list[int]:
@@ -52,7 +57,7 @@ class _Option:
 def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_Option]:
     """For each step size that was measured, the likeliest tokens that fill it."""
     lengths = [0] * len(offers)
-    free, useful = float(len(offers)), 0.0
+    free, useful, again = float(len(offers)), 0.0, 0.0
     yield _Option(list(lengths), cost.seconds(load), free)
     ranked = sorted(
         (
@@ -65,11 +70,15 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
     seconds = [cost.token(offer.past) for offer in offers]
     for rank, (chance, position, owner) in enumerate(ranked):
         offer = offers[owner]
-        load = cost.longer(load, offer.count + lengths[owner], offer.past)
+        before = offer.count + lengths[owner]
+        load = cost.longer(load, before, offer.past, kept=offer.kept)
         if load.tokens > cost.largest:
             return  # a step that nobody has prepared
+        if not offer.kept:
+            rejected = (offer.chances[lengths[owner] - 1] if lengths[owner] else 1.0) - chance
+            again += rejected * before * seconds[owner]
         lengths[owner] += 1
         free += chance * offer.guessed[-position]
         useful += chance * seconds[owner]
         if rank + 1 == len(ranked) or cost.rounded(load.tokens) == load.tokens:
-            yield _Option(list(lengths), cost.seconds(load) - useful, free)
+            yield _Option(list(lengths), cost.seconds(load) - useful + again, free)

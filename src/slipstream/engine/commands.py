@@ -108,6 +108,18 @@ class Install(Command[bool]):
 
 
 @dataclass(frozen=True, slots=True)
+class Expect(Command[None]):
+    """Keep a conversation of these tokens rather than others, since it will go on soon."""
+
+    tenant: str
+    tokens: IntArray
+
+    def run(self, kv: KVMemory) -> Iterator[None]:
+        kv.expect(self.tenant, self.tokens)
+        yield None
+
+
+@dataclass(frozen=True, slots=True)
 class Guard(Command[None]):
     """Have a copy made of the state of `tokens` from token `start` on, under a key, before it is evicted."""
 

@@ -50,13 +50,17 @@ class Work:
         """How many rows the step gives for it."""
         return 1 + len(self.draft.tokens) if self.chooses else 0
 
+    @property
+    def marks(self) -> tuple[int, ...]:
+        """Lengths at which others are likely to part from it."""
+        again = len(self.active.request.prompt) - 1  # where it's answered again
+        past, end = self.past, self.past + self.count
+        return (*self.active.message_ends(past + 1, min(end, again)), *([again] if past < again < end else ()))
+
     def chunk(self) -> Chunk:
         """It as work for the backend."""
         assert self.active.sequence is not None
-        again = len(self.active.request.prompt) - 1  # where it's answered again
-        past, end = self.past, self.past + self.count
-        marks = [*self.active.message_ends(past + 1, min(end, again)), *([again] if past < again < end else ())]
-        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens, tuple(marks))
+        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens, self.marks)
 
 
 class Scheduler:
@@ -128,6 +132,7 @@ class Scheduler:
             self.waiting.remove(active)
             self._shares.started(active, sequence.pending + HEADROOM, [*self.waiting, *self.running])
             self.running.append(active)
+            sequence.awaited = False  # it came
             active.start(sequence, owed=len(before) if sequence.computed == before.start else 0)
             yield active
 
@@ -214,11 +219,10 @@ class Scheduler:
         load, served = Load(), set()
         for item in self._shares.in_turn(waited, [flow_of(item.active) for item in waited]):
             own, flow = self._load([item]), flow_of(item.active)
-            longer = Load(load.tokens + own.tokens, load.context + own.context, load.pairs + own.pairs)
-            if flow not in served or self._cost.seconds(longer) <= most:
+            if flow not in served or self._cost.seconds(load + own) <= most:
                 kept.append(item)
                 served.add(flow)
-                load = longer
+                load += own
         return kept
 
     def _seconds_for(self, work: list[Work], due: list[ActiveRequest]) -> float:
@@ -247,10 +251,17 @@ class Scheduler:
             return
         for item in able:
             item.draft, item.looked_up = self._propose(item.active), True
-        offers = [Offer(item.draft.chances, item.draft.guessed, item.past, item.count) for item in able]
+        offers = [self._offer(item) for item in able]
         lengths = admit_drafts(offers, load=self._load(work), cost=self._cost)
         for item, length in zip(able, lengths, strict=True):
             item.draft = item.draft.cut(length)
+
+    def _offer(self, item: Work) -> Offer:
+        """The draft of a request as admission sees it."""
+        sequence, draft = item.active.sequence, item.draft
+        assert sequence is not None
+        kept = not draft.tokens or self._kv.keeps_draft(sequence, item.count, len(draft), item.marks)
+        return Offer(draft.chances, draft.guessed, item.past, item.count, kept)
 
     def _propose(self, active: ActiveRequest) -> Draft:
         sequence, request = active.sequence, active.request

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from slipstream.backend import Blob, Store
+from slipstream.kv.eviction import value_of
 from slipstream.kv.guards import Guards
 from slipstream.kv.prefix_index import PrefixIndex
 from slipstream.kv.sequence import Sequence
@@ -39,12 +40,14 @@ class KVMemory:
     """Running, cached and pinned sequences over one store, with a prefix index for each tenant.
 
     A *running* sequence belongs to a request; its computed tokens are in the index, so others can fork it at once.
-    A *cached* one belongs to nobody and waits for reuse; cached sequences are evicted least recently used first.
+    A *cached* one belongs to nobody and waits for reuse; those of least value are evicted first (see `eviction`).
     A *pinned* one stays until it is unpinned; all of them together leave room for `reserved` tokens.
     """
 
     def __init__(self, store: Store[Any], *, reserved: int = 0) -> None:
         self._store = store
+        self._level = 0.0
+        """The value of what was evicted last."""
         self._size = store.free
         self._peak = 0
         self._pinnable = max(0, self._size - (store.open_cost(reserved) if reserved else 0))
@@ -118,6 +121,10 @@ class KVMemory:
             return True
         return self._store.reserve_cost(sequence.state, room) <= self._store.free and self.grow(sequence, room)
 
+    def keeps_draft(self, sequence: Sequence, count: int, draft: int, marks: tuple[int, ...]) -> bool:
+        """Whether a draft that is rejected leaves nothing to compute again; see `Store.keeps_draft`."""
+        return self._store.keeps_draft(sequence.state, count, draft, marks)
+
     def rewind(self, sequence: Sequence, length: int) -> None:
         """Forget what a step computed after the first `length` tokens; the store may have to forget more."""
         self._store.rewind(sequence.state, length)
@@ -135,8 +142,22 @@ class KVMemory:
         for other in list(index.prefixes_of(sequence)):
             if other in self._cached:
                 self.release(other)
-        self._cached[sequence] = None
+        self._use(sequence)
         self._store.set_evictable(sequence.state, evictable=True)
+
+    def expect(self, tenant: str, tokens: IntArray) -> None:
+        """Know that a conversation of these tokens will go on soon, since it waits for the results of tools.
+
+        Its sequence may still be running, with tokens that are yet to be computed.
+        """
+        length, source = self._find(tenant, tokens)
+        found = [source] if source is not None and length == source.computed else []
+        found += [each for each in self._running if self._tenants[each] == tenant and each.begins(tokens)]
+        if found:
+            awaited = max(found, key=len)
+            awaited.awaited = True
+            if awaited in self._cached:
+                self._use(awaited)
 
     def release(self, sequence: Sequence) -> None:
         """Free a sequence, running or cached."""
@@ -213,8 +234,8 @@ class KVMemory:
 
     def clear(self) -> None:
         """Free all cached sequences."""
-        while self._evict():
-            pass
+        for sequence in list(self._cached):
+            self._evict(sequence)
 
     def check(self) -> None:
         """Assert that nothing is lost and nothing is held twice: in tests, and after a step that failed."""
@@ -281,15 +302,20 @@ class KVMemory:
     def _reuse(self, source: Sequence, tokens: IntArray, length: int, room: int) -> Sequence | None:
         """A sequence with the state of the first `length` tokens of `source`, which `tokens` begin with.
 
-        It is `source` itself if nobody loses by it, else a fork of all `tokens`.
+        It is `source` itself if nobody loses by it, else a fork of all `tokens`. None if there's no room for either.
         """
         store, state = self._store, source.state
+        fork_cost = store.fork_cost(state, length, room)
+        little = length < len(source) and not store.aligned(length)  # no block would be shared
+        if little and fork_cost > store.free:
+            return None  # nobody else is evicted to keep it for that
         if source in self._cached:
             if length == len(source):
                 cost = store.reserve_cost(state, room)
                 return self._take_back(source, room) if self._make_free(cost, source) else None
-            self._cached[source] = self._cached.pop(source)  # used now, so it is evicted last
-        if self._make_free(store.fork_cost(state, length, room), source):
+            if not little:
+                self._use(source)
+        if self._make_free(fork_cost, source):
             return Sequence(store.fork(state, length, room), tokens, source)
         if source not in self._cached or not self._make_free(store.cut_cost(state, length, room), source):
             return None
@@ -336,20 +362,27 @@ class KVMemory:
         if spared:
             store.set_evictable(spare.state, evictable=False)  # type: ignore[union-attr]
         possible = cost <= store.free + store.evictable
-        while possible and cost > store.free:
-            self._evict(spare)
+        if possible:
+            for victim in sorted(self._cached, key=lambda sequence: sequence.value):  # of equal ones, the oldest first
+                if cost <= store.free:
+                    break
+                if victim is not spare:
+                    self._evict(victim)
         if spared:
             store.set_evictable(spare.state, evictable=True)  # type: ignore[union-attr]
         return possible
 
-    def _evict(self, spare: Sequence | None = None) -> bool:
-        """Free the least recently used cached sequence other than `spare`; False if there is none."""
-        victim = next((sequence for sequence in self._cached if sequence is not spare), None)
-        if victim is None:
-            return False
+    def _use(self, sequence: Sequence) -> None:
+        """Count a sequence, cached or about to be, as used now."""
+        sequence.value = value_of(self._level, awaited=sequence.awaited)
+        self._cached.pop(sequence, None)
+        self._cached[sequence] = None
+
+    def _evict(self, victim: Sequence) -> None:
+        """Free a cached sequence."""
+        self._level = max(self._level, victim.value)
         self._give_up(victim)
         self.release(victim)
-        return True
 
     def _exported(self, tenant: str, tokens: IntArray, start: int) -> Blob | None:
         """The state of `tokens` from token `start` on, in one go."""

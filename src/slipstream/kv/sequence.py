@@ -16,7 +16,7 @@ class Sequence:
     It begins with the array that it is made of, which is copied when more comes or if anybody could write to it.
     """
 
-    __slots__ = ("__weakref__", "_length", "_tokens", "forked_from", "indexed", "state")
+    __slots__ = ("__weakref__", "_length", "_tokens", "awaited", "forked_from", "indexed", "state", "value")
 
     def __init__(self, state: SequenceState, tokens: npt.ArrayLike = (), forked_from: "Sequence | None" = None) -> None:
         self.state = state
@@ -27,6 +27,10 @@ class Sequence:
         self._length = len(self._tokens)
         self.indexed = 0
         """How many tokens the prefix index knows."""
+        self.awaited = False
+        """Whether the conversation will go on soon."""
+        self.value = 0.0
+        """What it's worth to keep it, once it's cached: the least is evicted first."""
 
     def __len__(self) -> int:
         return self._length
@@ -45,6 +49,10 @@ class Sequence:
     def pending(self) -> int:
         """How many tokens are yet to be computed."""
         return self._length - self.state.length
+
+    def begins(self, tokens: IntArray) -> bool:
+        """Whether other tokens begin with all of its own, computed or not."""
+        return np.array_equal(self.tokens, tokens[: self._length])
 
     def append(self, token: int) -> None:
         """Append a token id, which is yet to be computed."""

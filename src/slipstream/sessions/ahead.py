@@ -7,7 +7,7 @@ import numpy as np
 
 from slipstream.chat import Conversations, Setting
 from slipstream.engine import EngineCore, TurnCounters
-from slipstream.engine.commands import Pin, Unpin
+from slipstream.engine.commands import Expect, Pin, Unpin
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.sessions.state import SessionState
 from slipstream.sessions.worker import Worker
@@ -20,7 +20,10 @@ _DELAY = 0.03
 
 
 class AheadOfTime:
-    """Gives the engine its idle work, pins what came of it for pinned sessions, and counts what turns found of it."""
+    """Tells the engine what sessions need next: its idle work, what is pinned of it, and who will be back soon.
+
+    It counts what turns found computed.
+    """
 
     def __init__(self, core: EngineCore, conversations: Conversations, worker: Worker) -> None:
         self._core = core
@@ -59,6 +62,10 @@ class AheadOfTime:
             logger.warning("session %s outgrew the memory for pinned sessions: its end is not pinned", state.id)
         if not state.pinned or state.forgotten:
             self._core.call(Unpin(state.pin_name))
+
+    def expect(self, tenant: str, tokens: IntArray) -> None:
+        """Have a conversation kept in memory rather than others: the tools that its last answer calls are running."""
+        self._core.send(Expect(tenant, tokens))
 
     def compute_after_answer(self, state: SessionState, tokens: IntArray, setting: Setting) -> None:
         """Have computed soon what follows the answer that ends with `tokens`, if the session still ends with it."""

@@ -157,7 +157,9 @@ class KVConnector:
             if end > there:
                 contents = self._saved.load(key, tokens[:end])
                 if contents is None:
-                    logger.warning("%d tokens of a saved conversation are computed again", path[-1][1] - start)
+                    # Which is as it should be if the part was never written, or left the disk for others; a damaged
+                    # file has had its warning.
+                    logger.info("%d tokens of a saved conversation are computed again", path[-1][1] - start)
                     self._worker.run(partial(self._weed_out, path[index + 1 :], tokens))
                     return
                 if not self._core.call(Install(tenant, tokens[:end], start, contents)):

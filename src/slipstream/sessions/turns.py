@@ -124,6 +124,8 @@ class SessionTurns:
         self._directory.save(state)
         self._directory.forget_surplus(state)
         if part is not None:
+            if answer.tool_calls:
+                self._ahead.expect(turn.tenant, part.token_ids)
             if self._connector is not None:
                 self._connector.add(turn.tenant, part)
             self._ahead.compute_after_answer(state, part.token_ids, turn.setting)

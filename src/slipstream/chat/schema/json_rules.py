@@ -123,6 +123,8 @@ class JsonRules:
             case Objects():
                 return bool(self.forms(shape, is_nothing))
             case Arrays():
+                if shape.unique and listed_arrays(shape, self.meaning) == []:  # too few values to differ
+                    return False
                 return self._countable(shape, is_nothing).fits_some
             case Strings():
                 return shape.terminal() is not None
