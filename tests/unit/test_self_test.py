@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.backend import Blob, self_test
+from slipstream.backend import Blob, calibration, self_test
 from slipstream.backend.logits import HostLogits
 from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, StepInputs
@@ -63,6 +63,18 @@ class Leaky(ToyRunner):
         return HostLogits(super().finish().host() + np.float32(len(self.started["past_lens"]) > 2) * np.float32(1e-6))
 
 
+class Unhurried(ToyRunner):
+    """A machine that takes seconds for the first step of a size, and has other work during every third step."""
+
+    def finish(self) -> HostLogits:
+        size = len(self.started["input_ids"])
+        before = self.clock.now
+        prepared = size in self.sizes
+        logits = super().finish()
+        self.clock.now += (0 if prepared else 2) + (9 * (self.clock.now - before) if len(self.sizes) % 3 == 0 else 0)
+        return logits
+
+
 @pytest.fixture(autouse=True)
 def _only_steps_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "time", ToyRunner.clock)
@@ -94,6 +106,19 @@ def test_a_class_that_was_put_in_is_taken(sizes: tuple[int, ...], rows: tuple[in
     assert found.sizes[0] <= 8, "a step that decodes one token is small"
     assert found.sizes[-1] >= 64, "a prompt is computed in large steps"
     assert found.row_counts[-1] >= 64, "a step that decodes for many has its rows at once"
+
+
+def test_a_class_of_small_steps_is_taken_however_slow_they_were_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_test, "_PATIENCE", 100.0)
+    found = find_step_class(Emulated(Unhurried(), sizes=AVX2))
+    assert found is not None
+    assert found.sizes == tuple(size for size in SIZES if 2 <= size <= 80)
+
+
+def test_a_step_is_said_to_take_what_it_takes_once_it_is_prepared_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "time", ToyRunner.clock)
+    measured = calibration.measure(Unhurried(), StepClass((2, 8, 16, 32, 64, 80), (8,)), lambda _: None)
+    assert dict(measured.seconds) == pytest.approx({size: 0.01 + 0.0005 * size for size in (2, 8, 16, 32, 64, 80)})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runn
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 """Goes up when the self-test finds other things than before."""
 _FOLDER = "calibration"
 
@@ -88,8 +88,9 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
         return time.perf_counter() - started
 
     def least(time_once: Callable[[], float]) -> float:
-        """The shortest of a few times; the first step of a size prepares it."""
-        times: list[float] = []
+        """The shortest of a few times, but for the first, in which a step prepares its size."""
+        time_once()
+        times = [time_once(), time_once()]
         while len(times) < _TIMED_RUNS and sum(times) < _LONG_ENOUGH:
             times.append(time_once())
         return min(times)
@@ -102,8 +103,8 @@ def measure(runner: Runner, step_class: StepClass, progress: Callable[[float], N
     for done, size in enumerate(timed_sizes, start=1):
         timed[size] = shortest(size)
         progress(done / len(timed_sizes))
-    # A larger step never takes less time, but on a machine with other work its measurement may.
-    seconds = np.interp(sizes, list(timed), np.maximum.accumulate(list(timed.values())))
+    # A smaller step never takes more time. On a machine with other work its measurement may, and never takes less.
+    seconds = np.interp(sizes, list(timed), np.minimum.accumulate(list(timed.values())[::-1])[::-1])
     small, large = sizes[0], next_size(sizes, min(64, sizes[-1]))
     alternating = least(lambda: run(small) + run(large))
     change = max(0.0, alternating - timed[small] - timed[large]) / 2

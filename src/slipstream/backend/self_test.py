@@ -9,7 +9,7 @@ the kernel of the projection to the vocabulary. The class that serves best is th
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -51,8 +51,6 @@ WITNESS_CONTEXT = 6
 """Tokens of context where no class is looked for, but a known one confirmed: a large model takes seconds for more."""
 _PROBE = 13
 """Tokens that follow the context, of which the first two are compared."""
-_SLOW = 0.5
-"""Seconds of a step beside which it makes no difference that its first run has to prepare its size."""
 _PROBED_SIZE = 16
 _PROBED_ROWS = 8
 _FOR_CONTEXT = StepClass((8, 64), (_PROBED_ROWS,))
@@ -63,7 +61,7 @@ _SEED = 20
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of a step: the bits of the probed tokens, and how long it took."""
+    """What came of a step: the bits of the probed tokens, and how long it took, its preparation included."""
 
     bits: bytes | None
     """None if the same token came out differently within one step."""
@@ -75,13 +73,15 @@ def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _
     probe = Probe(runner, first_block=1)
     sizes = try_sizes(probe, progress)
     row_classes = sorted(classes(try_row_counts(probe)), key=_passes_for_rows)
+    any_size = tuple(sizes)
+    seconds = _seconds(probe, {end for each in (any_size, *classes(sizes)) for end in (each[0], each[-1])})
 
     def turn(size_class: Sequence[int]) -> float:
         """What a typical turn takes in steps of these sizes: some hundred tokens of prompt, and eight small steps."""
         smallest, largest = size_class[0], size_class[-1]
-        return 8 * sizes[smallest].seconds + 256 * sizes[largest].seconds / largest
+        return 8 * seconds[smallest] + 256 * seconds[largest] / largest
 
-    usable = [each for each in classes(sizes) if turn(each) <= _USABLE * turn(tuple(sizes))]
+    usable = [each for each in classes(sizes) if turn(each) <= _USABLE * turn(any_size)]
     for size_class in sorted(usable, key=turn):
         for row_class in row_classes:
             if holds(runner, found := StepClass(size_class, row_class)):
@@ -124,12 +124,21 @@ def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Tr
     for done, size in enumerate(SIZES, start=1):
         if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
             break
-        trial = probe.trial(size, _PROBED_ROWS)
-        if size <= _NEEDED and trial.seconds < _SLOW:  # the first has to prepare the size, and looks expensive by it
-            trial = replace(trial, seconds=probe.trial(size, _PROBED_ROWS).seconds)
-        trials[size] = trial
+        trials[size] = probe.trial(size, _PROBED_ROWS)
         progress(done / len(SIZES))
     return trials
+
+
+def _seconds(probe: "Probe", sizes: Iterable[int]) -> dict[int, float]:
+    """What steps take of sizes that were tried before: the first step of a size has to prepare it, for ten times that.
+
+    Other work of the machine makes a step look slower, never faster, so none takes more than a larger one.
+    """
+    found: dict[int, float] = {}
+    least = float("inf")
+    for size in sorted(sizes, reverse=True):
+        least = found[size] = min(least, *(probe.trial(size, _PROBED_ROWS).seconds for _ in range(2)))
+    return found
 
 
 def _passes_for_rows(row_class: Sequence[int]) -> tuple[int, int]:
