@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import wait_until
+
 ENOUGH = 0.92
 """Of the prompt of each later turn of a phase, this share is reused at least."""
+BEGUN = '"begun"'
+"""The line that stands for the beginning of a request."""
 _HANG_SECONDS = 600
 
 
@@ -71,13 +75,13 @@ class Bench:
     @contextmanager
     def phase(self, name: str, asked: str, *, compacts: bool = False) -> Iterator[Phase]:
         """A part of the work, whose requests are checked at its end."""
-        before = len(self._lines())
+        before = len(self._ended())
         phase = Phase(name, asked, compacts=compacts)
         self.phases.append(phase)
         try:
             yield phase
         finally:
-            phase.records = [json.loads(line) for line in self._lines()[before:]]
+            phase.records = self._ended()[before:]
         phase.check()
 
     def command(self, *arguments: str | Path, environment: Mapping[str, str]) -> str:
@@ -110,5 +114,14 @@ class Bench:
         if not condition:
             raise WrongError(complaint)
 
-    def _lines(self) -> list[str]:
-        return self._records.read_text().splitlines() if self._records.exists() else []
+    def _ended(self) -> list[dict[str, Any]]:
+        """What the server wrote down of requests, once none is under way: a client ends before the server has."""
+        records: list[dict[str, Any]] = []
+
+        def all_ended() -> bool:
+            lines = self._records.read_text().splitlines() if self._records.exists() else []
+            records[:] = [json.loads(line) for line in lines if line != BEGUN]
+            return 2 * len(records) == len(lines)
+
+        wait_until(all_ended)
+        return records

@@ -18,6 +18,7 @@ from slipstream.embedded import Engine
 from slipstream.models import DEFAULT_MODEL, Model, ModelStore
 from slipstream.server import app, serve
 from slipstream.tokenizer import Tokenizer
+from tests.clients.bench import BEGUN
 from tests.clients.scripted import CONTEXT, Call, Scripted, script_answer
 
 _REPORT = re.compile(rb'"slipstream": ?(\{"session_id".*?\})')
@@ -45,11 +46,14 @@ class Recorder:
             sent.extend(message.get("body", b""))
             await send(message)
 
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        self._write(BEGUN)
         try:
             await self._inner(scope, receiving, sending)
         finally:
-            if scope["type"] == "http":
-                self._note(scope, bytes(got), bytes(sent), status)
+            self._note(scope, bytes(got), bytes(sent), status)
 
     def _note(self, scope: Scope, got: bytes, sent: bytes, status: int) -> None:
         reports = _REPORT.findall(sent)
@@ -62,8 +66,11 @@ class Recorder:
             record["called"] = [name.decode() for name in dict.fromkeys(_CALLED.findall(sent.split(b'"tools":')[0]))]
         if got and scope["method"] == "POST":
             record["tools"] = bool(json.loads(got).get("tools"))
+        self._write(json.dumps(record))
+
+    def _write(self, line: str) -> None:
         with self._records.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line + "\n")
 
 
 def long_model() -> Model:

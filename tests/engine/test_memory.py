@@ -102,6 +102,7 @@ def test_a_conversation_whose_tool_runs_is_kept_rather_than_one_that_is_answered
     cost = calling.send("What is on the shelf?", params=GREEDY).counters
     (call,) = calling.messages[-1].tool_calls
     answered.send("How many lamps are there?", params=BRIEF)
+    wait_until(lambda: engine.core.stats().kv.running_sequences == 0)  # what runs is no choice for eviction
     evictions = engine.core.stats().kv.evictions
     engine.session(f"You look after ropes. {SYSTEM[:2400]}").send("How many?", params=BRIEF)
     assert engine.core.stats().kv.evictions > evictions

@@ -30,7 +30,7 @@ def make_key(file: Path, tenant: str, *options: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-STRANGERS = ("bob", "erin", "frank", "gina", "hank")
+STRANGERS = ("bob", "erin", "frank", "gina", "hank", "iris", "jack")
 
 
 def body(text: str = "Hi", **fields: Any) -> dict[str, Any]:
@@ -190,6 +190,33 @@ def test_tenants_share_no_kv_no_answer_and_no_token_ids(shared: Shared) -> None:
         plain = frank.post("/tokenize", json=odd).json()
         assert plain["count"] > 0
         assert shared.server.metrics()[hits] == before + 1
+
+
+def test_a_turn_costs_a_stranger_what_it_cost_whoever_was_first(shared: Shared) -> None:
+    """In tokens, by every protocol, of text and of calls, also where the first one's KV is on disk."""
+    said = [{"role": "user", "content": f"{TEXT}, one after the other, as they came down to the shore. " * 6}]
+    tool = {"name": "count", "parameters": {"type": "object", "properties": {"birds": {"enum": [11, 12, 13]}}}}
+    described = {"name": "count", "input_schema": tool["parameters"]}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        (CHAT, {"messages": said, "max_tokens": 8}),
+        (CHAT, {"messages": said, "tools": [{"type": "function", "function": tool}], "tool_choice": "required"}),
+        ("/v1/messages", {"messages": said, "tools": [described], "tool_choice": {"type": "any"}, "max_tokens": 40}),
+        ("/v1/responses", {"input": said, "max_output_tokens": 8}),
+        ("/v1/completions", {"prompt": said[0]["content"], "max_tokens": 8}),
+    ]
+    restored = "slipstream_state_restored_tokens_total"
+    before = shared.server.metrics()[restored]
+    with shared.http("iris") as iris, shared.http("jack") as jack:
+        for path, request in requests:
+            costs = []
+            for http in (iris, jack):
+                fresh = {"temperature": 0.0, **request, "slipstream": {"speculation": False}}
+                report = http.post(path, json=fresh).raise_for_status().json()["slipstream"]
+                names = ("prompt", "reused", "delta", "completion", "forced")
+                costs.append({name: report[f"{name}_tokens"] for name in names} | {"cache": report["response_cache"]})
+                wait_until(lambda: shared.server.metrics()["slipstream_state_unsaved_parts"] == 0)
+            assert costs[0] == costs[1], path
+        assert shared.server.metrics()[restored] == before
 
 
 def test_a_conversation_that_another_began_is_counted_and_not_told(shared: Shared) -> None:

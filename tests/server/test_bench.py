@@ -120,7 +120,7 @@ def test_a_server_that_is_not_set_up_says_how(folder: Path, tmp_path: Path, monk
     monkeypatch.setattr(cli, "PEERS", known)
     assert "slipstream bench setup missing" in bench("run", "-s", "missing", "--out", str(tmp_path), status=1)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)  # with the results of all that is set up
-    assert "left out: missing" in bench("run", "-w", "agent-6", "--rounds", "1", "--out", str(tmp_path))
+    assert "left out: missing" in bench("run", "-w", "agent-6", "--turns", "3", "--rounds", "1", "--out", str(tmp_path))
     assert "not set up on this machine, so not run" in (tmp_path / "benchmarks.md").read_text()
 
 

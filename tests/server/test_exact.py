@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -41,19 +43,30 @@ def home(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(scope="module")
-def inexact(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Where a token's bits depend on its place in a step, so that no step class keeps them.
+@dataclass
+class Inexact:
+    """Where a token's bits depend on its place in a step, so that no step class keeps them."""
 
-    It finds the saved KV of a turn that another processor computed, where all was exact.
-    """
+    server: Server
+    resumed: dict[str, Any]
+    """The report of its first turn, of a conversation whose KV another processor computed and saved."""
+
+
+@pytest.fixture(scope="module")
+def inexact_after_exact(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inexact]:
     environment, state = {"SLIPSTREAM_HOME": str(home)}, ("--state-dir", str(tmp_path_factory.mktemp("state")))
     with running_server(*state, environment=environment) as server, server.http() as http:
         assert http.post(CHAT, json=TOLD).json()["slipstream"]["reuse_break"] is None
     bounds = ",".join(map(str, NO_CLASS))
     command = [sys.executable, "-m", "tests.processors", bounds, "-"]
-    with running_server(*state, command=command, environment=environment) as server:
-        yield server
+    with running_server(*state, command=command, environment=environment) as server, server.http() as http:
+        turn = TOLD | {"messages": [{"role": "user", "content": "How many windows?"}]}
+        yield Inexact(server, http.post(CHAT, json=turn).json()["slipstream"])
+
+
+@pytest.fixture
+def inexact(inexact_after_exact: Inexact) -> Server:
+    return inexact_after_exact.server
 
 
 def test_an_exact_server_says_so_everywhere(server: Server, http: httpx.Client) -> None:
@@ -88,13 +101,11 @@ def test_it_reuses_and_drafts_but_repeats_nothing_from_memory(inexact: Server) -
     assert inexact.metrics()["slipstream_drafted_tokens_total"] > 0
 
 
-def test_saved_kv_of_another_processor_is_named_as_what_breaks_reuse(inexact: Server) -> None:
-    with inexact.http() as http:
-        turn = TOLD | {"messages": [{"role": "user", "content": "How many windows?"}]}
-        report = http.post(CHAT, json=turn).json()["slipstream"]
+def test_saved_kv_of_another_processor_is_named_as_what_breaks_reuse(inexact_after_exact: Inexact) -> None:
+    report = inexact_after_exact.resumed
     assert report["reused_tokens"] == 0
     assert report["reuse_break"] == {"kind": "not_exact", "message": None, "field": None}
-    assert inexact.metrics()["slipstream_reuse_breaks_total not_exact"] == 1
+    assert inexact_after_exact.server.metrics()["slipstream_reuse_breaks_total not_exact"] == 1
 
 
 def test_doctor(server: Server) -> None:

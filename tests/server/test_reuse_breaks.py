@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 
 from slipstream.models import Model
 from tests.server.process import Server, running_server
-from tests.short_model import room_for
+from tests.short_model import add_short_model, room_for
 
 SYSTEM = "You keep the books of a small lighthouse, and answer tersely."
 LOOK = {"name": "look", "description": "Look at the sea", "schema": {"type": "object", "properties": {}}}
@@ -18,6 +19,13 @@ PROTOCOLS = ["chat", "messages", "responses"]
 
 Said = list[tuple[str, str]]
 numbers = count()
+MOVES_SYSTEM = """{%- for tool in tools %}{{ '<|im_start|>tool\n' + tool.function.name + '<|im_end|>\n' }}{% endfor %}
+{%- for message in messages if message.role != 'system' %}
+{{- '<|im_start|>' + message.role + '\n' }}{% if loop.last %}{{ messages[0].content + '\n' }}{% endif %}
+{{- message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{{- '<|im_start|>assistant\n' }}"""
+"""A template that has the system text in the last turn, and takes it out of all others."""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,19 @@ def test_reasoning_dropped(http: httpx.Client, protocol: str) -> None:
     went_on = [said[0], ("assistant", "Nine fathoms."), said[2], ("assistant", answer), ("user", "And south?")]
     report = ask(http, protocol, went_on)[1]
     assert report["reuse_break"] == {"kind": "reasoning_dropped", "message": 2, "field": "content"}
+
+
+def test_template_rewrote(whole_model: Model, tmp_path: Path) -> None:
+    add_short_model(tmp_path, whole_model, template=MOVES_SYSTEM)
+    with running_server(environment={"SLIPSTREAM_HOME": str(tmp_path)}) as server, server.http() as http:
+        for protocol in PROTOCOLS:
+            said = [("user", opening())]
+            answer, report = ask(http, protocol, said)
+            assert report["reuse_break"] is None
+            said += [("assistant", answer), ("user", "And to the east of it?")]
+            report = ask(http, protocol, said)[1]
+            assert report["reuse_break"] == {"kind": "template_rewrote", "message": None, "field": None}
+        assert server.metrics()["slipstream_reuse_breaks_total template_rewrote"] == len(PROTOCOLS)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

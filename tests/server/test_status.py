@@ -53,7 +53,7 @@ def test_metrics_add_up(server: Server, client: OpenAI) -> None:
     assert grown["slipstream_decode_seconds_sum"] > 0
     assert grown["slipstream_engine_steps_total"] >= 1
     assert 0 < grown["slipstream_engine_infer_seconds_total"] <= grown["slipstream_engine_busy_seconds_total"]
-    assert 0 < after["slipstream_kv_free_tokens"] < after["slipstream_kv_capacity_tokens"]
+    assert 0 <= after["slipstream_kv_free_tokens"] < after["slipstream_kv_capacity_tokens"]
     assert after["slipstream_kv_sequences running"] == 0
     assert after["slipstream_kv_sequences retained"] > 0
     assert after["process_resident_memory_bytes"] > 0

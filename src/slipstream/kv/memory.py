@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slipstream.backend import Blob, Store
-from slipstream.kv.eviction import value_of
+from slipstream.kv.eviction import Cached
 from slipstream.kv.guards import Guards
 from slipstream.kv.prefix_index import PrefixIndex
 from slipstream.kv.sequence import Sequence
@@ -46,15 +46,13 @@ class KVMemory:
 
     def __init__(self, store: Store[Any], *, reserved: int = 0) -> None:
         self._store = store
-        self._level = 0.0
-        """The value of what was evicted last."""
         self._size = store.free
         self._peak = 0
         self._pinnable = max(0, self._size - (store.open_cost(reserved) if reserved else 0))
         self._indexes: dict[str, PrefixIndex[Sequence]] = {}
         self._tenants: dict[Sequence, str] = {}
         self._running: dict[Sequence, None] = {}
-        self._cached: dict[Sequence, None] = {}  # least recently used first
+        self._cached = Cached()
         self._pinned: dict[str, Sequence] = {}
         self.evictions = 0
         """How often cached sequences were given up."""
@@ -142,7 +140,7 @@ class KVMemory:
         for other in list(index.prefixes_of(sequence)):
             if other in self._cached:
                 self.release(other)
-        self._use(sequence)
+        self._cached.use(sequence)
         self._store.set_evictable(sequence.state, evictable=True)
 
     def expect(self, tenant: str, tokens: IntArray) -> None:
@@ -157,11 +155,11 @@ class KVMemory:
             awaited = max(found, key=len)
             awaited.awaited = True
             if awaited in self._cached:
-                self._use(awaited)
+                self._cached.use(awaited)
 
     def release(self, sequence: Sequence) -> None:
         """Free a sequence, running or cached."""
-        self._cached.pop(sequence, None)
+        self._cached.discard(sequence)
         self._running.pop(sequence, None)
         self._index_of(sequence).remove(sequence)
         del self._tenants[sequence]
@@ -228,14 +226,14 @@ class KVMemory:
     def discard(self, tenant: str, tokens: IntArray) -> None:
         """Free a cached sequence of just these tokens, or fewer, if there is one."""
         length, source = self._find(tenant, tokens)
-        if source in self._cached and length == len(source):
+        if source is not None and source in self._cached and length == len(source):
             self.evictions += 1
             self.release(source)
 
     def clear(self) -> None:
         """Free all cached sequences."""
-        for sequence in list(self._cached):
-            self._evict(sequence)
+        while self._evict():
+            pass
 
     def check(self) -> None:
         """Assert that nothing is lost and nothing is held twice: in tests, and after a step that failed."""
@@ -314,7 +312,7 @@ class KVMemory:
                 cost = store.reserve_cost(state, room)
                 return self._take_back(source, room) if self._make_free(cost, source) else None
             if not little:
-                self._use(source)
+                self._cached.use(source)
         if self._make_free(fork_cost, source):
             return Sequence(store.fork(state, length, room), tokens, source)
         if source not in self._cached or not self._make_free(store.cut_cost(state, length, room), source):
@@ -329,7 +327,7 @@ class KVMemory:
 
     def _take_back(self, source: Sequence, room: int) -> Sequence:
         """A sequence out of the cache."""
-        del self._cached[source]
+        self._cached.discard(source)
         self._store.set_evictable(source.state, evictable=False)
         self._store.reserve(source.state, room)
         return source
@@ -362,27 +360,19 @@ class KVMemory:
         if spared:
             store.set_evictable(spare.state, evictable=False)  # type: ignore[union-attr]
         possible = cost <= store.free + store.evictable
-        if possible:
-            for victim in sorted(self._cached, key=lambda sequence: sequence.value):  # of equal ones, the oldest first
-                if cost <= store.free:
-                    break
-                if victim is not spare:
-                    self._evict(victim)
+        while possible and cost > store.free:
+            self._evict(spare)
         if spared:
             store.set_evictable(spare.state, evictable=True)  # type: ignore[union-attr]
         return possible
 
-    def _use(self, sequence: Sequence) -> None:
-        """Count a sequence, cached or about to be, as used now."""
-        sequence.value = value_of(self._level, awaited=sequence.awaited)
-        self._cached.pop(sequence, None)
-        self._cached[sequence] = None
-
-    def _evict(self, victim: Sequence) -> None:
-        """Free a cached sequence."""
-        self._level = max(self._level, victim.value)
+    def _evict(self, spare: Sequence | None = None) -> bool:
+        """Free the cached sequence of least value other than `spare`; False if there is none."""
+        if (victim := self._cached.take_least(spare)) is None:
+            return False
         self._give_up(victim)
         self.release(victim)
+        return True
 
     def _exported(self, tenant: str, tokens: IntArray, start: int) -> Blob | None:
         """The state of `tokens` from token `start` on, in one go."""

@@ -16,7 +16,7 @@ class Sequence:
     It begins with the array that it is made of, which is copied when more comes or if anybody could write to it.
     """
 
-    __slots__ = ("__weakref__", "_length", "_tokens", "awaited", "forked_from", "indexed", "state", "value")
+    __slots__ = ("__weakref__", "_length", "_tokens", "awaited", "forked_from", "indexed", "state")
 
     def __init__(self, state: SequenceState, tokens: npt.ArrayLike = (), forked_from: "Sequence | None" = None) -> None:
         self.state = state
@@ -29,8 +29,6 @@ class Sequence:
         """How many tokens the prefix index knows."""
         self.awaited = False
         """Whether the conversation will go on soon."""
-        self.value = 0.0
-        """What it's worth to keep it, once it's cached: the least is evicted first."""
 
     def __len__(self) -> int:
         return self._length
