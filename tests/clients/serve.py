@@ -21,7 +21,7 @@ from slipstream.tokenizer import Tokenizer
 from tests.clients.bench import BEGUN
 from tests.clients.scripted import CONTEXT, Call, Scripted, script_answer
 
-_REPORT = re.compile(rb'"slipstream": ?(\{"session_id".*?\})')
+_REPORT = re.compile(r'"slipstream": ?(?={"session_id")')
 _CALLED = re.compile(rb'"name": ?"([^"]+)"')
 
 
@@ -56,12 +56,13 @@ class Recorder:
             self._note(scope, bytes(got), bytes(sent), status)
 
     def _note(self, scope: Scope, got: bytes, sent: bytes, status: int) -> None:
-        reports = _REPORT.findall(sent)
+        text = sent.decode(errors="replace")
+        reports = [match.end() for match in _REPORT.finditer(text)]
         record: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status}
         if status >= 400:
-            record["error"] = sent.decode(errors="replace")[:600]
+            record["error"] = text[:600]
         if reports:
-            report = json.loads(reports[-1])
+            report, _ = json.JSONDecoder().raw_decode(text, reports[-1])
             record |= {name: report[name] for name in ("prompt_tokens", "reused_tokens", "warnings")}
             record["called"] = [name.decode() for name in dict.fromkeys(_CALLED.findall(sent.split(b'"tools":')[0]))]
         if got and scope["method"] == "POST":
