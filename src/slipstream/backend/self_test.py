@@ -28,8 +28,8 @@ from slipstream.backend.steps import (
 from slipstream.types import FloatArray, IntArray
 
 # Few sizes, since the runtime prepares each apart; close enough that padding is at most an eighth of a large step. With
-# AVX2 alone, sizes that are no multiple of 8 may give other bits; from 96 on, all do.
-SIZES = (2, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 256, 16), *range(256, 513, 64))
+# AVX2 alone, sizes that are no multiple of 8 may give other bits; from 96 on, all do. Zen 4 has other bits up to 4.
+SIZES = (2, 5, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 256, 16), *range(256, 513, 64))
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 PROBE_BLOCKS = 5
@@ -106,7 +106,7 @@ def holds(runner: Runner, step_class: StepClass) -> bool:
     cuts = ([end - 1], [BLOCK_SIZE], [end // 2 + 1], range(end - 5, end), [3, 4, 40, 41, 43, 90])
     return (
         all(trial.bits(cuts=cut) == expected for cut in cuts)
-        and all(trial.bits(cuts=[end // 3], beside=count) == expected for count in (1, 7, 30))
+        and all(trial.bits(cuts=[end // 3, end - 1], beside=count) == expected for count in (1, 7, 30))
         and trial.bits(cuts=[end - 8], rows=8) == expected
         and trial.bits(forked_at=end // 2) == expected
     )
