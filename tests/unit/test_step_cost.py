@@ -1,7 +1,6 @@
 """The cost of a step: read off what was measured, and moved by what steps really took."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -57,7 +56,7 @@ def test_the_load_of_a_step_is_that_of_its_chunks() -> None:
     assert load == Load(tokens=10 + 2, context=150, pairs=10 * 100 + 2 * 50, states=1 + 2), "it was padded to two"
     longer = Load(tokens=11 + 2, context=150, pairs=11 * 100 + 2 * 50, states=2 + 2)
     assert cost.longer(load, 10, 100) == longer
-    assert cost.longer(load, 10, 100, kept=False) == replace(longer, states=1 + 2)
+    assert cost.longer(load, 10, 100, kept=False) == longer._replace(states=1 + 2)
     assert cost.load([(10, 100)]) + cost.load([(1, 50)]) == cost.load([(10, 100), (1, 50)])
 
 

@@ -238,7 +238,7 @@ class PagedTicket:
     def _observe(self, step: Sequence[PagedChunk]) -> None:
         """Learn what a step took: one of several, if the chunks didn't fit into one or were cut at their states."""
         load = self._cost.load((len(chunk.tokens), chunk.past) for chunk in step)
-        load = replace(load, states=sum(map(states_written, step)))
+        load = load._replace(states=sum(map(states_written, step)))
         self._cost.observe(load, self._prepared, self._model.seconds - self._seconds)
         self._prepared, self._seconds = self._model.prepared, self._model.seconds
 

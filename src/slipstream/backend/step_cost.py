@@ -3,6 +3,7 @@
 import bisect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _SMOOTHING = 0.1
 _CHEAPEST = 1 / 16
@@ -25,8 +26,7 @@ class StepMeasurements:
     """Seconds for each recurrent state that a step writes besides the first; 0 for a model without."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a step has to compute, padding of short chunks included; `StepCost.load` makes it."""
 
     tokens: int = 0
@@ -38,7 +38,7 @@ class Load:
     """Recurrent states that it writes, if the model has such: one at the end of each chunk, one after each token of a
     draft that may be taken back, and those after padding of short chunks."""
 
-    def __add__(self, other: "Load") -> "Load":
+    def __add__(self, other: "Load") -> "Load":  # type: ignore[override]
         """The load of a step of both."""
         return Load(
             self.tokens + other.tokens,
@@ -87,7 +87,7 @@ class StepCost:
 
     def longer(self, load: Load, count: int, past: int, *, kept: bool = True) -> Load:
         """The load if a chunk of `count` tokens gets one more, with the state before that `kept`."""
-        added = self.chunk(count + 1) - self.chunk(count)
+        added = int(count >= self._smallest_chunk)
         return Load(load.tokens + added, load.context, load.pairs + added * past, load.states + added - (not kept))
 
     def rounded(self, tokens: int) -> int:

@@ -147,9 +147,9 @@ class ActiveRequest:
         self.phase = Phase.DECODE
         assert self.sequence is not None
         found = _Found()
-        drafted, confirmed = draft.tokens, 0
+        drafted, tokens, confirmed = draft.tokens, found.tokens, 0
         chosen = []
-        while found.reason is None and confirmed == len(found.tokens):
+        while found.reason is None and confirmed == len(tokens):
             index, position = first + confirmed, len(self.sequence)
             chosen.append(position)
             if self.constraint is None:
@@ -158,7 +158,7 @@ class ActiveRequest:
                 yield from self._choose(self.constraint, index, early.get(index), found)
             if self.jumps_forward:
                 self._push_forced(found)
-            while confirmed < min(len(drafted), len(found.tokens)) and drafted[confirmed] == found.tokens[confirmed]:
+            while confirmed < len(tokens) and confirmed < len(drafted) and drafted[confirmed] == tokens[confirmed]:
                 confirmed += 1
         if drafted:
             self.counters.drafted_tokens += sum(draft.guessed)
@@ -235,11 +235,13 @@ class ActiveRequest:
         found.tokens.append(token)
         if constraint is not None:
             constraint.accept((token,))
+            if constraint.finished:
+                found.reason = "stop"
         if self._text.watchful:
             found.text += self._text.feed((token,))
-        if self._text.stopped or (constraint is not None and constraint.finished):
-            found.reason = "stop"
-        elif len(sequence) >= self.limit:
+            if self._text.stopped:
+                found.reason = "stop"
+        if found.reason is None and len(sequence) >= self.limit:
             found.reason = "length"
 
     def _output(self, found: "_Found", error: Exception | None = None) -> Output:

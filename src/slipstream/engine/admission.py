@@ -68,11 +68,14 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
         reverse=True,
     )
     seconds = [cost.token(offer.past) for offer in offers]
+    full, largest = cost.rounded(load.tokens), cost.largest
     for rank, (chance, position, owner) in enumerate(ranked):
         offer = offers[owner]
         before = offer.count + lengths[owner]
         load = cost.longer(load, before, offer.past, kept=offer.kept)
-        if load.tokens > cost.largest:
+        if load.tokens > full:
+            full = cost.rounded(load.tokens)
+        if full > largest:
             return  # a step that nobody has prepared
         if not offer.kept:
             rejected = (offer.chances[lengths[owner] - 1] if lengths[owner] else 1.0) - chance
@@ -80,5 +83,5 @@ def _options(offers: Sequence[Offer], load: Load, cost: StepCost) -> Iterator[_O
         lengths[owner] += 1
         free += chance * offer.guessed[-position]
         useful += chance * seconds[owner]
-        if rank + 1 == len(ranked) or cost.rounded(load.tokens) == load.tokens:
+        if rank + 1 == len(ranked) or load.tokens == full:
             yield _Option(list(lengths), cost.seconds(load) - useful + again, free)

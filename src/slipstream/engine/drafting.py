@@ -36,6 +36,7 @@ _WHOLE_VALUE = 0.9
 
 _HASH_FACTOR = 0x9E3779B97F4A7C15
 _HASH_MASK = 2**64 - 1
+_FACTORS = [np.uint64(pow(_HASH_FACTOR, power, 2**64)) for power in range(_LONGEST)]
 _POOL_TOKENS = 16_384
 _WINDOW = 16_384
 """Tokens that are indexed at once, which takes some 20 ms; a conversation of more is seldom new."""
@@ -89,17 +90,20 @@ class NGramIndex:
 
     def update(self, tokens: IntArray) -> None:
         """Index what was added to `tokens`, int32 [n], since the last call."""
-        self._indexed = max(min(self._indexed, len(tokens)), len(tokens) - _WINDOW)
-        for size, table in self._next.items():
-            first = max(0, self._indexed - size)  # the first n-gram whose next token is new
-            window = tokens[first:].astype(np.uint64)
-            count = len(window) - size
-            if count > 0:
-                keys = window[:count].copy()
-                for offset in range(1, size):
-                    keys = keys * np.uint64(_HASH_FACTOR) + window[offset : offset + count]
-                table.update(zip(keys.tolist(), range(first + size, first + size + count), strict=True))
+        start = max(1, min(self._indexed, len(tokens)), len(tokens) - _WINDOW)
+        count = len(tokens) - start
         self._indexed = len(tokens)
+        if count <= 0:
+            return
+        window = np.zeros(_LONGEST + count - 1, np.uint64)  # the tokens before each new one
+        known = tokens[max(0, start - _LONGEST) : -1]
+        window[len(window) - len(known) :] = known
+        keys = np.zeros(count, np.uint64)
+        for size, factor in enumerate(_FACTORS, start=1):
+            keys += window[_LONGEST - size : _LONGEST - size + count] * factor
+            if size in self._next:
+                skipped = max(0, size - start)  # those that have fewer tokens before them
+                self._next[size].update(zip(keys[skipped:].tolist(), range(start + skipped, len(tokens)), strict=True))
 
     def find(self, size: int, key: int) -> int | None:
         """The position that last followed the n-gram of that size and key (see `_keys`)."""
@@ -174,12 +178,15 @@ class Experience:
         self._kinds = [self._PRIOR] * (2 * len(NGRAM_SIZES) + 2)
         self._names: dict[int, tuple[float, int]] = {}
 
-    def guess(self, kind: int, key: int, text: _Text, position: int) -> _Guess:
-        """What stands at a place in a text, with how likely it is to be right after an n-gram of that key."""
+    def guess(self, kind: int, key: int, text: _Text, position: int, token: int | None = None) -> _Guess:
+        """What stands at a place in a text, with how likely it is to be right after an n-gram of that key.
+
+        Who has read the token there already gives it.
+        """
         name = key * 16 + kind
         known = self._names.get(name)
         rate = known[0] if known is not None else self._kinds[kind]
-        return _Guess(rate, kind, text.tokens.item(position), position, text, name)
+        return _Guess(rate, kind, text.tokens.item(position) if token is None else token, position, text, name)
 
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
@@ -215,6 +222,12 @@ class _Cursor:
         self.context.append(token)
         del self.context[:-_LONGEST]
 
+    def follow(self, copied: "list[_Guess]") -> None:
+        """Go on by tokens that were copied one after the other."""
+        self.context += [guess.token for guess in copied]
+        del self.context[:-_LONGEST]
+        self.run = (copied[-1].text, copied[-1].position + 1)
+
 
 class _Lookup:
     """What drafts for one sequence are made from."""
@@ -232,6 +245,20 @@ class _Lookup:
         if length != self.length:
             self.cursor = _Cursor(tokens[max(0, length - _LONGEST) : length].tolist())
             self.length = length
+
+    def copied(self, cursor: _Cursor, limit: int) -> Iterator[_Guess]:
+        """The next tokens of the copy that is being followed, up to `limit` of them, while it surely goes on."""
+        if cursor.run is None:
+            return
+        text, position = cursor.run
+        kind = _RUN_RECENT if text is self.recent else _RUN
+        before = cursor.context[-1]
+        for place, token in enumerate(text.tokens[position : position + limit].tolist(), start=position):
+            guess = self.experience.guess(kind, before, text, place, token)
+            if guess.rate <= _SURE:
+                return
+            yield guess
+            before = token
 
     def guesses(self, cursor: _Cursor) -> Iterator[_Guess]:
         """What may come next: a copy that surely goes on, and then all guesses, likeliest first."""
@@ -273,23 +300,34 @@ class Drafter:
     def learn(self, sequence: Sequence, tenant: str, start: int, chosen: Collection[int]) -> None:
         """Take note of the sequence's tokens from `start` on; the model chose those at the positions `chosen`."""
         lookup = self._lookup(sequence, tenant)
-        tokens = sequence.tokens
-        lookup.move_to(tokens, start)
-        lookup.conversation.tokens = tokens
-        for position in range(start, len(tokens)):
-            token = int(tokens[position])
-            right = None
-            if position in chosen:
-                for guess in lookup.guesses(lookup.cursor):
+        lookup.move_to(sequence.tokens, start)
+        lookup.conversation.tokens = sequence.tokens
+        cursor, experience = lookup.cursor, lookup.experience
+        tokens = sequence.tokens[start:].tolist()
+        wanted = {position - start for position in chosen}
+        done = 0
+        while done < len(tokens):
+            came_true: list[_Guess] = []
+            for place, guess in enumerate(lookup.copied(cursor, len(tokens) - done), start=done):
+                if place not in wanted or guess.token != tokens[place]:
+                    break
+                experience.learn(guess, guess.token)
+                came_true.append(guess)
+            if came_true:
+                cursor.follow(came_true)
+                done += len(came_true)
+                continue
+            token, right = tokens[done], None
+            if done in wanted:
+                for guess in lookup.guesses(cursor):
                     if right is None and guess.token == token:
                         right = guess
-                    lookup.experience.learn(guess, token)
-                    if right is not None and guess.rate > _SURE and guess.kind <= _RUN_RECENT:
-                        break
+                    experience.learn(guess, token)
             if right is not None:
-                lookup.cursor.run = (right.text, right.position)
-            lookup.cursor.push(token)
-        lookup.length = len(tokens)
+                cursor.run = (right.text, right.position)
+            cursor.push(token)
+            done += 1
+        lookup.length = len(sequence)
 
     def remember(self, answer: IntArray, tenant: str) -> None:
         """Keep an answer that followed a grammar, for others to look up."""
@@ -313,6 +351,11 @@ def _extend(draft: Draft, lookup: _Lookup, ahead: Constraint | None, *, forced: 
     """Add what is certain and what is guessed, in turns, until there is enough."""
     cursor = lookup.cursor.copy()
     while len(draft) < MAX_DRAFT and draft.chance >= _LEAST_CHANCE:
+        if ahead is None and (copied := list(lookup.copied(cursor, MAX_DRAFT - len(draft)))):
+            for guess in copied:
+                draft.append(guess.token, guess.rate, guessed=True)
+            cursor.follow(copied)
+            continue
         if ahead is not None and forced and (certain := ahead.forced()):
             if draft.tokens and draft.guessed[-1] and (joined := ahead.join(draft.tokens[-1], certain[0])):
                 draft.tokens[-1] = cursor.context[-1] = joined
@@ -322,13 +365,13 @@ def _extend(draft: Draft, lookup: _Lookup, ahead: Constraint | None, *, forced: 
                 draft.append(token, 1.0, guessed=False)
                 cursor.push(token)
             continue
-        if (guess := _likeliest(lookup, cursor, ahead)) is None:
+        if (likeliest := _likeliest(lookup, cursor, ahead)) is None:
             return
-        draft.append(guess.token, guess.rate, guessed=True)
-        cursor.run = (guess.text, guess.position)
-        cursor.push(guess.token)
+        draft.append(likeliest.token, likeliest.rate, guessed=True)
+        cursor.run = (likeliest.text, likeliest.position)
+        cursor.push(likeliest.token)
         if ahead is not None:
-            ahead.accept((guess.token,))
+            ahead.accept((likeliest.token,))
 
 
 def _likeliest(lookup: _Lookup, cursor: _Cursor, ahead: Constraint | None) -> _Guess | None:

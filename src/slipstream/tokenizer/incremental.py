@@ -24,21 +24,27 @@ class IncrementalDecoder:
 
     def feed(self, ids: Iterable[int]) -> Traced:
         """The text that `ids` complete: empty while a character is unfinished."""
-        text, plain = None, ""
+        text: Traced | None = None
+        plain: list[bytes] = []
         tokenizer = self._tokenizer
         for id in ids:
             if self._skip_special and tokenizer.is_special(id) and id not in self._shown:
                 continue
-            decoded = self._utf8.decode(tokenizer.token_bytes(id))
-            if tokenizer.is_control(id):
-                text, plain = (text or "") + content(plain) + self._whole(decoded, id), ""
-            else:
-                plain += decoded
-        return content(plain) if text is None else text + content(plain)
+            if not tokenizer.is_control(id):
+                plain.append(tokenizer.token_bytes(id))
+                continue
+            before = self._content(plain)
+            whole = self._whole(self._utf8.decode(tokenizer.token_bytes(id)), id)
+            text, plain = (before if text is None else text + before) + whole, []
+        rest = self._content(plain)
+        return rest if text is None else text + rest
 
     def flush(self) -> Traced:
         """What is held back, as U+FFFD, or nothing; the decoder starts afresh."""
         return content(self._utf8.decode(b"", final=True))
+
+    def _content(self, tokens: Iterable[bytes]) -> Traced:
+        return content(self._utf8.decode(b"".join(tokens)))
 
     def _whole(self, decoded: str, id: int) -> Traced:
         """The text of a control token, after what the tokens before left unfinished."""
