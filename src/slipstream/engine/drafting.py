@@ -72,6 +72,13 @@ class Draft:
         self.tokens.append(token)
         self.guessed.append(guessed)
 
+    def extend(self, guesses: "list[_Guess]") -> None:
+        """Add tokens that were looked up."""
+        chance = self.chance
+        self.chances += [chance := chance * guess.rate for guess in guesses]
+        self.tokens += [guess.token for guess in guesses]
+        self.guessed += [True] * len(guesses)
+
 
 class NGramIndex:
     """Where each n-gram of a growing list of tokens last stood.
@@ -178,15 +185,25 @@ class Experience:
         self._kinds = [self._PRIOR] * (2 * len(NGRAM_SIZES) + 2)
         self._names: dict[int, tuple[float, int]] = {}
 
-    def guess(self, kind: int, key: int, text: _Text, position: int, token: int | None = None) -> _Guess:
-        """What stands at a place in a text, with how likely it is to be right after an n-gram of that key.
-
-        Who has read the token there already gives it.
-        """
+    def guess(self, kind: int, key: int, text: _Text, position: int) -> _Guess:
+        """What stands at a place in a text, with how likely it is to be right after an n-gram of that key."""
         name = key * 16 + kind
         known = self._names.get(name)
         rate = known[0] if known is not None else self._kinds[kind]
-        return _Guess(rate, kind, text.tokens.item(position) if token is None else token, position, text, name)
+        return _Guess(rate, kind, text.tokens.item(position), position, text, name)
+
+    def sure(self, kind: int, before: int, text: _Text, start: int, limit: int) -> list[_Guess]:
+        """The tokens from a place in a text on, up to `limit`, of which each is sure to follow the one before."""
+        found: list[_Guess] = []
+        known, usual = self._names.get, (self._kinds[kind], 0)
+        for position, token in enumerate(text.tokens[start : start + limit].tolist(), start):
+            name = before * 16 + kind
+            rate, _ = known(name, usual)
+            if rate <= _SURE:
+                break
+            found.append(_Guess(rate, kind, token, position, text, name))
+            before = token
+        return found
 
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
@@ -246,19 +263,13 @@ class _Lookup:
             self.cursor = _Cursor(tokens[max(0, length - _LONGEST) : length].tolist())
             self.length = length
 
-    def copied(self, cursor: _Cursor, limit: int) -> Iterator[_Guess]:
+    def copied(self, cursor: _Cursor, limit: int) -> list[_Guess]:
         """The next tokens of the copy that is being followed, up to `limit` of them, while it surely goes on."""
         if cursor.run is None:
-            return
+            return []
         text, position = cursor.run
         kind = _RUN_RECENT if text is self.recent else _RUN
-        before = cursor.context[-1]
-        for place, token in enumerate(text.tokens[position : position + limit].tolist(), start=position):
-            guess = self.experience.guess(kind, before, text, place, token)
-            if guess.rate <= _SURE:
-                return
-            yield guess
-            before = token
+        return self.experience.sure(kind, cursor.context[-1], text, position, limit)
 
     def guesses(self, cursor: _Cursor) -> Iterator[_Guess]:
         """What may come next: a copy that surely goes on, and then all guesses, likeliest first."""
@@ -351,9 +362,8 @@ def _extend(draft: Draft, lookup: _Lookup, ahead: Constraint | None, *, forced: 
     """Add what is certain and what is guessed, in turns, until there is enough."""
     cursor = lookup.cursor.copy()
     while len(draft) < MAX_DRAFT and draft.chance >= _LEAST_CHANCE:
-        if ahead is None and (copied := list(lookup.copied(cursor, MAX_DRAFT - len(draft)))):
-            for guess in copied:
-                draft.append(guess.token, guess.rate, guessed=True)
+        if ahead is None and (copied := lookup.copied(cursor, MAX_DRAFT - len(draft))):
+            draft.extend(copied)
             cursor.follow(copied)
             continue
         if ahead is not None and forced and (certain := ahead.forced()):
