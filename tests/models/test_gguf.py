@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from slipstream.backend.paged_model import paged
+from slipstream.backend.paged_model import give, names_of, paged
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import PagedChunk, lay_out
@@ -116,8 +116,7 @@ def computed(
         slots = Slots(FIRST_SLOT if past else EMPTY_SLOT, ((past + STEP, FIRST_SLOT),))
         chunk = PagedChunk(tokens[past : past + STEP], past, np.arange(1, blocks, dtype=np.int32), STEP, slots)
         inputs = lay_out([chunk], STEP, STEP, recurrent=states.slot_bytes > 0)  # tensors share its memory
-        for name, array in inputs.items():
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        give(request, inputs, names_of(compiled))
         request.infer()
         logits.append(request.get_output_tensor(0).data.reshape(STEP, -1).astype(np.float64))
     rows = np.concatenate(logits)

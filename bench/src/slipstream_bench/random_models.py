@@ -3,11 +3,12 @@
     python -m slipstream_bench.random_models qwen3-1.7b model.gguf
 
 Weights have 4 bits (Q4_0), embeddings 8 (Q8_0). The vocabulary is the default model's, filled up to the shape's width.
+`--layers 4` writes the first few layers alone, of models that are larger than the machine.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -34,6 +35,8 @@ class Shape:
     architecture: str = "qwen3"
     attention: tuple[int, ...] = ()
     """Layers with attention, where others have recurrent states."""
+    experts: int = 0
+    """Of a mixture, each with `inner`."""
 
     @property
     def recurrent(self) -> tuple[int, ...]:
@@ -45,20 +48,23 @@ _DELTA_HEADS, _DELTA_SIZE, _DELTA_WIDTH = 16, 128, 4
 """Of Qwen3.5's recurrent layers: heads, the size of each, and tokens that the convolution spans."""
 _SHORT_WIDTH = 3
 """Of LFM2's convolution."""
+_EXPERTS_USED = 8
 
 SHAPES = {
     "qwen3-0.6b": Shape(1024, 3072, 28, 16, 8),
     "qwen3-1.7b": Shape(2048, 6144, 28, 16, 8),
     "qwen3-4b": Shape(2560, 9728, 36, 32, 8),
     "lfm2-350m": Shape(1024, 4608, 16, 16, 8, 64, 65_536, "lfm2", (2, 5, 8, 10, 12, 14)),
+    "qwen3-30b-a3b": Shape(2048, 768, 48, 32, 4, architecture="qwen3moe", experts=128),
     # Its vocabulary is a fifth of the real one, so that a step's time is that of its layers.
     "qwen3.5-0.8b": Shape(1024, 3584, 24, 8, 2, 256, 49_152, "qwen35", tuple(range(3, 24, 4))),
 }
 
 
-def write(name: str, path: Path, *, seed: int = 0) -> None:
-    """Write a model of one of the `SHAPES`."""
+def write(name: str, path: Path, *, layers: int | None = None, seed: int = 0) -> None:
+    """Write a model of one of the `SHAPES`, or its first few `layers`."""
     shape, random = SHAPES[name], np.random.default_rng(seed)
+    shape = replace(shape, layers=layers or shape.layers)
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)  # OpenVINO GenAI reads no file that doesn't say it
     writer.add_context_length(32_768)
@@ -77,7 +83,7 @@ def write(name: str, path: Path, *, seed: int = 0) -> None:
     last_norm = "token_embd_norm" if shape.architecture == "lfm2" else "output_norm"
     writer.add_tensor(f"{last_norm}.weight", np.ones(shape.hidden, np.float32))
     for layer in range(shape.layers):
-        plain, products = _layer(shape, recurrent=layer in shape.recurrent)
+        plain, products = _layer(shape, layer, recurrent=layer in shape.recurrent)
         for part, values in plain.items():
             ending = "" if part in _NAMED_AS_THEY_ARE else ".weight"
             writer.add_tensor(f"blk.{layer}.{part}{ending}", values.astype(np.float32))
@@ -91,18 +97,21 @@ def write(name: str, path: Path, *, seed: int = 0) -> None:
 
 _NAMED_AS_THEY_ARE = ("ssm_a", "ssm_dt.bias")
 _Plain = dict[str, npt.NDArray[np.float64]]
-_Products = dict[str, tuple[int, int]]
+_Products = dict[str, tuple[int, ...]]
 
 
-def _layer(shape: Shape, *, recurrent: bool) -> tuple[_Plain, _Products]:
+def _layer(shape: Shape, layer: int, *, recurrent: bool) -> tuple[_Plain, _Products]:
     """A layer's tensors: those that stay as they are, and the sizes of the matrices."""
     second_norm = "post_attention_norm" if shape.architecture == "qwen35" else "ffn_norm"
     plain: _Plain = {"attn_norm": np.ones(shape.hidden), second_norm: np.ones(shape.hidden)}
-    products = {
-        "ffn_gate": (shape.inner, shape.hidden),
-        "ffn_up": (shape.inner, shape.hidden),
-        "ffn_down": (shape.hidden, shape.inner),
+    kind, each = ("_exps", (shape.experts,)) if shape.experts else ("", ())
+    products: _Products = {
+        f"ffn_gate{kind}": (*each, shape.inner, shape.hidden),
+        f"ffn_up{kind}": (*each, shape.inner, shape.hidden),
+        f"ffn_down{kind}": (*each, shape.hidden, shape.inner),
     }
+    if shape.experts:
+        plain["ffn_gate_inp"] = np.random.default_rng(layer).normal(size=(shape.experts, shape.hidden))
     if not recurrent:
         queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
         gated = 2 if shape.architecture == "qwen35" else 1
@@ -131,6 +140,10 @@ def _add_sizes(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_vocab_size(shape.vocabulary)
         return
     writer.add_head_count_kv(shape.kv_heads)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(_EXPERTS_USED)
+        writer.add_expert_feed_forward_length(shape.inner)
     if shape.architecture == "qwen35":
         writer.add_ssm_conv_kernel(_DELTA_WIDTH)
         writer.add_ssm_state_size(_DELTA_SIZE)
@@ -142,14 +155,14 @@ def _add_sizes(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_rope_dimension_sections([11, 11, 10, 0])
 
 
-def _random(shape: tuple[int, int], kind: GGMLQuantizationType, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Blocks of random codes, [rows, bytes], scaled so that a product keeps its size."""
-    rows, columns = shape
+def _random(shape: tuple[int, ...], kind: GGMLQuantizationType, random: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Blocks of random codes, [..., rows, bytes], scaled so that a product keeps its size."""
+    *rows, columns = shape
     _, size = gguf.GGML_QUANT_SIZES[kind]
     spread = 4.6 if kind == GGMLQuantizationType.Q4_0 else 74.0  # of codes drawn evenly
-    blocks = random.integers(0, 256, (rows, columns // _GROUP, size), dtype=np.uint8)
+    blocks = random.integers(0, 256, (*rows, columns // _GROUP, size), dtype=np.uint8)
     blocks[..., :2] = np.array([columns**-0.5 / spread], np.float16).view(np.uint8)
-    return blocks.reshape(rows, -1)
+    return blocks.reshape(*rows, -1)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
@@ -178,8 +191,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("path", type=Path)
+    parser.add_argument("--layers", type=int, help="how many to write (default: all)")
     options = parser.parse_args()
-    write(options.shape, options.path)
+    write(options.shape, options.path, layers=options.layers)
 
 
 if __name__ == "__main__":

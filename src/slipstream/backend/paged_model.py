@@ -1,7 +1,7 @@
 """An OpenVINO model with paged attention, over KV blocks that are named in each step."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class PagedModel:
         compiled = self._compile(self._model)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
-        self._caches = _caches_of(compiled)
+        self._caches, self._names = _caches_of(compiled), names_of(compiled)
         self.block_bytes = 2 * sum(map(_block_elements, self._caches))
         """Memory that a block takes, in all layers."""
         states = SlotMemory(compiled.inputs)
@@ -118,8 +118,7 @@ class PagedModel:
         request = self._copies.get(size)
         if request is None:
             request, self._last_size = self._any_size, size
-        for name, array in inputs.items():
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        give(request, inputs, self._names)
         self._running = request, inputs  # whose arrays the step reads
         request.start_async()
 
@@ -226,7 +225,7 @@ class _Blocks:
 def _sample(compiled: ov.CompiledModel) -> bytes:
     """The bits that a compiled model gives for a few steps, logits and KV."""
     kv = _Blocks(_caches_of(compiled), 4)
-    request = compiled.create_infer_request()
+    request, names = compiled.create_infer_request(), names_of(compiled)
     kv.attach(request)
     states = SlotMemory(compiled.inputs)
     states.allocate(FIRST_SLOT + 1)
@@ -238,13 +237,24 @@ def _sample(compiled: ov.CompiledModel) -> bytes:
         slots = Slots(slot if past else EMPTY_SLOT, ((past + size, slot),))
         chunk = PagedChunk(tokens, past, table, 2, slots)
         inputs = lay_out([chunk], size, 8, recurrent=recurrent)  # tensors share their memory, but don't keep it
-        for name, array in inputs.items():
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        give(request, inputs, names)
         request.infer()
         found.append(request.get_output_tensor(0).data.tobytes())
         past += size
     state = [states.read(slot).tobytes()] if recurrent else []
     return b"".join((*found, kv.read(np.arange(4, dtype=np.int32)).tobytes(), *state))
+
+
+def give(request: ov.InferRequest, inputs: StepInputs, names: Collection[str]) -> None:
+    """Let a request read a step's inputs, those of these names."""
+    for name, array in inputs.items():
+        if name in names:
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
+
+def names_of(compiled: ov.CompiledModel) -> set[str]:
+    """The inputs that a model has; mixtures alone ask which tokens are real."""
+    return {port.any_name for port in compiled.inputs}
 
 
 def _caches_of(compiled: ov.CompiledModel) -> list[ov.ConstOutput]:

@@ -171,6 +171,7 @@ def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurren
     pasts = [chunk.past for chunk in chunks]
     input_ids = np.zeros(size, np.int64)
     position_ids = np.zeros(size, np.int64)
+    is_real = np.zeros(size, np.int32)
     wanted: list[int] = []
     tables: list[IntArray] = []
     slots = [chunk.slots for chunk in chunks]
@@ -178,6 +179,7 @@ def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurren
     for chunk, length in zip(chunks, lengths, strict=True):
         real = len(chunk.tokens)
         input_ids[begin : begin + real] = chunk.tokens
+        is_real[begin : begin + real] = 1
         position_ids[begin : begin + length] = np.arange(chunk.past, chunk.past + length)
         wanted.extend(range(begin + real - chunk.rows, begin + real))
         tables.append(chunk.block_table[: -(-(chunk.past + length) // BLOCK_SIZE)])
@@ -200,6 +202,7 @@ def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurren
         "block_indices_begins": _offsets([len(table) for table in tables]),
         "max_context_len": np.array(max(p + n for p, n in zip(pasts, lengths, strict=True)), np.int32),
         "logit_rows": rows,
+        "is_real": is_real,
     }
 
 

@@ -9,6 +9,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
+from slipstream.models.gguf.experts import mixture
 from slipstream.models.gguf.families import Decoder, Latent, Layer, Rotation
 from slipstream.models.gguf.file import GGUF
 from slipstream.models.gguf.parts import Parts, const, f32, i64
@@ -236,81 +237,23 @@ class _Graph:
             out = self._gated(x, block, "")
         else:  # both in one
             gate, up = ops.split(self._projected(x, f"{block}ffn_up"), i64(-1), 2).outputs()
-            out = self._projected(self._activated(gate, up), f"{block}ffn_down")
+            out = self._projected(self._parts.activated(gate, up), f"{block}ffn_down")
         return self._norm(out, f"{block}post_ffw_norm.weight")
 
     def _gated(self, x: ov.Output, block: str, kind: str) -> ov.Output:
         gate, up = (self._projected(x, f"{block}ffn_{name}{kind}") for name in ("gate", "up"))
-        return self._projected(self._activated(gate, up), f"{block}ffn_down{kind}")
-
-    def _activated(self, gate: ov.Output, up: ov.Output) -> ov.Output:
-        if self._decoder.family.activation == "gelu":
-            return ops.multiply(ops.gelu(gate, "tanh"), up).output(0)
-        return ops.multiply(ops.swish(gate), up).output(0)
+        return self._projected(self._parts.activated(gate, up), f"{block}ffn_down{kind}")
 
     def _experts(self, block: str, x: ov.Output) -> ov.Output:
-        """The chosen experts' sum; written like the runtime's pattern for computing no others."""
-        weights, hidden = self._weights, x.get_partial_shape()[-1].get_length()
-        count = weights.shape(f"{block}ffn_gate_inp.weight")[0]
-        flat = ops.reshape(x, i64([-1, hidden]), False)
-        logits = self._projected(flat.output(0), f"{block}ffn_gate_inp")
-        shares, chosen = self._routes(block, logits)
-        tiled = ops.reshape(ops.tile(flat, i64([count, 1])), i64([count, -1, hidden]), False).output(0)
-        if self._decoder.family.activation == "clamped-silu":
-            inner = self._clamped(block, tiled)
-        else:
-            gate, up = (weights.product(tiled, f"{block}ffn_{name}_exps.weight") for name in ("gate", "up"))
-            inner = self._activated(gate, up)
-        out = weights.product(inner, f"{block}ffn_down_exps.weight")
-        if (bias := self._weights.array(f"{block}ffn_down_exps.bias")) is not None:
-            out = ops.add(out, bias[:, None, :]).output(0)
-        out = ops.reshape(out, i64([count, -1, 1, hidden]), False).output(0)
-        spread = ops.scatter_elements_update(ops.broadcast(f32(0), ops.shape_of(logits, "i64")), chosen, shares, i64(1))
-        routed = ops.reshape(ops.transpose(spread, i64([1, 0])), i64([count, -1, 1]), False)
-        total = ops.reduce_sum(ops.multiply(out, ops.unsqueeze(routed, i64(-1))), i64([0]), False).output(0)
+        """The chosen experts' sum, and what those add that all tokens go to."""
+        total, weights = mixture(self._parts, block, x), self._weights
         if f"{block}ffn_gate_shexp.weight" in weights:
             shared = self._gated(x, block, "_shexp")
-            if f"{block}ffn_gate_inp_shexp.weight" in weights:
-                weight = self._weights.array(f"{block}ffn_gate_inp_shexp.weight")
-                assert weight is not None
+            if (weight := weights.array(f"{block}ffn_gate_inp_shexp.weight")) is not None:
                 share = ops.sigmoid(ops.matmul(x, const(weight.reshape(1, -1), np.float32), False, True))
                 shared = ops.multiply(shared, share).output(0)
             total = ops.add(total, shared).output(0)
         return total
-
-    def _routes(self, block: str, logits: ov.Output) -> tuple[ov.Output, ov.Output]:
-        """Weights and numbers of the experts that tokens go to, both [tokens, experts used]."""
-        family, used = self._decoder.family, self._decoder.experts_used
-        scores = logits
-        if family.gate == "softmax":
-            scores = ops.softmax(logits, -1).output(0)
-        elif family.gate == "sigmoid":
-            scores = ops.sigmoid(logits).output(0)
-        ranked = scores
-        if (bias := self._weights.array(f"{block}exp_probs_b.bias")) is not None:
-            ranked = ops.add(scores, bias[None]).output(0)
-        best = ops.topk(ranked, np.int64(used), -1, "max", "value", "i64")
-        chosen, weights = best.output(1), best.output(0)
-        if bias is not None:
-            weights = ops.gather_elements(scores, chosen, 1).output(0)
-        if family.gate == "softmax of the chosen":
-            weights = ops.softmax(weights, -1).output(0)
-        elif family.normalised_experts:
-            weights = ops.divide(weights, ops.reduce_sum(weights, i64([-1]), True)).output(0)
-        if self._decoder.expert_scale != 1:
-            weights = ops.multiply(weights, f32(self._decoder.expert_scale)).output(0)
-        return weights, chosen
-
-    def _clamped(self, block: str, x: ov.Output) -> ov.Output:
-        """gpt-oss's activation: `(up + 1) * gate * sigmoid(1.702 gate)`, both clamped to 7."""
-        names = [f"{block}ffn_{name}_exps" for name in ("gate", "up")]
-        both = self._weights.product(x, *(f"{name}.weight" for name in names))
-        biases = [self._weights.array(f"{name}.bias") for name in names]
-        both = ops.add(both, np.concatenate([b for b in biases if b is not None], axis=1)[:, None, :]).output(0)
-        size = both.get_partial_shape()[-1].get_length() // 2
-        gate, up = (ops.slice(both, [a], [b], [1], [2]) for a, b in ((0, size), (size, 2 * size)))
-        gate = ops.swish(ops.minimum(gate, f32(7)), f32(1.702))
-        return ops.multiply(ops.add(ops.clamp(up, -7, 7), f32(1)), gate).output(0)
 
     # --- smaller parts ---
 

@@ -46,6 +46,15 @@ class Parts:
         bias = self.weights.array(f"{name}.bias")
         return out if bias is None else ops.add(out, bias).output(0)
 
+    def activated(self, gate: ov.Output, up: ov.Output) -> ov.Output:
+        """What lies between the products of a feed-forward part."""
+        kind = self.decoder.family.activation
+        if kind == "clamped-silu":  # gpt-oss's: `(up + 1) * gate * sigmoid(1.702 gate)`, both clamped to 7
+            gate = ops.swish(ops.minimum(gate, f32(7)), f32(1.702)).output(0)
+            up = ops.add(ops.clamp(up, -7, 7), f32(1)).output(0)
+            return ops.multiply(up, gate).output(0)
+        return ops.multiply(ops.gelu(gate, "tanh") if kind == "gelu" else ops.swish(gate), up).output(0)
+
 
 def const(value: Any, kind: npt.DTypeLike) -> ov.Node:
     """A constant of a type."""

@@ -14,6 +14,9 @@ from slipstream.models.gguf.families import Decoder
 from slipstream.models.gguf.file import GGUF
 from slipstream.models.gguf.quantised import Groups, groups_of
 
+Contents = Groups | npt.NDArray[Any]
+"""Of tensors: groups of codes, or plain values."""
+
 _PLAIN = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: np.uint16}
 
 
@@ -56,6 +59,28 @@ class Weights:
         Raises:
             ModelError: there is no such tensor, or several differ in their quantisation.
         """
+        return _constant(*self._contents(names))
+
+    def matrices(self, name: str) -> list[ov.Output]:
+        """A tensor [count, out, in] as `count` matrices, each as `matrix` gives one."""
+        kind, contents = self._contents((name,))
+
+        def part(number: int) -> Contents:
+            return contents.each(lambda rows: rows[number]) if isinstance(contents, Groups) else contents[number]
+
+        return [_constant(kind, part(number)) for number in range(self.shape(name)[0])]
+
+    def check_all_used(self) -> None:
+        """Raise `ModelError` if a tensor was left over: the graph would compute another model.
+
+        Layers behind the model's own are those that draft tokens, and may be left.
+        """
+        unused = sorted(name for name in self._left if not self._is_behind(name))
+        if unused:
+            raise ModelError(f"the GGUF has tensors that its architecture doesn't know here: {', '.join(unused[:5])}")
+
+    def _contents(self, names: Sequence[str]) -> tuple[Kind, Contents]:
+        """Tensors stacked along their outputs: as they are, or as groups of codes if they are quantised."""
         self._left.difference_update(names)
         try:
             tensors = [self._file.tensors[name] for name in names]
@@ -67,18 +92,9 @@ class Weights:
         data = [tensor.read() for tensor in tensors]
         if kind in _PLAIN:
             rows = np.concatenate([each.view(_PLAIN[kind]).reshape(shape) for each in data], axis=-2)
-            return _plain(self._in_halves(names[0], rows), kind)
+            return kind, self._in_halves(names[0], rows)
         groups = Groups.stacked([groups_of(kind, each, shape) for each in data])
-        return compressed(groups.each(lambda rows: self._in_halves(names[0], rows)))
-
-    def check_all_used(self) -> None:
-        """Raise `ModelError` if a tensor was left over: the graph would compute another model.
-
-        Layers behind the model's own are those that draft tokens, and may be left.
-        """
-        unused = sorted(name for name in self._left if not self._is_behind(name))
-        if unused:
-            raise ModelError(f"the GGUF has tensors that its architecture doesn't know here: {', '.join(unused[:5])}")
+        return kind, groups.each(lambda rows: self._in_halves(names[0], rows))
 
     def _is_behind(self, name: str) -> bool:
         parts = name.split(".")
@@ -95,6 +111,10 @@ class Weights:
         order = np.arange(size)
         order[first : first + turned] = first + np.concatenate([np.arange(0, turned, 2), np.arange(1, turned, 2)])
         return rows.reshape(-1, size, *rows.shape[1:])[:, order].reshape(rows.shape)
+
+
+def _constant(kind: Kind, contents: Contents) -> ov.Output:
+    return compressed(contents) if isinstance(contents, Groups) else _plain(contents, kind)
 
 
 def _plain(values: npt.NDArray[Any], kind: Kind) -> ov.Output:
