@@ -21,6 +21,7 @@ from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.hosted_tools import HostedTool, left_out
+from slipstream.server.openapi import WHOLE_OR_STREAM
 from slipstream.server.stream import respond
 from slipstream.server.turn import TurnRunner
 from slipstream.turns import TurnRequest
@@ -262,7 +263,7 @@ def router(runner: TurnRunner) -> APIRouter:
     routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
-    @routes.post("/v1/messages")
+    @routes.post("/v1/messages", responses=WHOLE_OR_STREAM)
     async def messages(http: Request, body: MessagesRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(lambda: [in_session(body.turn(runtime), http)], http)
