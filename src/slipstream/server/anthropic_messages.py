@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -174,7 +175,11 @@ class PromptFields(BaseModel):
 
         A tool that is named by the choice is called once.
         """
-        known = tuple(tool.tool for tool in self.tools or () if isinstance(tool, ToolDefinition))
+        known = tuple(
+            replace(tool.tool, place=index)
+            for index, tool in enumerate(self.tools or ())
+            if isinstance(tool, ToolDefinition)
+        )
         choice = self.tool_choice
         if choice is None or (choice.type == "auto" and not known):
             return ToolUse(known) if known else NO_TOOLS
