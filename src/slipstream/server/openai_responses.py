@@ -20,10 +20,11 @@ from slipstream.errors import ContextLengthError, InvalidRequestError, StorageEr
 from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
+from slipstream.server.compaction import summarising
 from slipstream.server.errors import Failure, failure_of, unsupported
 from slipstream.server.extension import in_session, names_session, report_of
 from slipstream.server.openapi import WHOLE_OR_STREAM
-from slipstream.server.responses_compaction import CompactionAnswer, compaction, response_usage
+from slipstream.server.responses_compaction import CompactionAnswer, response_usage
 from slipstream.server.responses_items import InputItem, item_messages, listed, resolved
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import PromptRequest, ResponseRequest
@@ -31,7 +32,7 @@ from slipstream.server.responses_tools import Item
 from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
-from slipstream.turns import Piece
+from slipstream.turns import Piece, TurnRequest
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,12 @@ def router(runner: TurnRunner) -> APIRouter:
     async def compact(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
         _, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=False)
-        turn = await runner.start(lambda: [compaction(body.turn(messages))], http)
+
+        def summary() -> TurnRequest:
+            request = replace(body.turn(messages), tenant=tenant)
+            return summarising(runtime, request, most=body.max_output_tokens)
+
+        turn = await runner.start(lambda: [summary()], http)
         return await respond(http, CompactionAnswer(turn, messages), stream=False)
 
     @routes.get("/v1/responses/{response_id}")
