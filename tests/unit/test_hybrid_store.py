@@ -149,6 +149,20 @@ def test_older_marks_make_room_for_the_sequence_itself(toy: HybridToy) -> None:
     assert len(state.marks) <= MARKS + 1
 
 
+def test_a_drafts_states_make_room_for_the_sequence_itself(toy: HybridToy) -> None:
+    state: HybridState = toy.store.open(42)
+    marks = tuple(range(5, 29, INTERVAL))
+    toy.launch([Chunk(state, ids([3] * 29), 1, marks)]).wait()
+    draft(toy, state, 12)
+    others = []
+    while toy.store.free >= toy.store.open_cost(1):
+        others.append(toy.store.open(1))
+    room = max(room for room in range(42, 200) if toy.store.reserve_cost(state, room) <= toy.store.free)
+    toy.store.reserve(state, room)
+    assert state.room >= room > 42
+    toy.store.check([state, *others])
+
+
 def test_a_cut_costs_what_it_takes_with_older_marks(toy: HybridToy) -> None:
     state: HybridState = toy.store.open(200)
     toy.launch([Chunk(state, ids([3] * 110), 1, tuple(range(5, 110, INTERVAL)))]).wait()
