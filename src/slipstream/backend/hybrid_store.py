@@ -301,8 +301,13 @@ class HybridStore:
         state.length = slots.kept[-1][0]
 
     def _marks(self, state: HybridState, end: int, marks: Iterable[int]) -> list[int]:
-        """Those of a chunk's marks that are worth a state; `end` is where its draft begins."""
-        return self._apart(state, [at for at in marks if state.length < at < end], always={end - 1})
+        """Those of a chunk's marks that are worth a state; `end` is where its draft begins.
+
+        All but the last, from which a prompt is answered again, move back to the end of a block: states that lie a
+        whole number of blocks apart are written in one step, and a chunk would be cut for others.
+        """
+        places = {at if at == end - 1 else at - at % self._kv.block_size for at in marks if at < end}
+        return self._apart(state, [at for at in sorted(places) if at > state.length], always={end - 1})
 
     def _lengths(self, state: HybridState, end: int, draft: int, marks: Collection[int]) -> set[int]:
         """Lengths up to `end` whose states the next step keeps, of which the last `draft` tokens are a draft."""
