@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,13 +96,19 @@ class Agent:
     def __init__(self, number: int, seed: int) -> None:
         self.tenant = TENANTS[number % len(TENANTS)]
         self.protocol = list(CLIENTS)[number // len(TENANTS) % len(CLIENTS)]
-        self._name = f"agent-{number}" if number % 2 else None
+        self._number = number
+        self._conversations = 0
         self._random = random.Random(seed * AGENTS + number)
         self._fuzzer = Fuzzer(seed * AGENTS + number)
         self._messages: list[Any] = []
         self._new: list[Any] = []
         self._seen: list[Answer] = []
         """The answers of this conversation."""
+
+    @property
+    def _name(self) -> str | None:
+        """The session of this conversation: a next one's first message may count as new in it."""
+        return f"agent-{self._number}-{self._conversations}" if self._number % 2 else None
 
     def connect(self, client: Client, http: httpx.Client) -> None:
         """Talk to this server from now on."""
@@ -119,11 +126,9 @@ class Agent:
                     tally.add(left=1)
                 else:
                     self._turn(tally)
-        except (httpx.TransportError, openai.APIConnectionError, anthropic.APIConnectionError):
-            if not tally.vanishes:
+        except Exception as error:
+            if not (tally.vanishes and _is_broken_connection(error)):
                 tally.faults.append(traceback.format_exc())
-        except Exception:
-            tally.faults.append(traceback.format_exc())
 
     def check(self) -> None:
         """Find all answers of this conversation in its session."""
@@ -150,6 +155,7 @@ class Agent:
         self._seen.append(answer)
         if answer.report["prompt_tokens"] > LONG_ENOUGH:
             self._messages, self._seen = [], []
+            self._conversations += 1
         elif answer.calls:
             self._new = self._client.results(answer.calls, ["high water"] * len(answer.calls))
 
@@ -186,6 +192,13 @@ class Agent:
 
     def _words(self, count: int) -> str:
         return " ".join(self._random.choice(("ship", "lamp", "rope", "salt", "nine", "gull")) for _ in range(count))
+
+
+def _is_broken_connection(error: Exception) -> bool:
+    """Whether a connection broke; in the middle of a stream, clients pass on errors of their own transport."""
+    if isinstance(error, openai.APIConnectionError | anthropic.APIConnectionError):
+        return True
+    return any(kind.__name__ == httpx.TransportError.__name__ for kind in type(error).__mro__)
 
 
 def crew(seed: int) -> list[Agent]:
@@ -280,10 +293,15 @@ def harbour(folder: Path) -> Iterator[Harbour]:
 
 
 def compare(answered: list[Asked]) -> None:
-    """Ask everything again, one by one, computed from nothing; raises `AssertionError` for another answer."""
-    for asked in answered:
+    """Ask everything again, a few at a time, computed from nothing; raises `AssertionError` for another answer."""
+
+    def check(asked: Asked) -> None:
         fresh = asked.client.ask(asked.messages, asked.mode, stream=False, limit=asked.limit, **FRESH)
         assert fresh.said == asked.said, (asked.messages, fresh.said, asked.said)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(check, answered):
+            pass
 
 
 def soak_for(seconds: float, seed: int, folder: Path) -> None:

@@ -9,17 +9,21 @@ Run `python -m tests.engine.exactness --scenarios 5000` for as long as you like;
 
 import argparse
 import random
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from rich.progress import track
 
-from slipstream.backend import Chunk, StepCost, StepMeasurements
+from slipstream.backend import Chunk, StepCost, StepMeasurements, Store
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged import PagedBackend
 from slipstream.backend.paged_model import PagedModel
@@ -27,7 +31,7 @@ from slipstream.backend.steps import BLOCK_SIZE, StepClass
 from slipstream.chat import Tool, ToolUse
 from slipstream.chat.answers import Dialect
 from slipstream.config import EngineConfig
-from slipstream.engine import ActiveRequest, EngineCore, EngineRequest, Output, SamplingParams, as_prompt
+from slipstream.engine import ActiveRequest, EngineCore, EngineRequest, Output, SamplingParams, as_prompt, scheduler
 from slipstream.engine.closing import Closer
 from slipstream.engine.commands import CountComputed, Export, Install, Pin
 from slipstream.engine.grammar import Grammar, GrammarCompiler
@@ -48,6 +52,10 @@ CONTEXT = 1200
 STEP_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 RESTARTS = 0.08
 """How often a round of scenarios is followed by one."""
+HEADROOMS = (1, 1, 256)
+"""Tokens that the scheduler keeps room for beyond a prompt; where they are few, requests are preempted."""
+PER_TOKEN = (5e-4, 5e-6)
+"""Seconds that a token adds to a step, as the scheduler is told; where it is little, drafts are many."""
 
 _TOOLS = (Tool("look_up", parameters={"properties": {"word": {"type": "string"}, "times": {"type": "integer"}}}),)
 GRAMMARS = [
@@ -91,14 +99,34 @@ THIS_PROCESSOR = Processor()
 class NarrowBackend:
     """A backend of which an engine may use only some blocks, so that memory runs out, and steps of other sizes."""
 
-    def __init__(self, backend: PagedBackend[Any], num_blocks: int, largest_step: int) -> None:
+    def __init__(
+        self, backend: PagedBackend[Any], num_blocks: int, largest_step: int, per_token: float, seen: Counter[str]
+    ) -> None:
         self._backend = backend
-        self.store = backend.new_store(num_blocks)
-        measured = StepMeasurements(tuple((size, size * 5e-4) for size in STEP_SIZES if size <= largest_step))
+        self.store = _counted(backend.new_store(num_blocks), seen)
+        sizes = [size for size in STEP_SIZES if size <= largest_step]
+        measured = StepMeasurements(tuple((size, 1e-3 + size * per_token) for size in sizes))
         self.cost = StepCost(measured, smallest_chunk=2)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._backend, name)
+
+
+def _counted(store: Store[Any], seen: Counter[str]) -> Store[Any]:
+    """The store, which counts from now on how often a sequence was forked, and taken back to fewer tokens."""
+    fork, rewind = store.fork, store.rewind
+
+    def counted_fork(state: Any, length: int, room: int) -> Any:
+        seen["forks"] += 1
+        seen["forks before the end"] += length < state.length
+        return fork(state, length, room)
+
+    def counted_rewind(state: Any, length: int) -> int:
+        seen["rewinds"] += length < state.length
+        return rewind(state, length)
+
+    store.fork, store.rewind = counted_fork, counted_rewind
+    return store
 
 
 @dataclass
@@ -159,12 +187,18 @@ class Oracle:
 
 
 def rounds(
-    rng: random.Random, start: Callable[[], PagedBackend[Any]], tokenizer: Tokenizer, model: Model, longest: int
-) -> Iterator[list[Scenario]]:
+    rng: random.Random,
+    start: Callable[[], PagedBackend[Any]],
+    tokenizer: Tokenizer,
+    model: Model,
+    longest: int,
+    seen: Counter[str],
+) -> Generator[list[Scenario], None, None]:
     """Endless rounds of scenarios that run at the same time, on engines of many shapes.
 
     A scenario adds up to `longest` new tokens to what was said before. Now and then all is ended, and what was kept of
-    conversations is read from files by a backend that `start` makes anew, whose memory is empty.
+    conversations is read from files by a backend that `start` makes anew, whose memory is empty. `seen` counts what
+    happened.
     """
     backend = start()
     compiler = GrammarCompiler(tokenizer, vocab_size=backend.vocab_size, stop_token_ids=model.manifest.stop_token_ids)
@@ -173,43 +207,68 @@ def rounds(
     counts = range(CONTEXT // BLOCK_SIZE + 8, backend.store.capacity // BLOCK_SIZE)
     least = next(count for count in counts if backend.new_store(count).capacity >= CONTEXT)  # states take memory, too
     while True:
-        blocks = rng.choice([least, least + 15, least + 75, backend.store.capacity // BLOCK_SIZE])
-        core = _engine(rng, backend, blocks, tokenizer, model)
+        blocks = rng.choice([least, least, least + 15, least + 75, backend.store.capacity // BLOCK_SIZE])
+        core = _engine(rng, backend, blocks, tokenizer, model, seen)
         conversations: list[IntArray] = [np.empty(0, np.int32)]
-        for _ in range(rng.randint(3, 6)):
-            scenarios = [_scenario(rng, conversations, grammars, longest, known) for _ in range(rng.randint(1, 9))]
-            for scenario in scenarios:
-                _submit(core, scenario)
+        headroom = patch.object(scheduler, "HEADROOM", rng.choice(HEADROOMS))
+        headroom.start()
+        try:
+            for _ in range(rng.randint(3, 6)):
+                scenarios = [_scenario(rng, conversations, grammars, longest, known) for _ in range(rng.randint(1, 9))]
+                all_are_there, together = Event(), rng.random() < 0.5
+                if together:
+                    core.send(Look(lambda _, event=all_are_there: event.wait(HANG)))
+                for scenario in scenarios:
+                    _submit(core, scenario)
+                    if not together:  # the first may be done before the last comes
+                        _disturb(rng, core, rng.choice(conversations), known)
+                all_are_there.set()
                 _disturb(rng, core, rng.choice(conversations), known)
-            for scenario in scenarios:
-                scenario.done.result(timeout=HANG)
-                conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
-            conversations = [c for c in conversations if len(c) < longest * 6 // 5]
-            core.call(Look(lambda kv: kv.check()))
-            yield scenarios
-            if rng.random() < RESTARTS:
-                with TemporaryDirectory() as folder:
-                    parts = _save(rng, core, conversations, SavedKV(Path(folder), backend.fingerprint, 2**30))
-                    core.shutdown()
-                    backend = start()
-                    core = _engine(rng, backend, blocks, tokenizer, model)
-                    _load(core, parts, SavedKV(Path(folder), backend.fingerprint, 2**30))
-        usage = core.call(Look(_emptied))
-        assert usage.free == usage.capacity, "something leaked"
-        core.shutdown()
+                for scenario in scenarios:
+                    counters = scenario.done.result(timeout=HANG).counters
+                    assert counters is not None
+                    seen.update({"drafted": counters.drafted_tokens, "accepted": counters.accepted_tokens})
+                    conversations.append(np.concatenate((scenario.request.prompt, as_prompt(scenario.answer))))
+                conversations = [c for c in conversations if len(c) < longest * 6 // 5]
+                core.call(Look(lambda kv: kv.check()))
+                yield scenarios
+                if rng.random() < RESTARTS:
+                    with TemporaryDirectory() as folder:
+                        parts = _save(rng, core, conversations, SavedKV(Path(folder), backend.fingerprint, 2**30))
+                        _end(core, seen)
+                        backend = start()
+                        core = _engine(rng, backend, blocks, tokenizer, model, seen)
+                        _load(core, parts, SavedKV(Path(folder), backend.fingerprint, 2**30))
+                    seen.update({"restarts": 1, "parts read from files": len(parts)})
+            usage = core.call(Look(_emptied))
+            assert usage.free == usage.capacity, "something leaked"
+        finally:
+            headroom.stop()
+            _end(core, seen)
 
 
 def _engine(
-    rng: random.Random, backend: PagedBackend[Any], blocks: int, tokenizer: Tokenizer, model: Model
+    rng: random.Random,
+    backend: PagedBackend[Any],
+    blocks: int,
+    tokenizer: Tokenizer,
+    model: Model,
+    seen: Counter[str],
 ) -> EngineCore:
     return EngineCore(
-        NarrowBackend(backend, blocks, rng.choice(STEP_SIZES[2:])),  # type: ignore[arg-type]
+        NarrowBackend(backend, blocks, rng.choice(STEP_SIZES[2:]), rng.choice(PER_TOKEN), seen),  # type: ignore[arg-type]
         tokenizer,
         context_length=CONTEXT,
         stop_token_ids=frozenset(model.manifest.stop_token_ids),
         step_target=rng.choice([0.001, 0.02, 0.1]),
-        max_running=rng.choice([1, 3, 9]),
+        max_running=rng.choice([1, 3, 9, 9]),
     )
+
+
+def _end(core: EngineCore, seen: Counter[str]) -> None:
+    stats = core.stats()
+    seen.update({"evictions": stats.kv.evictions, "preemptions": stats.preemptions})
+    core.shutdown()
 
 
 def _save(
@@ -254,7 +313,7 @@ def _scenario(
     if len(history) > 20 and rng.random() < 0.4:  # something for drafts to find
         start = rng.randrange(len(history) - 10)
         new = np.concatenate((new, history[start : start + 40]))
-    params = SamplingParams(max_tokens=rng.randint(1, 24), temperature=0.0)
+    params = SamplingParams(max_tokens=60 if rng.random() < 0.2 else rng.randint(1, 24), temperature=0.0)
     grammar = rng.choice(grammars) if rng.random() < 0.4 else None
     if grammar is not None:
         params = replace(params, max_tokens=rng.choice([5, 40, 60]))
@@ -273,6 +332,7 @@ def _scenario(
         prompt=np.concatenate((history, new)),
         params=params,
         grammar=grammar,
+        priority=rng.choice([0, 0, 1]),
         reuse=rng.random() < 0.8,
         jump_forward=rng.random() < 0.7,
         speculation=rng.random() < 0.7,
@@ -315,19 +375,31 @@ def _submit(core: EngineCore, scenario: Scenario) -> None:
     handles.append(core.submit(scenario.request, sink))
 
 
-def run(scenarios: int, seed: int, model: Model, processor: Processor = THIS_PROCESSOR, *, longest: int = 500) -> int:
-    """Run and check at least that many scenarios (see `rounds`); returns how many."""
+def run(
+    scenarios: int,
+    seed: int,
+    model: Model,
+    processor: Processor = THIS_PROCESSOR,
+    *,
+    longest: int = 500,
+    seen: Counter[str] | None = None,
+) -> int:
+    """Run and check at least that many scenarios (see `rounds`); returns how many. `seen` counts what happened."""
     oracle = Oracle(model, processor)
     tokenizer = Tokenizer.from_file(model.tokenizer_path)
     checked = 0
-    for batch in rounds(
-        random.Random(seed), lambda: processor.backend(model, kv_memory=256 * 2**20), tokenizer, model, longest
-    ):
-        for scenario in batch:
-            oracle.check(scenario)
-        checked += len(batch)
-        if checked >= scenarios:
-            break
+    seen = Counter() if seen is None else seen
+
+    def start() -> PagedBackend[Any]:
+        return processor.backend(model, kv_memory=256 * 2**20)
+
+    with closing(rounds(random.Random(seed), start, tokenizer, model, longest, seen)) as batches:
+        for batch in batches:
+            for scenario in batch:
+                oracle.check(scenario)
+            checked += len(batch)
+            if checked >= scenarios:
+                break
     return checked
 
 
@@ -340,15 +412,16 @@ def main() -> None:
     options = parser.parse_args()
     model = ModelStore().ensure(options.model)
     chunk = 100
-    checked = 0
+    checked, seen = 0, Counter[str]()
     with TemporaryDirectory() as folder:
         processor = THIS_PROCESSOR
         if options.emulate:
             sizes, _, rows = options.emulate.partition(":")
             processor = Processor(Path(folder), _bounds(sizes), _bounds(rows))
         for index in track(range(-(-options.scenarios // chunk)), "Checking"):
-            checked += run(chunk, options.seed + index, model, processor)
+            checked += run(chunk, options.seed + index, model, processor, seen=seen)
     print(f"{checked} scenarios, every token the same as computed afresh")
+    print(", ".join(f"{name}: {count}" for name, count in sorted(seen.items())))
 
 
 def _bounds(text: str) -> tuple[int, ...]:

@@ -479,8 +479,11 @@ def user(*blocks: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(blocks)}]}
 
 
-def schema(**parameter: Any) -> dict[str, Any]:
-    return {"tools": [WEATHER, {**tool("f", {"a": parameter}), "strict": True}]}
+HOSTED = {"type": "web_search_20250305", "name": "web_search"}
+
+
+def schema(*before: dict[str, Any], **parameter: Any) -> dict[str, Any]:
+    return {"tools": [*before, WEATHER, {**tool("f", {"a": parameter}), "strict": True}]}
 
 
 TOOL_USE = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
@@ -519,12 +522,14 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
         ({"mcp_servers": [{"type": "url", "url": "http://a"}]}, "mcp_servers"),
         ({"slipstream": {"reus": 1}}, "slipstream.reus"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}], "tool_choice": ANY}, "tool_choice"),
+        ({"tools": [HOSTED], "tool_choice": ANY}, "tool_choice"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema is required"),
         ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema"),
         ({"tools": [{**WEATHER, "name": "a b"}]}, "tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name: two tools"),
         (schema(type="string", pattern=r"\bword\b"), "tools[1].input_schema of the tool 'f' has 'pattern'"),
+        (schema(HOSTED, type="string", pattern=r"\bword\b"), "tools[2].input_schema of the tool 'f' has 'pattern'"),
+        ({"tools": [HOSTED, WEATHER, WEATHER]}, "tools[2].name: two tools"),
         ({"tool_choice": ANY}, "tool_choice"),
         ({"tool_choice": {"type": "tool"}, "tools": TOOLS}, "tool_choice.name is required"),
         ({"tool_choice": {"type": "tool", "name": "f"}, "tools": TOOLS}, "tool_choice names f"),

@@ -140,6 +140,19 @@ def test_deferred_tools_leave_the_prompt_before_them_as_it_is(client: Anthropic)
     assert [block.name for block in called.content] == ["get_wind"]
 
 
+def test_a_changed_system_text_leaves_the_tools_before_it_as_they_were(client: Anthropic) -> None:
+    """Claude Code writes the state of a repository there: that must not cost the tools, which are most of a prompt."""
+    tools: Any = [{**WEATHER, "name": f"tool_{number}"} for number in range(20)]
+    system = "You look after a repository. " * 4
+    clean, dirty = (
+        ask(client, system=f"{system}Its state: {state}.", tools=tools, max_tokens=1) for state in ("clean", "changed")
+    )
+    described = count(client, QUESTION, tools=tools) - count(client, QUESTION)
+    assert clean.usage.cache_read_input_tokens < described
+    assert dirty.usage.cache_read_input_tokens > described + 20, "and what precedes the change in the text itself"
+    assert dirty.usage.cache_creation_input_tokens < 40
+
+
 def test_hosted_tools_are_left_out_with_a_warning(client: Anthropic) -> None:
     hosted = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
     message: Any = ask(client, tools=[hosted, *TOOLS], max_tokens=2)

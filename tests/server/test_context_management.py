@@ -127,9 +127,9 @@ def test_a_stream_reports_edits_with_its_end(client: Anthropic) -> None:
 
 
 def test_edits_that_are_not_made_are_reported(client: Anthropic) -> None:
-    others = {"edits": [{"type": "compact_20260112"}, {"type": "clear_thinking_20251015", "keep": "all"}]}
+    others = {"edits": [{"type": "clear_all_20300101"}, {"type": "clear_thinking_20251015", "keep": "all"}]}
     report = ask(client, talk(1), others).slipstream
-    assert report["warnings"] == ["context_management: an edit of type 'compact_20260112' is not made"]
+    assert report["warnings"] == ["context_management: an edit of type 'clear_all_20300101' is not made"]
 
 
 def test_a_wrong_edit_is_named(client: Anthropic) -> None:

@@ -129,32 +129,39 @@ def test_second_signal_ends_at_once(server: Server) -> None:
 
 STUCK = """
 import logging, threading
+from slipstream.backend.paged import PagedTicket
 from slipstream.cli import main
 from slipstream.server import serve
 from slipstream.turns import Turns
 
-def start(*arguments):
+def stuck(*arguments):
     logging.warning("stuck")
     threading.Event().wait()
 
 serve._END_SECONDS = 1.0
-Turns.start = start
+{place} = stuck
 main()
 """
 
 
-def test_a_server_ends_whatever_runs(model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["Turns.start", "PagedTicket.wait"], ids=["turn", "step"])
+def test_a_server_ends_whatever_runs(model: Model, tmp_path: Path, place: str) -> None:
     log = tmp_path / "log"
-    command = (sys.executable, "-c", STUCK)
+    command = (sys.executable, "-c", STUCK.format(place=place))
 
     def ask() -> None:
         with ending.http() as http, suppress(httpx.HTTPError):
             http.post("/v1/completions", json={"prompt": "a"})
 
-    with running_server("--drain-seconds", "0.1", command=command, log=log) as ending:
+    options = ("--drain-seconds", "0.1", "--step-timeout", "0.2")
+    with running_server(*options, command=command, log=log) as ending, ending.http() as http:
+        assert http.get("/health").json()["status"] == "ok"
         asking = threading.Thread(target=ask)
         asking.start()
         wait_until(lambda: "stuck" in log.read_text())
+        if place == "PagedTicket.wait":
+            wait_until(lambda: http.get("/health").status_code == 503)
+            assert http.get("/health").json()["status"] == "stalled"
         ending.process.send_signal(signal.SIGTERM)
         assert ending.wait_for_end() == 1
         asking.join()

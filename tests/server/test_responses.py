@@ -506,6 +506,13 @@ def test_items_by_reference(client: OpenAI) -> None:
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "clock", "arguments": "{}"}
 IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
+WEB = {"type": "web_search"}
+UNKNOWN_TYPE = function("f", {"a": {"type": "text"}})
+UNDEFINED = {
+    "type": "custom",
+    "name": "g",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: NONE"},
+}
 
 
 @pytest.mark.parametrize(
@@ -528,7 +535,15 @@ IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
         ({"tools": [group({"type": "function"})]}, "tools[0].tools[0].name", "required"),
         ({"tools": [group({"type": "custom", "name": ""})]}, "tools[0].tools[0].name", "at least 1"),
         ({"tools": [group({"type": "web_search", "name": "f"})]}, "tools[0].tools[0].type", "'function'"),
-        ({"tools": [function("f", {"a": {"type": "text"}})]}, "tools[0].parameters", "the tool 'f' has 'type'"),
+        ({"tools": [UNKNOWN_TYPE]}, "tools[0].parameters", "the tool 'f' has 'type'"),
+        ({"tools": [WEB, CLOCK, WEB, UNKNOWN_TYPE]}, "tools[3].parameters", "tools[3].parameters of the tool 'f'"),
+        (
+            {"tools": [WEB, group(CLOCK, UNKNOWN_TYPE)]},
+            "tools[1].tools[1].parameters",
+            "the tool 'group__f' has 'type'",
+        ),
+        ({"tools": [WEB, group(CLOCK, CLOCK)]}, "tools[1].tools[1].name", "rename one"),
+        ({"tools": [WEB, UNDEFINED]}, "tools[1].format.definition", "the tool 'g' is no grammar"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "ring"}}, "tool_choice", "names ring"),
         ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice", "type function or custom"),
         ({"tool_choice": "required"}, "tool_choice", "tools"),

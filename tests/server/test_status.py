@@ -97,4 +97,27 @@ def test_openmetrics_for_those_who_ask(http: httpx.Client) -> None:
 
 
 def test_schema_of_the_api(http: httpx.Client) -> None:
-    assert "/v1/chat/completions" in http.get("/openapi.json").json()["paths"]
+    api = http.get("/openapi.json").json()
+    operations = {
+        f"{method} {path}": each for path, methods in api["paths"].items() for method, each in methods.items()
+    }
+    assert len({each["operationId"] for each in operations.values()}) == len(operations)
+    for name, operation in operations.items():
+        assert "422" not in operation["responses"], f"{name} never has it"
+        protocol = "Anthropic" if "/v1/messages" in name else "OpenAI"
+        schema = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+        assert schema["$ref"].endswith(f"/{protocol}Error")
+        if name.startswith("post"):
+            assert operation["requestBody"]["required"], "without a body, clients send no content type"
+    assert "text/event-stream" in operations["post /v1/chat/completions"]["responses"]["200"]["content"]
+    assert {"bearer": []} in api["security"]
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1/sessions/s", "GET, PATCH, DELETE"), ("/v1/messages", "POST"), ("/", "GET, HEAD")]
+)
+def test_another_method_is_told_which_there_are(http: httpx.Client, path: str, methods: str) -> None:
+    response = http.request("OPTIONS", path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == methods
+    assert f"use {methods}" in response.json()["error"]["message"]

@@ -124,16 +124,27 @@ def test_older_marks_make_room(toy: HybridToy) -> None:
     assert all(length - toy.store.reach(state, length - 1) >= toy.store.gap for length in older)
 
 
-def test_messages_ends_that_stand_apart_are_kept_wherever_they_lie(toy: HybridToy) -> None:
-    """So many at odd places that the operators can't write them in one step."""
-    state: HybridState = toy.store.open(200)
+def test_a_message_that_ends_apart_has_the_state_at_the_end_of_the_block_before(toy: HybridToy) -> None:
+    """Those lie evenly, so that the operators write them in one step; a prompt's last token has its own, if odd."""
     ends = (5, 6, 13, 14, 23, 47, 63, 77, 78, 99)
-    toy.launch([Chunk(state, ids([token % 40 + 1 for token in range(110)]), 1, (*ends, 109))]).wait()
-    toy.store.trim(state)
-    assert [length for length in state.kept if length % INTERVAL] == [5, 13, 23, 47, 63, 77, 109, 110]
-    assert toy.contents(state)
-    assert toy.store.reach(state, 100) == 96
-    assert toy.store.reach(state, 79) == 77
+    for marks, last in ((ends, []), ((*ends, 109), [109])):
+        state: HybridState = toy.store.open(200)
+        toy.launch([Chunk(state, ids([token % 40 + 1 for token in range(110)]), 1, marks)]).wait()
+        toy.store.trim(state)
+        assert [length for length in state.kept if length % INTERVAL] == [4, 12, 20, 44, 60, 76, *last, 110]
+        assert toy.contents(state)
+        assert [toy.store.reach(state, length) for length in (100, 79, 63)] == [96, 76, 60]
+        toy.store.release(state)
+
+
+def test_no_step_is_cut_for_the_sake_of_messages() -> None:
+    toy = HybridToy(4000, block_size=32, interval=64)
+    state: HybridState = toy.store.open(600)
+    plan = toy.store.plan(state, 512, rows=0, marks=tuple(range(45, 500, 45)))
+    kept = [at for at, _ in plan.kept]
+    assert fit_one_step(0, kept)
+    assert set(range(32, 480, 64)) & set(kept)
+    toy.store.commit(state, plan)
 
 
 def test_older_marks_make_room_for_the_sequence_itself(toy: HybridToy) -> None:
@@ -147,6 +158,20 @@ def test_older_marks_make_room_for_the_sequence_itself(toy: HybridToy) -> None:
         toy.store.check([state])
     assert state.length + INTERVAL > toy.store.capacity
     assert len(state.marks) <= MARKS + 1
+
+
+def test_a_drafts_states_make_room_for_the_sequence_itself(toy: HybridToy) -> None:
+    state: HybridState = toy.store.open(42)
+    marks = tuple(range(5, 29, INTERVAL))
+    toy.launch([Chunk(state, ids([3] * 29), 1, marks)]).wait()
+    draft(toy, state, 12)
+    others = []
+    while toy.store.free >= toy.store.open_cost(1):
+        others.append(toy.store.open(1))
+    room = max(room for room in range(42, 200) if toy.store.reserve_cost(state, room) <= toy.store.free)
+    toy.store.reserve(state, room)
+    assert state.room >= room > 42
+    toy.store.check([state, *others])
 
 
 def test_a_cut_costs_what_it_takes_with_older_marks(toy: HybridToy) -> None:

@@ -124,10 +124,10 @@ class HybridStore:
         return child
 
     def reserve(self, state: HybridState, room: int) -> None:
-        """Add blocks and slots up to `room` tokens in all; older marks make room if need be."""
+        """Add blocks and slots up to `room` tokens in all; older marks and a draft's states make room if need be."""
         self._require(self.reserve_cost(state, room))
         if self._growth(state, room) > self.free:
-            self._forget(state, state.marks[: self._surplus(state)])
+            self._forget(state, [*self._passing(state), *state.marks[: self._surplus(state)]])
             excess = self._own(state) - self._needed(state.length, max(room, state.promised))
             self._give_back(state, [state.spare.pop() for _ in range(excess)])
         self._kv.reserve(state, room)
@@ -198,7 +198,7 @@ class HybridStore:
         return self._kv.fork_cost(state, length, room) + self._forked(length, room) * self._slot_tokens
 
     def reserve_cost(self, state: HybridState, room: int) -> int:
-        """The same, less what the state has, older marks among it if memory is short."""
+        """The same, less what the state has; if memory is short, older marks and a draft's states are among it."""
         cost = self._growth(state, room)
         if cost <= self.free or room <= state.length:
             return cost
@@ -301,8 +301,13 @@ class HybridStore:
         state.length = slots.kept[-1][0]
 
     def _marks(self, state: HybridState, end: int, marks: Iterable[int]) -> list[int]:
-        """Those of a chunk's marks that are worth a state; `end` is where its draft begins."""
-        return self._apart(state, [at for at in marks if state.length < at < end], always={end - 1})
+        """Those of a chunk's marks that are worth a state; `end` is where its draft begins.
+
+        All but the last, from which a prompt is answered again, move back to the end of a block: states that lie a
+        whole number of blocks apart are written in one step, and a chunk would be cut for others.
+        """
+        places = {at if at == end - 1 else at - at % self._kv.block_size for at in marks if at < end}
+        return self._apart(state, [at for at in sorted(places) if at > state.length], always={end - 1})
 
     def _lengths(self, state: HybridState, end: int, draft: int, marks: Collection[int]) -> set[int]:
         """Lengths up to `end` whose states the next step keeps, of which the last `draft` tokens are a draft."""

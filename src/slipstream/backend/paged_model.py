@@ -24,6 +24,10 @@ from slipstream.types import IntArray
 _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
 
+_ONE_BY_ONE = {"SNIPPETS_MODE": "DISABLE"}
+"""For graphs of one size: the runtime would join their elementwise operations into kernels that round less often than
+those for any size, which gives other bits."""
+
 
 class PagedModel:
     """A stateful OpenVINO IR, turned into paged attention and compiled for the CPU.
@@ -81,7 +85,7 @@ class PagedModel:
         """A copy for steps of `size` tokens alone; takes seconds, on any thread."""
         copy = self._model.clone()
         copy.reshape({"input_ids": [size], "position_ids": [size]})
-        return self._compile(copy)
+        return self._compile(copy, **_ONE_BY_ONE)
 
     def use_copy(self, size: int, copy: ov.CompiledModel) -> None:
         """Run steps of `size` tokens on a copy from now on: they take less time, and need no preparing."""
@@ -158,8 +162,8 @@ class PagedModel:
         facts = "; ".join(map(str, [*_machine(), this_processor().cores, *self._options.values()]))
         return lowered(self._core, self.path, facts, self._read, self._options, _sample)
 
-    def _compile(self, model: ov.Model) -> ov.CompiledModel:
-        return self._core.compile_model(model, "CPU", self._options)
+    def _compile(self, model: ov.Model, **more: object) -> ov.CompiledModel:
+        return self._core.compile_model(model, "CPU", {**self._options, **more})
 
     def _attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on the blocks."""

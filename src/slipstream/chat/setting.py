@@ -1,7 +1,7 @@
 """What the messages of a conversation stand in: its tools, and what else its chat template is told."""
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class Tool:
     """Whether it's described where a message brings it up, and not in front of all messages."""
     text: TextGrammar | None = None
     """What its only parameter must fit, where arguments are JSON, if it takes text; None if it takes an object."""
+    place: int | str | None = field(default=None, compare=False, repr=False)
+    """Where its request has it, for errors to name, if it isn't where it stands among the tools."""
 
     @classmethod
     def of_text(cls, name: str, description: str = "", text: TextGrammar | None = None) -> "Tool":
@@ -57,6 +59,12 @@ class Tool:
         """The form that chat templates and models know."""
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
+
+
+def place_of(tools: Sequence[Tool], index: int) -> int | str:
+    """Where the request has one of its tools."""
+    place = tools[index].place if index < len(tools) else None
+    return index if place is None else place
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,8 @@ class ToolUse:
         for index, tool in enumerate(self.tools):
             if names.setdefault(tool.name, index) != index:
                 raise InvalidRequestError(
-                    f"two tools are named {tool.name!r}: rename one", param=fields.TOOL_NAME.at(index)
+                    f"two tools are named {tool.name!r}: rename one",
+                    param=fields.TOOL_NAME.at(place_of(self.tools, index)),
                 )
         if not names:
             return  # a session may have them

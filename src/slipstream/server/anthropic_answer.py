@@ -33,9 +33,8 @@ class MessageAnswer(Answer):
     async def whole(self) -> bytes:
         """The message, and what it cost."""
         (choice,) = self.turn.choices
-        content = _content(choice, shows_thinking=self._shows_thinking)
-        body = {"content": content, **_ending(choice), "usage": _usage(choice, choice.counters)}
-        return to_json(self._head | body | self._edits | {"slipstream": report_of(self.turn)}, inf_nan_mode="null")
+        body = {"content": self._content(choice), **self._ending(choice), "usage": self._usage(choice)}
+        return to_json(self._head | body | self._edits | {"slipstream": self._report()}, inf_nan_mode="null")
 
     def events(self, piece: Piece) -> Iterator[bytes]:
         """The message without content first, and then the pieces of its blocks."""
@@ -47,9 +46,9 @@ class MessageAnswer(Answer):
     async def end(self) -> bytes:
         """Why the message ends, and what it cost."""
         (choice,) = self.turn.choices
-        closed, report = self._close(), report_of(self.turn)
-        usage = _usage(choice, choice.counters)
-        ending = _event("message_delta", delta=_ending(choice), usage=usage, **self._edits, slipstream=report)
+        closed, report = self._close(), self._report()
+        delta, usage = self._ending(choice), self._usage(choice)
+        ending = _event("message_delta", delta=delta, usage=usage, **self._edits, slipstream=report)
         return closed + ending + _event("message_stop")
 
     def alive(self) -> bytes:
@@ -60,10 +59,26 @@ class MessageAnswer(Answer):
         """The last event of a stream that breaks off."""
         return anthropic_event(failure)
 
+    def _content(self, choice: Choice) -> list[dict[str, Any]]:
+        """The blocks of a finished message."""
+        return _content(choice, shows_thinking=self._shows_thinking)
+
+    def _ending(self, choice: Choice) -> dict[str, str | None]:
+        """How it ended."""
+        return _ending(choice)
+
+    def _usage(self, choice: Choice) -> dict[str, Any]:
+        """What it cost in tokens."""
+        return usage_of(choice, choice.counters)
+
+    def _report(self) -> dict[str, Any]:
+        """The `slipstream` object."""
+        return report_of(self.turn)
+
     def _start(self, choice: Choice) -> bytes:
         """The message without content, and what its prompt cost."""
         counters = choice.counters if choice.active is None else choice.active.counters
-        usage = _usage(choice, counters) | {"output_tokens": 0}
+        usage = usage_of(choice, counters) | {"output_tokens": 0}
         empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return _event("message_start", message=self._head | empty) + _event("ping")
 
@@ -126,7 +141,7 @@ def _ending(choice: Choice) -> dict[str, str | None]:
     return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
 
-def _usage(choice: Choice, counters: TurnCounters) -> dict[str, int]:
+def usage_of(choice: Choice, counters: TurnCounters) -> dict[str, int]:
     """The tokens of a turn; clients add up the first three for those of the prompt.
 
     What was computed is kept, so it counts as written to the cache, unless the request keeps nothing.

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.chat import Tool
 from slipstream.errors import InvalidRequestError
@@ -74,6 +74,15 @@ class ToolChangeBlock(BaseModel):
 
     type: Literal["tool_addition", "tool_removal"]
     tool: ToolChange
+
+
+class CompactionBlock(BaseModel):
+    """The summary of all before it, which the model doesn't read; without content it failed, and says nothing."""
+
+    type: Literal["compaction"] = "compaction"
+    content: Annotated[str, Field(min_length=1)] | None = None
+    tool_changes: list[ToolChangeBlock] | None = None
+    """What had become of the tools by then."""
 
 
 class OtherBlock(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
 
 from slipstream.chat import Message, Tool, ToolCall
 from slipstream.server.anthropic_blocks import (
+    CompactionBlock,
     DocumentBlock,
     OtherBlock,
     Readable,
@@ -19,6 +20,7 @@ from slipstream.server.anthropic_blocks import (
     ToolReferenceBlock,
     block_text,
 )
+from slipstream.server.compaction import introduced
 from slipstream.server.errors import unsupported
 
 # Claude Code begins the system prompt with a line for Anthropic's accounts. It differs from request to request, so that
@@ -59,7 +61,7 @@ def _text_tag(block: object) -> str:
 
 
 def _block_tag(block: object) -> str:
-    return _tag(block, *_TEXTS, "tool_use", "tool_result", "thinking", "redacted_thinking")
+    return _tag(block, *_TEXTS, "tool_use", "tool_result", "thinking", "redacted_thinking", "compaction")
 
 
 _ReadableBlock = (
@@ -94,13 +96,14 @@ Content = Annotated[
             | Annotated[ToolUseBlock, Tag("[tool_use]")]
             | Annotated[ToolResultBlock, Tag("[tool_result]")]
             | Annotated[ThinkingBlock, Tag("[thinking]")]
-            | Annotated[ThinkingBlock, Tag("[redacted_thinking]")],
+            | Annotated[ThinkingBlock, Tag("[redacted_thinking]")]
+            | Annotated[CompactionBlock, Tag("[compaction]")],
             Discriminator(_block_tag),
         ]
     ],
     BeforeValidator(_as_blocks),
 ]
-Block = Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock
+Block = Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock | CompactionBlock
 
 
 class InputMessage(BaseModel):
@@ -111,9 +114,15 @@ class InputMessage(BaseModel):
 
 
 def conversation(
-    system: Sequence[Readable] | None, messages: Sequence[InputMessage], tools: Iterable[Tool] = ()
+    system: Sequence[Readable] | None,
+    messages: Sequence[InputMessage],
+    tools: Iterable[Tool] = (),
+    *,
+    may_be_answered: bool = False,
 ) -> tuple[Message, ...]:
     """The conversation in no protocol's terms; `tools` are those that messages may bring up.
+
+    It waits for an answer, or `may_be_answered`.
 
     What one side says in several blocks, or messages in a row, is one message: an assistant's text as it was cut, any
     other with line ends between. Results of calls are messages of their own. Raises `InvalidRequestError` naming the
@@ -125,7 +134,7 @@ def conversation(
         parts.append(Message("system", instructions))
     for index, message in enumerate(messages):
         parts += reader.parts(message, f"messages[{index}]")
-    if parts and parts[-1].role == "assistant":
+    if parts and parts[-1].role == "assistant" and not may_be_answered:
         param = f"messages[{len(messages) - 1}]"
         raise unsupported(param, "is the assistant's, but answers can't be begun for it: end with a user's message")
     joined: list[Message] = []
@@ -133,6 +142,16 @@ def conversation(
         together = tuple(group)
         joined += together if role == "tool" or len(together) == 1 else (_joined(role, together),)
     return tuple(joined)
+
+
+def since_compaction(messages: Sequence[InputMessage]) -> list[InputMessage]:
+    """The messages from the last summary on. Those before it are left without content, so that each keeps its index."""
+    for at, message in reversed(list(enumerate(messages))):
+        for place, block in reversed(list(enumerate(message.content))):
+            if isinstance(block, CompactionBlock) and block.content is not None:
+                rest = message.model_copy(update={"content": message.content[place:]})
+                return [*[InputMessage(role="user", content=[])] * at, rest, *messages[at + 1 :]]
+    return list(messages)
 
 
 def _joined(role: str, parts: Sequence[Message]) -> Message:
@@ -151,10 +170,13 @@ class _Reader:
     def parts(self, message: InputMessage, param: str) -> Iterator[Message]:
         """A message for each block that says something."""
         calls = any(isinstance(block, ToolUseBlock) for block in message.content)
-        if message.role == "assistant":
+        compacted = any(isinstance(block, CompactionBlock) for block in message.content)
+        if message.role == "assistant" and not compacted:
             yield Message("assistant")  # also when it has no blocks: so may an answer be
         for index, block in enumerate(message.content):
-            if not (calls and isinstance(block, TextBlock) and block.stands_in):
+            if isinstance(block, CompactionBlock):
+                yield from self._summary(block, f"{param}.content[{index}]")
+            elif not (calls and isinstance(block, TextBlock) and block.stands_in):
                 yield self._part(message.role, block, f"{param}.content[{index}]")
 
     def text(self, blocks: Sequence[Readable], param: str, *, in_result: bool = False) -> str:
@@ -165,7 +187,13 @@ class _Reader:
         )
         return "\n".join(texts)
 
-    def _part(self, role: str, block: Block, param: str) -> Message:
+    def _summary(self, block: CompactionBlock, param: str) -> Iterator[Message]:
+        """The user's, whoever sends it: the assistant goes on from there."""
+        if block.content is not None:
+            changes = self.text(block.tool_changes or (), f"{param}.tool_changes")
+            yield Message("user", "\n".join(filter(None, (introduced(block.content), changes))))
+
+    def _part(self, role: str, block: Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock, param: str) -> Message:
         match role, block:
             case "assistant", ThinkingBlock():
                 return Message("assistant", reasoning=block.thinking)

@@ -13,6 +13,7 @@ from slipstream.server.anthropic_content import Block, InputMessage, ToolResultB
 CLEARED = "[This result was cleared to save room.]"
 """What the model reads in place of a result."""
 _CLEAR_TOOL_USES: Literal["clear_tool_uses_20250919"] = "clear_tool_uses_20250919"
+_COMPACT: Literal["compact_20260112"] = "compact_20260112"
 _CLEAR_THINKING = "clear_thinking_20251015"
 
 
@@ -46,6 +47,15 @@ class ClearToolUses(BaseModel):
         return name in wanted if isinstance(wanted, frozenset) else bool(wanted)
 
 
+class Compact(BaseModel):
+    """Have the conversation summarised once it is too long; the default is Anthropic's."""
+
+    type: Literal["compact_20260112"]
+    trigger: InputTokens = InputTokens(type="input_tokens", value=150_000)
+    pause_after_compaction: bool = False
+    instructions: str | None = None
+
+
 class OtherEdit(BaseModel):
     """An edit that is not made here."""
 
@@ -56,7 +66,7 @@ class OtherEdit(BaseModel):
 
 def _kind(edit: object) -> str:
     kind = edit.get("type") if isinstance(edit, dict) else None
-    return "[clear_tool_uses]" if kind == _CLEAR_TOOL_USES else "[other]"
+    return f"[{kind}]" if kind in (_CLEAR_TOOL_USES, _COMPACT) else "[other]"
 
 
 class ContextManagement(BaseModel):
@@ -64,7 +74,9 @@ class ContextManagement(BaseModel):
 
     edits: list[
         Annotated[
-            Annotated[ClearToolUses, Tag("[clear_tool_uses]")] | Annotated[OtherEdit, Tag("[other]")],
+            Annotated[ClearToolUses, Tag(f"[{_CLEAR_TOOL_USES}]")]
+            | Annotated[Compact, Tag(f"[{_COMPACT}]")]
+            | Annotated[OtherEdit, Tag("[other]")],
             Discriminator(_kind),
         ]
     ] = []
@@ -73,6 +85,11 @@ class ContextManagement(BaseModel):
     def clears(self) -> bool:
         """Whether messages have to be looked at; some clients ask for other edits alone, with every request."""
         return any(isinstance(edit, ClearToolUses) for edit in self.edits)
+
+    @property
+    def compact(self) -> Compact | None:
+        """Whether and when to summarise the conversation."""
+        return next((edit for edit in self.edits if isinstance(edit, Compact)), None)
 
     @property
     def warnings(self) -> tuple[str, ...]:

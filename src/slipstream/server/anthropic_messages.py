@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -15,14 +16,18 @@ from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.anthropic_answer import MessageAnswer
-from slipstream.server.anthropic_content import InputMessage, TextContent, conversation
-from slipstream.server.anthropic_context import ContextManagement
+from slipstream.server.anthropic_blocks import CompactionBlock
+from slipstream.server.anthropic_compaction import CompactedAnswer, Compaction, is_due, tool_changes
+from slipstream.server.anthropic_content import InputMessage, TextContent, conversation, since_compaction
+from slipstream.server.anthropic_context import Compact, ContextManagement
 from slipstream.server.bodies import BodyRoute
+from slipstream.server.compaction import summarising
 from slipstream.server.errors import missing, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.hosted_tools import HostedTool, left_out
+from slipstream.server.openapi import WHOLE_OR_STREAM
 from slipstream.server.stream import respond
-from slipstream.server.turn import TurnRunner
+from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import TurnRequest
 
 _MODES: dict[str, Literal["none", "auto", "required"]] = {
@@ -136,6 +141,7 @@ class PromptFields(BaseModel):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     context_management: ContextManagement | None = None
+    compaction: Compaction | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     _applied_edits: list[dict[str, Any]] = PrivateAttr(default_factory=list)
 
@@ -144,7 +150,8 @@ class PromptFields(BaseModel):
         effort = self.output_config.effort if self.output_config else None
         reasoning = reasoning_kwargs(effort, enabled=self.thinking.enabled if self.thinking else None)
         tools = self._tool_use()
-        messages = conversation(self.system, self._edited(runtime, tools), tools.tools)
+        answered = self.compaction is not None  # a summary comes after anything
+        messages = conversation(self.system, self._edited(runtime, tools), tools.tools, may_be_answered=answered)
         return messages, Setting(tools, reasoning | (self.chat_template_kwargs or {}))
 
     @property
@@ -159,12 +166,13 @@ class PromptFields(BaseModel):
 
     def _edited(self, runtime: Runtime, tools: ToolUse) -> list[InputMessage]:
         """The messages as the model is to read them."""
+        messages = since_compaction(self.messages)
         if self.context_management is None or not self.context_management.clears:
-            return self.messages
+            return messages
         described = [tool.as_dict() for tool in tools.tools]
         before = "\n".join((*(block.model_dump_json() for block in self.system or ()), json.dumps(described)))
         edited, self._applied_edits = self.context_management.apply(
-            self.messages, before, lambda text: len(runtime.tokenizer.encode(text))
+            messages, before, lambda text: len(runtime.tokenizer.encode(text))
         )
         return edited
 
@@ -173,7 +181,11 @@ class PromptFields(BaseModel):
 
         A tool that is named by the choice is called once.
         """
-        known = tuple(tool.tool for tool in self.tools or () if isinstance(tool, ToolDefinition))
+        known = tuple(
+            replace(tool.tool, place=index)
+            for index, tool in enumerate(self.tools or ())
+            if isinstance(tool, ToolDefinition)
+        )
         choice = self.tool_choice
         if choice is None or (choice.type == "auto" and not known):
             return ToolUse(known) if known else NO_TOOLS
@@ -199,7 +211,6 @@ class MessagesRequest(PromptFields):
     stream: bool | None = None
     output_format: OutputFormat | None = None
     mcp_servers: list[Any] | None = None
-    compaction: Any = None
     thread: Any = None
     slipstream: SlipstreamOptions | None = None
 
@@ -221,6 +232,25 @@ class MessagesRequest(PromptFields):
         )
 
     @property
+    def compacts(self) -> Compact | Compaction | None:
+        """Whether, and when, the conversation is to be summarised."""
+        return self.compaction or (self.context_management.compact if self.context_management is not None else None)
+
+    def summary(self, runtime: Runtime, request: TurnRequest) -> TurnRequest | None:
+        """The request for a summary, if the conversation of `request`, this one's, is to be summarised."""
+        asked = self.compacts
+        alone = replace(request, session_id=None, session_hint=None, continues=None)
+        if asked is None or (isinstance(asked, Compact) and not (request.answers and is_due(asked, alone, runtime))):
+            return None
+        most = self.max_tokens if isinstance(asked, Compaction) else None
+        return summarising(runtime, alone, instructions=asked.instructions, most=most)
+
+    def after(self, block: CompactionBlock) -> "MessagesRequest":
+        """The same from a summary on, as its client will send it."""
+        message = InputMessage.model_validate({"role": "assistant", "content": [block.model_dump()]})
+        return self.model_copy(update={"messages": [*self.messages, message]})
+
+    @property
     def shows_thinking(self) -> bool:
         """Whether the client wants to see reasoning."""
         return self.thinking is None or self.thinking.display != "omitted"
@@ -237,8 +267,8 @@ class MessagesRequest(PromptFields):
             raise InvalidRequestError(message, param="thread", code="thread_unsupported_request")
         if self.mcp_servers:
             raise unsupported("mcp_servers", "can't be called from here: send their tools as tools")
-        if self.compaction is not None:
-            raise unsupported("compaction", "is not supported: ask for a summary in a message")
+        if self.compaction is not None and self.context_management is not None:
+            raise unsupported("compaction", "summarises the conversation as it is: leave context_management out")
         if self.thinking is not None and self.thinking.asks_too_much(runtime):
             advice = "can't be changed so: this model reasons before each answer; leave the field out"
             raise unsupported("thinking", advice)
@@ -262,11 +292,29 @@ def router(runner: TurnRunner) -> APIRouter:
     routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
-    @routes.post("/v1/messages")
-    async def messages(http: Request, body: MessagesRequest) -> Response:
+    @routes.post("/v1/messages", responses=WHOLE_OR_STREAM)
+    async def messages(http: Request, body: MessagesRequest, tenant: TenantName) -> Response:
         model = runner.names.check(body.model)
-        turn = await runner.start(lambda: [in_session(body.turn(runtime), http)], http)
-        answer = MessageAnswer(model, turn, shows_thinking=body.shows_thinking, edits=body.applied_edits)
+
+        def made() -> tuple[TurnRequest, TurnRequest | None]:
+            request = replace(in_session(body.turn(runtime), http), tenant=tenant)
+            return request, body.summary(runtime, request)
+
+        request, summary = await asyncio.to_thread(made)
+        turn = await runner.start(lambda: [summary or request], http)
+        shown: dict[str, Any] = {"shows_thinking": body.shows_thinking, "edits": body.applied_edits}
+        answer = MessageAnswer(model, turn, **shown)
+        if summary is not None:
+
+            def rest(block: CompactionBlock) -> list[TurnRequest]:
+                return [replace(in_session(body.after(block).turn(runtime), http), continues=False)]
+
+            async def go_on(block: CompactionBlock) -> LiveTurn:
+                return await runner.start(lambda: rest(block), http)
+
+            assert body.compacts is not None
+            changes = tool_changes(body.messages)
+            answer = CompactedAnswer(model, turn, go_on, asked=body.compacts, changes=changes, **shown)
         return await respond(http, answer, stream=body.stream)
 
     @routes.post("/v1/messages/count_tokens", response_model_exclude_none=True)

@@ -23,6 +23,7 @@ from slipstream.server.gate import RequestCounter, RootPath
 from slipstream.server.intake import Intake
 from slipstream.server.keys import KeyRing
 from slipstream.server.metrics import Metrics
+from slipstream.server.openapi import AnthropicError, DescribedApp, OpenAIError, errors
 from slipstream.server.traces import Traces, otlp_provider
 from slipstream.server.turn import TurnRunner
 from slipstream.server.turn_log import log_turn
@@ -30,12 +31,13 @@ from slipstream.server.turn_log import log_turn
 
 def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI:
     """An application that serves a runtime; whoever runs it closes that."""
-    app = FastAPI(
+    app = DescribedApp(
         title="Slipstream",
         version=version("slipstream"),
         docs_url=None,  # it loads scripts from elsewhere
         redoc_url=None,
         dependencies=[Depends(require_json)],
+        responses=errors(OpenAIError),
         servers=[{"url": config.root_path}] if config.root_path else None,
     )
     metrics = Metrics(runtime)
@@ -46,7 +48,7 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
     app.include_router(openai_completions.router(runner))
     app.include_router(openai_responses.conversations(runtime.sessions))
     app.include_router(openai_responses.router(runner))
-    app.include_router(anthropic_messages.router(runner))
+    app.include_router(anthropic_messages.router(runner), responses=errors(AnthropicError))
     app.include_router(sessions.router(runtime.sessions))
     app.include_router(tokens.router(runtime))
     app.include_router(status.router(runtime, runner.names, metrics, step_timeout=config.step_timeout))

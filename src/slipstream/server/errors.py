@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slipstream.errors import (
@@ -190,7 +191,9 @@ def _answer(request: Request, error: Exception) -> Response:
     if isinstance(cause, LimitError | OverloadedError):
         request.app.state.metrics.refused(cause.limit)
     elif isinstance(error, HTTPException) and not isinstance(cause, SlipstreamError):
-        failure = replace(failure, message=_advice(request, error) or failure.message)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            error.headers = {"Allow": _allowed_methods(request)}
+        failure = replace(failure, message=_advice(request, error) or failure.message, headers=error.headers or {})
     return error_response(failure, request.url.path)
 
 
@@ -202,9 +205,16 @@ def _advice(request: Request, error: HTTPException) -> str | None:
         case HTTPStatus.NOT_FOUND:
             return f"there is no {request.url.path} here: chat is at /v1/chat/completions, and /docs lists the rest"
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            return f"{request.url.path} does not take {request.method}: use {allowed}"
+            return f"{request.url.path} does not take {request.method}: use {(error.headers or {})['Allow']}"
     return None
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods that a path takes on all of its routes; the framework names those of the first."""
+    scopes = {method: {**request.scope, "method": method} for method in ("GET", "HEAD", "POST", "PATCH", "DELETE")}
+    routes = request.app.routes
+    taken = (name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes))
+    return ", ".join(taken)
 
 
 def _answer_nobody(_request: Request, _error: Exception) -> Response:

@@ -30,6 +30,7 @@ from slipstream.server.openai_tools import (
     response_schema,
     tool_use,
 )
+from slipstream.server.openapi import WHOLE_OR_STREAM
 from slipstream.server.stream import respond
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import Choice, Piece, TurnRequest
@@ -81,7 +82,7 @@ def router(runner: TurnRunner) -> APIRouter:
     routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=WHOLE_OR_STREAM)
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(lambda: [in_session(body.turn(), http)], http)

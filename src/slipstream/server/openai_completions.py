@@ -19,6 +19,7 @@ from slipstream.server.openai_common import (
     SamplingFields,
     finish_reason,
 )
+from slipstream.server.openapi import WHOLE_OR_STREAM
 from slipstream.server.stream import respond
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import Choice, Piece, TurnRequest
@@ -79,7 +80,7 @@ def router(runner: TurnRunner) -> APIRouter:
     routes = APIRouter(route_class=BodyRoute)
     runtime = runner.runtime
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", responses=WHOLE_OR_STREAM)
     async def completions(http: Request, body: CompletionRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(body.turns, http)

@@ -20,9 +20,11 @@ from slipstream.errors import ContextLengthError, InvalidRequestError, StorageEr
 from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.bodies import BodyRoute
+from slipstream.server.compaction import summarising
 from slipstream.server.errors import Failure, failure_of, unsupported
 from slipstream.server.extension import in_session, names_session, report_of
-from slipstream.server.responses_compaction import CompactionAnswer, compaction, response_usage
+from slipstream.server.openapi import WHOLE_OR_STREAM
+from slipstream.server.responses_compaction import CompactionAnswer, response_usage
 from slipstream.server.responses_items import InputItem, item_messages, listed, resolved
 from slipstream.server.responses_output import EventWriter, cut_short, output_items
 from slipstream.server.responses_request import PromptRequest, ResponseRequest
@@ -30,7 +32,7 @@ from slipstream.server.responses_tools import Item
 from slipstream.server.stream import Answer, respond
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
-from slipstream.turns import Piece
+from slipstream.turns import Piece, TurnRequest
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def router(runner: TurnRunner) -> APIRouter:
     runtime = runner.runtime
     store = runtime.database
 
-    @routes.post("/v1/responses")
+    @routes.post("/v1/responses", responses=WHOLE_OR_STREAM)
     async def create_response(http: Request, body: ResponseRequest, tenant: TenantName) -> Response:
         named = names_session(http)
         items, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=named)
@@ -92,11 +94,18 @@ def router(runner: TurnRunner) -> APIRouter:
     async def compact(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
         _, messages = await asyncio.to_thread(_brought, body, store, tenant, in_session=False)
-        turn = await runner.start(lambda: [compaction(body.turn(messages))], http)
+
+        def summary() -> TurnRequest:
+            request = replace(body.turn(messages), tenant=tenant)
+            return summarising(runtime, request, most=body.max_output_tokens)
+
+        turn = await runner.start(lambda: [summary()], http)
         return await respond(http, CompactionAnswer(turn, messages), stream=False)
 
     @routes.get("/v1/responses/{response_id}")
-    async def retrieve_response(response_id: str, tenant: TenantName, *, stream: bool = False) -> Response:
+    async def retrieve_response(
+        response_id: str, tenant: TenantName, *, stream: Annotated[bool, Query(include_in_schema=False)] = False
+    ) -> Response:
         if stream:
             raise unsupported("stream", "is not supported: the events of a stored response are not kept; leave it out")
         record = await _stored(store, tenant, response_id)

@@ -4,29 +4,15 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from slipstream.chat import Message
+from slipstream.server.compaction import sealed
 from slipstream.server.extension import report_of
 from slipstream.server.responses_items import item_id
-from slipstream.server.responses_summary import SUMMARISE, sealed
 from slipstream.server.stream import Answer
 from slipstream.server.turn import LiveTurn
-from slipstream.turns import Piece, TurnRequest
-
-_MOST_TOKENS = 4096
-"""Of a summary, unless the request has `max_output_tokens`."""
-
-
-def compaction(request: TurnRequest) -> TurnRequest:
-    """The request for a summary after the messages of another, which costs no more of the prompt than what it adds."""
-    assert isinstance(request.prompt, tuple)
-    tools = replace(request.setting.tools, mode="none", allowed=None)
-    setting = replace(request.setting, tools=tools)
-    params = replace(request.params, max_tokens=request.params.max_tokens or _MOST_TOKENS)
-    messages = (*request.prompt, Message("user", SUMMARISE))
-    return replace(request, prompt=messages, params=params, setting=setting, session_hint=None, response_schema=None)
+from slipstream.turns import Piece
 
 
 class CompactionAnswer(Answer):

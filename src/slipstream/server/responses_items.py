@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
+from slipstream.server.compaction import introduced, unsealed
 from slipstream.server.custom_tools import custom_arguments
 from slipstream.server.errors import missing, not_read, unreadable
 from slipstream.server.openai_messages import ContentPart
 from slipstream.server.openai_tools import flat_name
-from slipstream.server.responses_summary import summary_of
 from slipstream.server.responses_tools import SHELL_NAME, Item, shell_arguments
 from slipstream.sessions import StoredResponse
 
@@ -114,8 +114,8 @@ def item_messages(items: Sequence[InputItem], field: str, known_calls: Iterable[
                 messages.append(replace(message, reasoning=thought) if message.role == "assistant" else message)
                 thought = ""
             case "compaction":
-                summary = summary_of(_given(item.encrypted_content, f"{param}.encrypted_content"), param)
-                messages.append(Message("user", summary))
+                summary = unsealed(_given(item.encrypted_content, f"{param}.encrypted_content"), param)
+                messages.append(Message("user", introduced(summary)))
             case "function_call" | "custom_tool_call" | "local_shell_call":
                 call = _call(item, param)
                 if calls is not None:

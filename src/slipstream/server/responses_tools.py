@@ -6,7 +6,7 @@ whose arguments hold the input or the action. What other servers run themselves 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Tag
@@ -147,9 +147,14 @@ def _all(tools: Sequence[Any]) -> Iterator[_Known]:
     for index, tool in enumerate(tools):
         if isinstance(tool, NamespaceTool):
             for inner, each in enumerate(tool.tools):
-                yield _known(each, f"tools[{index}].tools[{inner}]", tool)
+                yield _placed(each, f"{index}].tools[{inner}", tool)
         elif not isinstance(tool, HostedTool):
-            yield _known(tool, f"tools[{index}]", None)
+            yield _placed(tool, str(index), None)
+
+
+def _placed(tool: FunctionTool | CustomTool | LocalShellTool, place: str, group: NamespaceTool | None) -> _Known:
+    known = _known(tool, f"tools[{place}]", group)
+    return replace(known, tool=replace(known.tool, place=place))
 
 
 def _known(tool: FunctionTool | CustomTool | LocalShellTool, param: str, group: NamespaceTool | None) -> _Known:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from slipstream.runtime import Runtime
 from slipstream.server.access import client_of
 from slipstream.server.metrics import Metrics
+from slipstream.server.openapi import Responses
 from slipstream.server.served_names import ServedNames
 
 
@@ -66,6 +67,9 @@ class Health(BaseModel):
     memory: Memory
 
 
+_METRICS: Responses = {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}}
+
+
 def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeout: float) -> APIRouter:
     """The routes."""
     routes = APIRouter()
@@ -83,11 +87,12 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
             max_tokens=longest,
         )
 
-    @routes.api_route("/", methods=["GET", "HEAD"])
+    @routes.head("/", include_in_schema=False)
+    @routes.get("/")
     async def root() -> dict[str, str]:  # some clients look whether anybody is there
         return {"server": "slipstream", "documentation": "/docs"}
 
-    @routes.get("/health")
+    @routes.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
         status: Literal["ok", "stalled", "stopped"] = "ok"
         if not runtime.core.alive:
@@ -110,7 +115,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
     async def one_model(name: str) -> Model:
         return model(names.check(name))
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=Response, responses=_METRICS)
     async def all_metrics(http: Request) -> Response:
         if not client_of(http).operator:
             raise HTTPException(403, "metrics are about all tenants: ask with an operator's key")

@@ -30,6 +30,15 @@ class Answer(ABC):
     async def whole(self) -> bytes:
         """The body that answers a finished turn, in JSON."""
 
+    def batches(self) -> AsyncIterator[list[Piece]]:
+        """The pieces as they come, those that came together in one list; an empty one now and then."""
+        return self.turn.batches()
+
+    async def finish(self) -> None:
+        """Wait for the last piece."""
+        async for _ in self.batches():
+            pass
+
     def begin(self) -> bytes:
         """The events before those of any piece."""
         return b""
@@ -76,8 +85,7 @@ async def respond(http: Request, answer: Answer, *, stream: bool | None) -> Resp
     """
     if stream:
         return _EventStream(answer)
-    turn = answer.turn
-    finished = asyncio.ensure_future(turn.finish())
+    finished = asyncio.ensure_future(answer.finish())
     gone = asyncio.ensure_future(_disconnect(http))
     try:
         await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -87,7 +95,7 @@ async def respond(http: Request, answer: Answer, *, stream: bool | None) -> Resp
     finally:
         gone.cancel()
         finished.cancel()
-        turn.cancel()
+        answer.turn.cancel()
     return Response(await answer.whole(), media_type="application/json")
 
 
@@ -126,7 +134,7 @@ async def _events(answer: Answer) -> AsyncIterator[bytes]:
     if begun := answer.begin():
         yield begun
     silent = True
-    async for batch in answer.turn.batches():
+    async for batch in answer.batches():
         if events := b"".join(chain.from_iterable(map(answer.events, batch))):
             yield events
             silent = False

@@ -98,11 +98,6 @@ class LiveTurn:
             self.cancel()
             self._note_end()
 
-    async def finish(self) -> None:
-        """Wait until all choices have their answers."""
-        async for _ in self.batches():
-            pass
-
     def cancel(self) -> None:
         """Stop what is unfinished, soon; harmless when nothing is."""
         if not self._over:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from slipstream import fields
 from slipstream.chat import Message, Prompt, Setting, Tool, ToolCall, ToolUse
 from slipstream.chat.messages import Digest
+from slipstream.chat.setting import place_of
 from slipstream.sessions.state import SessionState, SessionTurn
 
 Key = TypeVar("Key")
@@ -176,13 +177,14 @@ def _tools_difference(old: Sequence[Tool], new: Sequence[Tool]) -> ReuseBreak | 
     if before == now:
         return None
     at = next((at for at, (one, other) in enumerate(zip(before, now, strict=False)) if one != other), None)
+    place = place_of(new, min(len(before), len(now)) if at is None else at)
     if sorted(before) == sorted(now):
-        return ReuseBreak("tools_reordered", field=f"tools[{at}]")
+        return ReuseBreak("tools_reordered", field=f"tools[{place}]")
     if at is None:  # some were added at the end, or left out there
-        return ReuseBreak("tools_changed", field=f"tools[{min(len(before), len(now))}]")
+        return ReuseBreak("tools_changed", field=f"tools[{place}]")
     names = ("name", "description", "parameters")
     name = next(name for name in names if getattr(old[at], name) != getattr(new[at], name))
-    return ReuseBreak("tools_changed", field=f"tools[{at}].{name}")
+    return ReuseBreak("tools_changed", field=f"tools[{place}].{name}")
 
 
 def _kwargs_difference(old: Setting, new: Setting) -> ReuseBreak | None:

@@ -11,7 +11,7 @@ from slipstream.chat.answers import AnswerGrammar, Dialect
 from slipstream.chat.formats.base import TEXT
 from slipstream.chat.messages import Digest, digest
 from slipstream.chat.schema import Loss
-from slipstream.chat.setting import TextGrammar
+from slipstream.chat.setting import TextGrammar, place_of
 from slipstream.engine.grammar import TOO_COMPLEX, UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
 from slipstream.errors import InvalidRequestError
 
@@ -90,12 +90,12 @@ class Demands:
             if tool.name in allowed and (fault := self._fault(tenant, ToolUse((tool,), "required"), None)) is not None:
                 if tool.text is None:
                     if tool.strict:
-                        raise _refused(fields.TOOL_PARAMETERS.at(index), tool, _COMPLEX, fault)
+                        raise _refused(fields.TOOL_PARAMETERS.at(place_of(use.tools, index)), tool, _COMPLEX, fault)
                     losses.append(Loss(_COMPLEX, tool.name))
                     tool = replace(tool, parameters=_ANY_OBJECT)  # noqa: PLW2901
                 else:
                     if isinstance(fault, InvalidRequestError) and fault.code == UNSUPPORTED:
-                        raise _broken(index, tool, fault)
+                        raise _broken(place_of(use.tools, index), tool, fault)
                     losses.append(Loss("it takes too much to compile", tool.name, of_text=True))
                     tool = replace(tool, text=TextGrammar())  # noqa: PLW2901
             tools.append(tool)
@@ -132,13 +132,13 @@ class Demands:
                 raise _refused(fields.RESPONSE_SCHEMA, None, loss.keyword)
             if loss.tool is not None and places[loss.tool][1].strict:
                 index, tool = places[loss.tool]
-                raise _refused(fields.TOOL_PARAMETERS.at(index), tool, loss.keyword)
+                raise _refused(fields.TOOL_PARAMETERS.at(place_of(use.tools, index)), tool, loss.keyword)
 
 
-def _broken(index: int, tool: Tool, fault: InvalidRequestError) -> InvalidRequestError:
+def _broken(place: int | str, tool: Tool, fault: InvalidRequestError) -> InvalidRequestError:
     """The error of a grammar of text that is read, but means nothing: a name in it may not be defined."""
     complaint = re.sub(rf"call_\d+{TEXT}", "", str(fault).rpartition("can't be enforced: ")[2], flags=re.IGNORECASE)
-    return InvalidRequestError(fields.TOOL_TEXT.at(index), f" of the tool {tool.name!r} is no grammar: {complaint}")
+    return InvalidRequestError(fields.TOOL_TEXT.at(place), f" of the tool {tool.name!r} is no grammar: {complaint}")
 
 
 def _refused(

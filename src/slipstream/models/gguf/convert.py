@@ -1,5 +1,6 @@
 """Write the IR of a GGUF file, as a process of its own: `python -m slipstream.models.gguf.convert FILE.gguf IR.xml`."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import openvino as ov
 from slipstream.errors import SlipstreamError
 from slipstream.models.gguf import GGUF, decoder_of
 from slipstream.models.gguf.graph import build
+from slipstream.models.gguf.recurrent import IN_FLOAT32
 
 
 def main() -> None:
@@ -16,8 +18,20 @@ def main() -> None:
     try:
         file = GGUF.read(source)
         ov.serialize(build(file, decoder_of(file)), target)
+        target.write_text(in_float32(target.read_text(encoding="utf-8")), encoding="utf-8")
     except (SlipstreamError, LookupError, ValueError, RuntimeError) as error:
         sys.exit(" ".join(str(error).split()))
+
+
+def in_float32(graph: str) -> str:
+    """The text of a graph, with the runtime's note at operations that it must compute in float32.
+
+    From Python, operations can have notes of numbers and strings alone; this one is neither.
+    """
+    return re.sub(rf'<layer [^>]*name="[^"]*{re.escape(IN_FLOAT32)}"[^>]*>', lambda layer: layer[0] + _PRECISE, graph)
+
+
+_PRECISE = '<rt_info><attribute name="precise" version="0" /></rt_info>'
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ compute a token at a time in float32, so a token's bits don't depend on how its 
 (`tests/engine/test_recurrent_operators.py`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,9 @@ from openvino.utils.node_factory import NodeFactory
 from slipstream.errors import ModelError
 from slipstream.models.gguf.parts import Parts, const, i64
 
+IN_FLOAT32 = ".in_float32"
+"""How operations' names end that the runtime must compute in float32, though it computes others in bfloat16: see
+`convert`. A state has more bits while an operator goes on with it, and would lose them wherever a chunk ends."""
 SLOT_INPUTS = ("la.block_indices", "la.block_indices_begins", "la.past_lens", "la.cache_interval")
 
 
@@ -48,7 +52,7 @@ def gated_delta_net(parts: Parts, index: int, x: ov.Output) -> ov.Output:
     else:
         beta, alpha = (ops.squeeze(parts.projected(x, f"{block}ssm_{name}"), i64(1)) for name in ("beta", "alpha"))
     rate = ops.multiply(_time_step(parts, block, alpha.output(0)), _small(parts, f"{block}ssm_a"))
-    states = parts.input(f"gated_delta_state_table.{index}", [-1, heads, size, state], np.float32)
+    states = _states(parts, f"gated_delta_state_table.{index}", (heads, size, state))
     attributes = {"use_qk_l2norm": True, "q_l2_norm_eps": 1e-6, "k_l2_norm_eps": 1e-6}
     out = _operator(parts, "PagedGatedDeltaNet", [query, key, value, states, rate, ops.sigmoid(beta)], attributes)
     gate = ops.swish(_by_head(parts.projected(x, f"{block}attn_gate"), heads))
@@ -66,7 +70,7 @@ def mamba2(parts: Parts, index: int, x: ov.Output) -> ov.Output:
     value, into, out_of = ops.variadic_split(mixed, i64(-1), i64([inner, around, around])).outputs()
     value, into, out_of = (_by_head(each, n) for each, n in ((value, heads), (into, groups), (out_of, groups)))
     step = _time_step(parts, block, ops.squeeze(time, i64(1)).output(0))
-    states = parts.input(f"selective_ssm_state_table.{index}", [-1, heads, size, state], np.float32)
+    states = _states(parts, f"selective_ssm_state_table.{index}", (heads, size, state))
     decay = const(_small(parts, f"{block}ssm_a"), np.float32)
     out = _operator(parts, "PagedSelectiveSSM", [decay, step, into, value, out_of, states])
     passed = ops.multiply(value, const(_small(parts, f"{block}ssm_d")[:, None], np.float32))
@@ -88,6 +92,17 @@ def _convolved(parts: Parts, index: int, x: ov.Output, name: str) -> ov.Output:
         const(() if bias is None else bias, np.float32),
     ]
     return ops.unsqueeze(_operator(parts, "PagedCausalConv1D", arguments), i64(1)).output(0)
+
+
+def _states(parts: Parts, name: str, shape: tuple[int, ...]) -> ov.Node:
+    """The states of a layer, [slots, *shape], that keep every bit of what the operator computes.
+
+    Where the runtime computes in bfloat16, it would give the table that type if the operator read from it at once.
+    """
+    table = parts.input(name, [-1, math.prod(shape)], np.float32)
+    states = ops.reshape(table, i64([0, *shape]), True)
+    states.set_friendly_name(f"{name}{IN_FLOAT32}")
+    return states
 
 
 def _time_step(parts: Parts, block: str, x: ov.Output) -> ov.Output:
@@ -120,7 +135,10 @@ def _operator(
 ) -> ov.Output:
     """An operator over slots, of these arguments and those that say where a step's states are."""
     step = [parts.inputs["subsequence_begins"], *(parts.input(name, [-1], np.int32) for name in SLOT_INPUTS)]
-    return make_operator(kind, [*arguments, *step], attributes or {}).output(0)
+    node = make_operator(kind, [*arguments, *step], attributes or {})
+    if kind != "PagedCausalConv1D":  # whose state is what goes in, as it comes
+        node.set_friendly_name(f"{node.get_friendly_name()}{IN_FLOAT32}")
+    return node.output(0)
 
 
 def make_operator(kind: str, arguments: Sequence[ov.Node | ov.Output], attributes: Mapping[str, Any]) -> ov.Node:
