@@ -37,6 +37,10 @@ class EngineConfig(BaseModel):
     """Threads of a forward pass; by default what the machine has."""
     step_target_ms: float = Field(default=400.0, gt=0)
     """A prompt is computed in pieces, so that steps which answers wait for take no longer than this."""
+    sandbox_seconds: float = Field(default=5.0, gt=0)
+    """Processor time for a foreign chat template to render a prompt, or for the trial of a new grammar."""
+    sandbox_memory: ByteSize = Field(default=TypeAdapter(ByteSize).validate_python("1GiB"), gt=0)
+    """Memory for the same."""
     tool_format: str | None = None
     """How the model writes tool calls; by default what its chat template shows."""
     max_running: int = Field(default=64, ge=1)

@@ -15,6 +15,7 @@ from slipstream.backend.paged import PagedBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.chat import Conversations, Template, template_of
 from slipstream.chat.answers import Dialect
+from slipstream.chat.foreign import ForeignTemplate
 from slipstream.config import EngineConfig
 from slipstream.engine import EngineCore
 from slipstream.engine.grammar import GrammarCompiler
@@ -23,6 +24,7 @@ from slipstream.errors import ModelError, StateError
 from slipstream.fields import DEVICE, STATE_DIR
 from slipstream.models import Model
 from slipstream.processor import resident_bytes
+from slipstream.sandbox import Allowance
 from slipstream.sessions import Database, KVConnector, SavedKV, SessionLimits, Sessions
 from slipstream.sessions.private import private_folder
 from slipstream.tokenizer import Tokenizer
@@ -96,7 +98,8 @@ class Runtime:
         compiled = pool.submit(BACKENDS[model.weights], model, config)  # while the rest loads
         pool.shutdown(wait=False)
         self.tokenizer = Tokenizer.from_file(model.tokenizer_path)
-        self._template = template = chat_template(model, self.tokenizer)
+        allowance = Allowance(seconds=config.sandbox_seconds, memory=config.sandbox_memory)
+        self._template = template = chat_template(model, self.tokenizer, allowance)
         self.dialect = Dialect(template.shown if template is not None else "", self.tokenizer, config.tool_format)
         """How the model writes its answers."""
         self.conversations = Conversations(template, self.tokenizer, self.dialect)
@@ -105,6 +108,7 @@ class Runtime:
             vocab_size=manifest.vocab_size,
             stop_token_ids=manifest.stop_token_ids,
             ends=self.dialect.ends,
+            allowance=allowance,
         )
         self.database = _open_database(model, config)
         """Where responses are kept; and with a state folder, all that outlives the process."""
@@ -158,6 +162,13 @@ class Runtime:
         kv = 0 if on_gpu else self.core.stats().kv.peak * self.backend.store.bytes_per_token
         return MemoryUse(resident, self._model_bytes, kv, max(0, resident - self._model_bytes - kv))
 
+    @property
+    def sandbox_deaths(self) -> dict[str, int]:
+        """How often a sandbox ended during a call, by what runs in it."""
+        template = self._template.sandbox if isinstance(self._template, ForeignTemplate) else None
+        sandboxes = {"grammar": self.grammars.sandbox, "template": template}
+        return {name: sandbox.deaths if sandbox is not None else 0 for name, sandbox in sandboxes.items()}
+
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, abort the rest, and end the engine."""
         self.core.drain(drain_seconds)
@@ -195,10 +206,10 @@ def _open_database(model: Model, config: EngineConfig) -> Database:
         raise StateError(message, STATE_DIR) from error
 
 
-def chat_template(model: Model, tokenizer: Tokenizer) -> Template | None:
+def chat_template(model: Model, tokenizer: Tokenizer, allowance: Allowance | None = None) -> Template | None:
     """A model's own, told the texts of its tokens; raises `ModelError` if it does not compile."""
     if (source := model.chat_template) is None:
         return None
     tokens = {"bos_token": model.manifest.bos_token_id, "eos_token": model.manifest.eos_token_id}
     texts = {name: tokenizer.token_bytes(id).decode() for name, id in tokens.items() if id is not None}
-    return template_of(source, texts)
+    return template_of(source, texts, allowance)

@@ -172,7 +172,7 @@ def test_deep_bodies_are_measured_without_a_deep_stack() -> None:
 @pytest.fixture(scope="module")
 def small(model: Model) -> Iterator[Server]:
     """A server that takes little at a time."""
-    options = ("--max-bodies", "20KiB", "--read-timeout", "1", "--max-messages", "3")
+    options = ("--max-bodies", "20KiB", "--read-timeout", "1", "--max-messages", "3", "--sandbox-seconds", "0.001")
     with running_server(*options) as server:
         yield server
 
@@ -244,3 +244,17 @@ def test_a_request_that_does_not_come_is_not_waited_for(small: Server, head: str
             if b"--read-timeout" in answer:
                 break
     assert ("408" in answer.decode()) == head.startswith(POST)
+
+
+def test_what_ends_a_sandbox_names_its_limits_and_is_counted(small: Server) -> None:
+    metrics = [f"slipstream_sandbox_deaths_total {name}" for name in ("grammar", "template")]
+    before = small.metrics()
+    many = {"properties": {f"p{at}": {"pattern": "^a{1,9}$", "type": "string"} for at in range(200)}}
+    with small.http() as http:
+        response = http.post(CHAT, json=with_answer(many))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["code"] == "schema_too_complex"
+    assert "(--sandbox-seconds, --sandbox-memory)" in error["message"]
+    after = small.metrics()
+    assert [after[name] - before[name] for name in metrics] == [1, 0]

@@ -21,16 +21,15 @@ Make = Callable[[str], ForeignTemplate]
 
 
 @pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def foreign() -> Iterator[Make]:
     """Makes templates that may take little."""
     made: list[ForeignTemplate] = []
 
     def make(source: str) -> ForeignTemplate:
-        made.append(ForeignTemplate(source, VARIABLES))
+        made.append(ForeignTemplate(source, VARIABLES, little))
         return made[-1]
 
     little = Allowance(seconds=1, memory=2**28)
-    monkeypatch.setattr("slipstream.chat.foreign.ALLOWANCE", little)
     yield make
     for template in made:
         template.close()

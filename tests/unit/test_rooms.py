@@ -23,7 +23,7 @@ ALLOWED = {
     "config": {"models"},
     "sessions": {"chat", "engine", "backend"},
     "turns": {"sessions", "chat", "engine"},
-    "runtime": {"turns", "sessions", "chat", "engine", "models", "tokenizer", "backend", "config"},
+    "runtime": {"turns", "sessions", "chat", "engine", "models", "tokenizer", "backend", "sandbox", "config"},
     "embedded": {"runtime", "turns", "sessions", "chat", "engine", "models", "config"},
     "server": {"runtime", "turns", "sessions", "chat", "engine", "config"},
     "cli": {"server", "runtime", "embedded", "engine", "models", "config", "backend"},

@@ -7,7 +7,7 @@ from typing import Any
 
 from slipstream.chat.template import ChatTemplate, Template
 from slipstream.errors import InvalidRequestError, ModelError
-from slipstream.fields import MESSAGES
+from slipstream.fields import MESSAGES, SANDBOX_MEMORY, SANDBOX_SECONDS
 from slipstream.sandbox import Allowance, Sandbox, SandboxDiedError, SandboxError
 from slipstream.tokenizer.provenance import Traced
 
@@ -15,25 +15,23 @@ _KNOWN = frozenset({"872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54
 """SHA-256 of the templates that this project ships models with, and has read: SmolLM2's."""
 
 _RUN = re.compile(rb"(.)\1*", re.DOTALL)
-ALLOWANCE = Allowance()
-"""What one rendering may take."""
 
 
-def template_of(source: str, variables: Mapping[str, str]) -> Template:
-    """A model's chat template: rendered here if it's a known one, else in a sandbox.
+def template_of(source: str, variables: Mapping[str, str], allowance: Allowance | None = None) -> Template:
+    """A model's chat template: rendered here if it's a known one, else in a sandbox, with an allowance for each time.
 
     Raises `ModelError` if it does not compile, or takes too much to.
     """
     known = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest() in _KNOWN
-    return ChatTemplate(source, variables) if known else ForeignTemplate(source, variables)
+    return ChatTemplate(source, variables) if known else ForeignTemplate(source, variables, allowance)
 
 
 class ForeignTemplate:
     """A chat template whose code runs in a process with limits of time and memory; as `ChatTemplate` else."""
 
-    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, source: str, variables: Mapping[str, str], allowance: Allowance | None = None) -> None:
         self.source = source
-        self.sandbox = Sandbox("slipstream.chat.foreign:Rendering", source, dict(variables), allowance=ALLOWANCE)
+        self.sandbox = Sandbox("slipstream.chat.foreign:Rendering", source, dict(variables), allowance=allowance)
         try:
             names, self.shown = self.sandbox.call("facts")
         except SandboxDiedError as error:
@@ -56,8 +54,9 @@ class ForeignTemplate:
         try:
             return _traced(*self.sandbox.call("render", list(messages), tools, kwargs))
         except SandboxDiedError as error:
-            complaint = f"the model's chat template can't render these messages: {error}"
-            raise InvalidRequestError(complaint, param=MESSAGES, code="invalid_messages") from error
+            complaint = f"the model's chat template can't render these messages: {error} ("
+            limits = complaint, SANDBOX_SECONDS, ", ", SANDBOX_MEMORY, ")"
+            raise InvalidRequestError(*limits, param=MESSAGES, code="invalid_messages") from error
         except SandboxError as error:
             raise InvalidRequestError(str(error), param=MESSAGES, code="invalid_messages") from error
 

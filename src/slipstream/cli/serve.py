@@ -122,6 +122,11 @@ def serve(
         float,
         Option(help="Seconds for a request's head, and between two parts of its body.", rich_help_panel=LIMITS),
     ] = 30.0,
+    sandbox_seconds: Annotated[
+        float,
+        Option(help="Processor time to try a grammar, or render a foreign template.", rich_help_panel=LIMITS),
+    ] = 5.0,
+    sandbox_memory: Annotated[str, Option(help="Memory for the same.", rich_help_panel=LIMITS)] = "1GiB",
     tool_format: Annotated[
         str | None,
         Option(help="How the model writes calls (hermes, llama3, mistral, …), if its chat template does not show it."),

@@ -16,7 +16,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from slipstream.engine.trial import TOO_MUCH, matcher_of
 from slipstream.errors import InvalidRequestError, SlipstreamError
-from slipstream.sandbox import Sandbox, SandboxError, on_roomy_stack
+from slipstream.fields import SANDBOX_MEMORY, SANDBOX_SECONDS
+from slipstream.sandbox import Allowance, Sandbox, SandboxDiedError, SandboxError, on_roomy_stack
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced
 from slipstream.types import IntArray
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 UNSUPPORTED = "unsupported_schema"
 """The code of errors about what the compiler can't express."""
 
+TRIAL_LIMITS = (" (", SANDBOX_SECONDS, ", ", SANDBOX_MEMORY, ")")
+"""What an error says of the limits of a trial."""
+_DIED = "the sandbox died of it"
+"""The verdict on a grammar whose trial ended its process."""
 TOO_COMPLEX = "schema_too_complex"
 """The code of errors about what takes too much to compile or to follow."""
 
@@ -44,6 +49,10 @@ class GrammarFailedError(InvalidRequestError):
     def __init__(self, param: str) -> None:
         message = "a schema is too complex to follow: simplify its patterns and bounds"
         super().__init__(message, param=param, code=TOO_COMPLEX)
+
+
+class TrialDiedError(InvalidRequestError):
+    """The trial of a grammar took more than its sandbox may, or crashed it."""
 
 
 class GrammarBrokenError(SlipstreamError):
@@ -286,6 +295,7 @@ class GrammarCompiler:
         ends: Iterable[Traced] = (),
         cache_size: int = 256,
         trusted: bool = False,
+        allowance: Allowance | None = None,
     ) -> None:
         self._vocabulary = tokenizer
         self._vocab_size = vocab_size
@@ -296,7 +306,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._loaded: tuple[LLTokenizer, _Closers] | None = None
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digests of sources: "" for what is sound
-        self.sandbox = None if trusted else self._trial_sandbox()
+        self.sandbox = None if trusted else self._trial_sandbox(allowance)
         """Where grammars are tried; a process that starts with the first."""
         self.compilations = 0
 
@@ -338,9 +348,11 @@ class GrammarCompiler:
             self._verdicts.move_to_end(key)
             if len(self._verdicts) > _VERDICTS:
                 self._verdicts.popitem(last=False)
-        if verdict == TOO_MUCH:
-            complaint = " has a schema whose grammar takes too much time, memory or stack to compile: simplify it"
-            raise InvalidRequestError(param, complaint, code=TOO_COMPLEX)
+        if verdict in (TOO_MUCH, _DIED):
+            complaint = " has a schema whose grammar takes too much time, memory or stack to compile"
+            if verdict == _DIED:
+                raise TrialDiedError(param, complaint, *TRIAL_LIMITS, ": simplify it", code=TOO_COMPLEX)
+            raise InvalidRequestError(param, complaint, ": simplify it", code=TOO_COMPLEX)
         if verdict:
             raise _unsupported(param, verdict)
 
@@ -349,15 +361,17 @@ class GrammarCompiler:
         if self.sandbox is not None:
             self.sandbox.close()
 
-    def _trial_sandbox(self) -> Sandbox:
+    def _trial_sandbox(self, allowance: Allowance | None) -> Sandbox:
         made_of = self._vocabulary.plain_json(), self._vocab_size, self._stop_token_ids
-        return Sandbox("slipstream.engine.trial:GrammarTrial", *made_of)
+        return Sandbox("slipstream.engine.trial:GrammarTrial", *made_of, allowance=allowance)
 
     def _tried(self, sandbox: Sandbox, source: str) -> str:
         sandbox.start()
         self._load()  # meanwhile
         try:
             return str(sandbox.call("run", source))
+        except SandboxDiedError:
+            return _DIED
         except SandboxError:  # the compiler may panic, too
             return TOO_MUCH
 

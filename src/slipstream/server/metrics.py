@@ -132,6 +132,14 @@ class _EngineCollector(Collector):
             yield _counter("response_cache_hits", "Requests answered from memory.", cache.hits)
             yield _counter("response_cache_misses", "Requests that could have been, but were new.", cache.misses)
             yield _gauge("response_cache_bytes", "Memory of known answers.", cache.total_bytes)
+        deaths = CounterMetricFamily(
+            "slipstream_sandbox_deaths",
+            "Grammars and foreign templates that took more than --sandbox-seconds or --sandbox-memory.",
+            labels=["sandbox"],
+        )
+        for name, count in self._runtime.sandbox_deaths.items():
+            deaths.add_metric([name], count)
+        yield deaths
         renders = CounterMetricFamily(
             "slipstream_prompt_renders", "Conversations made into prompts, by how.", labels=["kind"]
         )

@@ -12,7 +12,15 @@ from slipstream.chat.formats.base import TEXT
 from slipstream.chat.messages import Digest, digest
 from slipstream.chat.schema import Loss
 from slipstream.chat.setting import TextGrammar, place_of
-from slipstream.engine.grammar import TOO_COMPLEX, UNSUPPORTED, Grammar, GrammarBrokenError, GrammarCompiler
+from slipstream.engine.grammar import (
+    TOO_COMPLEX,
+    TRIAL_LIMITS,
+    UNSUPPORTED,
+    Grammar,
+    GrammarBrokenError,
+    GrammarCompiler,
+    TrialDiedError,
+)
 from slipstream.errors import InvalidRequestError
 
 _RECENT = 64
@@ -152,7 +160,8 @@ def _refused(
         )
     if cause is not None:
         code = cause.code if isinstance(cause, InvalidRequestError) else TOO_COMPLEX
-        return InvalidRequestError(field, f"{whose} has {keyword}: simplify it", code=code)
+        limits = TRIAL_LIMITS if isinstance(cause, TrialDiedError) else ()
+        return InvalidRequestError(field, f"{whose} has {keyword}", *limits, ": simplify it", code=code)
     what = keyword if " " in keyword else repr(keyword)
     complaint = f"{whose} has {what}, which can't be enforced: leave it out, or leave out strict"
     return InvalidRequestError(field, complaint, code=UNSUPPORTED)
