@@ -6,8 +6,10 @@ import openvino as ov
 import pytest
 
 from slipstream.backend import self_test
+from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.steps import StepClass
+from slipstream.errors import ModelError
 from slipstream.models.gguf import convert
 from slipstream_bench import random_models
 from slipstream_bench.random_models import Shape
@@ -37,6 +39,13 @@ def model(graph: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     model.states.allocate(self_test.SELF_TEST_SLOTS)
     model.allocate(self_test.SELF_TEST_BLOCKS)
     return model
+
+
+def test_too_little_memory_for_states_is_an_error_that_names_the_option(graph: Path) -> None:
+    states = PagedModel(graph).states
+    assert states is not None
+    with pytest.raises(ModelError, match="no sequence with its states: raise kv_memory"):
+        OpenVINOBackend(PagedModel(graph), kv_memory=6 * states.slot_bytes)
 
 
 def test_no_bit_depends_on_cuts_neighbours_and_forks(model: PagedModel) -> None:

@@ -109,6 +109,8 @@ class PagedBackend(Generic[AnyModel]):
         if self.checkpoint_interval:
             self.fingerprint += f"; states every {self.checkpoint_interval} tokens"
         self.store: Store[Any] = self.new_store(self._num_blocks)
+        if self.store.capacity < BLOCK_SIZE:
+            raise ModelError(f"KV memory of {kv_memory:,} bytes holds no sequence with its states: raise ", KV_MEMORY)
 
     def new_store(self, num_blocks: int) -> Store[Any]:
         """A store of the first so many blocks; only one may be in use."""

@@ -38,7 +38,7 @@ EDIT, FORK, AGAIN, TURNS = 8, 12, 16, 20
 ANSWER = 16
 """Tokens of an answer."""
 CLOSE = ("--checkpoint-min-step", "0", "--ctx-checkpoints", "256")
-_MEMORY = 64 * 2**20
+_MEMORY = 512 * 2**20
 _SYLLABLES = ("ba", "de", "fi", "go", "hu", "ka", "le", "mi", "no", "pu", "ra", "se")
 """Tokens of any vocabulary, so that answers that are made of them come back as they were."""
 
