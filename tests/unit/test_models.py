@@ -26,7 +26,7 @@ from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
 from slipstream.models.catalog import Wheel
 from slipstream.models.gguf import FAMILIES, remarks
-from slipstream.models.sources import IR_REQUIRED
+from slipstream.models.sources import IR_REQUIRED, LocalSource
 from slipstream.tokenizer import Tokenizer
 from tests.vocabularies import Flag, with_tags
 from tests.waiting import wait_until
@@ -227,6 +227,18 @@ class TestGgufFile:
         for spec in (first.name, str(tiny_gguf), str(elsewhere)):
             assert models.get(spec) == models.ensure(spec) == first
         assert models.list() == [first]
+
+    def test_is_not_read_again_unless_it_was_written_to(
+        self, models: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_gguf(tmp_path / "m.gguf")
+        first = models.ensure(str(path))
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalSource, "fetch", None)
+            assert models.ensure(str(path)) == models.get(str(path)) == first
+        write_gguf(path, seed=1)
+        assert models.get(str(path)) is None
+        assert models.ensure(str(path)).manifest.sha256 != first.manifest.sha256
 
     def test_the_same_name_with_other_weights_gets_a_suffix(self, models: ModelStore, tmp_path: Path) -> None:
         paths = [tmp_path / folder / "m.gguf" for folder in ("a", "b")]

