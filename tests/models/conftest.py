@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,36 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an IR and the judge's word for each family; `EXPORTED=/path` names one that was made before."""
+    if made := os.environ.get("EXPORTED"):
+        return Path(made)
+    folder = tmp_path_factory.mktemp("exported")
+    command = [str(_exporter()), "-m", "tests.models.exported", str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return folder
+
+
+_EXPORTER = ("optimum-intel[openvino]==2.2.0", "transformers==5.0.0", "torch==2.13.0")
+"""It exports no gpt-oss with a later transformers."""
+
+
+def _exporter() -> Path:
+    """Python of an environment with optimum-intel."""
+    home = bench_home() / "-".join(["exporter", *(each.partition("==")[2] for each in _EXPORTER)])
+    python, whole = home / "bin" / "python", home / "whole"
+    if not whole.exists():
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        runtime = f"openvino=={version('openvino')}"  # which writes what it reads
+        subprocess.run([python, "-m", "pip", "install", "--quiet", runtime, *_EXPORTER], check=True)
+        # Its builds may not fit torch's, and models of text need none.
+        subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True)
+        whole.touch()
+    return python
 
 
 def _llama_cpp() -> Path:

@@ -218,16 +218,16 @@ def main() -> None:
     """Make the families that are named, or all."""
     folder, converter = map(Path, sys.argv[1:3])
     for name in sys.argv[3:] or FAMILIES:
-        model = _model(name)
-        _save(model, folder / name, folder / f"{name}.npz")
+        model = model_of(*FAMILIES[name])
+        save(model, folder / name, folder / f"{name}.npz")
         _convert(folder / name, folder / f"{name}.gguf", converter)
 
 
-def _model(name: str) -> Any:
+def model_of(kind: str, more: Mapping[str, Any]) -> Any:
+    """A tiny model of a family; see `FAMILIES`."""
     import torch
     import transformers
 
-    kind, more = FAMILIES[name]
     config = getattr(transformers, f"{kind}Config")(**{**_SHAPE, **more})
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -254,7 +254,8 @@ def _draw(model: Any, norms_around: float) -> None:
                 weight.copy_(drawn * (2 if "lm_head" in name else 1) / weight.shape[-1] ** 0.5)
 
 
-def _save(model: Any, folder: Path, judged: Path) -> None:
+def save(model: Any, folder: Path, judged: Path) -> None:
+    """Write a model as model hubs have it, and what it says of a prompt."""
     import numpy as np
     import torch
 

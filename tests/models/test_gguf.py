@@ -27,8 +27,6 @@ CLOSE = 0.01
 """In the logarithm of a probability, of the ten likeliest tokens at each position."""
 STEP = 64
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-AS_SERVED = {"KV_CACHE_PRECISION": "f16"}
-"""Where the processor has no bfloat16."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,16 +91,20 @@ def _expected(judged: Path, family: str) -> FloatArray:
 def computed(
     path: Path, in_file: Any = None, in_decoder: Any = None, options: Mapping[str, str] = FLOAT32
 ) -> FloatArray:
-    """What a file's model says of the judge's prompt, computed in steps of 64 tokens, in float32 unless asked."""
+    """What a file's model says of the judge's prompt, computed in float32 unless asked."""
     file = GGUF.read(path)
     decoder = decoder_of(file)
     if in_file:
         file = in_file(file)
     if in_decoder:
         decoder = in_decoder(decoder)
-    tokens = np.load(path.with_suffix(".npz"))["tokens"]
-    core = ov.Core()
-    compiled = core.compile_model(paged(build(file, decoder)), "CPU", options)
+    return computed_by(build(file, decoder), path.with_suffix(".npz"), options)
+
+
+def computed_by(model: ov.Model, judged: Path, options: Mapping[str, str] = FLOAT32) -> FloatArray:
+    """What a graph says of the judge's prompt, computed in steps of 64 tokens."""
+    tokens = np.load(judged)["tokens"]
+    compiled = ov.Core().compile_model(paged(model), "CPU", options)
     request = compiled.create_infer_request()
     blocks = len(tokens) // 32 + 2
     for port in compiled.inputs:
