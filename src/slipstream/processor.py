@@ -1,5 +1,6 @@
 """The processor of this machine: its name, its cores, and the instruction sets that decide how a model computes."""
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -48,3 +49,10 @@ def resident_bytes() -> int:
     except OSError:
         return 0
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def give_back_memory() -> None:
+    """Give the system what was freed. glibc keeps it by default, for each thread that ever took some."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -166,3 +166,23 @@ def test_a_server_ends_whatever_runs(model: Model, tmp_path: Path, place: str) -
         assert ending.wait_for_end() == 1
         asking.join()
     assert "in wait" in log.read_text()
+
+
+GIVES_BACK = """
+import logging
+from slipstream.cli import main
+from slipstream.server import serve
+
+serve._IDLE_SECONDS = 0.05
+give_back = serve.give_back_memory
+serve.give_back_memory = lambda: (give_back(), logging.warning("given back"))
+main()
+"""
+
+
+def test_freed_memory_is_given_back(model: Model, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running_server(command=(sys.executable, "-c", GIVES_BACK), log=log) as server, server.http() as http:
+        for times in (1, 2):
+            assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).is_success
+            wait_until(lambda times=times: log.read_text().count("given back") >= times)

@@ -17,6 +17,7 @@ import uvicorn
 from slipstream.config import ServerConfig
 from slipstream.errors import SlipstreamError
 from slipstream.lasting import lasting
+from slipstream.processor import give_back_memory
 from slipstream.runtime import Runtime
 from slipstream.server.connections import TimedProtocol
 from slipstream.server.keys import KeyRing
@@ -55,6 +56,8 @@ def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
             _Server(create_app(runtime, config, keys), runtime, config, listener).run(sockets=[listener])
 
 
+_IDLE_SECONDS = 10.0
+"""Between two looks whether nothing runs, so that freed memory can be given back."""
 _END_SECONDS = 30.0
 """For the rest of a clean end: last words, and the checkpoint of what was saved."""
 
@@ -82,6 +85,7 @@ class _Server(uvicorn.Server):
         self._runtime = runtime
         self._settings = config
         self._listener = listener
+        self._background: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
@@ -90,10 +94,13 @@ class _Server(uvicorn.Server):
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         exact = "exact" if self._runtime.exact else "not exact on this processor: see `slipstream doctor`"
         tokens = f"memory for {self._runtime.core.stats().kv.capacity:,} tokens of context"
+        self._background = asyncio.create_task(self._give_back())
         print(f"Slipstream serves {self._runtime.model.name} on http://{address} ({exact}; {tokens})", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let running requests finish; those that take too long are told so."""
+        if self._background is not None:
+            self._background.cancel()
         closing = asyncio.create_task(self._close_runtime())
         self.config.timeout_graceful_shutdown = int(self._settings.drain_seconds + _LAST_WORDS_SECONDS)
         await super().shutdown(sockets)
@@ -120,6 +127,17 @@ class _Server(uvicorn.Server):
         faulthandler.dump_traceback_later(patience + _END_SECONDS, exit=True)
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def _give_back(self) -> None:
+        """Give freed memory back whenever something ran since the last look, and nothing does now."""
+        ran = -1
+        while True:
+            await asyncio.sleep(_IDLE_SECONDS)
+            stats = self._runtime.core.stats()
+            served = self.server_state.total_requests
+            if served != ran and not stats.running and not stats.waiting:
+                ran = served
+                await asyncio.to_thread(give_back_memory)
 
     async def _close_runtime(self) -> None:
         await asyncio.sleep(self._settings.drain_seconds)
