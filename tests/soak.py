@@ -49,6 +49,8 @@ TOOLS = (
 SHOWN = ("slipstream_kv", "slipstream_memory", "process_", "slipstream_state", "slipstream_sessions")
 """Metrics of memory and what holds it."""
 RESIDENT = "process_resident_memory_bytes"
+CUT_OFF = ("length", "incomplete", "max_tokens")
+"""How protocols say that an answer met its limit."""
 FRESH = {"reuse": False, "speculation": False, "jump_forward": False, "response_cache": False}
 
 
@@ -137,9 +139,12 @@ class Agent:
             return
         response = self._http.get(f"/v1/sessions/{self._seen[-1].report['session_id']}")
         assert response.status_code == 200, response.text
-        kept = [_said(message) for message in response.json()["messages"] if message["role"] == "assistant"]
-        seen = [(answer.text, [(call.name, _parsed(call.arguments)) for call in answer.calls]) for answer in self._seen]
-        assert kept[: len(seen)] == seen, "what was answered is lost"
+        kept = [message for message in response.json()["messages"] if message["role"] == "assistant"]
+        assert len(kept) >= len(self._seen), "an answer is lost"
+        for message, answer in zip(kept, self._seen, strict=False):
+            whole = answer.ended not in CUT_OFF
+            calls = [(call.name, _parsed(call.arguments) if whole else None) for call in answer.calls]
+            assert _said(message, whole=whole) == (answer.text, calls), "what was answered is lost"
 
     def _talk_nonsense(self, tally: Tally) -> None:
         status, wrong = fault(self._http, self._fuzzer.request())
@@ -207,10 +212,10 @@ def crew(seed: int) -> list[Agent]:
     return [Agent(number, seed) for number in range(AGENTS)]
 
 
-def _said(message: dict[str, Any]) -> tuple[str, list[tuple[str, Any]]]:
-    """What a message of a session says."""
+def _said(message: dict[str, Any], *, whole: bool) -> tuple[str, list[tuple[str, Any]]]:
+    """What a message of a session says. Clients make various things of arguments that were cut off."""
     calls = [call["function"] for call in message.get("tool_calls") or []]
-    return message["content"] or "", [(call["name"], _parsed(call["arguments"])) for call in calls]
+    return message["content"] or "", [(call["name"], _parsed(call["arguments"]) if whole else None) for call in calls]
 
 
 def _parsed(arguments: str) -> Any:
