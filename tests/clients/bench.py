@@ -35,9 +35,12 @@ class Phase:
 
     @property
     def turns(self) -> list[dict[str, Any]]:
-        """The answered requests, without those for a title: these have no tools, where others have some."""
+        """The answered requests, without those for a title: these have no tools, where others have some.
+
+        Codex compacts without tools, too.
+        """
         answered = [record for record in self.records if "prompt_tokens" in record]
-        return [turn for turn in answered if turn["tools"]] or answered
+        return answered if self.compacts else [turn for turn in answered if turn["tools"]] or answered
 
     @property
     def reuse(self) -> list[float]:
