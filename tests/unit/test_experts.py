@@ -45,7 +45,7 @@ class Tensors:
     def expected(self, tokens: FloatArray) -> FloatArray:
         """What a mixture makes of tokens, [tokens, size]: every expert computed, most with no share."""
         scores = np.exp(tokens @ self.router.T)
-        chosen = np.argsort(-scores, axis=1)[:, :USED]
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :USED]
         shares = np.zeros_like(scores)
         np.put_along_axis(shares, chosen, np.take_along_axis(scores, chosen, 1), 1)
         shares /= shares.sum(axis=1, keepdims=True)
@@ -98,6 +98,13 @@ def test_an_expert_that_no_token_is_sent_to_is_not_computed(tokens: FloatArray) 
     sent = tokens.copy()
     sent[3, -1] = 9
     assert np.isnan(layer(sent)[3]).all(), "this one is sent there"
+
+
+@pytest.mark.parametrize("count", [1, 8, 40])
+def test_of_experts_with_one_score_the_first_are_chosen(tokens: FloatArray, count: int) -> None:
+    tensors = Tensors()
+    tensors.router[:] = 0
+    assert Layer(tensors)(tokens[:count]) == pytest.approx(tensors.expected(tokens[:count]), rel=1e-4, abs=1e-4)
 
 
 def test_padding_is_sent_nowhere(tokens: FloatArray) -> None:

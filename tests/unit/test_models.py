@@ -26,6 +26,7 @@ from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
 from slipstream.models.catalog import Wheel
 from slipstream.models.gguf import FAMILIES, remarks
+from slipstream.models.manifest import FORMAT_VERSION
 from slipstream.models.sources import IR_REQUIRED, LocalSource
 from slipstream.tokenizer import Tokenizer
 from tests.vocabularies import Flag, with_tags
@@ -553,7 +554,9 @@ class TestInterruption:
         elif damage == "manifest":
             manifest.write_text(manifest.read_text()[:-20])
         else:
-            manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+            manifest.write_text(
+                manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 1')
+            )
         assert models.get(str(tiny_gguf)) is None
         assert models.list() == []
         assert models.ensure(str(tiny_gguf)) == whole
@@ -567,7 +570,7 @@ class TestOutdated:
         path = tmp_path / "mine.gguf"
         shutil.copy(tiny_gguf, path)
         manifest = models.ensure(str(path)).path / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+        manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 1'))
         return path
 
     @pytest.mark.usefixtures("outdated")
@@ -577,7 +580,7 @@ class TestOutdated:
         assert "mine was imported by an earlier version, and is imported anew" in " ".join(result.output.split())
         model = ModelStore(home).get("mine")
         assert model is not None
-        assert model.manifest.format_version == 2
+        assert model.manifest.format_version == FORMAT_VERSION
 
     def test_says_so_if_that_is_gone(self, models: ModelStore, outdated: Path) -> None:
         outdated.unlink()

@@ -44,7 +44,7 @@ def _routes(parts: Parts, block: str, tokens: ov.Output) -> tuple[ov.Output, ov.
     ranked = scores
     if (bias := parts.weights.array(f"{block}exp_probs_b.bias")) is not None:
         ranked = ops.add(scores, bias[None]).output(0)
-    best = ops.topk(ranked, np.int64(decoder.experts_used), -1, "max", "value", "i64")
+    best = ops.topk(ranked, np.int64(decoder.experts_used), -1, "max", "value", "i64", stable=True)
     chosen, shares = best.output(1), best.output(0)
     if bias is not None:
         shares = ops.gather_elements(scores, chosen, 1).output(0)
@@ -68,7 +68,7 @@ def _sent(
     length = ops.gather(shape, i64(0), i64(0))
     nothing = ops.broadcast(f32(0), ops.concat([ops.unsqueeze(length, i64(0)), i64([count])], 0))
     spread = ops.scatter_elements_update(nothing, chosen, ops.multiply(shares, is_real), i64(1))
-    first = ops.topk(ops.transpose(spread, i64([1, 0])), length, 1, "max", "value", "i64")
+    first = ops.topk(ops.transpose(spread, i64([1, 0])), length, 1, "max", "value", "i64", stable=True)
     sent = ops.reduce_sum(ops.convert(ops.greater(first.output(0), f32(0)), "f32"), i64([1]), False)
     filled = ops.multiply(ops.ceiling(ops.multiply(sent, f32(1 / _ROWS))), f32(_ROWS))
     rows = ops.convert(ops.minimum(filled, ops.convert(length, "f32")), "i64")
