@@ -13,7 +13,7 @@ from slipstream.backend.paged_model import give, names_of, paged
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import PagedChunk, lay_out
-from slipstream.models import ModelStore
+from slipstream.models import Model, ModelStore
 from slipstream.models.gguf import GGUF, decoder_of
 from slipstream.models.gguf.families import Decoder, Rotation
 from slipstream.models.gguf.graph import build
@@ -32,15 +32,23 @@ FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 @pytest.mark.parametrize("family", FAMILIES)
 class TestFamily:
     def test_gives_the_judges_probabilities(self, judged: Path, family: str) -> None:
-        found, expected = computed(judged / f"{family}.gguf"), _expected(judged, family)
-        assert deviation(found, expected) < CLOSE
-        assert (found.argmax(axis=-1) == expected.argmax(axis=-1)).all()
+        assert_as_judged(computed(judged / f"{family}.gguf"), _expected(judged, family))
 
-    def test_is_exact_however_it_iscomputed(self, judged: Path, family: str, tmp_path: Path) -> None:
-        model = ModelStore(tmp_path).ensure(str(judged / f"{family}.gguf"))
-        if not exactness.THIS_PROCESSOR.backend(model, kv_memory=2**24).exact:
-            pytest.skip("the self-test found no step sizes that keep this model's bits on this processor, and says so")
-        assert exactness.run(12, seed=1, model=model, longest=2 * WINDOW) >= 12
+    def test_is_exact_however_it_is_computed(self, judged: Path, family: str, tmp_path: Path) -> None:
+        assert_exact(ModelStore(tmp_path).ensure(str(judged / f"{family}.gguf")))
+
+
+def assert_as_judged(found: FloatArray, expected: FloatArray) -> None:
+    """Log-probabilities are close to the judge's, and the likeliest tokens the same."""
+    assert deviation(found, expected) < CLOSE
+    assert (found.argmax(axis=-1) == expected.argmax(axis=-1)).all()
+
+
+def assert_exact(model: Model) -> None:
+    """Every token is the same as computed afresh, where the backend says that the model is exact."""
+    if not exactness.THIS_PROCESSOR.backend(model, kv_memory=2**24).exact:
+        pytest.skip("the self-test found no step sizes that keep this model's bits on this processor, and says so")
+    assert exactness.run(12, seed=1, model=model, longest=2 * WINDOW) >= 12
 
 
 def _without(name: str) -> Any:

@@ -296,12 +296,15 @@ def router(runner: TurnRunner) -> APIRouter:
     async def messages(http: Request, body: MessagesRequest, tenant: TenantName) -> Response:
         model = runner.names.check(body.model)
 
-        def made() -> tuple[TurnRequest, TurnRequest | None]:
-            request = replace(in_session(body.turn(runtime), http), tenant=tenant)
-            return request, body.summary(runtime, request)
+        summary: TurnRequest | None = None
 
-        request, summary = await asyncio.to_thread(made)
-        turn = await runner.start(lambda: [summary or request], http)
+        def first() -> list[TurnRequest]:
+            nonlocal summary
+            request = replace(in_session(body.turn(runtime), http), tenant=tenant)
+            summary = body.summary(runtime, request)
+            return [summary or request]
+
+        turn = await runner.start(first, http)
         shown: dict[str, Any] = {"shows_thinking": body.shows_thinking, "edits": body.applied_edits}
         answer = MessageAnswer(model, turn, **shown)
         if summary is not None:
