@@ -7,7 +7,7 @@ import pytest
 
 from slipstream.engine import EngineRequest
 from slipstream.engine.fairness import Flow, Shares, VirtualTimes
-from tests.unit.test_scheduler import Call, ToyEngine, assert_right, prompt, request, toy_engine
+from tests.unit.test_scheduler import Call, ToyEngine, assert_right, at_once, prompt, request, toy_engine
 
 
 class Order(list[str]):
@@ -131,16 +131,22 @@ def test_none_starves_under_requests_that_always_pass_it() -> None:
 def test_places_are_taken_back_from_who_has_more_than_its_share() -> None:
     order = Order()
     late: list[Call] = []
+    running: set[int] = set()
     with toy_engine(max_running=4, num_blocks=1024) as engine:
 
-        def first_piece(_: object) -> None:
-            if not late:
-                sent = (of("b", n, length=8) for n in range(2))
-                late.extend(engine.submit(each, lambda _: order.note("b", engine.clock.now)) for each in sent)
-            order.note("a", engine.clock.now)
+        def send(number: int) -> Call:
+            def piece(_: object) -> None:
+                running.add(number)
+                if len(running) == 4 and not late:  # every place is taken
+                    sent = (of("b", n, length=8) for n in range(2))
+                    late.extend(engine.submit(each, lambda _: order.note("b", engine.clock.now)) for each in sent)
+                order.note("a", engine.clock.now)
+
+            return engine.submit(of("a", number, length=300), piece)
 
         engine.answer(request(prompt(4, seed=1), max_tokens=1))
-        early = [engine.submit(of("a", n, length=300), first_piece) for n in range(4)]
+        with at_once(engine):
+            early = [send(number) for number in range(4)]
         engine.wait(*early)
         engine.wait(*late)
         assert engine.core.stats().preemptions >= 1
