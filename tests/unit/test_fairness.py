@@ -7,7 +7,19 @@ import pytest
 
 from slipstream.engine import EngineRequest
 from slipstream.engine.fairness import Flow, Shares, VirtualTimes
-from tests.unit.test_scheduler import Call, ToyEngine, assert_right, at_once, prompt, request, toy_engine
+from slipstream.server.openai_chat import ChatRequest
+from slipstream.server.openai_completions import CompletionRequest
+from slipstream.server.responses_request import PromptRequest
+from tests.unit.test_scheduler import (
+    SECONDS_PER_TOKEN,
+    Call,
+    ToyEngine,
+    assert_right,
+    at_once,
+    prompt,
+    request,
+    toy_engine,
+)
 
 
 class Order(list[str]):
@@ -79,6 +91,29 @@ def test_a_flood_of_one_tenant_does_not_slow_another_beyond_its_share() -> None:
             assert order[: len(order) - order[::-1].index("b")].count("a") > 40, "the flood goes on meanwhile"
     alone, beside = took
     assert beside <= 2.5 * alone
+
+
+def test_a_tenant_that_comes_during_a_long_step_has_its_share_all_the_same() -> None:
+    """Its answer comes after twice the time that it takes alone, from when it came: its prompt is next."""
+    late = replace(of("b", 0, length=10), prompt=request(prompt(100, seed=99)).prompt)
+    with toy_engine() as engine:
+        engine.answer(late)
+        alone = engine.clock.now
+    order, sent = Order(), []
+    with toy_engine(num_blocks=4096, step_target=64 * SECONDS_PER_TOKEN) as engine:
+
+        def send() -> None:
+            if engine.core._loop._scheduler.running[0].request.tenant == "a" and not sent:
+                engine.clock.now -= 0.6  # in the middle of the step, whose time the clock has already
+                sent.append((engine.clock.now, engine.submit(late, lambda _: order.note("b", engine.clock.now))))
+                engine.clock.now += 0.6
+
+        engine.backend.before_step = send
+        flood = [replace(of("a", n, length=90), prompt=request(prompt(300, n)).prompt) for n in range(20)]
+        submit(engine, flood, Order())
+        ((came, call),) = sent
+        assert_right(call)
+    assert order.last["b"] - came <= 2 * alone
 
 
 def test_beside_a_flood_a_tenant_computes_its_share_of_the_tokens() -> None:
@@ -176,10 +211,10 @@ def test_a_flow_that_had_nothing_to_do_does_not_make_up_for_it() -> None:
     one, other = Flow("a", 0), Flow("b", 0)
     times.charge(one, 100.0)
     times.arrive(other, [one])
-    assert times[other] == times[one]
+    assert 99.999 < times[other] < times[one], "who comes is next"
     times.charge(other, 10.0)
     times.arrive(one, [other])
-    assert times[one] == times[other] == 110.0
+    assert times[one] == pytest.approx(110.0)
 
 
 def test_priorities_divide_the_share_of_their_tenant() -> None:
@@ -194,3 +229,13 @@ def test_one_flow_alone_is_served_as_if_there_were_none() -> None:
         calls = submit(engine, [of("a", n, length=4) for n in range(6)], order)
         assert engine.core.stats().preemptions == 0
     assert all(call.reason == "length" for call in calls)
+
+
+@pytest.mark.parametrize(("tier", "priority"), [("flex", -2), ("priority", 2), ("auto", 0), ("default", 0), (None, 0)])
+def test_service_tiers_of_openai_are_priorities(tier: str | None, priority: int) -> None:
+    body = {"service_tier": tier, "prompt": "Hello"}
+    (turn,) = CompletionRequest.model_validate(body).turns()
+    chat = ChatRequest.model_validate({**body, "messages": []})
+    assert [each.priority for each in (turn, chat.turn(), PromptRequest(service_tier=tier).turn(()))] == [priority] * 3
+    (turn,) = CompletionRequest.model_validate({**body, "slipstream": {"priority": 5}}).turns()
+    assert turn.priority == 5, "the field of this server's own says it exactly"

@@ -123,6 +123,15 @@ class StepCost:
         fitting = [size for size in self._sizes if self.seconds(self.load([(size, past)])) <= seconds]
         return max(fitting, default=self.smallest)
 
+    def room_beside(self, load: Load, seconds: float, past: int) -> int:
+        """The longest chunk in a context of `past` that a step of a load takes along in so many seconds; 0 for none."""
+        fitting = [
+            size - load.tokens
+            for size in self._sizes
+            if size > load.tokens and self.seconds(load + self.load([(size - load.tokens, past)])) <= seconds
+        ]
+        return max(fitting, default=0)
+
     @property
     def smallest(self) -> int:
         """The smallest measured step size."""

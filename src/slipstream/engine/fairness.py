@@ -4,6 +4,7 @@ A tenant's weight says how much of the machine is its share when it is short; it
 flow has a share, however small, so none starves. What a flow does not use, the others have.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, TypeVar
@@ -34,7 +35,7 @@ def flow_of(active: ActiveRequest) -> Flow:
 class VirtualTimes:
     """How much each flow has had, by its weight: the one that had least is next (start-time fair queuing).
 
-    Who had nothing to do for a while does not make up for it: it begins where the others are.
+    Who had nothing to do for a while does not make up for it: it begins where the others are, and is next.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class VirtualTimes:
     def arrive(self, flow: Flow, others: Collection[Flow]) -> None:
         """A flow has something to do again, beside others that have."""
         now = min((self._times.get(other, 0.0) for other in others), default=0.0)
-        self._times[flow] = max(self._times.pop(flow, 0.0), now)
+        self._times[flow] = max(self._times.pop(flow, -math.inf), math.nextafter(now, -math.inf))
         if len(self._times) > _REMEMBERED:
             del self._times[next(iter(self._times))]
 
@@ -66,7 +67,7 @@ class Shares:
         """By the tokens of prompts that were computed."""
 
     def arrive(self, active: ActiveRequest, others: Iterable[ActiveRequest]) -> None:
-        """A request came, beside others that wait or run."""
+        """A request came, beside others that have something to compute."""
         flow, flows = flow_of(active), set(map(flow_of, others))
         if active.request.tenant not in self._weights and len(self._weights) > _REMEMBERED:
             self._weights.clear()

@@ -1,5 +1,6 @@
 """Which tokens of which request go into the next step. Knows no model, so most of it is tested without one."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -108,7 +109,8 @@ class Scheduler:
 
     def enqueue(self, active: ActiveRequest) -> None:
         """Let a request wait for its start."""
-        self._shares.arrive(active, [*self.waiting, *self.running])
+        others = [*self.waiting, *(each for each in self.running if each.phase is not Phase.SETTLING)]
+        self._shares.arrive(active, others)
         self.waiting.append(active)
 
     def admit(self) -> Iterator[ActiveRequest]:
@@ -192,16 +194,16 @@ class Scheduler:
 
     def _prefill_budget(self, work: list[Work], due: list[ActiveRequest]) -> int:
         """How many tokens of prompts a step may compute besides the work of those that decode."""
-        past = max((each.sequence.computed for each in self.running if each.sequence is not None), default=0)
-        largest = self._cost.largest_within(self._step_target, past) if work else self._cost.largest
+        past = max(each.sequence.computed for each in due if each.sequence is not None)
+        most = self._step_target if work else math.inf
         prompts = [each for each in due if each.phase is Phase.PREFILL]  # what else is due is done, and is a few tokens
         prefilling, decoding = set(map(flow_of, prompts)), {flow_of(item.active) for item in work}
         least = self._cost.smallest
         if len(prefilling | decoding) > 1:
-            largest = min(largest, self._cost.largest_within(self._seconds_for(work, prompts), past))
+            most = min(most, self._seconds_for(work, prompts))
             if prefilling <= decoding and self._steps % _PROMPTS_EVERY:
                 least = 0  # each flow has its part already
-        return max(largest - self._load(work).tokens, least)
+        return max(self._cost.room_beside(self._load(work), most, past), least)
 
     def _within_shares(self, work: list[Work]) -> list[Work]:
         """What of the requests that decode has part in the step, so that it costs no flow more than its share.
