@@ -635,7 +635,10 @@ def test_without_a_state_dir_nothing_is_on_disk(http: httpx.Client, name: str, a
         ("/rollback", {}, "keep", "missing_required_parameter", "required"),
         ("/rollback", {"keep": 3}, "keep", "invalid_value", "0 to 2"),
         ("/rollback", {"keep": -1}, "keep", "invalid_value", "0"),
+        ("/rollback", {"keep": False}, "keep", "invalid_value", "integer"),
         ("/fork", {"keep": 3}, "keep", "invalid_value", "0 to 2"),
+        ("/fork", {"keep": False}, "keep", "invalid_value", "integer"),
+        ("", {"ttl_seconds": True}, "ttl_seconds", "invalid_value", "number"),
         ("/fork", {"id": "a/b"}, "id", "invalid_value", "match"),
     ],
 )

@@ -21,9 +21,9 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
-    """A request's body; fields that don't exist are refused."""
+    """A request's body; fields that don't exist are refused, and values of other types: false is no number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class CreateSession(Body):
