@@ -272,9 +272,7 @@ class Harbour:
         self.server.wait_until_settled()
         for tenant in TENANTS:
             with self.http(tenant) as http:
-                while listed := http.get("/v1/sessions").json()["data"]:
-                    for each in listed:
-                        assert http.delete(f"/v1/sessions/{each['id']}").status_code == 200
+                forget_sessions(http)
         with self.http(TENANTS[0]) as http:
             room = http.get("/health").json()["kv_tokens"] - 4 * 32
             body = {"prompt": [5] * room, "max_tokens": 2, "slipstream": {"reuse": False}}
@@ -284,6 +282,13 @@ class Harbour:
 
     def _as(self, tenant: str) -> Server:
         return Server(self.server.process, self.server.url, self.keys[tenant])
+
+
+def forget_sessions(http: httpx.Client) -> None:
+    """Delete all sessions of a tenant."""
+    while listed := http.get("/v1/sessions").json()["data"]:
+        for each in listed:
+            assert http.delete(f"/v1/sessions/{each['id']}").status_code == 200
 
 
 @contextmanager

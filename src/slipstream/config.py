@@ -80,6 +80,8 @@ class LimitsConfig(BaseModel):
     """Bytes of the bodies of all those requests together."""
     read_timeout: float = Field(default=30.0, gt=0)
     """Seconds that a client may take for the head of a request, and again between two parts of its body."""
+    idle_timeout: int = Field(default=75, ge=1)
+    """Seconds that a connection stays open after a request: longer than clients keep one."""
 
 
 class ServerConfig(BaseModel):

@@ -4,8 +4,13 @@ import asyncio
 import dataclasses
 import random
 import re
+import statistics
+import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,8 @@ from slipstream.server.keys import KeyRing
 from tests.fuzz import Fuzzer, run
 from tests.server.process import running_server
 from tests.short_model import room_for
+from tests.soak import RESIDENT, forget_sessions
+from tests.waiting import HANG
 
 CONTROL = re.compile(r"<\|\w+\|>")
 
@@ -38,10 +45,40 @@ def test_made_up_requests_get_no_server_error(model: Model, tmp_path: Path) -> N
 def test_ten_thousand_made_up_requests(model: Model, tmp_path: Path) -> None:
     """With a new seed each time; it is in the error's request, and `python -m tests.fuzz` takes it."""
     seed = random.randrange(2**32)
-    with running_server("--state-dir", str(tmp_path)) as server, server.http() as http:
+    options = ("--state-dir", str(tmp_path), "--response-cache-memory", "1MiB")
+    with running_server(*options) as server, server.http() as http:
         print("seed", seed)
-        run(http, 10_000, seed)
-        server.wait_until_settled()
+        run(http, 500, seed + 1)
+        before = server.wait_until_settled()[RESIDENT]
+        with pulse(server.url) as seconds:
+            print(run(http, 10_000, seed))
+        median, *_, last = statistics.quantiles(seconds, n=100)[49:]
+        print(f"/health: median {median * 1e3:.1f} ms, 99 % {last * 1e3:.1f}, largest {max(seconds) * 1e3:.1f}")
+        forget_sessions(http)
+        after = server.wait_for(lambda metrics: metrics[RESIDENT] < 1.1 * before)[RESIDENT]  # or soon
+        print(f"resident: {before / 2**20:.0f} MiB before, {after / 2**20:.0f} after")
+
+
+@contextmanager
+def pulse(url: str) -> Iterator[list[float]]:
+    """Seconds that `/health` took, asked over and over meanwhile."""
+    seconds: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, timeout=HANG) as http:
+            while not done.wait(0.02):
+                started = time.perf_counter()
+                assert http.get("/health").status_code == 200
+                seconds.append(time.perf_counter() - started)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield seconds
+        finally:
+            done.set()
+    asking.result()
 
 
 def test_no_made_up_request_spells_a_control_token(model: Model) -> None:

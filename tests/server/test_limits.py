@@ -172,8 +172,8 @@ def test_deep_bodies_are_measured_without_a_deep_stack() -> None:
 @pytest.fixture(scope="module")
 def small(model: Model) -> Iterator[Server]:
     """A server that takes little at a time."""
-    options = ("--max-bodies", "20KiB", "--read-timeout", "1", "--max-messages", "3", "--sandbox-seconds", "0.001")
-    with running_server(*options) as server:
+    options = ("--max-bodies", "20KiB", "--read-timeout", "1", "--idle-timeout", "1", "--max-messages", "3")
+    with running_server(*options, "--sandbox-seconds", "0.001") as server:
         yield server
 
 
@@ -244,6 +244,14 @@ def test_a_request_that_does_not_come_is_not_waited_for(small: Server, head: str
             if b"--read-timeout" in answer:
                 break
     assert ("408" in answer.decode()) == head.startswith(POST)
+
+
+def test_a_connection_that_stays_idle_is_closed(small: Server) -> None:
+    with begun(small, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
 
 
 def test_what_ends_a_sandbox_names_its_limits_and_is_counted(small: Server) -> None:

@@ -122,6 +122,9 @@ def serve(
         float,
         Option(help="Seconds for a request's head, and between two parts of its body.", rich_help_panel=LIMITS),
     ] = 30.0,
+    idle_timeout: Annotated[
+        int, Option(min=1, help="Seconds that a connection stays open for another request.", rich_help_panel=LIMITS)
+    ] = 75,
     sandbox_seconds: Annotated[
         float,
         Option(help="Processor time to try a grammar, or render a foreign template.", rich_help_panel=LIMITS),

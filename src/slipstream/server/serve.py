@@ -26,9 +26,6 @@ from slipstream.server.log_format import set_up_logs
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep idle connections, so that none is closed while a request is on its way."""
-
 _LAST_WORDS_SECONDS = 2.0
 """For clients to read that their answer won't be finished, when the engine has been closed."""
 
@@ -79,7 +76,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=bool(config.forwarded_allow_ips),
                 forwarded_allow_ips=list(config.forwarded_allow_ips),
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=config.limits.idle_timeout,
             )
         )
         self._runtime = runtime
