@@ -241,6 +241,13 @@ def drawn(svg: str, style: str) -> list[list[tuple[float, float]]]:
     return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", shape)] for shape in shapes]
 
 
+def test_markdown_names_servers_whose_calls_are_not_valid(tmp_path: Path) -> None:
+    known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1), result(PEER, 0, 2, 2, valid=False))
+    assert f"All calls are valid, except 2 of 2 of {PEER} in agent-6." in tables.markdown(known)
+    sound = summary_of(tmp_path / "sound", result(REFERENCE, 0, 1, 1))
+    assert "All calls are valid.\n" in tables.markdown(sound)
+
+
 def test_a_line_goes_through_its_points_and_up_is_more() -> None:
     plot = lines({"a": [(2, 20), (1, 10)], "b": [(1, 5), (2, 5)]}, x_label="turn", y_label="ms")
     rising, level = (drawn(plot, f'fill: none;[^"]*stroke: {colour}')[0] for colour in COLOURS[:2])

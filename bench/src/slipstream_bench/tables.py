@@ -35,7 +35,7 @@ _TERMINAL_COLUMNS = (
 )
 
 
-_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "recomputed")
+_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "valid", "recomputed")
 """Columns that Markdown leaves to the page."""
 _MARKDOWN_COLUMNS = tuple(column for column in COLUMNS if column not in _PAGE_ONLY)
 _RANGED = ("later turns, ms", "to ours")
@@ -122,6 +122,7 @@ def _lines(summary: Summary) -> Iterator[str]:
         names = chain((workload.name,), repeat(""))
         servers = (cells for cells in rows(workload) if cells[0] != FLOOR)
         yield from (_row((name, *_in_brief(cells))) for name, cells in zip(names, servers, strict=False))
+    yield from ("", _validity(summary))
     for workload in summary.workloads:
         for server in workload.servers:
             for error in server.errors:
@@ -135,6 +136,17 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield f"- **{each.server}**: `{each.description}`"
         for note in each.notes:
             yield f"  {note}"
+
+
+def _validity(summary: Summary) -> str:
+    """Which servers gave calls that aren't valid."""
+    invalid = [
+        f"{server.turns - server.valid} of {server.turns} of {server.server} in {workload.name}"
+        for workload in summary.workloads
+        for server in workload.servers
+        if server.valid < server.turns
+    ]
+    return f"All calls are valid, except {', '.join(invalid)}." if invalid else "All calls are valid."
 
 
 def _in_brief(cells: list[str]) -> list[str]:
