@@ -10,13 +10,15 @@ from rich.text import Text
 
 from slipstream_bench.report import COLUMNS, FLOOR, USUAL_LATER, Summary, rows
 
-LEGEND = (
+_LEGEND_IN_BRIEF = (
     "Times are medians over a round's later turns (2 to n of each agent), then over rounds, with the range over "
-    "rounds in brackets; ratios are to Slipstream in the same round. First token is that of later turns. Tokens out "
-    "are those of a later turn; answers differ in length. Valid counts calls that fit their schema. Recomputed is "
-    "prompt minus cached tokens of a later turn; beyond delta is the most that a later turn recomputed of earlier "
-    "context. Floor is one pass over the delta and one for each token that the grammar leaves open, at the machine's "
-    "memory bandwidth and matrix rate."
+    "rounds in brackets; ratios are to Slipstream in the same round. Valid calls fit their schema. Beyond delta is "
+    "the most that a later turn recomputed of earlier context. Floor is one pass over the delta and one for each "
+    "token that the grammar leaves open, at the machine's memory bandwidth and matrix rate."
+)
+LEGEND = (
+    f"{_LEGEND_IN_BRIEF} First token is that of later turns. Tokens out are those of a later turn; answers differ in "
+    "length. Recomputed is prompt minus cached tokens of a later turn."
 )
 
 
@@ -109,7 +111,7 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield ""
     yield f"{settings_text(summary)} {machine_text(summary)}"
     yield ""
-    yield LEGEND
+    yield _LEGEND_IN_BRIEF
     yield ""
     for workload in summary.workloads:
         later = "" if workload.later == USUAL_LATER else f" Later turns: {workload.later}."
