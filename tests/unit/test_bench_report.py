@@ -172,6 +172,9 @@ def test_the_floor_counts_the_delta_and_the_tokens_that_the_grammar_leaves_open(
     assert workload.floor is not None
     assert workload.floor.later.median == pytest.approx(4 * 200)  # four passes of 60 + 30 + 110 bytes
     assert workload.floor.ratio.median == pytest.approx(2)
+    text = tables.markdown(known)
+    assert "Floor: 800 ms, 1/2.00." in text
+    assert "| floor" not in text
     server = only(known, REFERENCE)
     assert server.passes_per_token == pytest.approx(0.2)
     assert server.points[1].parts == pytest.approx({"queue": 1, "prefill": 300, "decode": 500, "other": 799})
@@ -222,13 +225,27 @@ def test_markdown_has_a_row_for_each_server_under_as_many_columns(tmp_path: Path
     known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1), result(PEER, 0, 2, 2))
     lines = [line for line in tables.markdown(known).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [REFERENCE, PEER]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [REFERENCE, PEER]
+
+
+def test_markdown_has_ranges_of_what_matters_most_only(tmp_path: Path) -> None:
+    rounds = [result(server, n, 1 + n, 1 + n * at) for n in range(2) for at, server in enumerate((REFERENCE, PEER))]
+    lines = [line for line in tables.markdown(summary_of(tmp_path, *rounds)).splitlines() if line.startswith("|")]
+    titles, _, _, peer = ([cell.strip() for cell in line.split("|")] for line in lines)
+    assert [title for title, cell in zip(titles, peer, strict=True) if "(" in cell] == ["later turns, ms", "to ours"]
 
 
 def drawn(svg: str, style: str) -> list[list[tuple[float, float]]]:
     """The corners of all shapes of a style."""
     shapes = re.findall(rf'<path d="([^"]+)"[^>]*style="{style}', svg)
     return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", shape)] for shape in shapes]
+
+
+def test_markdown_names_servers_whose_calls_are_not_valid(tmp_path: Path) -> None:
+    known = summary_of(tmp_path, result(REFERENCE, 0, 1, 1), result(PEER, 0, 2, 2, valid=False))
+    assert f"All calls are valid, except 2 of 2 of {PEER} in agent-6." in tables.markdown(known)
+    sound = summary_of(tmp_path / "sound", result(REFERENCE, 0, 1, 1))
+    assert "All calls are valid.\n" in tables.markdown(sound)
 
 
 def test_a_line_goes_through_its_points_and_up_is_more() -> None:

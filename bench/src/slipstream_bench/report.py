@@ -14,6 +14,10 @@ from slipstream_bench.workloads import WORKLOADS, Workload
 
 REFERENCE = "slipstream:default"
 """The server that the others are compared with."""
+FLOOR = "floor"
+"""In place of a server's name."""
+USUAL_LATER = "turns 2 to n of each agent"
+"""Which turns count as later ones in most workloads."""
 
 
 class Entry(BaseModel):
@@ -162,7 +166,7 @@ def _workload_summary(
     return WorkloadSummary(
         name=workload.name,
         description=workload.description,
-        later="turns 2 to n of each agent" if workload.later == "turns" else "all turns of agents 2 to n",
+        later=USUAL_LATER if workload.later == "turns" else "all turns of agents 2 to n",
         servers=[_server_summary(workload, name, of, reference) for name, of in by_server.items() if of],
         floor=_floor_summary(workload, reference, rates),
     )
@@ -315,7 +319,7 @@ def rows(workload: WorkloadSummary) -> list[list[str]]:
     """The cells of a workload's table under `COLUMNS`; what errors there were is not in it."""
     table = [_row(server) for server in workload.servers]
     if workload.floor is not None:
-        cells = ["floor", _cell(workload.floor.later, "{:.0f}"), f"1/{_cell(workload.floor.ratio, '{:.2f}')}"]
+        cells = [FLOOR, _cell(workload.floor.later, "{:.0f}"), f"1/{_cell(workload.floor.ratio, '{:.2f}')}"]
         table.append([*cells, *("" for _ in COLUMNS[len(cells) :])])
     return table
 

@@ -1,22 +1,24 @@
 """A report as tables: on a terminal, and in Markdown for docs/benchmarks.md."""
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from slipstream_bench.report import COLUMNS, Summary, rows
+from slipstream_bench.report import COLUMNS, FLOOR, USUAL_LATER, Summary, rows
 
+_LEGEND_IN_BRIEF = (
+    "Times are medians over a round's later turns (2 to n of each agent), then over rounds, with the range over "
+    "rounds in brackets; ratios are to Slipstream in the same round. Valid calls fit their schema. Beyond delta is "
+    "the most that a later turn recomputed of earlier context. Floor is one pass over the delta and one for each "
+    "token that the grammar leaves open, at the machine's memory bandwidth and matrix rate."
+)
 LEGEND = (
-    "Times are medians over a round's later turns, then over rounds, with the range over rounds in brackets. "
-    "Ratios divide a server's value by Slipstream's of the same round. First token is that of later turns. Tokens "
-    "out are those of a later turn, since answers differ in length; ms a token is the time of later turns per "
-    "token. Valid counts calls that fit their schema. Recomputed is prompt minus cached tokens of a later turn, "
-    "median; beyond delta is the most that a later turn recomputed of earlier context. Floor is the time of one "
-    "pass over the delta and one for each token that the grammar leaves open, at this machine's measured memory "
-    "bandwidth and bf16 matrix rate, including attention."
+    f"{_LEGEND_IN_BRIEF} First token is that of later turns. Tokens out are those of a later turn; answers differ in "
+    "length. Recomputed is prompt minus cached tokens of a later turn."
 )
 
 
@@ -34,6 +36,12 @@ _TERMINAL_COLUMNS = (
     "recomputed",
 )
 
+
+_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "valid", "recomputed")
+"""Columns that Markdown leaves to the page."""
+_MARKDOWN_COLUMNS = tuple(column for column in COLUMNS if column not in _PAGE_ONLY)
+_RANGED = ("later turns, ms", "to ours")
+"""Columns that have their ranges in Markdown, too."""
 
 _WIDE = 105
 """Columns of a terminal that has room for everything."""
@@ -62,7 +70,7 @@ def terminal(summary: Summary, width: int) -> Iterator[RenderableType]:
 
 
 def markdown(summary: Summary) -> str:
-    """The whole report."""
+    """The report in brief: the page has more columns and ranges."""
     return "\n".join(_lines(summary)) + "\n"
 
 
@@ -103,23 +111,50 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield ""
     yield f"{settings_text(summary)} {machine_text(summary)}"
     yield ""
-    yield LEGEND
+    yield _LEGEND_IN_BRIEF
+    yield ""
     for workload in summary.workloads:
-        yield from ("", f"## {workload.name}", "", workload.description, f"Later turns: {workload.later}.", "")
-        yield _row(COLUMNS)
-        yield _row("---" for _ in COLUMNS)
-        for cells in rows(workload):
-            yield _row(cells)
+        later = "" if workload.later == USUAL_LATER else f" Later turns: {workload.later}."
+        floor = "".join(f" Floor: {cells[1]} ms, {cells[2]}." for cells in rows(workload) if cells[0] == FLOOR)
+        yield f"- **{workload.name}**: {workload.description}{later}{floor}"
+    yield ""
+    yield _row(("workload", *_MARKDOWN_COLUMNS))
+    yield _row("---" for _ in ("workload", *_MARKDOWN_COLUMNS))
+    for workload in summary.workloads:
+        names = chain((workload.name,), repeat(""))
+        servers = (cells for cells in rows(workload) if cells[0] != FLOOR)
+        yield from (_row((name, *_in_brief(cells))) for name, cells in zip(names, servers, strict=False))
+    yield from ("", _validity(summary))
+    for workload in summary.workloads:
         for server in workload.servers:
             for error in server.errors:
-                yield from ("", f"{server.server} failed:", "", *(f"    {line}" for line in error.splitlines()))
+                failed = f"{server.server} failed in {workload.name}:"
+                yield from ("", failed, "", *(f"    {line}" for line in error.splitlines()))
         if workload.growth >= _SHOWN_GROWTH:
-            yield from ("", f"![Time by length of the context]({workload.name}-time-by-context.svg)")
+            picture = f"{workload.name}-time-by-context.svg"
+            yield from ("", f"![{workload.name}: time by length of the context]({picture})")
     yield from ("", "## How the servers were run", "")
     for each in summary.servers:
         yield f"- **{each.server}**: `{each.description}`"
         for note in each.notes:
             yield f"  {note}"
+
+
+def _validity(summary: Summary) -> str:
+    """Which servers gave calls that aren't valid."""
+    invalid = [
+        f"{server.turns - server.valid} of {server.turns} of {server.server} in {workload.name}"
+        for workload in summary.workloads
+        for server in workload.servers
+        if server.valid < server.turns
+    ]
+    return f"All calls are valid, except {', '.join(invalid)}." if invalid else "All calls are valid."
+
+
+def _in_brief(cells: list[str]) -> list[str]:
+    """The cells of a row that Markdown shows."""
+    by_column = dict(zip(COLUMNS, cells, strict=True))
+    return [by_column[name] if name in _RANGED else by_column[name].partition(" (")[0] for name in _MARKDOWN_COLUMNS]
 
 
 def _row(cells: "Iterator[str] | tuple[str, ...] | list[str]") -> str:
