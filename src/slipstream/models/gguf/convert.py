@@ -17,18 +17,20 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:])
     try:
         file = GGUF.read(source)
-        ov.serialize(build(file, decoder_of(file)), target)
-        target.write_text(in_float32(target.read_text(encoding="utf-8")), encoding="utf-8")
+        write(build(file, decoder_of(file)), target)
     except (SlipstreamError, LookupError, ValueError, RuntimeError) as error:
         sys.exit(" ".join(str(error).split()))
 
 
-def in_float32(graph: str) -> str:
-    """The text of a graph, with the runtime's note at operations that it must compute in float32.
+def write(model: ov.Model, target: Path) -> None:
+    """Write a graph, with the runtime's note at operations that it must compute in float32.
 
     From Python, operations can have notes of numbers and strings alone; this one is neither.
     """
-    return re.sub(rf'<layer [^>]*name="[^"]*{re.escape(IN_FLOAT32)}"[^>]*>', lambda layer: layer[0] + _PRECISE, graph)
+    ov.serialize(model, target)
+    text = target.read_text(encoding="utf-8")
+    noted = re.sub(rf'<layer [^>]*name="[^"]*{re.escape(IN_FLOAT32)}"[^>]*>', lambda layer: layer[0] + _PRECISE, text)
+    target.write_text(noted, encoding="utf-8")
 
 
 _PRECISE = '<rt_info><attribute name="precise" version="0" /></rt_info>'
