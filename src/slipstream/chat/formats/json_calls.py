@@ -22,7 +22,7 @@ _JSON_IN_TAGS = re.compile(r"<tool_call>(\s|\\n)*\{")
 
 
 class Hermes(TaggedCalls):
-    """Hermes, Qwen 2.5 and 3, Granite 4, SmolLM3: `<tool_call>` around a JSON object."""
+    """Hermes, Qwen 2.5 and 3, Granite 4: `<tool_call>` around a JSON object."""
 
     name = "hermes"
 

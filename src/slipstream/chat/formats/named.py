@@ -84,7 +84,7 @@ class Mistral11(Mistral13):
 
 
 class DeepSeekV31(NamedCalls):
-    """DeepSeek V3.1 and later."""
+    """DeepSeek V3.1."""
 
     name = "deepseek-v3.1"
     BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
