@@ -158,3 +158,15 @@ def test_a_token_costs_more_in_a_longer_context() -> None:
     cost = cost_model()
     assert cost.token(0) == pytest.approx(0.190 / 126)
     assert cost.token(4000) == pytest.approx(0.190 / 126 + 4000 * PER_PAIR)
+
+
+def test_a_chunk_has_room_beside_what_a_step_has_to_compute_anyway() -> None:
+    cost = cost_model()
+    load = cost.load([(1, 100)] * 4)
+    room = cost.room_beside(load, 0.05, 10)
+    assert room > 0
+    assert cost.seconds(load + cost.load([(room, 10)])) <= 0.05
+    next_size = cost.rounded(load.tokens + room + 1)
+    assert cost.seconds(load + cost.load([(next_size - load.tokens, 10)])) > 0.05
+    assert cost.room_beside(load, cost.seconds(load), 10) == 0
+    assert cost.seconds(load, again=True) <= cost.seconds(load)

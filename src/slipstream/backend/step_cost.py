@@ -95,9 +95,9 @@ class StepCost:
         index = bisect.bisect_left(self._sizes, tokens)
         return self._sizes[index] if index < len(self._sizes) else tokens
 
-    def seconds(self, load: Load) -> float:
-        """Predicted duration of a step, its padding included."""
-        return sum(self._parts(load)) + self._change(load, self._prepared())
+    def seconds(self, load: Load, *, again: bool = False) -> float:
+        """Predicted duration of a step, its padding included; `again` if it comes after one of its size."""
+        return sum(self._parts(load)) + (0.0 if again else self._change(load, self._prepared()))
 
     def token(self, past: int) -> float:
         """What one more token adds to a large step, if it looks back on `past` computed ones."""
