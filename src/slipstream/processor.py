@@ -3,10 +3,13 @@
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
+_MOST_HEAPS = -8
+"""`M_ARENA_MAX` of mallopt(3)."""
 _TELLING_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "bf16")
 
 
@@ -51,8 +54,18 @@ def resident_bytes() -> int:
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def share_heaps() -> None:
+    """Have all threads take memory from two heaps. glibc gives each one of its own, and what is freed there stays."""
+    if set_option := _allocator("mallopt"):
+        set_option(_MOST_HEAPS, 2)
+
+
 def give_back_memory() -> None:
     """Give the system what was freed. glibc keeps it by default, for each thread that ever took some."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
+    if trim := _allocator("malloc_trim"):
         trim(0)
+
+
+def _allocator(name: str) -> Callable[..., int] | None:
+    """A function of glibc's allocator; None where there's another."""
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

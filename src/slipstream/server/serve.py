@@ -17,7 +17,7 @@ import uvicorn
 from slipstream.config import ServerConfig
 from slipstream.errors import SlipstreamError
 from slipstream.lasting import lasting
-from slipstream.processor import give_back_memory
+from slipstream.processor import give_back_memory, share_heaps
 from slipstream.runtime import Runtime
 from slipstream.server.connections import TimedProtocol
 from slipstream.server.keys import KeyRing
@@ -42,6 +42,7 @@ def run(load: Callable[[], Runtime], config: ServerConfig) -> None:
     anything; and what `load` raises.
     """
     set_up_logs(config.log_format)
+    share_heaps()
     with contextlib.closing(_bind(config.host, config.port)) as listener, ThreadPoolExecutor(1) as pool:
         keys = _keys(config, listener)
         with lasting():
