@@ -23,7 +23,7 @@ from slipstream.engine.response_cache import ResponseCache
 from slipstream.errors import ModelError, StateError
 from slipstream.fields import DEVICE, STATE_DIR
 from slipstream.models import Model
-from slipstream.processor import resident_bytes
+from slipstream.processor import give_back_memory, resident_bytes
 from slipstream.sandbox import Allowance
 from slipstream.sessions import Database, KVConnector, SavedKV, SessionLimits, Sessions
 from slipstream.sessions.private import private_folder
@@ -138,6 +138,7 @@ class Runtime:
         self.turns = Turns(
             self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self._encode_prompt
         )
+        give_back_memory()  # what it took to compile the model and its tables
         self._model_bytes = max(0, resident_bytes() - before)
 
     def __enter__(self) -> Self:
