@@ -431,6 +431,24 @@ def test_file_that_cannot_be_opened_is_left_alone(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR | 5 << 8, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL])
+def test_a_file_is_not_damaged_because_its_disk_fails(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    database = Database(path, MODEL)
+    database.save(state())
+    database.close()
+
+    def failing(path: Path) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = code
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slipstream.sessions.database._connected", failing)
+        with pytest.raises(sqlite3.OperationalError):
+            Database(path, MODEL)
+    assert sessions(Database(path, MODEL)) == [state()]
+
+
 def keys_of(number: int) -> tuple[bytes, bytes | None]:
     """A part of the ledger and the one before it."""
     return bytes([number]) * 16, bytes([number - 1]) * 16 if number % 5 else None

@@ -59,7 +59,10 @@ _POINTERS = {"sessions": "head, setting", "nodes": "key", "responses": "head"}
 _HISTORIES = 64
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_NOT_THE_FILES_FAULT = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
+_NOT_THE_FILES_FAULT = (
+    *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+    sqlite3.SQLITE_IOERR,  # as where the file system is read-only
+)
 
 
 class StoredResponse(NamedTuple):
