@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState
 from slipstream.kv import KVMemory, Sequence
 from slipstream.types import IntArray
-from tests.unit.toy_backend import CheckpointToy, HybridToy, Toy, ToyBackend
+from tests.unit.toy_backend import CheckpointToy, HybridToy, Toy, ToyBackend, WindowToy
 
 Tokens = st.lists(st.integers(1, 3), min_size=1, max_size=20)
 Tenants = st.sampled_from(["", "other"])
@@ -20,13 +20,15 @@ Runs = st.builds(
 )
 """Tokens by the dozen: lists that are drawn one by one stay short."""
 Shares = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 1.0])
-KINDS = ("paged", "checkpoints", "hybrid")
+KINDS = ("paged", "checkpoints", "hybrid", "windows")
 
 
 def toy(kind: str, tokens: int) -> Toy:
     """A backend of a kind, with memory for about so many tokens."""
     if kind == "hybrid":
         return HybridToy(tokens)
+    if kind == "windows":
+        return WindowToy(tokens)
     return ToyBackend(tokens // 4) if kind == "paged" else CheckpointToy(tokens, every=3)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import huggingface_hub
@@ -21,6 +21,10 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 from typer.testing import CliRunner
 
+from slipstream.backend.paged_store import Blocks
+from slipstream.backend.self_test import SIZES
+from slipstream.backend.steps import BLOCK_SIZE
+from slipstream.backend.window_store import WindowStore
 from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
@@ -203,6 +207,24 @@ class TestDefaultModel:
     def test_memory_is_that_of_weights_keys_and_values(self) -> None:
         entry = CATALOG["qwen3-4b"]
         assert entry.memory(32_768) == entry.size + 36 * 8 * (128 + 128) * 2 * 32_768
+
+    @pytest.mark.parametrize("name", [name for name, entry in CATALOG.items() if entry.windowed])
+    def test_memory_of_layers_with_windows_is_what_their_store_takes(self, name: str) -> None:
+        entry = CATALOG[name]
+        full = entry.layers - entry.windowed
+        per_token = 2 * full * entry.kv_heads * entry.head_size * 2
+        kept = WindowStore(
+            cast(Blocks, None),
+            num_blocks=100_000,
+            block_size=BLOCK_SIZE,
+            block_bytes=per_token * BLOCK_SIZE,
+            window=entry.window,
+            tables=-(-entry.windowed // full),
+            longest_chunk=SIZES[-1],
+        )
+        for context in (512, 8192, 32_768, 131_072):
+            expected = kept.open_cost(context) * kept.bytes_per_token
+            assert entry.memory(context) - entry.size == pytest.approx(expected, rel=0.07)
 
 
 class TestGgufFile:

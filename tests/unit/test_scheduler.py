@@ -49,6 +49,7 @@ from tests.unit.toy_backend import (
     Toy,
     ToyBackend,
     ToyTokenizer,
+    WindowToy,
     toy_logits,
 )
 from tests.waiting import HANG, wait_until
@@ -103,6 +104,8 @@ def toy(kind: str, num_blocks: int, clock: Clock | None = None) -> Toy:
     """A backend of a kind."""
     if kind == "hybrid":
         return HybridToy(2 * num_blocks, clock=clock)
+    if kind == "windows":
+        return WindowToy(3 * num_blocks, clock=clock)
     return CheckpointToy(num_blocks * 4, clock=clock) if kind == "checkpoints" else ToyBackend(num_blocks, clock=clock)
 
 

@@ -3,12 +3,19 @@
 import pytest
 
 from tests.conformance.backends import check_backend
-from tests.unit.toy_backend import CheckpointToy, HybridToy, InexactToy, Toy, ToyBackend
+from tests.unit.toy_backend import CheckpointToy, HybridToy, InexactToy, Toy, ToyBackend, WindowToy
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    "make", [lambda: ToyBackend(2000), CheckpointToy, lambda: HybridToy(2000), lambda: InexactToy(2000)]
+    "make",
+    [
+        lambda: ToyBackend(2000),
+        CheckpointToy,
+        lambda: HybridToy(2000),
+        lambda: WindowToy(2000),
+        lambda: InexactToy(2000),
+    ],
 )
 def test_a_toy_is_a_backend(make: type[Toy], seed: int) -> None:
     toy = make()

@@ -19,6 +19,7 @@ from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.slots import FIRST_SLOT, Slots, slot_inputs
 from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.store import Span
+from slipstream.backend.window_store import WindowState, WindowStore
 from slipstream.sampling import Choice, Row
 from slipstream.types import FloatArray, IntArray
 
@@ -440,6 +441,67 @@ class HybridToy(ToyBackend):
             if (offset + done) % interval == 0 or done == len(tokens):
                 self.states.write(targets.pop(0), np.array(state, np.uint16))
         assert not targets, "there is a state for each slot"
+
+
+class WindowToy(ToyBackend):
+    """With two more tables, of layers that see the last few tokens: their blocks hold other numbers for tokens."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int = 4,
+        window: int = 5,
+        longest_chunk: int = 40,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(num_blocks, block_size, clock)
+        self.window = window
+        self._rows: dict[SequenceState, IntArray] = {}
+        self.store: Any = WindowStore(
+            self,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            block_bytes=block_size,
+            window=window,
+            tables=2,
+            longest_chunk=longest_chunk,
+            spare=1,
+        )
+
+    def write(self, chunk: ToyChunk) -> None:
+        super().write(chunk)
+        rows = self._rows[chunk.state] = self.store.plan(chunk.state, len(chunk.tokens), chunk.marks).copy()
+        end = chunk.past + len(chunk.tokens)
+        for position, token in zip(range(chunk.past, end + 1), (*chunk.tokens, RUBBISH), strict=True):
+            row = rows[position // self.block_size]
+            assert row.min() > 0, "there is a row for each token that is computed"
+            self._slots[row, position % self.block_size] = token + _OF_TABLE
+
+    def read(self, chunk: ToyChunk) -> IntArray:
+        tokens = super().read(chunk)
+        self._look(self._rows.pop(chunk.state), tokens, max(0, chunk.past + 1 - self.window))
+        return tokens
+
+    def contents(self, state: PagedState) -> list[int]:
+        assert isinstance(state, WindowState)
+        tokens = super().contents(state)
+        self._look(state.rows, np.array(tokens, np.int32), max(0, state.length + 1 - self.window))
+        held = np.flatnonzero(state.rows[: state.length // self.block_size, 0]) * self.block_size
+        for first in held.tolist():
+            self._look(state.rows, np.array(tokens[: first + self.block_size], np.int32), first)
+        return tokens
+
+    def _look(self, rows: IntArray, tokens: IntArray, first: int) -> None:
+        """Assert that rows hold the tokens from `first` on: that none was given back, and taken by others."""
+        positions = np.arange(first, len(tokens))
+        seen = rows[positions // self.block_size]
+        assert seen.min(initial=1) > 0, "a row that a window sees was given back"
+        found = self._slots[seen, positions[:, None] % self.block_size]
+        assert np.array_equal(found, tokens[first:, None] + _OF_TABLE), "a row that a window sees was overwritten"
+
+
+_OF_TABLE = np.array([1000, 2000])
+"""What is added to tokens in blocks of the first and of the second table."""
 
 
 def _recurrent(tokens: Iterable[int], state: Iterable[int] = (0, 0)) -> list[int]:

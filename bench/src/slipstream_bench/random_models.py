@@ -37,6 +37,8 @@ class Shape:
     """Layers with attention, where others have recurrent states."""
     experts: int = 0
     """Of a mixture, each with `inner`."""
+    window: int = 0
+    """Tokens that all layers but each sixth see."""
 
     @property
     def recurrent(self) -> tuple[int, ...]:
@@ -56,6 +58,8 @@ SHAPES = {
     "qwen3-4b": Shape(2560, 9728, 36, 32, 8),
     "lfm2-350m": Shape(1024, 4608, 16, 16, 8, 64, 65_536, "lfm2", (2, 5, 8, 10, 12, 14)),
     "qwen3-30b-a3b": Shape(2048, 768, 48, 32, 4, architecture="qwen3moe", experts=128),
+    # As many layers of each kind, heads and sizes as the real one, with a smaller vocabulary.
+    "gemma3-1b": Shape(1152, 6912, 26, 4, 1, 256, 49_152, "gemma3", window=512),
     # Its vocabulary is a fifth of the real one, so that a step's time is that of its layers.
     "qwen3.5-0.8b": Shape(1024, 3584, 24, 8, 2, 256, 49_152, "qwen35", tuple(range(3, 24, 4))),
 }
@@ -110,6 +114,8 @@ def _layer(shape: Shape, layer: int, *, recurrent: bool) -> tuple[_Plain, _Produ
         f"ffn_up{kind}": (*each, shape.inner, shape.hidden),
         f"ffn_down{kind}": (*each, shape.hidden, shape.inner),
     }
+    if shape.window:
+        plain |= {"post_attention_norm": np.ones(shape.hidden), "post_ffw_norm": np.ones(shape.hidden)}
     if shape.experts:
         plain["ffn_gate_inp"] = np.random.default_rng(layer).normal(size=(shape.experts, shape.hidden))
     if not recurrent:
@@ -140,6 +146,8 @@ def _add_sizes(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_vocab_size(shape.vocabulary)
         return
     writer.add_head_count_kv(shape.kv_heads)
+    if shape.window:
+        writer.add_sliding_window(shape.window)
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(_EXPERTS_USED)

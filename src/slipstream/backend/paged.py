@@ -17,13 +17,24 @@ from slipstream.backend.self_test import (
     PROBE_SLOTS,
     SELF_TEST_BLOCKS,
     SELF_TEST_SLOTS,
+    SIZES,
     WITNESS_CONTEXT,
     Probe,
 )
-from slipstream.backend.slots import FIRST_SLOT, Slots, SlotStates
+from slipstream.backend.slots import FIRST_SLOT, SlotStates
 from slipstream.backend.step_cost import StepCost
-from slipstream.backend.steps import BLOCK_SIZE, LONE_TOKEN_SIZE, PagedChunk, Runner, StepClass, states_written
+from slipstream.backend.steps import (
+    BLOCK_SIZE,
+    LONE_TOKEN_SIZE,
+    SCRATCH_BLOCK,
+    ZERO_BLOCK,
+    PagedChunk,
+    Runner,
+    StepClass,
+    states_written,
+)
 from slipstream.backend.store import Blob, Store
+from slipstream.backend.window_store import WindowState, WindowStore
 from slipstream.errors import ModelError
 from slipstream.fields import KV_MEMORY
 from slipstream.sampling import Choice, Row
@@ -51,7 +62,9 @@ class BlockModel(Runner, Protocol):
     precision: str
     """Of the keys and values."""
     block_bytes: int
-    """Memory that a block takes, in all layers."""
+    """Memory that a block takes, in all layers; if `window_tables`, in those that see everything."""
+    window: int
+    """Tokens that layers with tables of their own see, at most."""
     seconds: float
     """What all steps took."""
 
@@ -88,7 +101,8 @@ class PagedBackend(Generic[AnyModel]):
     def __init__(self, model: AnyModel, *, kv_memory: int, progress: Callable[[float], None] = lambda _: None) -> None:
         self._model = model
         self.vocab_size = model.vocab_size
-        unnamed = model.block_bytes  # of block 0, which takes the KV of padding
+        self._first_block = 1 + (ZERO_BLOCK if model.window_tables else SCRATCH_BLOCK)
+        unnamed = self._first_block * model.block_bytes
         if model.states is not None:
             unnamed += _SLOTS_IN_USE * model.states.slot_bytes
         self._num_blocks = (kv_memory - unnamed) // model.block_bytes
@@ -104,17 +118,32 @@ class PagedBackend(Generic[AnyModel]):
             self._calibration.measurements, smallest_chunk=LONE_TOKEN_SIZE, prepared=lambda: model.prepared
         )
         self.checkpoint_interval = self._checkpoint_interval(model.states) if model.states is not None else 0
-        """Tokens between two recurrent states that are kept; 0 if there are none."""
+        """Tokens between two recurrent states, or states of sliding windows, that are kept; 0 if there are none."""
         self.fingerprint = f"{model.settings}; {self._calibration.witness or self.step_class}"
         if self.checkpoint_interval:
             self.fingerprint += f"; states every {self.checkpoint_interval} tokens"
         self.store: Store[Any] = self.new_store(self._num_blocks)
+        if isinstance(self.store, WindowStore):
+            self.checkpoint_interval = self.store.interval
+            self.fingerprint += f"; windows of {model.window} tokens in {model.window_tables} tables"
         if self.store.capacity < BLOCK_SIZE:
             raise ModelError(f"KV memory of {kv_memory:,} bytes holds no sequence with its states: raise ", KV_MEMORY)
 
     def new_store(self, num_blocks: int) -> Store[Any]:
         """A store of the first so many blocks; only one may be in use."""
         model = self._model
+        if model.window_tables:
+            return WindowStore(
+                model,
+                num_blocks=num_blocks,
+                block_size=BLOCK_SIZE,
+                block_bytes=model.block_bytes,
+                window=model.window,
+                tables=model.window_tables,
+                longest_chunk=SIZES[-1],
+                spare=_SPARE_SLOTS,
+                first_block=self._first_block,
+            )
         if model.states is None:
             return PagedStore(
                 model,
@@ -180,7 +209,7 @@ class PagedBackend(Generic[AnyModel]):
             logger.warning("steps give other bits than when they were measured on this machine: they are measured anew")
         if model.states is not None:
             model.states.allocate(SELF_TEST_SLOTS)
-        model.allocate(SELF_TEST_BLOCKS)
+        model.allocate(SELF_TEST_BLOCKS * (1 + model.window_tables))
         found = calibration.calibrate(model, progress)
         probe = self._allocate(found.step_class)
         if found.exact:
@@ -191,11 +220,13 @@ class PagedBackend(Generic[AnyModel]):
 
     def _allocate(self, step_class: StepClass) -> Probe:
         """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
-        model, first_block, slot = self._model, 1 + self._num_blocks, FIRST_SLOT
+        model, slot = self._model, FIRST_SLOT
+        pieces = 1 + model.window_tables  # that make a block for a probe
+        first_block = -(-(self._first_block + self._num_blocks) // pieces)
         if model.states is not None:
             slot += self._num_blocks * model.block_bytes // model.states.slot_bytes
             model.states.allocate(slot + PROBE_SLOTS)
-        model.allocate(first_block + PROBE_BLOCKS)
+        model.allocate((first_block + PROBE_BLOCKS) * pieces)
         return Probe(model, first_block=first_block, slot=slot, step_class=step_class, context=WITNESS_CONTEXT)
 
     def _checkpoint_interval(self, states: SlotStates) -> int:
@@ -220,16 +251,15 @@ class PagedTicket:
         self._prepared = model.prepared
         self._seconds = model.seconds
         self._logits: Logits
-        self._plans = [_plan(chunk) for chunk in chunks]
-        paged = [_paged(chunk, plan) for chunk, plan in zip(chunks, self._plans, strict=True)]
-        self._finish = step_class.start(model, paged, self._observe)
+        self._paged = [_paged(chunk) for chunk in chunks]
+        self._finish = step_class.start(model, self._paged, self._observe)
 
     def wait(self) -> None:
         """Return when the step is done; see `Ticket.wait`."""
         self._logits = self._finish()
-        for chunk, plan in zip(self._chunks, self._plans, strict=True):
-            if isinstance(chunk.state, HybridState) and plan is not None:
-                chunk.state.store.commit(chunk.state, plan)
+        for chunk, paged in zip(self._chunks, self._paged, strict=True):
+            if isinstance(chunk.state, HybridState) and paged.slots is not None:
+                chunk.state.store.commit(chunk.state, paged.slots)
             else:
                 chunk.state.length += len(chunk.tokens)
 
@@ -250,15 +280,12 @@ class PagedTicket:
         return self._logits.host()[: sum(chunk.rows for chunk in self._chunks)]
 
 
-def _plan(chunk: Chunk) -> Slots | None:
-    """Where a chunk finds a recurrent state and leaves others, if its sequence has one."""
-    state = chunk.state
-    if not isinstance(state, HybridState):
-        return None
-    return state.store.plan(state, len(chunk.tokens), rows=chunk.rows, marks=chunk.marks)
-
-
-def _paged(chunk: Chunk, slots: Slots | None) -> PagedChunk:
-    state = chunk.state
+def _paged(chunk: Chunk) -> PagedChunk:
+    """A chunk with all that its sequence has: where its states are, or the tables of layers with windows."""
+    state, slots, windows = chunk.state, None, None
     assert isinstance(state, PagedState)
-    return PagedChunk(chunk.tokens, chunk.past, state.block_table, chunk.rows, slots)
+    if isinstance(state, HybridState):
+        slots = state.store.plan(state, len(chunk.tokens), rows=chunk.rows, marks=chunk.marks)
+    if isinstance(state, WindowState):
+        windows = state.store.plan(state, len(chunk.tokens), chunk.marks)
+    return PagedChunk(chunk.tokens, chunk.past, state.block_table, chunk.rows, slots, windows)

@@ -15,8 +15,9 @@ from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lower
 from slipstream.backend.pages import forget_pages
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
-from slipstream.backend.steps import PagedChunk, StepInputs, lay_out
+from slipstream.backend.steps import PagedChunk, StepInputs, lay_out, pieces
 from slipstream.backend.store import Blob
+from slipstream.backend.tables import LayerTable, named, set_apart
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.processor import this_processor
 from slipstream.types import IntArray
@@ -54,9 +55,12 @@ class PagedModel:
         compiled = self._compile(self._model)
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.vocab_size = int(compiled.output(0).partial_shape[-1].get_length())
-        self._caches, self._names = _caches_of(compiled), names_of(compiled)
-        self.block_bytes = 2 * sum(map(_block_elements, self._caches))
-        """Memory that a block takes, in all layers."""
+        self._inputs, self._names = compiled.inputs, names_of(compiled)
+        tables = LayerTable.among(self._names)
+        self.window_tables = max((table.row for table in tables), default=0)
+        """How many block tables layers with sliding windows have; 0 if they share that of the others."""
+        self.window = max((table.window for table in tables), default=0)
+        """Tokens that those layers see."""
         states = SlotMemory(compiled.inputs)
         self.states = states if states.slot_bytes else None
         """The memory of recurrent states, if there are any."""
@@ -69,6 +73,8 @@ class PagedModel:
         self.seconds = 0.0
         """What all steps took."""
         self.allocate(0)
+        self.block_bytes = self._kv.block_bytes
+        """Memory that a block takes, in all layers that it holds."""
 
     @property
     def settings(self) -> str:
@@ -99,7 +105,7 @@ class PagedModel:
 
     def allocate(self, num_blocks: int) -> None:
         """Have so many blocks, all zero, in place of those before; the system gives memory when they are written."""
-        self._kv = _Blocks(self._caches, num_blocks)
+        self._kv = _Blocks(self._inputs, num_blocks)
         for request in (self._any_size, *self._copies.values()):
             self._attach(request)
 
@@ -155,7 +161,9 @@ class PagedModel:
             model = self._core.read_model(self.path)
         except RuntimeError as error:
             raise ModelError(f"{self.path} is not a readable OpenVINO model: {error}") from error
-        return paged(model)
+        model = paged(model)
+        set_apart(model)
+        return model
 
     def _lower(self) -> Lowered | None:
         """The same, after the runtime's passes; None if it can't be had."""
@@ -183,26 +191,40 @@ def paged(model: ov.Model) -> ov.Model:
 
 
 class _Blocks:
-    """Keys and values of a model's layers: one array for all caches that have blocks of one size.
+    """Keys and values of a model's layers, in lanes: one array for all lanes that have blocks of one size.
 
-    Layers may differ in how many heads they have and how large these are, and keys from values.
+    Layers may differ in how many heads they have and how large these are, and keys from values. Layers with tables of
+    their own share the lanes of the others; see `LayerTable`.
     """
 
-    def __init__(self, caches: Sequence[ov.ConstOutput], num_blocks: int) -> None:
-        by_size: dict[int, list[ov.ConstOutput]] = {}
-        for port in caches:
-            by_size.setdefault(_block_elements(port), []).append(port)
+    def __init__(self, inputs: Sequence[ov.ConstOutput], num_blocks: int) -> None:
+        tables = {layer: table for table in LayerTable.among(map(_name, inputs)) for layer in table.layers}
+        seated: Counter[tuple[LayerTable | None, str]] = Counter()
+        lanes: dict[tuple[str, int], list[tuple[ov.ConstOutput, int]]] = {}
+        for port in _caches_of(inputs):
+            kind, _, layer = port.any_name.partition("_cache.")
+            table = tables.get(layer)
+            lane = kind, seated[table, kind]
+            seated[table, kind] += 1
+            lanes.setdefault(lane, []).append((port, table.of if table is not None else 1))
+        by_size: dict[int, list[list[tuple[ov.ConstOutput, int]]]] = {}
+        for ports in lanes.values():
+            port, of = ports[0]
+            by_size.setdefault(_block_elements(port) * of, []).append(ports)
+        self.block_bytes = 2 * sum(elements * len(lanes) for elements, lanes in by_size.items())
+        """Memory that a block takes, in all lanes."""
         self._groups = [
-            (ports, zeros_aligned((len(ports), num_blocks, elements))) for elements, ports in by_size.items()
+            (lanes, zeros_aligned((len(lanes), num_blocks, elements))) for elements, lanes in by_size.items()
         ]
 
     def attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on them."""
-        for ports, arrays in self._groups:
-            for port, storage in zip(ports, arrays, strict=True):
-                shape = [storage.shape[0], *(d.get_length() for d in list(port.partial_shape)[1:])]
-                tensor = ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type)
-                request.set_tensor(port.any_name, tensor)
+        for lanes, arrays in self._groups:
+            for ports, storage in zip(lanes, arrays, strict=True):
+                for port, of in ports:
+                    shape = [len(storage) * of, *(d.get_length() for d in list(port.partial_shape)[1:])]
+                    tensor = ov.Tensor(storage.reshape(shape), ov.Shape(shape), port.element_type)
+                    request.set_tensor(port.any_name, tensor)
 
     def copy(self, source: int, target: int) -> None:
         """Copy one block to another."""
@@ -228,8 +250,10 @@ class _Blocks:
 
 def _sample(compiled: ov.CompiledModel) -> bytes:
     """The bits that a compiled model gives for a few steps, logits and KV."""
-    kv = _Blocks(_caches_of(compiled), 4)
     request, names = compiled.create_infer_request(), names_of(compiled)
+    windows = max((table.row for table in LayerTable.among(names)), default=0)
+    blocks = pieces(np.arange(4, dtype=np.int32), windows).ravel()
+    kv = _Blocks(compiled.inputs, blocks.max() + 1)
     kv.attach(request)
     states = SlotMemory(compiled.inputs)
     states.allocate(FIRST_SLOT + 1)
@@ -240,30 +264,33 @@ def _sample(compiled: ov.CompiledModel) -> bytes:
         tokens = np.arange(past + 1, past + 1 + size, dtype=np.int32)
         slots = Slots(slot if past else EMPTY_SLOT, ((past + size, slot),))
         chunk = PagedChunk(tokens, past, table, 2, slots)
-        inputs = lay_out([chunk], size, 8, recurrent=recurrent)  # tensors share their memory, but don't keep it
+        inputs = lay_out([chunk], size, 8, recurrent=recurrent, windows=windows)  # tensors share its memory
         give(request, inputs, names)
         request.infer()
         found.append(request.get_output_tensor(0).data.tobytes())
         past += size
     state = [states.read(slot).tobytes()] if recurrent else []
-    return b"".join((*found, kv.read(np.arange(4, dtype=np.int32)).tobytes(), *state))
+    return b"".join((*found, kv.read(blocks).tobytes(), *state))
 
 
 def give(request: ov.InferRequest, inputs: StepInputs, names: Collection[str]) -> None:
-    """Let a request read a step's inputs, those of these names."""
-    for name, array in inputs.items():
-        if name in names:
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+    """Let a request read a step's inputs, those of these names, and the tables of layers that have their own."""
+    for name, array in named(inputs, names).items():
+        request.set_tensor(name, ov.Tensor(array, shared_memory=name in inputs))
 
 
 def names_of(compiled: ov.CompiledModel) -> set[str]:
     """The inputs that a model has; mixtures alone ask which tokens are real."""
-    return {port.any_name for port in compiled.inputs}
+    return set(map(_name, compiled.inputs))
 
 
-def _caches_of(compiled: ov.CompiledModel) -> list[ov.ConstOutput]:
+def _caches_of(inputs: Sequence[ov.ConstOutput]) -> list[ov.ConstOutput]:
     """The inputs that keys and values are in."""
-    return [port for port in compiled.inputs if "_cache." in port.any_name]
+    return [port for port in inputs if "_cache." in port.any_name]
+
+
+def _name(port: ov.ConstOutput) -> str:
+    return str(port.any_name)
 
 
 def _machine() -> list[str]:

@@ -46,6 +46,11 @@ class PagedState(SequenceState):
         """The blocks in order, int32; a view, valid until the state changes."""
         return self._table[: self._size]
 
+    @property
+    def blocks(self) -> IntArray:
+        """All blocks that it holds, int32."""
+        return self.block_table
+
     def append(self, blocks: IntArray) -> None:
         """Add blocks at the end."""
         end = self._size + len(blocks)
@@ -62,7 +67,7 @@ class PagedState(SequenceState):
 
 
 class PagedStore:
-    """A `Store` in blocks numbered 1 to `num_blocks`, each with a count of the states that have it.
+    """A `Store` in `num_blocks` blocks numbered from `first_block` on, each with a count of the states that have it.
 
     Forking shares full blocks and copies a partial one, so a slot that holds a token is never written again while
     another state can see it. `spare` slots after a state's last token are the backend's own, for whatever it writes
@@ -78,24 +83,25 @@ class PagedStore:
         block_bytes: int,
         spare: int = 0,
         new_state: type[PagedState] = PagedState,
+        first_block: int = 1,
     ) -> None:
         self.block_size = block_size
         self.capacity = num_blocks * block_size - spare
         self.bytes_per_token = block_bytes // block_size
         self._blocks = blocks
-        self._pool = Pool(num_blocks)
+        self.pool = Pool(num_blocks, first_block)
         self._spare = spare
         self._new_state = new_state
 
     @property
     def free(self) -> int:
         """Memory that nothing holds, in tokens."""
-        return self._pool.free * self.block_size
+        return self.pool.free * self.block_size
 
     @property
     def evictable(self) -> int:
         """Memory that evictable states alone hold, in tokens."""
-        return self._pool.evictable * self.block_size
+        return self.pool.evictable * self.block_size
 
     def open(self, room: int) -> PagedState:
         """A state of no tokens, with blocks for `room` tokens."""
@@ -109,7 +115,7 @@ class PagedStore:
         child = self._new_state()
         child.append(state.block_table[:full])
         self._require(cost := self.fork_cost(state, length, room))
-        self._pool.share(child.block_table)
+        self.pool.share(child.block_table)
         self._take(child, cost)
         if partial:
             self._blocks.copy_block(int(state.block_table[full]), int(child.block_table[full]))
@@ -137,16 +143,16 @@ class PagedStore:
         it begins. It takes at `most` so many blocks.
         """
         at, used = divmod(length, self.block_size)
-        if (shared := self._pool.shared(state.block_table[at:])).any():
+        if (shared := self.pool.shared(state.block_table[at:])).any():
             tail = state.cut(at)
-            free = self._pool.free if most is None else min(most, self._pool.free)
-            fresh = self._pool.take(min(free, int(shared.sum())), state.evictable)
+            free = self.pool.free if most is None else min(most, self.pool.free)
+            fresh = self.pool.take(min(free, int(shared.sum())), state.evictable)
             own = tail[~shared]
             if used and shared[0] and len(fresh):
                 self._blocks.copy_block(int(tail[0]), int(fresh[0]))
             elif used and shared[0]:
                 length = at * self.block_size
-            self._pool.give_back(tail[shared], state.evictable)
+            self.pool.give_back(tail[shared], state.evictable)
             state.append(np.concatenate((fresh, own) if shared[0] else (own, fresh)))
             self._note_room(state)
         state.length = length
@@ -154,19 +160,23 @@ class PagedStore:
 
     def trim(self, state: PagedState) -> None:
         """Give back the blocks beyond those of the state's tokens."""
-        self._pool.give_back(state.cut(-(-state.length // self.block_size)), state.evictable)
+        self.shorten(state, -(-state.length // self.block_size))
+
+    def shorten(self, state: PagedState, count: int) -> None:
+        """Give back all but the first `count` blocks."""
+        self.pool.give_back(state.cut(count), state.evictable)
         self._note_room(state)
 
     def release(self, state: PagedState) -> None:
         """Give back all blocks; the state must not be used again."""
         assert state.length >= 0, "a state was released twice"
-        self._pool.give_back(state.cut(0), state.evictable)
+        self.pool.give_back(state.cut(0), state.evictable)
         state.length = -1
 
     def set_evictable(self, state: PagedState, evictable: bool) -> None:
         """Declare whether a state belongs to nobody."""
         if state.evictable != evictable:
-            self._pool.set_evictable(state.block_table, evictable)
+            self.pool.set_evictable(state.blocks, evictable)
             state.evictable = evictable
 
     def open_cost(self, room: int) -> int:
@@ -185,14 +195,14 @@ class PagedStore:
     def cut_cost(self, state: PagedState, length: int, room: int) -> int:
         """What a state has to take to lose its tail and have `room` tokens reserved, less what the tail alone held."""
         kept = -(-length // self.block_size)
-        freed = self._pool.unshared(state.block_table[kept:])
+        freed = self.pool.unshared(state.block_table[kept:])
         copied = self.ends_in_shared_block(state, length)
         return max(0, self.open_cost(room) - kept * self.block_size) + (copied - freed) * self.block_size
 
     def held(self, states: Iterable[PagedState]) -> int:
         """The tokens of the blocks that states have, each block counted once."""
-        tables = [state.block_table for state in states]
-        return len(np.unique(np.concatenate(tables))) * self.block_size if tables else 0
+        held = [state.blocks for state in states]
+        return len(np.unique(np.concatenate(held))) * self.block_size if held else 0
 
     def spans(self, start: int, end: int) -> Iterator[Span]:
         """The tokens from `start` to `end` in spans that all but the last end with a block."""
@@ -217,7 +227,7 @@ class PagedStore:
         """Whether slot `length` lies behind a token, in a block that another state has too."""
         block, used = divmod(length, self.block_size)
         table = state.block_table
-        return used > 0 and block < len(table) and bool(self._pool.shared(table[block : block + 1])[0])
+        return used > 0 and block < len(table) and bool(self.pool.shared(table[block : block + 1])[0])
 
     def room(self, state: PagedState) -> int:
         """The tokens, in all, that a state has blocks for."""
@@ -226,7 +236,7 @@ class PagedStore:
     def check(self, states: Iterable[PagedState]) -> None:
         """Assert that each block is either free, once, or had by as many of these states as it counts (for tests)."""
         states = list(states)
-        self._pool.check((state.block_table, state.evictable) for state in states)
+        self.pool.check((state.blocks, state.evictable) for state in states)
         assert all(0 <= state.length <= len(state.block_table) * self.block_size for state in states)
 
     def _span(self, state: PagedState, start: int, end: int) -> IntArray:
@@ -239,7 +249,7 @@ class PagedStore:
     def _take(self, state: PagedState, size: int) -> None:
         """Give a state free blocks for `size` tokens."""
         self._require(size)
-        state.append(self._pool.take(size // self.block_size, state.evictable))
+        state.append(self.pool.take(size // self.block_size, state.evictable))
         self._note_room(state)
 
     def _note_room(self, state: PagedState) -> None:

@@ -23,6 +23,7 @@ from slipstream.backend.steps import (
     Runner,
     StepClass,
     lay_out,
+    pieces,
     run,
 )
 from slipstream.types import FloatArray, IntArray
@@ -173,7 +174,7 @@ class Probe:
         slots = Slots(EMPTY_SLOT, ((context, slot),))
         step_class.run(runner, [PagedChunk(tokens[:context], 0, self._tables[0], 0, slots)])
         for table in self._tables[1:]:
-            runner.copy_block(partial, int(table[-1]))
+            _copy(runner, partial, int(table[-1]))
 
     def witness(self, step_class: StepClass) -> str | None:
         """A digest of what the class computes, by its smallest and its largest step; None if these differ."""
@@ -191,12 +192,13 @@ class Probe:
     def trial(self, size: int, row_count: int, tokens: int = 2) -> Trial:
         """Run a step of that size and that many rows of logits, and compare the rows of the first probed `tokens`."""
         chunks, places = self._step(size)
-        inputs = lay_out(chunks, size, row_count, recurrent=self._runner.states is not None)
+        runner = self._runner
+        inputs = lay_out(chunks, size, row_count, recurrent=runner.states is not None, windows=runner.window_tables)
         rows = [(begin + index, index) for index in range(tokens) for begin, count in places if index < count]
         rows = [rows[number % len(rows)] for number in range(row_count)]
         inputs["logit_rows"] = np.array([row for row, _ in rows], np.int64)
         started = time.perf_counter()
-        logits = run(self._runner, inputs)
+        logits = run(runner, inputs)
         seconds = time.perf_counter() - started
         seen: list[set[bytes]] = [set() for _ in range(tokens)]
         for row, (_, index) in zip(logits, rows, strict=True):
@@ -256,14 +258,15 @@ class _SequenceTrial:
             self._compute(beyond, table, 0, 0, Slots(source, ((forked_at, self._fork_slot), (beyond.stop, slot))))
             source = self._fork_slot
             full = forked_at // BLOCK_SIZE
-            self._runner.copy_block(int(table[full]), int(self._fork[full]))
+            _copy(self._runner, int(table[full]), int(self._fork[full]))
             table = np.concatenate((table[:full], self._fork[full:]))
             start = forked_at
         for begin, end in _spans(start, cuts, _SEQUENCE):
             slots = Slots(source, ((end, slot),))
             logits = self._compute(range(begin, end), table, rows if end == _SEQUENCE else 0, beside, slots)
             source = slot
-        kv = self._runner.read_blocks(table[: _SEQUENCE // BLOCK_SIZE]).tobytes()
+        blocks = pieces(table[: _SEQUENCE // BLOCK_SIZE], self._runner.window_tables)
+        kv = self._runner.read_blocks(blocks.ravel()).tobytes()
         state = self._runner.states.read(slot).tobytes() if self._runner.states is not None else b""
         return logits[-1].tobytes(), kv + state
 
@@ -277,6 +280,12 @@ class _SequenceTrial:
 def _spans(start: int, cuts: Iterable[int], end: int) -> Iterator[tuple[int, int]]:
     """The spans from `start` to `end` that the cuts between them make."""
     return pairwise([start, *(cut for cut in cuts if cut > start), end])
+
+
+def _copy(runner: Runner, source: int, target: int) -> None:
+    """Copy a block, in the tables of all layers."""
+    for pair in zip(*pieces(np.array([source, target]), runner.window_tables).tolist(), strict=True):
+        runner.copy_block(*pair)
 
 
 def _random_tokens(runner: Runner, count: int, *, seed: int) -> IntArray:

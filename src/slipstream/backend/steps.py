@@ -19,6 +19,9 @@ BLOCK_SIZE = 32
 
 SCRATCH_BLOCK = 0
 """Takes the KV of padding tokens; its content is never read by a real token."""
+ZERO_BLOCK = 1
+"""Of a model with layers that have tables of their own: never written. These name it for blocks that no token of a step
+sees: the kernel reads them, for nothing, but what isn't a number would spread."""
 
 LONE_TOKEN_SIZE = 2
 """A chunk of one token takes another attention kernel than longer ones and gives other logits, so it gets a dummy
@@ -42,12 +45,17 @@ class PagedChunk:
     rows: int
     slots: Slots | None = None
     """Where its recurrent states are; None if it has none, or they don't matter."""
+    windows: IntArray | None = None
+    """The tables of layers with sliding windows, int32 [blocks, tables], 0 for blocks that none of it sees; if None,
+    `block_table` stands for all tables, see `pieces`."""
 
 
 class Runner(Protocol):
     """A model that runs steps of any shape over KV blocks."""
 
     vocab_size: int
+    window_tables: int
+    """How many block tables layers with sliding windows have besides the one of the others; 0 if they share that."""
 
     @property
     def states(self) -> SlotStates | None:
@@ -99,7 +107,8 @@ class StepClass:
         it computed.
         """
         steps = list(self.cut(chunks))
-        first, *others = (self.lay_out(step, recurrent=runner.states is not None) for step in steps)
+        recurrent, windows = runner.states is not None, runner.window_tables
+        first, *others = (self.lay_out(step, recurrent=recurrent, windows=windows) for step in steps)
         runner.start(first[0])
 
         def finish() -> Logits:
@@ -146,14 +155,17 @@ class StepClass:
         """What a step holds: tokens, rows of logits, and unwanted states, one of which padding takes."""
         return self.sizes[-1], self.row_counts[-1], SCRATCH_SLOTS - 1
 
-    def lay_out(self, chunks: Sequence[PagedChunk], *, recurrent: bool = False) -> tuple[StepInputs, int]:
+    def lay_out(
+        self, chunks: Sequence[PagedChunk], *, recurrent: bool = False, windows: int = 0
+    ) -> tuple[StepInputs, int]:
         """The inputs of a step of chunks that fit into one; also how many of its logit rows are wanted.
 
         What is missing to the next step size is a sequence of dummies in the scratch block; missing rows repeat one.
         """
         size = next_size(self.sizes, sum(max(LONE_TOKEN_SIZE, len(chunk.tokens)) for chunk in chunks))
         wanted = sum(chunk.rows for chunk in chunks)
-        return lay_out(chunks, size, next_size(self.row_counts, wanted), recurrent=recurrent), wanted
+        rows = next_size(self.row_counts, wanted)
+        return lay_out(chunks, size, rows, recurrent=recurrent, windows=windows), wanted
 
 
 def run(runner: Runner, inputs: StepInputs) -> FloatArray:
@@ -162,10 +174,20 @@ def run(runner: Runner, inputs: StepInputs) -> FloatArray:
     return runner.finish().host()
 
 
-def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurrent: bool = False) -> StepInputs:
+def pieces(blocks: int | IntArray, windows: int) -> IntArray:
+    """The blocks, int32 [..., 1 + windows], that one stands for where a table stands for all: its own, side by side."""
+    number = np.asarray(blocks, np.int32)[..., None]
+    return np.where(
+        number == SCRATCH_BLOCK, SCRATCH_BLOCK, number * (1 + windows) + np.arange(1 + windows, dtype=np.int32)
+    )
+
+
+def lay_out(
+    chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurrent: bool = False, windows: int = 0
+) -> StepInputs:
     """A step of exactly `size` tokens and `row_count` rows of logits; the chunks must fit.
 
-    With `recurrent` it says where states in slots are, too.
+    With `recurrent` it says where states in slots are, too; with `windows`, it has so many more tables.
     """
     lengths = [max(LONE_TOKEN_SIZE, len(chunk.tokens)) for chunk in chunks]
     pasts = [chunk.past for chunk in chunks]
@@ -182,28 +204,41 @@ def lay_out(chunks: Sequence[PagedChunk], size: int, row_count: int, *, recurren
         is_real[begin : begin + real] = 1
         position_ids[begin : begin + length] = np.arange(chunk.past, chunk.past + length)
         wanted.extend(range(begin + real - chunk.rows, begin + real))
-        tables.append(chunk.block_table[: -(-(chunk.past + length) // BLOCK_SIZE)])
+        tables.append(_tables(chunk, -(-(chunk.past + length) // BLOCK_SIZE), windows))
         begin += length
     if padding := size - begin:
         position_ids[begin:] = np.arange(padding)
         lengths.append(padding)
         pasts.append(0)
-        tables.append(np.full(-(-padding // BLOCK_SIZE), SCRATCH_BLOCK, np.int32))
+        tables.append(np.full((-(-padding // BLOCK_SIZE), 1 + windows), SCRATCH_BLOCK, np.int32))
         slots.append(None)
     rows = np.full(row_count, wanted[-1] if wanted else 0, np.int64)
     rows[: len(wanted)] = wanted
     states = slot_inputs(list(zip(pasts, lengths, slots, strict=True))) if recurrent else {}
+    block_tables = np.ascontiguousarray(np.concatenate(tables, dtype=np.int32).T)
     return states | {
         "input_ids": input_ids,
         "position_ids": position_ids,
         "past_lens": np.array(pasts, np.int32),
         "subsequence_begins": _offsets(lengths),
-        "block_indices": np.concatenate(tables, dtype=np.int32),
+        "block_indices": block_tables[0],
+        "block_tables": block_tables,
         "block_indices_begins": _offsets([len(table) for table in tables]),
         "max_context_len": np.array(max(p + n for p, n in zip(pasts, lengths, strict=True)), np.int32),
         "logit_rows": rows,
         "is_real": is_real,
     }
+
+
+def _tables(chunk: PagedChunk, count: int, windows: int) -> IntArray:
+    """The first so many blocks in all tables of a chunk, int32 [count, 1 + windows]."""
+    table = chunk.block_table[:count]
+    if not windows:
+        return table[:, None]
+    if chunk.windows is None:
+        return pieces(table, windows)
+    rows = chunk.windows[:count]
+    return np.column_stack((table, np.where(rows > 0, rows, ZERO_BLOCK)))
 
 
 def next_size(sizes: Sequence[int], count: int) -> int:

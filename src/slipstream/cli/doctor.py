@@ -79,17 +79,18 @@ def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
         "kv_bytes_per_token": store.bytes_per_token,
         "kv_memory": config.kv_memory,
         "kv_tokens": store.capacity,  # that fit into the KV memory
-        "checkpoint_interval": backend.checkpoint_interval,  # tokens between kept recurrent states, 0 without any
+        "checkpoint_interval": backend.checkpoint_interval,  # tokens between places where any sequence can be taken up
         "exact": backend.exact,
         "step_sizes": backend.step_sizes,
         "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
     }
-    return report | {"advice": _advice(report, BLOCK_SIZE)}
+    needed = (store.open_cost(model.manifest.context_length) + 2 * BLOCK_SIZE) * store.bytes_per_token
+    return report | {"advice": _advice(report, needed)}
 
 
-def _advice(report: Report, block_size: int) -> list[str]:
-    """What would make it exact, faster, or larger, the most important first."""
+def _advice(report: Report, needed: int) -> list[str]:
+    """What would make it exact, faster, or larger, the most important first; a full context has `needed` bytes."""
     short_of = report["context_length"] - report["kv_tokens"]
     advice = []
     if not report["exact"]:
@@ -100,7 +101,6 @@ def _advice(report: Report, block_size: int) -> list[str]:
     if not report["gpu"]:
         advice += _processor_advice(report)
     if short_of > 0:
-        needed = (report["context_length"] + 2 * block_size) * report["kv_bytes_per_token"]
         advice.append(
             f"The KV memory is {short_of:,} tokens short of one conversation of the model's full context: "
             f"--kv-memory {-(-needed // 2**20)}MiB holds it."

@@ -43,6 +43,10 @@ class CatalogEntry:
     layers: int
     kv_heads: int
     head_size: int
+    windowed: int = 0
+    """Layers that see a window alone."""
+    window: int = 0
+    """Tokens that these see."""
 
     @property
     def sha256(self) -> str | None:
@@ -52,10 +56,15 @@ class CatalogEntry:
     def memory(self, context: int) -> int:
         """Bytes for the weights and the keys and values, in 16 bits, of a context of so many tokens.
 
-        Sliding windows are left out of account: Slipstream keeps all keys and values.
+        Layers with a window keep theirs at the end, at marks, and at intervals: see `backend.window_store`.
         """
-        return self.size + 2 * self.layers * self.kv_heads * self.head_size * 2 * context
+        full = (self.layers - self.windowed) * context
+        kept = min(self.windowed * context, self.windowed * (3 * self.window + _LONGEST_CHUNK) + full // 4)
+        return self.size + 2 * self.kv_heads * self.head_size * 2 * (full + kept)
 
+
+_LONGEST_CHUNK = 512
+"""Tokens of the largest step."""
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -149,6 +158,8 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType(
                 layers=24,
                 kv_heads=8,
                 head_size=64,
+                windowed=12,
+                window=128,
             ),
             CatalogEntry(
                 "ministral3-3b",
@@ -189,6 +200,8 @@ CATALOG: Mapping[str, CatalogEntry] = MappingProxyType(
                 layers=34,
                 kv_heads=4,
                 head_size=256,
+                windowed=29,
+                window=1024,
             ),
             CatalogEntry(
                 "phi4-mini",

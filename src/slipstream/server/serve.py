@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         exact = "exact" if self._runtime.exact else "not exact on this processor: see `slipstream doctor`"
-        tokens = f"memory for {self._runtime.core.stats().kv.capacity:,} tokens of context"
+        tokens = f"memory for {self._runtime.core.limits.capacity:,} tokens of context"
         self._background = asyncio.create_task(self._give_back())
         print(f"Slipstream serves {self._runtime.model.name} on http://{address} ({exact}; {tokens})", flush=True)
 

@@ -80,7 +80,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
             id=name,
             created=created,
             max_model_len=longest,
-            kv_tokens=runtime.core.stats().kv.capacity,
+            kv_tokens=runtime.core.limits.capacity,
             display_name=name,
             created_at=datetime.fromtimestamp(created, UTC),
             max_input_tokens=longest,
@@ -103,7 +103,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
         return Health(
             status=status,
             exact=runtime.exact,
-            kv_tokens=runtime.core.stats().kv.capacity,
+            kv_tokens=runtime.core.limits.capacity,
             memory=Memory.model_validate(asdict(runtime.memory)),
         )
 

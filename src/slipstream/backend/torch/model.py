@@ -48,6 +48,7 @@ class TorchModel:
         self._block = (config.num_hidden_layers, 2, config.num_key_value_heads, BLOCK_SIZE, head_dim)
         self.block_bytes = int(np.prod(self._block)) * self._dtype.itemsize
         self.states = None
+        self.window_tables = self.window = 0
         self.seconds = 0.0
         self._logits: torch.Tensor
         self._clock = _DeviceClock() if on_gpu else _HostClock()
