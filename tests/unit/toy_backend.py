@@ -451,7 +451,7 @@ class WindowToy(ToyBackend):
         num_blocks: int,
         block_size: int = 4,
         window: int = 5,
-        longest_chunk: int = 40,
+        longest_chunk: int = STEP_SIZES[-1],
         clock: Clock | None = None,
     ) -> None:
         super().__init__(num_blocks, block_size, clock)

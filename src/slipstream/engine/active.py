@@ -67,7 +67,7 @@ class ActiveRequest:
         self._is_control = tokenizer.is_control
         own_stops = frozenset(params.stop_token_ids)
         self._stop_token_ids = own_stops if params.ignore_eos else own_stops | stop_token_ids
-        self.submitted_at = time.perf_counter()
+        self._submitted = time.perf_counter()
         self._started = self._first_token = 0.0
         self.answered_at = 0.0
         """When its last output was made, a `perf_counter` time."""
@@ -252,7 +252,7 @@ class ActiveRequest:
             now = time.perf_counter()
             started = self._started or now
             first_token = self._first_token or now
-            self.counters.queue_ms = (started - self.submitted_at) * 1e3
+            self.counters.queue_ms = (started - self._submitted) * 1e3
             self.counters.prefill_ms = (first_token - started) * 1e3
             self.counters.decode_ms = (now - first_token) * 1e3
         return Output(

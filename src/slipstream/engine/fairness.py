@@ -4,7 +4,6 @@ A tenant's weight says how much of the machine is its share when it is short; it
 flow has a share, however small, so none starves. What a flow does not use, the others have.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, TypeVar
@@ -35,7 +34,7 @@ def flow_of(active: ActiveRequest) -> Flow:
 class VirtualTimes:
     """How much each flow has had, by its weight: the one that had least is next (start-time fair queuing).
 
-    Who had nothing to do for a while does not make up for it: it begins where the others are, and is next.
+    Who had nothing to do for a while does not make up for it: it begins where the others are.
     """
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class VirtualTimes:
     def arrive(self, flow: Flow, others: Collection[Flow]) -> None:
         """A flow has something to do again, beside others that have."""
         now = min((self._times.get(other, 0.0) for other in others), default=0.0)
-        self._times[flow] = max(self._times.pop(flow, -math.inf), math.nextafter(now, -math.inf))
+        self._times[flow] = max(self._times.pop(flow, 0.0), now)
         if len(self._times) > _REMEMBERED:
             del self._times[next(iter(self._times))]
 
@@ -66,8 +65,8 @@ class Shares:
         self.prefills = VirtualTimes()
         """By the tokens of prompts that were computed."""
 
-    def arrive(self, active: ActiveRequest, others: Iterable[ActiveRequest]) -> bool:
-        """A request came, beside others that have something to compute; returns whether none of them is of its flow."""
+    def arrive(self, active: ActiveRequest, others: Iterable[ActiveRequest]) -> None:
+        """A request came, beside others that have something to compute."""
         flow, flows = flow_of(active), set(map(flow_of, others))
         if active.request.tenant not in self._weights and len(self._weights) > _REMEMBERED:
             self._weights.clear()
@@ -75,7 +74,6 @@ class Shares:
         if flow not in flows:
             self.starts.arrive(flow, flows)
             self.prefills.arrive(flow, flows)
-        return flow not in flows
 
     def weights(self, flows: Iterable[Flow]) -> dict[Flow, float]:
         """What each of these flows has a right to, in proportion."""
@@ -121,8 +119,8 @@ class Shares:
         fair = other != own and (counts[own] + 1) / weights[own] <= (counts[other] - 1) / weights[other]
         return victim if fair else None
 
-    def seconds_for(self, chunks: Iterable[tuple[Flow, int, int]], cost: StepCost) -> dict[Flow, float]:
-        """How long a step may take so that it costs a flow no more than its share: what its chunks take alone, by that.
+    def seconds_for(self, chunks: Iterable[tuple[Flow, int, int]], cost: StepCost) -> float:
+        """How long a step may take so that it costs no flow more than its share: what its chunks take alone, by that.
 
         Each of the chunks is of a flow, has so many tokens, and comes after so many computed ones.
         """
@@ -131,8 +129,7 @@ class Shares:
             of_flow.setdefault(flow, []).append((count, past))
         weights = self.weights(of_flow)
         total = sum(weights.values())
-        alone = {flow: cost.seconds(cost.load(each), again=True) for flow, each in of_flow.items()}
-        return {flow: seconds * total / weights[flow] for flow, seconds in alone.items()}
+        return min(cost.seconds(cost.load(each), again=True) * total / weights[flow] for flow, each in of_flow.items())
 
     def in_turn(self, items: Sequence[T], flows: Sequence[Flow]) -> list[T]:
         """Items of flows, one of each flow after the other, in proportion to the weights."""
@@ -143,42 +140,3 @@ class Shares:
             taken[flow] += 1
             places.append((taken[flow] / weights[flow], number))
         return [items[number] for _, number in sorted(places)]
-
-
-class Waits:
-    """What flows are owed by those that kept them waiting for longer than their share of the machine.
-
-    A flow may come during a step of others, and steps may take longer than predicted. A flow that is owed time has
-    steps of its own until it has had its share.
-    """
-
-    def __init__(self, shares: Shares) -> None:
-        self._shares = shares
-        self._planned_at = 0.0
-        self._came: dict[Flow, float] = {}
-        self.allowed: dict[Flow, float] = {}
-        """How many seconds the last step might take, by flows that had part in it with others."""
-        self.owed: defaultdict[Flow, float] = defaultdict(float)
-        """Seconds that flows may have to themselves."""
-
-    def arrive(self, flow: Flow, at: float) -> None:
-        """A flow has something to compute again, since a `perf_counter` time."""
-        self._came[flow] = at
-
-    def note(self, now: float, present: Collection[Flow]) -> None:
-        """The last step is over, at the `perf_counter` time `now`, and these flows have something to compute."""
-        began, self._planned_at = self._planned_at, now
-        came = {flow: self._came.pop(flow) for flow in self._came.keys() & set(present)}
-        for flow in self.owed.keys() - present:
-            del self.owed[flow]
-        if len(present) < 2 or not math.isfinite(now):
-            return
-        for flow, since in came.items():
-            self._owe(flow, now - max(began, since), present)
-        for flow, allowed in self.allowed.items():
-            if flow in present and now - began > allowed:
-                self._owe(flow, min(now - began - allowed, allowed), present)
-
-    def _owe(self, flow: Flow, seconds: float, present: Collection[Flow]) -> None:
-        weights = self._shares.weights(present)
-        self.owed[flow] += seconds * weights[flow] / (sum(weights.values()) - weights[flow])

@@ -1,7 +1,7 @@
 """Which tokens of which request go into the next step. Knows no model, so most of it is tested without one."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from slipstream.backend import Chunk, Load, StepCost
 from slipstream.engine.active import ActiveRequest, Phase
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
-from slipstream.engine.fairness import Shares, Waits, flow_of
+from slipstream.engine.fairness import Shares, flow_of
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.prefix_index import common_length
 
@@ -101,7 +101,6 @@ class Scheduler:
         self.preemptions = 0
         self._shares = Shares()
         self._steps = 0
-        self._waits = Waits(self._shares)
 
     @property
     def idle(self) -> bool:
@@ -111,8 +110,7 @@ class Scheduler:
     def enqueue(self, active: ActiveRequest) -> None:
         """Let a request wait for its start."""
         others = [*self.waiting, *(each for each in self.running if each.phase is not Phase.SETTLING)]
-        if self._shares.arrive(active, others):
-            self._waits.arrive(flow_of(active), active.submitted_at)
+        self._shares.arrive(active, others)
         self.waiting.append(active)
 
     def admit(self) -> Iterator[ActiveRequest]:
@@ -158,21 +156,15 @@ class Scheduler:
         """
         for active in list(self.running):
             self._make_room(active)
-        flows = {flow_of(each) for each in self.running if each.phase is not Phase.SETTLING}
-        self._waits.note(now, flows)
         self._steps += 1
-        running = self._making_up() or self.running
-        work = [Work(each, each.pending, chooses=True) for each in running if each.phase is Phase.DECODE]
-        work = self._within_shares(work, running)
-        others = [each for each in running if each.phase is not Phase.DECODE]
+        work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
+        work = self._within_shares(work)
+        others = [each for each in self.running if each.phase is not Phase.DECODE]
         if due := [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]:
             work += self._chunks(self._in_turn(due), self._prefill_budget(work, due))
         self._add_drafts(work)
         for item in work:
             item.active.last_step = self._steps
-        chunks = [(flow_of(item.active), item.count, item.past) for item in work if len(flows) > 1]
-        shared = len({flow for flow, _, _ in chunks}) > 1
-        self._waits.allowed = self._shares.seconds_for(chunks, self._cost) if shared else {}
         return work
 
     def plan_settling(self) -> list[Work]:
@@ -197,16 +189,6 @@ class Scheduler:
             self._kv.cache(active.sequence)
             active.sequence = None
 
-    def _making_up(self) -> list[ActiveRequest]:
-        """Requests of a flow that has the next step to itself, as it is owed the time; none if there's no such flow."""
-        for flow, seconds in self._waits.owed.items():
-            own = [each for each in self.running if each.phase is not Phase.SETTLING and flow_of(each) == flow]
-            chunks = [(each.pending, each.sequence.computed) for each in own if each.sequence is not None]
-            if (cost := self._cost.seconds(self._cost.load(chunks))) <= seconds:
-                self._waits.owed[flow] -= cost
-                return own
-        return []
-
     def _settles_by(self, active: ActiveRequest, now: float) -> bool:
         return active.phase is Phase.SETTLING and self.settles_at(active) <= now
 
@@ -223,12 +205,12 @@ class Scheduler:
                 least = 0  # each flow has its part already
         return max(self._cost.room_beside(self._load(work), most, past), least)
 
-    def _within_shares(self, work: list[Work], running: list[ActiveRequest]) -> list[Work]:
+    def _within_shares(self, work: list[Work]) -> list[Work]:
         """What of the requests that decode has part in the step, so that it costs no flow more than its share.
 
         Those that were longest without a step come first, and every flow has one at least.
         """
-        due = [each for each in running if each.phase is not Phase.SETTLING]
+        due = [each for each in self.running if each.phase is not Phase.SETTLING]
         if len(set(map(flow_of, due))) < 2 or len(work) < 2:
             return work
         most = self._seconds_for(work, due)
@@ -256,13 +238,14 @@ class Scheduler:
                 count = min(active.pending, room[flow])
                 room[flow] -= count
                 chunks.append((flow, count, active.sequence.computed))
-        return min(self._shares.seconds_for(chunks, self._cost).values())
+        return self._shares.seconds_for(chunks, self._cost)
 
     def _in_turn(self, due: list[ActiveRequest]) -> list[ActiveRequest]:
-        """Requests with chunks to compute, those first whose flow had least computed."""
-        if len(set(map(flow_of, due))) < 2:
+        """Requests with chunks to compute, those first whose flow had least computed; of equal ones, has fewest."""
+        counts = Counter(map(flow_of, due))
+        if len(counts) < 2:
             return due
-        return sorted(due, key=lambda active: self._shares.prefills[flow_of(active)])
+        return sorted(due, key=lambda active: (self._shares.prefills[flow_of(active)], counts[flow_of(active)]))
 
     def _add_drafts(self, work: list[Work]) -> None:
         """Let requests bring drafts, as far as the step gains by it."""
