@@ -27,6 +27,7 @@ class ToyRunner:
     """Computes any step exactly: its KV slots hold tokens, and logits are a hash of what is read back from them."""
 
     vocab_size = VOCABULARY
+    largest_size = SIZES[-1]
     states = None
     window_tables = window = 0
     clock = Clock()
@@ -130,6 +131,14 @@ def test_a_step_is_said_to_take_what_it_takes_once_it_is_prepared_and_alone(monk
 @pytest.mark.parametrize(
     "runner", [Emulated(ToyRunner(), places=True), Leaky()], ids=["by place in a step", "by neighbours"]
 )
+def test_a_class_has_no_size_that_is_too_large_for_the_model() -> None:
+    runner = ToyRunner()
+    runner.largest_size = 128
+    found = find_step_class(runner)
+    assert found is not None
+    assert found.sizes[-1] == max(runner.sizes) == 128
+
+
 def test_where_nothing_keeps_its_bits_there_is_no_class(runner: ToyRunner) -> None:
     assert find_step_class(runner) is None
 

@@ -18,7 +18,7 @@ from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runn
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 4
+_VERSION = 5
 """Goes up when the self-test finds other things than before."""
 _FOLDER = "calibration"
 

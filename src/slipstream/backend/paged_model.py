@@ -13,6 +13,7 @@ from slipstream.backend.aligned import zeros_aligned
 from slipstream.backend.logits import HostLogits
 from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lowered, note, open_caches
 from slipstream.backend.pages import forget_pages
+from slipstream.backend.self_test import SIZES
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import PagedChunk, StepInputs, lay_out, pieces
@@ -24,6 +25,12 @@ from slipstream.types import IntArray
 
 _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
+
+_LARGEST_OF_MIXTURES = 128
+"""An expert has as many rows as the step has tokens for it, so any number of them must give the same bits. Up to 128 do
+on a Zen 4; more were seen to differ, which the self-test would find for steps but not for all that experts may get."""
+_WARM_UP_SIZE = 64
+"""On a Zen 4, the first step of a mixture that a process runs was wrong if it had up to 24 tokens."""
 
 _ONE_BY_ONE = {"SNIPPETS_MODE": "DISABLE"}
 """For graphs of one size: the runtime would join their elementwise operations into kernels that round less often than
@@ -64,6 +71,9 @@ class PagedModel:
         states = SlotMemory(compiled.inputs)
         self.states = states if states.slot_bytes else None
         """The memory of recurrent states, if there are any."""
+        self._is_mixture = "is_real" in self._names
+        self.largest_size = _LARGEST_OF_MIXTURES if self._is_mixture else SIZES[-1]
+        """Tokens of a step at most."""
         self._any_size = compiled.create_infer_request()
         self._copies: dict[int, ov.InferRequest] = {}
         self._running: tuple[ov.InferRequest, StepInputs]
@@ -97,6 +107,7 @@ class PagedModel:
         """Run steps of `size` tokens on a copy from now on: they take less time, and need no preparing."""
         request = copy.create_infer_request()
         self._attach(request)
+        self._warm_up(request, size)
         self._copies[size] = request
 
     def drop_copy(self, size: int) -> None:
@@ -108,6 +119,8 @@ class PagedModel:
         self._kv = _Blocks(self._inputs, num_blocks)
         for request in (self._any_size, *self._copies.values()):
             self._attach(request)
+        if num_blocks:
+            self._warm_up(self._any_size, _WARM_UP_SIZE)
 
     def give_back_files(self) -> None:
         """Take no memory for the pages of weight files: the kernels have weights in an order of their own.
@@ -172,6 +185,13 @@ class PagedModel:
 
     def _compile(self, model: ov.Model, **more: object) -> ov.CompiledModel:
         return self._core.compile_model(model, "CPU", {**self._options, **more})
+
+    def _warm_up(self, request: ov.InferRequest, size: int) -> None:
+        """Run a step of padding on a mixture, if the request is its first: what that computes may be wrong."""
+        if self._is_mixture:
+            inputs = lay_out([], size, 1, recurrent=self.states is not None, windows=self.window_tables)
+            give(request, inputs, self._names)
+            request.infer()
 
     def _attach(self, request: ov.InferRequest) -> None:
         """Let a request compute on the blocks."""

@@ -123,7 +123,7 @@ def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Tr
     trials: dict[int, Trial] = {}
     started = time.perf_counter()
     for done, size in enumerate(SIZES, start=1):
-        if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
+        if size > probe.largest or (size > _NEEDED and time.perf_counter() - started > _PATIENCE):
             break
         trials[size] = probe.trial(size, _PROBED_ROWS)
         progress(done / len(SIZES))
@@ -164,6 +164,8 @@ class Probe:
         context: int = _CONTEXT,
     ) -> None:
         self._runner = runner
+        self.largest = runner.largest_size
+        """Tokens of a step at most."""
         self._slots = Slots(slot, ())
         self._past = context
         tokens = _random_tokens(runner, context + _PROBE, seed=_SEED)
