@@ -131,14 +131,6 @@ def test_a_step_is_said_to_take_what_it_takes_once_it_is_prepared_and_alone(monk
 @pytest.mark.parametrize(
     "runner", [Emulated(ToyRunner(), places=True), Leaky()], ids=["by place in a step", "by neighbours"]
 )
-def test_a_class_has_no_size_that_is_too_large_for_the_model() -> None:
-    runner = ToyRunner()
-    runner.largest_size = 128
-    found = find_step_class(runner)
-    assert found is not None
-    assert found.sizes[-1] == max(runner.sizes) == 128
-
-
 def test_where_nothing_keeps_its_bits_there_is_no_class(runner: ToyRunner) -> None:
     assert find_step_class(runner) is None
 
@@ -195,3 +187,11 @@ def test_whatever_the_class_all_is_computed_in_steps_of_it(case: tuple[list[Page
 def test_what_fits_is_one_step() -> None:
     chunks = [PagedChunk(np.zeros(count, np.int32), 0, np.arange(1, 3), 1) for count in (1, 5, 3)]
     assert list(StepClass((8, 16), (1, 4)).cut(chunks)) == [chunks]
+
+
+def test_a_class_has_no_size_that_is_too_large_for_the_model() -> None:
+    runner = ToyRunner()
+    runner.largest_size = 128
+    found = find_step_class(runner)
+    assert found is not None
+    assert found.sizes[-1] == max(runner.sizes) == 128
