@@ -187,7 +187,7 @@ class PagedModel:
         return self._core.compile_model(model, "CPU", {**self._options, **more})
 
     def _warm_up(self, request: ov.InferRequest, size: int) -> None:
-        """Run a step of padding on a mixture, if the request is its first: what that computes may be wrong."""
+        """Run a step of padding on a mixture: what a request computes first may be wrong."""
         if self._is_mixture:
             inputs = lay_out([], size, 1, recurrent=self.states is not None, windows=self.window_tables)
             give(request, inputs, self._names)

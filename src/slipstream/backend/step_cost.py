@@ -120,8 +120,7 @@ class StepCost:
 
     def largest_within(self, seconds: float, past: int) -> int:
         """The largest measured size predicted to take no longer in a context of `past`, at least the smallest."""
-        fitting = [size for size in self._sizes if self.seconds(self.load([(size, past)])) <= seconds]
-        return max(fitting, default=self.smallest)
+        return max(self.room_beside(Load(), seconds, past), self.smallest)
 
     def room_beside(self, load: Load, seconds: float, past: int) -> int:
         """The longest chunk in a context of `past` that a step of a load takes along in so many seconds; 0 for none."""
