@@ -291,6 +291,25 @@ def forget_sessions(http: httpx.Client) -> None:
             assert http.delete(f"/v1/sessions/{each['id']}").status_code == 200
 
 
+def compile_copies(http: httpx.Client, log: Path) -> None:
+    """Have a small model's copies compiled for all small steps, which take memory for good; see `OpenVINOBackend`."""
+
+    def complete(choices: int, tokens: int) -> None:
+        alone = {"reuse": False, "speculation": False, "response_cache": False}
+        body = {"prompt": [5], "n": choices, "ignore_eos": True, "max_tokens": tokens, "slipstream": alone}
+        response = http.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+
+    def compiled() -> bool:
+        complete(1, 4)  # a step takes the copy that is ready, and the next one has another begun
+        lines = log.read_text()
+        return lines.count("compiling a copy of the model") == lines.count("run on a copy of the model now")
+
+    for choices in range(1, 17):
+        complete(choices, 204)
+    wait_until(compiled)
+
+
 @contextmanager
 def harbour(folder: Path) -> Iterator[Harbour]:
     """A server for all of this, which keeps its keys, state and log in a folder."""
@@ -323,6 +342,8 @@ def soak_for(seconds: float, seed: int, folder: Path) -> None:
     print(f"seed {seed}")
     with harbour(folder) as place:
         place.soak(crew(seed + 1), Tally(lambda turns: turns < 3 * AGENTS))
+        with place.http(TENANTS[0]) as http:
+            compile_copies(http, place.log)
         before = place.forget_everything()
         end = time.monotonic() + seconds
         tally = place.soak(crew(seed), Tally(lambda _: time.monotonic() < end))

@@ -5,12 +5,8 @@ import dataclasses
 import random
 import re
 import statistics
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,9 @@ from slipstream.server.app import create_app
 from slipstream.server.keys import KeyRing
 from tests.fuzz import Fuzzer, run
 from tests.server.process import running_server
+from tests.server.pulse import pulse
 from tests.short_model import room_for
-from tests.soak import RESIDENT, forget_sessions
-from tests.waiting import HANG
+from tests.soak import RESIDENT, compile_copies, forget_sessions
 
 CONTROL = re.compile(r"<\|\w+\|>")
 
@@ -44,11 +40,12 @@ def test_made_up_requests_get_no_server_error(model: Model, tmp_path: Path) -> N
 @pytest.mark.long
 def test_ten_thousand_made_up_requests(model: Model, tmp_path: Path) -> None:
     """With a new seed each time; it is in the error's request, and `python -m tests.fuzz` takes it."""
-    seed = random.randrange(2**32)
-    options = ("--state-dir", str(tmp_path), "--response-cache-memory", "1MiB")
-    with running_server(*options) as server, server.http() as http:
+    seed, log = random.randrange(2**32), tmp_path / "log"
+    options = ("--state-dir", str(tmp_path / "state"), "--response-cache-memory", "1MiB")
+    with running_server(*options, log=log) as server, server.http() as http:
         print("seed", seed)
         run(http, 500, seed + 1)
+        compile_copies(http, log)
         before = server.wait_until_settled()[RESIDENT]
         with pulse(server.url) as seconds:
             print(run(http, 10_000, seed))
@@ -57,28 +54,6 @@ def test_ten_thousand_made_up_requests(model: Model, tmp_path: Path) -> None:
         forget_sessions(http)
         after = server.wait_for(lambda metrics: metrics[RESIDENT] < 1.1 * before)[RESIDENT]  # or soon
         print(f"resident: {before / 2**20:.0f} MiB before, {after / 2**20:.0f} after")
-
-
-@contextmanager
-def pulse(url: str) -> Iterator[list[float]]:
-    """Seconds that `/health` took, asked over and over meanwhile."""
-    seconds: list[float] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=url, timeout=HANG) as http:
-            while not done.wait(0.02):
-                started = time.perf_counter()
-                assert http.get("/health").status_code == 200
-                seconds.append(time.perf_counter() - started)
-
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(ask)
-        try:
-            yield seconds
-        finally:
-            done.set()
-    asking.result()
 
 
 def test_no_made_up_request_spells_a_control_token(model: Model) -> None:

@@ -1,11 +1,22 @@
 """What is served, and the metrics."""
 
+import asyncio
+import threading
+from typing import Any
+
 import httpx
 import pytest
+from fastapi import FastAPI
 from openai import OpenAI
 
+from slipstream import Engine
+from slipstream.config import EngineConfig, ServerConfig
+from slipstream.models import Model
+from slipstream.server.app import create_app
+from slipstream.server.keys import KeyRing
+from slipstream.server.openapi import DescribedApp
 from tests.server.process import MODEL, Server
-from tests.short_model import TOKEN_BYTES
+from tests.short_model import TOKEN_BYTES, room_for
 
 PARTS = ("queue", "prefill", "decode")
 
@@ -111,6 +122,26 @@ def test_schema_of_the_api(http: httpx.Client) -> None:
             assert operation["requestBody"]["required"], "without a body, clients send no content type"
     assert "text/event-stream" in operations["post /v1/chat/completions"]["responses"]["200"]["content"]
     assert {"bearer": []} in api["security"]
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+def test_nobody_waits_while_the_schema_is_made(model: Model, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_on: list[threading.Thread] = []
+    make = DescribedApp.openapi
+
+    def recorded(app: DescribedApp) -> dict[str, Any]:
+        made_on.append(threading.current_thread())
+        return make(app)
+
+    async def ask(app: FastAPI) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            return (await http.get(path)).status_code
+
+    monkeypatch.setattr(DescribedApp, "openapi", recorded)
+    with Engine(model, EngineConfig.model_validate({"kv_memory": room_for(1000)})) as engine:
+        assert asyncio.run(ask(create_app(engine, ServerConfig(), KeyRing()))) == 200
+    assert made_on
+    assert threading.main_thread() not in made_on, "which the event loop runs on"
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,14 @@ def test_a_crash_of_the_compiler_is_an_answer_that_is_remembered(compiler: Gramm
         with pytest.raises(InvalidRequestError, match=r"sandbox_seconds, sandbox_memory\): simplify"):
             compiler.compile(source, param="tools")
     assert compiler.sandbox.deaths == deaths + 1
+
+
+def test_a_tokenizer_may_have_tokens_of_which_the_model_has_no_logits(model: Model, tokenizer: Tokenizer) -> None:
+    logits, (stop, *_) = tokenizer.vocab_size - 3, model.manifest.stop_token_ids
+    compiler = GrammarCompiler(tokenizer, vocab_size=logits, stop_token_ids=[stop])
+    try:
+        answer = compiler.compile(grammar_of({"type": "boolean"}), param="tools").constraint()
+    finally:
+        compiler.close()
+    allowed = np.flatnonzero(np.isfinite(masked(np.zeros(logits, np.float32), answer.mask())))
+    assert {tokenizer.encode("true")[0], tokenizer.encode("false")[0]} <= set(allowed.tolist())

@@ -47,6 +47,7 @@ class OpenVINOBackend(PagedBackend[PagedModel]):
         for size in self._without_copy:
             if self._model.runs[size] >= _WORTH_A_COPY:
                 self._without_copy.remove(size)
+                logger.info("compiling a copy of the model for steps of %d tokens, which are used much", size)
                 self._compiling = size, self._compiler.submit(self._model.compile_copy, size)
                 return
 
@@ -59,3 +60,5 @@ class OpenVINOBackend(PagedBackend[PagedModel]):
         if self.exact and not self._probe.agrees(size, self.step_class.row_counts[0], self._calibration.witness):
             logger.warning("a copy of the model for steps of %d tokens gives other bits, and is not used", size)
             self._model.drop_copy(size)
+            return
+        logger.info("steps of %d tokens run on a copy of the model now", size)

@@ -283,7 +283,7 @@ class GrammarCompiler:
     `vocab_size` is the width of the logits. `ends` are what may end a text or a call in an answer, beside what JSON
     ends with. What nobody has tried is tried first in a process of its own, since a schema can crash the compiler; not
     so if the sources are `trusted`. Thread-safe, and meant for other threads than the engine's: a heavy schema takes a
-    while.
+    while. Making one holds the interpreter's lock for a quarter of a second, or more if the vocabulary is large.
     """
 
     def __init__(
@@ -298,13 +298,13 @@ class GrammarCompiler:
         allowance: Allowance | None = None,
     ) -> None:
         self._vocabulary = tokenizer
-        self._vocab_size = vocab_size
-        self._ends = [tokenizer.encode(end, begins=False) for end in ends]
+        self._vocab_size = max(vocab_size, tokenizer.vocab_size)  # of some tokens a model may have no logits
         self._stop_token_ids = sorted(stop_token_ids)
+        self._tokenizer = LLTokenizer(tokenizer.plain_json(), n_vocab=self._vocab_size, eos_token=self._stop_token_ids)
+        self._closers = _Closers(self._tokenizer, [tokenizer.encode(end, begins=False) for end in ends])
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, str], Grammar] = OrderedDict()  # by tenant and source
         self._lock = threading.Lock()
-        self._loaded: tuple[LLTokenizer, _Closers] | None = None
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digests of sources: "" for what is sound
         self.sandbox = None if trusted else self._trial_sandbox(allowance)
         """Where grammars are tried; a process that starts with the first."""
@@ -320,8 +320,7 @@ class GrammarCompiler:
                 self._cache.move_to_end((tenant, source))
                 return known
         self.check(source, param=param, tenant=tenant)
-        tokenizer, closers = self._load()
-        grammar = on_roomy_stack(lambda: Grammar(source, tokenizer, self._vocab_size, closers, param))
+        grammar = on_roomy_stack(lambda: Grammar(source, self._tokenizer, self._vocab_size, self._closers, param))
         if error := grammar.matcher.get_error():
             raise _unsupported(param, error)
         with self._lock:
@@ -366,23 +365,12 @@ class GrammarCompiler:
         return Sandbox("slipstream.engine.trial:GrammarTrial", *made_of, allowance=allowance)
 
     def _tried(self, sandbox: Sandbox, source: str) -> str:
-        sandbox.start()
-        self._load()  # meanwhile
         try:
             return str(sandbox.call("run", source))
         except SandboxDiedError:
             return _DIED
         except SandboxError:  # the compiler may panic, too
             return TOO_MUCH
-
-    def _load(self) -> tuple[LLTokenizer, _Closers]:
-        with self._lock:
-            if self._loaded is None:
-                tokenizer = LLTokenizer(
-                    self._vocabulary.plain_json(), n_vocab=self._vocab_size, eos_token=self._stop_token_ids
-                )
-                self._loaded = tokenizer, _Closers(tokenizer, self._ends)
-            return self._loaded
 
 
 def _unsupported(param: str, error: str) -> InvalidRequestError:

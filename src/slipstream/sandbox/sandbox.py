@@ -66,11 +66,6 @@ class Sandbox:
         self._socket: socket.socket | None = None
         self._ready = False
 
-    def start(self) -> None:
-        """Start the worker without waiting until it's ready."""
-        with self._lock:
-            self._start()
-
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of the object returns.
 

@@ -34,8 +34,7 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
     app = DescribedApp(
         title="Slipstream",
         version=version("slipstream"),
-        docs_url=None,  # it loads scripts from elsewhere
-        redoc_url=None,
+        openapi_url=None,  # see docs.py
         dependencies=[Depends(require_json)],
         responses=errors(OpenAIError),
         servers=[{"url": config.root_path}] if config.root_path else None,

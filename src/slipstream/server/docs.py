@@ -1,4 +1,4 @@
-"""`/docs`: what the server takes, as a plain page without scripts. It needs nothing from anywhere else."""
+"""What the server takes: `/docs`, a plain page that loads nothing from anywhere, and `/openapi.json`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -24,12 +24,16 @@ summary b { display: inline-block; min-width: 4.5rem; }
 
 
 def router(app: FastAPI) -> APIRouter:
-    """The route."""
-    routes = APIRouter()
+    """The routes, answered on other threads than the event loop's: making the description takes a while."""
+    routes = APIRouter(include_in_schema=False)
 
-    @routes.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
+    @routes.get("/docs")
+    def docs() -> HTMLResponse:
         return HTMLResponse(_page(app.openapi()), headers=_HEADERS)
+
+    @routes.get("/openapi.json")
+    def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
 
     return routes
 

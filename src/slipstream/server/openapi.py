@@ -1,5 +1,6 @@
 """The OpenAPI description: what FastAPI knows of the routes, and what holds for all of them."""
 
+import threading
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -68,12 +69,15 @@ WHOLE_OR_STREAM: Responses = {200: {"content": {_JSON: {}, "text/event-stream": 
 class DescribedApp(FastAPI):
     """An app whose errors are OpenAI's, which may want a key, and wants JSON wherever something may change."""
 
+    _making = threading.Lock()
+
     def openapi(self) -> dict[str, Any]:
-        """The description, made once."""
-        if self.openapi_schema is None:
-            _complete(super().openapi())
-        assert self.openapi_schema is not None
-        return self.openapi_schema
+        """The description, made once; thread-safe."""
+        with self._making:
+            if self.openapi_schema is None:
+                _complete(super().openapi())
+            assert self.openapi_schema is not None
+            return self.openapi_schema
 
 
 def _complete(api: dict[str, Any]) -> None:
