@@ -2,6 +2,7 @@
 
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class Runtime:
 
     def __init__(self, model: Model, config: EngineConfig, *, on_warm_up: Progress | None = None) -> None:
         self.model = model
+        self._closing, self._closed = threading.Lock(), False
         before = resident_bytes()
         manifest = model.manifest
         pool = ThreadPoolExecutor(1)
@@ -171,14 +173,18 @@ class Runtime:
         return {name: sandbox.deaths if sandbox is not None else 0 for name, sandbox in sandboxes.items()}
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
-        """Let running requests finish for so long, abort the rest, and end the engine."""
+        """Let running requests finish for so long, abort the rest, and end the engine. Only the first call does."""
         self.core.drain(drain_seconds)
-        self.sessions.close()
-        self.core.shutdown()
-        self.grammars.close()
-        if self._template is not None:
-            self._template.close()
-        self.database.close()
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self.sessions.close()
+            self.core.shutdown()
+            self.grammars.close()
+            if self._template is not None:
+                self._template.close()
+            self.database.close()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with the beginning-of-text token if the model wants one."""

@@ -1,5 +1,6 @@
 """Sessions of an engine in one's own process."""
 
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,8 +18,11 @@ from slipstream import (
     Tool,
     ToolUse,
 )
+from slipstream.chat import Part
 from slipstream.models import Model
+from slipstream.sessions.database import Database
 from slipstream.sessions.saved_kv import SavedKV
+from slipstream.sessions.state import SessionState
 from tests.short_model import room_for
 from tests.waiting import HANG, wait_until
 
@@ -205,3 +209,39 @@ def test_a_conversation_that_comes_again_while_it_is_removed_from_disk_is_saved_
         assert again.info().saved_bytes > 0
         again.delete()
     assert not [*tmp_path.glob("kv/*")], "what was deleted just before the end is gone, too"
+
+
+@pytest.mark.parametrize("interval", [0.05, HANG], ids=["soon", "at the end"])
+def test_what_a_full_disk_did_not_take_is_saved_when_it_does(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """Sessions that nobody uses meanwhile."""
+    monkeypatch.setattr("slipstream.sessions.directory._EXPIRY_INTERVAL", interval)
+
+    saved, save = set(), Database.save
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def recorded(database: Database, state: SessionState, parts: Iterable[Part]) -> list[bytes]:
+        gone = save(database, state, parts)
+        saved.add(state.id)
+        return gone
+
+    config = EngineConfig.model_validate({"state_dir": tmp_path})
+    with Engine(model, config) as engine:
+        kept = [engine.session(f"You keep list {number}.") for number in range(2)]
+        with monkeypatch.context() as patch:
+            for method in ("save", "checkpoint"):
+                patch.setattr(Database, method, full)
+            for session in kept:
+                session.send("A tree.", params=GREEDY)
+            if interval < HANG:
+                wait_until(lambda: "log can't be emptied" in caplog.text)
+        monkeypatch.setattr(Database, "save", recorded)
+        said = {session.id: session.messages for session in kept}
+        if interval < HANG:
+            wait_until(lambda: saved >= set(said))
+    with Engine(model, config) as engine:
+        assert {name: engine.session(id=name).messages for name in said} == said
+    assert "Traceback" not in caplog.text

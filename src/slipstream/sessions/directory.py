@@ -163,9 +163,18 @@ class Directory:
                 self._outdated.discard(key)
             except sqlite3.Error as error:  # such as a full disk: it costs nobody an answer
                 self._outdated.add(key)
-                logger.warning("session %s can't be saved and is in memory alone: %s", state.id, error)
+                logger.warning("session %s can't be saved yet, and is in memory alone: %s", state.id, error)
                 return
         self._forget_kv(gone)
+
+    def save_late(self) -> None:
+        """Save the sessions that couldn't be when they changed, until the first that can't be now."""
+        with self.lock:
+            late = [self._states[key] for key in self._outdated]
+        for state in late:
+            self.save(state)
+            if (state.tenant, state.id) in self._outdated:
+                return
 
     def remove(self, entries: Iterable[tuple[str, str]]) -> list[SessionState]:
         """Forget sessions by tenant and name; returns those that were in memory.
@@ -268,16 +277,20 @@ class Directory:
     def _checkpoint(self) -> None:
         self._scrubbing = False
         if self._database is not None:
-            self._database.checkpoint()
+            try:
+                self._database.checkpoint()
+            except sqlite3.Error as error:
+                logger.warning("the database's log can't be emptied yet: %s", error)
 
     def _tidy(self) -> None:
-        """Forget what has expired, from time to time."""
+        """Forget what has expired, and save what couldn't be, from time to time."""
         self._worker.run(self._tidy, after=_EXPIRY_INTERVAL)
         now = time.time()
         with self.lock:
             expired = self._idle(lambda entry: entry.expires is not None and entry.expires < now)
             gone = self.remove(expired)
         self._free(gone)
+        self.save_late()
         self._checkpoint()
 
     def _idle(self, chosen: Callable[[Entry], bool]) -> list[tuple[str, str]]:

@@ -201,6 +201,7 @@ class Sessions:
     def close(self) -> None:
         """Stop the work in the background; call it after the engine's end, which saves what is unsaved."""
         self._worker.close()
+        self._directory.save_late()
         if self.connector is not None:
             self.connector.close()
 
