@@ -27,7 +27,6 @@ class ToyRunner:
     """Computes any step exactly: its KV slots hold tokens, and logits are a hash of what is read back from them."""
 
     vocab_size = VOCABULARY
-    largest_size = SIZES[-1]
     states = None
     window_tables = window = 0
     clock = Clock()
@@ -187,11 +186,3 @@ def test_whatever_the_class_all_is_computed_in_steps_of_it(case: tuple[list[Page
 def test_what_fits_is_one_step() -> None:
     chunks = [PagedChunk(np.zeros(count, np.int32), 0, np.arange(1, 3), 1) for count in (1, 5, 3)]
     assert list(StepClass((8, 16), (1, 4)).cut(chunks)) == [chunks]
-
-
-def test_a_class_has_no_size_that_is_too_large_for_the_model() -> None:
-    runner = ToyRunner()
-    runner.largest_size = 128
-    found = find_step_class(runner)
-    assert found is not None
-    assert found.sizes[-1] == max(runner.sizes) == 128

@@ -117,7 +117,9 @@ def _layer(shape: Shape, layer: int, *, recurrent: bool) -> tuple[_Plain, _Produ
     if shape.window:
         plain |= {"post_attention_norm": np.ones(shape.hidden), "post_ffw_norm": np.ones(shape.hidden)}
     if shape.experts:
-        plain["ffn_gate_inp"] = np.random.default_rng(layer).normal(size=(shape.experts, shape.hidden))
+        plain["ffn_gate_inp"] = np.random.default_rng(layer).normal(
+            scale=shape.hidden**-0.5, size=(shape.experts, shape.hidden)
+        )
     if not recurrent:
         queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
         gated = 2 if shape.architecture == "qwen35" else 1

@@ -18,7 +18,7 @@ from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runn
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 """Goes up when the self-test finds other things than before."""
 _FOLDER = "calibration"
 
@@ -51,7 +51,7 @@ _FILE = TypeAdapter(Calibration)
 def calibrate(runner: Runner, progress: Callable[[float], None]) -> Calibration:
     """Find the step class and measure its steps, without a witness; overwrites the first `SELF_TEST_BLOCKS` blocks."""
     found = find_step_class(runner, lambda done: progress(0.6 * done))
-    step_class = found or StepClass(tuple(size for size in SIZES if size <= runner.largest_size), ROW_COUNTS)
+    step_class = found or StepClass(SIZES, ROW_COUNTS)
     measurements = measure(runner, step_class, lambda done: progress(0.6 + 0.4 * done))
     return Calibration(step_class, found is not None, measurements)
 

@@ -13,10 +13,10 @@ from slipstream.backend.aligned import zeros_aligned
 from slipstream.backend.logits import HostLogits
 from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lowered, note, open_caches
 from slipstream.backend.pages import forget_pages
-from slipstream.backend.self_test import SIZES
+from slipstream.backend.self_test import ROW_COUNTS
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
-from slipstream.backend.steps import PagedChunk, StepInputs, lay_out, pieces
+from slipstream.backend.steps import LONE_TOKEN_SIZE, PagedChunk, StepInputs, lay_out, pieces
 from slipstream.backend.store import Blob
 from slipstream.backend.tables import LayerTable, named, set_apart
 from slipstream.errors import ModelError, UnsupportedModelError
@@ -25,12 +25,6 @@ from slipstream.types import IntArray
 
 _SMALL_MODEL_BYTES = 512 * 2**20
 """A larger model is not copied: memory matters more then, and what is saved is less of a step's time."""
-
-_LARGEST_OF_MIXTURES = 128
-"""An expert has as many rows as the step has tokens for it, so any number of them must give the same bits. Up to 128 do
-on a Zen 4; more were seen to differ, which the self-test would find for steps but not for all that experts may get."""
-_WARM_UP_SIZE = 64
-"""On a Zen 4, the first step of a mixture that a process runs was wrong if it had up to 24 tokens."""
 
 _ONE_BY_ONE = {"SNIPPETS_MODE": "DISABLE"}
 """For graphs of one size: the runtime would join their elementwise operations into kernels that round less often than
@@ -72,8 +66,6 @@ class PagedModel:
         self.states = states if states.slot_bytes else None
         """The memory of recurrent states, if there are any."""
         self._is_mixture = "is_real" in self._names
-        self.largest_size = _LARGEST_OF_MIXTURES if self._is_mixture else SIZES[-1]
-        """Tokens of a step at most."""
         self._any_size = compiled.create_infer_request()
         self._copies: dict[int, ov.InferRequest] = {}
         self._running: tuple[ov.InferRequest, StepInputs]
@@ -120,7 +112,7 @@ class PagedModel:
         for request in (self._any_size, *self._copies.values()):
             self._attach(request)
         if num_blocks:
-            self._warm_up(self._any_size, _WARM_UP_SIZE)
+            self._warm_up(self._any_size, LONE_TOKEN_SIZE)
 
     def give_back_files(self) -> None:
         """Take no memory for the pages of weight files: the kernels have weights in an order of their own.
@@ -187,9 +179,13 @@ class PagedModel:
         return self._core.compile_model(model, "CPU", {**self._options, **more})
 
     def _warm_up(self, request: ov.InferRequest, size: int) -> None:
-        """Run a step of padding on a mixture: what a request computes first may be wrong."""
+        """Run a step of padding on a mixture, with as many rows of logits as there ever are.
+
+        A step with more of them than any before it had tokens gave other logits: the runtime moves memory that it has
+        yet to read.
+        """
         if self._is_mixture:
-            inputs = lay_out([], size, 1, recurrent=self.states is not None, windows=self.window_tables)
+            inputs = lay_out([], size, ROW_COUNTS[-1], recurrent=self.states is not None, windows=self.window_tables)
             give(request, inputs, self._names)
             request.infer()
 

@@ -123,7 +123,7 @@ def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Tr
     trials: dict[int, Trial] = {}
     started = time.perf_counter()
     for done, size in enumerate(SIZES, start=1):
-        if size > probe.largest or (size > _NEEDED and time.perf_counter() - started > _PATIENCE):
+        if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
             break
         trials[size] = probe.trial(size, _PROBED_ROWS)
         progress(done / len(SIZES))
@@ -164,13 +164,11 @@ class Probe:
         context: int = _CONTEXT,
     ) -> None:
         self._runner = runner
-        self.largest = runner.largest_size
-        """Tokens of a step at most."""
         self._slots = Slots(slot, ())
         self._past = context
         tokens = _random_tokens(runner, context + _PROBE, seed=_SEED)
         self._tokens = tokens[context:]
-        self._others = _random_tokens(runner, SIZES[-1], seed=_SEED + 1)
+        self._others = np.full(SIZES[-1], self._tokens[0])  # a mixture's expert may get all tokens of a step
         *shared, partial = range(first_block, first_block + context // BLOCK_SIZE + 1)
         self._tables = [np.array([*shared, own], np.int32) for own in range(partial, partial + 3)]
         slots = Slots(EMPTY_SLOT, ((context, slot),))

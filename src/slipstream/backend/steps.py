@@ -54,8 +54,6 @@ class Runner(Protocol):
     """A model that runs steps of any shape over KV blocks."""
 
     vocab_size: int
-    largest_size: int
-    """Tokens of a step at most."""
     window_tables: int
     """How many block tables layers with sliding windows have besides the one of the others; 0 if they share that."""
 

@@ -61,7 +61,8 @@ def _sent(
     parts: Parts, tokens: ov.Output, shares: ov.Output, chosen: ov.Output, count: int
 ) -> tuple[ov.Output, ov.Output, ov.Output]:
     """For each expert the tokens, those that are sent there first: their shares and places, [experts, tokens], and how
-    many of them it computes, [experts]. Padding is sent nowhere.
+    many of them it computes, [experts]. Padding is sent nowhere. Tokens are counted in integers: a runtime that
+    computes in bfloat16 would round what exceeds 256.
     """
     is_real = ops.convert(ops.unsqueeze(parts.input("is_real", [-1], np.int32), i64(1)), "f32")
     shape = ops.shape_of(tokens, "i64")
@@ -69,9 +70,9 @@ def _sent(
     nothing = ops.broadcast(f32(0), ops.concat([ops.unsqueeze(length, i64(0)), i64([count])], 0))
     spread = ops.scatter_elements_update(nothing, chosen, ops.multiply(shares, is_real), i64(1))
     first = ops.topk(ops.transpose(spread, i64([1, 0])), length, 1, "max", "value", "i64", stable=True)
-    sent = ops.reduce_sum(ops.convert(ops.greater(first.output(0), f32(0)), "f32"), i64([1]), False)
-    filled = ops.multiply(ops.ceiling(ops.multiply(sent, f32(1 / _ROWS))), f32(_ROWS))
-    rows = ops.convert(ops.minimum(filled, ops.convert(length, "f32")), "i64")
+    sent = ops.reduce_sum(ops.convert(ops.greater(first.output(0), f32(0)), "i64"), i64([1]), False)
+    filled = ops.bitwise_and(ops.add(sent, i64(_ROWS - 1)), i64(-_ROWS))
+    rows = ops.minimum(filled, length)
     return first.output(0), first.output(1), rows.output(0)
 
 
