@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slipstream.errors import ModelError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION: Literal[3] = 3
+FORMAT_VERSION: Literal[4] = 4
 """Goes up when importing the same source gives other files: models of an older version are imported anew."""
 
 
@@ -19,7 +19,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[3] = FORMAT_VERSION
+    format_version: Literal[4] = FORMAT_VERSION
     name: str
     source: str
     """Where it came from, for people: a package, a path or a hub repository."""
