@@ -24,7 +24,7 @@ pytestmark = pytest.mark.long
 
 PLACES = (1, 40, 100, 160)
 """Tokens of the prompt: one, within a sliding window, and beyond it."""
-CLOSE = 0.02
+CLOSE = 0.03
 """llama.cpp rounds what it multiplies to fewer bits than float32 in places: keys and values are 16 bits wide."""
 
 
