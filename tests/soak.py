@@ -274,7 +274,7 @@ class Harbour:
             with self.http(tenant) as http:
                 forget_sessions(http)
         with self.http(TENANTS[0]) as http:
-            room = http.get("/health").json()["kv_tokens"] - 4 * 32
+            room = http.get("/health").json()["kv_tokens"] - 2
             body = {"prompt": [5] * room, "max_tokens": 2, "slipstream": {"reuse": False}}
             response = http.post("/v1/completions", json=body)
             assert response.status_code == 200, response.text
