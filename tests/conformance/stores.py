@@ -20,15 +20,15 @@ Runs = st.builds(
 )
 """Tokens by the dozen: lists that are drawn one by one stay short."""
 Shares = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 1.0])
-KINDS = ("paged", "checkpoints", "hybrid", "windows")
+KINDS = ("paged", "checkpoints", "hybrid", "windows", "windows alone")
 
 
 def toy(kind: str, tokens: int) -> Toy:
     """A backend of a kind, with memory for about so many tokens."""
     if kind == "hybrid":
         return HybridToy(tokens)
-    if kind == "windows":
-        return WindowToy(tokens)
+    if kind.startswith("windows"):
+        return WindowToy(tokens, has_full_attention=kind == "windows")
     return ToyBackend(tokens // 4) if kind == "paged" else CheckpointToy(tokens, every=3)
 
 

@@ -103,6 +103,7 @@ class NarrowBackend:
     ) -> None:
         self._backend = backend
         self.store = _counted(backend.new_store(num_blocks), seen)
+        largest_step = min(largest_step, getattr(self.store, "longest_chunk", largest_step))
         sizes = [size for size in STEP_SIZES if size <= largest_step]
         measured = StepMeasurements(tuple((size, 1e-3 + size * per_token) for size in sizes))
         self.cost = StepCost(measured, smallest_chunk=2)

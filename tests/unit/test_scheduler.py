@@ -104,8 +104,8 @@ def toy(kind: str, num_blocks: int, clock: Clock | None = None) -> Toy:
     """A backend of a kind."""
     if kind == "hybrid":
         return HybridToy(2 * num_blocks, clock=clock)
-    if kind == "windows":
-        return WindowToy(3 * num_blocks, clock=clock)
+    if kind.startswith("windows"):
+        return WindowToy(3 * num_blocks, clock=clock, has_full_attention=kind == "windows")
     return CheckpointToy(num_blocks * 4, clock=clock) if kind == "checkpoints" else ToyBackend(num_blocks, clock=clock)
 
 

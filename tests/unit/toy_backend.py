@@ -453,6 +453,8 @@ class WindowToy(ToyBackend):
         window: int = 5,
         longest_chunk: int = STEP_SIZES[-1],
         clock: Clock | None = None,
+        *,
+        has_full_attention: bool = True,
     ) -> None:
         super().__init__(num_blocks, block_size, clock)
         self.window = window
@@ -465,6 +467,7 @@ class WindowToy(ToyBackend):
             window=window,
             tables=2,
             longest_chunk=longest_chunk,
+            has_full_attention=has_full_attention,
             spare=1,
         )
 

@@ -38,7 +38,7 @@ class Shape:
     experts: int = 0
     """Of a mixture, each with `inner`."""
     window: int = 0
-    """Tokens that all layers but each sixth see."""
+    """Tokens that layers see: in Gemma 3 all but each sixth, else all."""
 
     @property
     def recurrent(self) -> tuple[int, ...]:
@@ -60,6 +60,8 @@ SHAPES = {
     "qwen3-30b-a3b": Shape(2048, 768, 48, 32, 4, architecture="qwen3moe", experts=128),
     # As many layers of each kind, heads and sizes as the real one, with a smaller vocabulary.
     "gemma3-1b": Shape(1152, 6912, 26, 4, 1, 256, 49_152, "gemma3", window=512),
+    # Version 0.1, whose layers all have windows; its own vocabulary is smaller.
+    "mistral-7b": Shape(4096, 14_336, 32, 32, 8, 128, 49_152, "llama", window=4096),
     # Its vocabulary is a fifth of the real one, so that a step's time is that of its layers.
     "qwen3.5-0.8b": Shape(1024, 3584, 24, 8, 2, 256, 49_152, "qwen35", tuple(range(3, 24, 4))),
 }
@@ -114,7 +116,7 @@ def _layer(shape: Shape, layer: int, *, recurrent: bool) -> tuple[_Plain, _Produ
         f"ffn_up{kind}": (*each, shape.inner, shape.hidden),
         f"ffn_down{kind}": (*each, shape.hidden, shape.inner),
     }
-    if shape.window:
+    if shape.architecture == "gemma3":
         plain |= {"post_attention_norm": np.ones(shape.hidden), "post_ffw_norm": np.ones(shape.hidden)}
     if shape.experts:
         plain["ffn_gate_inp"] = np.random.default_rng(layer).normal(

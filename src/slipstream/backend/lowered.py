@@ -30,7 +30,7 @@ from slipstream.backend.place import place_beside
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 """Goes up when the graphs made here change."""
 _FOLDER = "lowered"
 _GRAPH = "graph.xml"

@@ -17,7 +17,6 @@ from slipstream.backend.self_test import (
     PROBE_SLOTS,
     SELF_TEST_BLOCKS,
     SELF_TEST_SLOTS,
-    SIZES,
     WITNESS_CONTEXT,
     Probe,
 )
@@ -62,9 +61,11 @@ class BlockModel(Runner, Protocol):
     precision: str
     """Of the keys and values."""
     block_bytes: int
-    """Memory that a block takes, in all layers; if `window_tables`, in those that see everything."""
+    """Memory that a block takes, in all layers; if `window_tables`, in those whose blocks are all kept."""
     window: int
     """Tokens that layers with tables of their own see, at most."""
+    has_full_attention: bool
+    """Whether some layers see everything; if not, one layer's blocks are all kept nevertheless."""
     seconds: float
     """What all steps took."""
 
@@ -140,7 +141,8 @@ class PagedBackend(Generic[AnyModel]):
                 block_bytes=model.block_bytes,
                 window=model.window,
                 tables=model.window_tables,
-                longest_chunk=SIZES[-1],
+                longest_chunk=self.step_class.sizes[-1],
+                has_full_attention=model.has_full_attention,
                 spare=_SPARE_SLOTS,
                 first_block=self._first_block,
             )

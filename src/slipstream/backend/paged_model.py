@@ -62,6 +62,8 @@ class PagedModel:
         """How many block tables layers with sliding windows have; 0 if they share that of the others."""
         self.window = max((table.window for table in tables), default=0)
         """Tokens that those layers see."""
+        self.has_full_attention = not any(table.window for table in tables if table.row == 0)
+        """Whether some layers see everything."""
         states = SlotMemory(compiled.inputs)
         self.states = states if states.slot_bytes else None
         """The memory of recurrent states, if there are any."""

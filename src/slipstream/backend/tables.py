@@ -4,6 +4,9 @@ Layers are stacked so that a block is of use to either kind: the layers that see
 do as many of those with windows, so a block of tokens takes one block for the former, and for the latter one in each of
 their tables. Layers whose blocks are smaller than others' share one: one layer's lie at even numbers, say, the next
 one's at odd ones.
+
+If all layers have windows, the first of them stands for those that see everything: its blocks are all kept, which costs
+one layer's memory, and sequences have a block table as always.
 """
 
 import re
@@ -32,7 +35,7 @@ class LayerTable:
     window: int
     """Tokens that its layers see, themselves among them; 0 if all."""
     row: int
-    """Which of a sequence's tables it is: 0 for layers that see everything, others from 1 on."""
+    """Which of a sequence's tables it is: 0 for layers whose blocks are all kept, others from 1 on."""
     of: int
     """How many blocks of its layers lie in one."""
     at: int
@@ -67,7 +70,7 @@ def named(inputs: StepInputs, names: Collection[str]) -> StepInputs:
 
 
 def set_apart(model: ov.Model) -> None:
-    """Give layers with sliding windows tables of their own, if a graph with paged attention has others as well.
+    """Give layers with sliding windows tables of their own, in a graph with paged attention.
 
     Nothing changes where layers of a kind differ in the size of a block, or keys from values, or layers of another kind
     have recurrent states.
@@ -78,18 +81,21 @@ def set_apart(model: ov.Model) -> None:
     layers.sort(key=lambda layer: (len(layer.number), layer.number))
     full = [layer for layer in layers if layer.window == 0]
     windowed = [layer for layer in layers if layer.window]
-    if not full or not windowed or any(len({layer.elements for layer in kind}) > 1 for kind in (full, windowed)):
+    window = max((layer.window for layer in windowed), default=0)
+    seen = 0 if full else window
+    if not full:
+        full, windowed = windowed[:1], windowed[1:]
+    if not windowed or any(len({layer.elements for layer in kind}) > 1 for kind in (full, windowed)):
         return
     width = max(full[0].elements, windowed[0].elements)
     if width % full[0].elements or width % windowed[0].elements or any(layer.lopsided for layer in layers):
         return
     side_by_side = -(-len(full) // (width // full[0].elements))
-    window = max(layer.window for layer in windowed)
-    for kind, seen, first in ((full, 0, 0), (windowed, window, 1)):
+    for kind, visible, first in ((full, seen, 0), (windowed, window, 1)):
         of = width // kind[0].elements
         for number, group in enumerate(_runs(kind, side_by_side)):
-            table = LayerTable(seen, first + number // of, of, number % of, tuple(layer.number for layer in group))
-            if (table.row, of) == (0, 1):
+            table = LayerTable(visible, first + number // of, of, number % of, tuple(layer.number for layer in group))
+            if (table.window, table.row, of) == (0, 0, 1):
                 continue  # the graph's own
             parameter = ops.parameter([-1], np.int32, name=table.name)
             parameter.output(0).set_names({table.name})

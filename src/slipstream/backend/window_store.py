@@ -1,9 +1,10 @@
-"""A store for models of which some layers have sliding windows: those give back the blocks that nobody will need.
+"""A store for models whose layers have sliding windows, some or all: those give back the blocks that nobody will need.
 
-Such a sequence has blocks that hold what layers without windows keep of its tokens, and *rows* of blocks for the
-others, one row for each block of tokens. It can be taken up wherever the rows that a window sees from there are held:
-at its end and back to where its last step began, at intervals, and at its marks, where others are likely to part from
-it. A fork or rewind goes back to the nearest of these places, and what follows is computed again.
+Such a sequence has blocks that hold what layers without windows keep of its tokens (one layer with a window, if all
+have one), and *rows* of blocks for the others, one row for each block of tokens. It can be taken up wherever the rows
+that a window sees from there are held: at its end and back to where its last step began, at intervals, and at its
+marks, where others are likely to part from it. A fork or rewind goes back to the nearest of these places, and what
+follows is computed again.
 """
 
 import bisect
@@ -20,7 +21,8 @@ MARKED = 2
 """Windows whose rows a sequence keeps for its marks: those of the first mark, where what many share often ends, and of
 the latest. Marks that lie close together see much the same rows."""
 _APART = 4
-"""Rows at intervals take at most this part of the memory of what layers without windows keep."""
+"""Rows at intervals take at most this part of the memory of what layers without windows keep; or, if all layers have
+windows, of what all rows would take."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -64,6 +66,7 @@ class WindowStore:
         window: int,
         tables: int,
         longest_chunk: int,
+        has_full_attention: bool = True,
         spare: int = 0,
         first_block: int = 1,
     ) -> None:
@@ -82,8 +85,9 @@ class WindowStore:
         self._tables = tables
         self._window = -(-window // block_size)
         """Rows that a window sees from where a row ends."""
-        self.interval = _APART * tables * self._window * block_size
+        self.interval = _APART * (tables if has_full_attention else 1) * self._window * block_size
         """Tokens between two places at which any sequence can be taken up."""
+        self.longest_chunk = longest_chunk
         working = -(-(longest_chunk + spare) // block_size) + self._window + 1
         self._marked = MARKED * (self._window + 1)
         self._most = working + self._marked

@@ -51,6 +51,7 @@ class TorchModel:
         self.states = None
         self.largest_size = SIZES[-1]
         self.window_tables = self.window = 0
+        self.has_full_attention = True
         self.seconds = 0.0
         self._logits: torch.Tensor
         self._clock = _DeviceClock() if on_gpu else _HostClock()
