@@ -67,11 +67,15 @@ class _Checked:
                 chunks.append(Chunk(state, _ids(tokens[state.length : state.length + count]), rows))
                 expected += [tokens[: state.length + count - rows + row + 1] for row in range(rows)]
         lengths = [(chunk.state, chunk.past + len(chunk.tokens)) for chunk in chunks]
-        ticket = self.backend.launch(chunks)
-        ticket.wait()
-        assert [(state, state.length) for state, _ in lengths] == lengths
         rows = [self._row(index, len(tokens)) for index, tokens in enumerate(expected)]
-        found = ticket.choose(rows)
+        ticket = self.backend.launch(chunks)
+        assert not (ticket.queued and rows)
+        if not ticket.queued:
+            found = ticket.wait(rows)
+        assert [(state, state.length) for state, _ in lengths] == lengths
+        if ticket.queued:
+            found = ticket.wait()
+        assert [(state, state.length) for state, _ in lengths] == lengths
         assert ticket.choose(rows[::-1])[::-1] == found, "a ticket gives the same however it is asked"
         for choice, tokens in zip(found, expected, strict=True):
             assert choice.logprob is not None

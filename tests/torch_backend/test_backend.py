@@ -79,6 +79,30 @@ def test_the_same_tokens_whatever_happens(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_the_same_tokens_where_steps_are_queued(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued = []
+
+    def load(model: Model, config: Any) -> Any:
+        loaded = TorchModel.load(model.path, torch.device("cpu"), PlainOperators())
+        loaded.queues = True
+        launch = TorchBackend.launch
+
+        def noted(backend: TorchBackend, chunks: Any) -> Any:
+            ticket = launch(backend, chunks)
+            queued.append(ticket.queued)
+            return ticket
+
+        monkeypatch.setattr(TorchBackend, "launch", noted)
+        return lambda progress: TorchBackend(loaded, [loaded.operators], kv_memory=config.kv_memory, progress=progress)
+
+    monkeypatch.setitem(BACKENDS, "safetensors", load)
+    assert exactness.run(8, 7, tiny, longest=700) >= 8
+    assert any(queued)
+    backend = load(tiny, EngineConfig.model_validate({"kv_memory": "16MiB"}))(lambda _: None)
+    check_backend(backend, seed=2, longest=90, rounds=4)
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_saved_state_is_read_back(tiny: Model) -> None:
     backend = backend_of(tiny)
     tokens = random_tokens(70)

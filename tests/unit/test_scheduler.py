@@ -46,6 +46,7 @@ from tests.unit.toy_backend import (
     CheckpointToy,
     Clock,
     HybridToy,
+    QueueToy,
     Toy,
     ToyBackend,
     ToyTokenizer,
@@ -106,6 +107,8 @@ def toy(kind: str, num_blocks: int, clock: Clock | None = None) -> Toy:
         return HybridToy(2 * num_blocks, clock=clock)
     if kind.startswith("windows"):
         return WindowToy(3 * num_blocks, clock=clock, has_full_attention=kind == "windows")
+    if kind == "queue":
+        return QueueToy(num_blocks, clock=clock)
     return CheckpointToy(num_blocks * 4, clock=clock) if kind == "checkpoints" else ToyBackend(num_blocks, clock=clock)
 
 
@@ -324,7 +327,7 @@ class TestAnyWorkload:
     @given(data=st.data())
     def test_answers_equal_a_direct_computation(self, data: st.DataObject) -> None:
         num_blocks, context = data.draw(st.sampled_from([(6, 100), (12, 60), (20, 120), (60, 200)]), "memory")
-        kind = data.draw(st.sampled_from(KINDS), "kind")
+        kind = data.draw(st.sampled_from([*KINDS, "queue"]), "kind")
         max_sequence = min(context, toy(kind, num_blocks).store.capacity)
         arrivals = [
             self.Arrival(
@@ -524,6 +527,64 @@ def at_once(engine: ToyEngine) -> Iterator[Callable[[EngineRequest], Call]]:
     finally:
         leave.set()
     engine.wait(*calls)
+
+
+class TestAheadOfTheDevice:
+    def test_outputs_are_given_out_while_the_device_is_at_the_next_step(self) -> None:
+        with toy_engine() as engine:
+            events = engine.backend.events
+            call = Call(request(prompt(20), max_tokens=3), on_output=lambda _: events.append("output"))
+            engine.core.submit(call.request, call.sink)
+            engine.wait(call)
+            assert events[:8] == ["launched", "waited", *["launched", "output", "waited"] * 2]
+            assert events[8] == "output"  # the last one waits for nothing
+            assert [output.token_ids for output in call.outputs] == [(token,) for token in call.tokens]
+
+    def test_a_step_is_planned_and_launched_before_a_queued_one_is_waited_for(self) -> None:
+        with toy_engine(kind="queue") as engine:
+            call = engine.answer(request(prompt(3 * STEP_SIZES[-1]), max_tokens=2))
+            launches = ["launched", *["launched", "waited"] * 2, "waited", "launched", "waited"]
+            assert engine.backend.events[:8] == launches
+            assert_right(call)
+
+    def test_one_that_comes_meanwhile_is_admitted_while_the_device_is_at_a_queued_step(self) -> None:
+        with toy_engine(kind="queue") as engine:
+            long, short = request(prompt(5 * STEP_SIZES[-1]), max_tokens=1), request(prompt(9, seed=1), max_tokens=1)
+            calls: list[Call] = []
+
+            def look() -> None:
+                match len(engine.backend.steps):
+                    case 2:
+                        calls.append(engine.submit(short))
+                    case 3:
+                        assert engine.backend.events.count("waited") == 1
+                        assert len(engine.core._loop._scheduler.running) == 2
+
+            engine.backend.before_step = look
+            one = engine.submit(long)
+            engine.wait(one)
+            engine.wait(*calls)
+            assert_right(one)
+            assert_right(calls[0])
+
+    def test_what_is_cancelled_meanwhile_leaves_what_is_computed(self) -> None:
+        with toy_engine(kind="queue") as engine:
+            tokens = prompt(5 * STEP_SIZES[-1])
+            call = Call(request(tokens, max_tokens=1))
+
+            def cancel() -> None:
+                if len(engine.backend.steps) == 3:
+                    assert call.active is not None
+                    engine.core.cancel(call.active)
+
+            with at_once(engine):
+                engine.backend.before_step = cancel
+                call.active = engine.core.submit(call.request, call.sink)
+            engine.wait(call)
+            assert call.reason == "cancelled"
+            again = engine.answer(request(tokens, max_tokens=1))
+            assert again.counters.reused_tokens == 2 * STEP_SIZES[-1] - 2  # beside the one that kept the engine busy
+            assert_right(again)
 
 
 class TestDrafts:
@@ -983,8 +1044,18 @@ class TestFailures:
             assert again.counters.reused_tokens > 40
             assert_right(again)
 
-    def test_every_step_may_fail(self) -> None:
-        with toy_engine() as engine:
+    @pytest.mark.parametrize("step", range(1, 5))
+    def test_a_step_fails_with_the_queued_one_before_it(self, step: int) -> None:
+        with toy_engine(kind="queue") as engine:
+            engine.backend.before_step = failing_in_step(engine, step)
+            assert engine.answer(request(prompt(450), max_tokens=5)).reason == "error"
+            again = engine.answer(request(prompt(450), max_tokens=5))
+            assert again.counters.reused_tokens == (step - 1) * STEP_SIZES[-1]
+            assert_right(again)
+
+    @pytest.mark.parametrize("kind", ["paged", "queue"])
+    def test_every_step_may_fail(self, kind: str) -> None:
+        with toy_engine(kind=kind) as engine:
 
             def fail() -> None:
                 raise RuntimeError("the machine is still on fire")
@@ -1049,16 +1120,16 @@ class TestCancelling:
             assert calls[1].counters.forward_passes == 0
             assert len(calls[1].outputs) == 1
 
-    def test_one_that_runs_ends_before_the_next_step_and_leaves_its_kv(self) -> None:
+    def test_one_that_runs_ends_after_the_step_under_way_and_leaves_its_kv(self) -> None:
         with toy_engine() as engine:
             call = Call(request(prompt(40), max_tokens=100))
             call.on_output = lambda _: engine.cancel(call) if len(call.tokens) == 3 else None
             call.active = engine.core.submit(call.request, call.sink)
             engine.wait(call)
-            assert len(call.tokens) == 3
+            assert len(call.tokens) == 4
             assert call.reason == "cancelled"
             again = engine.answer(request(prompt(40) + call.tokens, max_tokens=2))
-            assert again.counters.reused_tokens == 42
+            assert again.counters.reused_tokens == 43
             assert_right(again)
 
     def test_one_whose_prompt_is_being_computed(self) -> None:

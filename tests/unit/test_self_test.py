@@ -29,6 +29,7 @@ class ToyRunner:
     vocab_size = VOCABULARY
     states = None
     window_tables = window = 0
+    queues = False
     clock = Clock()
 
     def __init__(self, num_blocks: int = SELF_TEST_BLOCKS) -> None:

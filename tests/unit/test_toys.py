@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conformance.backends import check_backend
-from tests.unit.toy_backend import CheckpointToy, HybridToy, InexactToy, Toy, ToyBackend, WindowToy
+from tests.unit.toy_backend import CheckpointToy, HybridToy, InexactToy, QueueToy, Toy, ToyBackend, WindowToy
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -15,6 +15,7 @@ from tests.unit.toy_backend import CheckpointToy, HybridToy, InexactToy, Toy, To
         lambda: HybridToy(2000),
         lambda: WindowToy(2000),
         lambda: InexactToy(2000),
+        lambda: QueueToy(2000),
     ],
 )
 def test_a_toy_is_a_backend(make: type[Toy], seed: int) -> None:

@@ -83,6 +83,7 @@ class Toy:
     fingerprint = "toy"
     exact = True
     largest_draft: int | None = None
+    queues = False
     store: Any
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -92,6 +93,8 @@ class Toy:
         self.before_choice: Callable[[], None] = lambda: None
         """The same, for each time that tokens are chosen."""
         self.violations: list[str] = []
+        self.events: list[str] = []
+        """What was asked of steps, in order."""
         self.cost = StepCost(
             StepMeasurements(
                 tuple((size, SECONDS_PER_STEP + size * SECONDS_PER_TOKEN) for size in STEP_SIZES),
@@ -103,7 +106,9 @@ class Toy:
         self.latest: ToyTicket | None = None
 
     def launch(self, chunks: Sequence[Chunk]) -> "ToyTicket":
-        self.latest = ToyTicket(self, [ToyChunk(c.state, c.tokens.copy(), c.past, c.rows, c.marks) for c in chunks])
+        chunks = [ToyChunk(c.state, c.tokens.copy(), c.past, c.rows, c.marks) for c in chunks]
+        self.events.append("launched")
+        self.latest = ToyTicket(self, chunks, self.latest if self.latest is not None and not self.latest.done else None)
         return self.latest
 
     def compute(self, chunks: Sequence[ToyChunk]) -> FloatArray:
@@ -159,15 +164,44 @@ class Toy:
 
 
 class ToyTicket:
-    """Computes when it is waited for: nothing that it reads may change before."""
+    """Computes when it is waited for: nothing that it reads may change before. If it is queued, when it's launched."""
 
-    def __init__(self, backend: Toy, chunks: list[ToyChunk]) -> None:
+    def __init__(self, backend: Toy, chunks: list[ToyChunk], behind: "ToyTicket | None") -> None:
         self._backend = backend
         self._chunks = chunks
         self._logits: FloatArray | None = None
+        self._behind = behind
+        self._error: Exception | None = None
+        self.done = False
+        self.queued = backend.queues and not any(chunk.rows for chunk in chunks)
+        with backend.watching():
+            assert behind is None or behind.queued, "a step is launched behind a queued one alone"
+            assert behind is None or behind._behind is None or behind._behind.done, "two steps are under way at most"
+        if self.queued:
+            try:
+                self._compute()
+            except Exception as error:
+                self._error = error
+                for chunk in chunks:
+                    backend.advance(chunk)
 
-    def wait(self) -> None:
-        assert self._logits is None, "a ticket is waited for once"
+    def wait(self, rows: Sequence[Row] = ()) -> list[Choice]:
+        with self._backend.watching():
+            assert not self.done, "a ticket is waited for once"
+            assert self._behind is None or self._behind.done, "steps are waited for in order"
+        self.done = True
+        self._backend.events.append("waited")
+        if self._error is not None:
+            for chunk in self._chunks:
+                chunk.state.length = min(chunk.state.length, chunk.past)
+            raise self._error
+        if not self.queued:
+            self._compute()
+        return self.choose(rows) if rows else []
+
+    def _compute(self) -> None:
+        if self._behind is not None and self._behind._error is not None:
+            raise RuntimeError("the step before failed")
         self._logits = self._backend.compute(self._chunks)
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
@@ -221,6 +255,12 @@ class ToyBackend(Toy):
     def _table(self, chunk: ToyChunk) -> IntArray:
         assert isinstance(chunk.state, PagedState)
         return chunk.state.block_table
+
+
+class QueueToy(ToyBackend):
+    """Whose device does one thing after the other."""
+
+    queues = True
 
 
 class InexactToy(ToyBackend):

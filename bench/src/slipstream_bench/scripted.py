@@ -113,16 +113,20 @@ class ScriptedTicket:
         self._backend = backend
         self._ticket = ticket
         self._places = places
+        self.queued = ticket.queued
 
-    def wait(self) -> None:
+    def wait(self, rows: Sequence[Row] = ()) -> list[Choice]:
         """Return when the step is done; see `Ticket.wait`."""
-        self._ticket.wait()
+        return self._say(rows, self._ticket.wait(rows))
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
         """Let the backend choose, which takes the time that it takes, then say what the script says."""
+        return self._say(rows, self._ticket.choose(rows))
+
+    def _say(self, rows: Sequence[Row], choices: list[Choice]) -> list[Choice]:
         return [
             self._scripted(row, choice) if row.token is None else choice
-            for row, choice in zip(rows, self._ticket.choose(rows), strict=True)
+            for row, choice in zip(rows, choices, strict=True)
         ]
 
     def _scripted(self, row: Row, choice: Choice) -> Choice:

@@ -33,9 +33,15 @@ class Chunk:
 class Ticket(Protocol):
     """A step that was launched. The host may do other work until it asks for what came of it."""
 
-    def wait(self) -> None:
+    queued: bool
+    """Whether it gives no rows, on a device that does one thing after the other: from the launch on its states hold
+    their tokens, and before it's waited for memory may be used, and one more step be launched; which fails if it does.
+    """
+
+    def wait(self, rows: Sequence[Row] = ()) -> list[Choice]:
         """Return when the step is done; from then on the chunks' states hold their tokens, wanted or not.
 
+        Returns the choice for some rows, as `choose` does: a device need not wait for the host to begin with them.
         Raises `ModelError` if the step failed; then no state has changed.
         """
         ...
@@ -72,5 +78,5 @@ class Backend(Protocol):
         ...
 
     def launch(self, chunks: Sequence[Chunk]) -> Ticket:
-        """Start a step of chunks of different sequences; one step at a time."""
+        """Start a step of chunks of different sequences; one at a time, or two if the first is `queued`."""
         ...

@@ -66,12 +66,15 @@ class BlockModel(Runner, Protocol):
     """Tokens that layers with tables of their own see, at most."""
     has_full_attention: bool
     """Whether some layers see everything; if not, one layer's blocks are all kept nevertheless."""
-    seconds: float
-    """What all steps took."""
 
     @property
     def settings(self) -> str:
         """All that decides which kernels compute a step, and how KV is stored."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """What all finished steps took."""
         ...
 
     @property
@@ -251,14 +254,29 @@ class PagedTicket:
         self._cost = cost
         self._chunks = chunks
         self._prepared = model.prepared
-        self._seconds = model.seconds
+        self._seconds = 0.0
         self._logits: Logits
         self._paged = [_paged(chunk) for chunk in chunks]
         self._finish = step_class.start(model, self._paged, self._observe)
+        self.queued = model.queues and not any(chunk.rows for chunk in chunks)
+        if self.queued:
+            self._advance()
 
-    def wait(self) -> None:
+    def wait(self, rows: Sequence[Row] = ()) -> list[Choice]:
         """Return when the step is done; see `Ticket.wait`."""
-        self._logits = self._finish()
+        self._seconds = self._model.seconds
+        try:
+            self._logits, choices = self._finish(rows)
+        except Exception:
+            for chunk, paged in zip(self._chunks, self._paged, strict=True):
+                chunk.state.length = min(chunk.state.length, paged.past)
+            raise
+        if not self.queued:
+            self._advance()
+        return choices
+
+    def _advance(self) -> None:
+        """Let the states know that they have the chunks' tokens."""
         for chunk, paged in zip(self._chunks, self._paged, strict=True):
             if isinstance(chunk.state, HybridState) and paged.slots is not None:
                 chunk.state.store.commit(chunk.state, paged.slots)

@@ -60,6 +60,7 @@ class PagedModel:
         tables = LayerTable.among(self._names)
         self.window_tables = max((table.row for table in tables), default=0)
         """How many block tables layers with sliding windows have; 0 if they share that of the others."""
+        self.queues = False
         self.window = max((table.window for table in tables), default=0)
         """Tokens that those layers see."""
         self.has_full_attention = not any(table.window for table in tables if table.row == 0)

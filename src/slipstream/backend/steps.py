@@ -12,6 +12,7 @@ import numpy.typing as npt
 from slipstream.backend.logits import JoinedLogits, Logits
 from slipstream.backend.slots import CARRIED_SLOTS, MOST_UNWANTED, SCRATCH_SLOTS, Slots, SlotStates, slot_inputs, writes
 from slipstream.backend.store import Blob
+from slipstream.sampling import Choice, Row
 from slipstream.types import FloatArray, IntArray
 
 BLOCK_SIZE = 32
@@ -56,6 +57,8 @@ class Runner(Protocol):
     vocab_size: int
     window_tables: int
     """How many block tables layers with sliding windows have besides the one of the others; 0 if they share that."""
+    queues: bool
+    """Whether it does one thing after the other, steps and copies, so that the host need not wait in between."""
 
     @property
     def states(self) -> SlotStates | None:
@@ -63,11 +66,14 @@ class Runner(Protocol):
         ...
 
     def start(self, inputs: StepInputs) -> None:
-        """Start a step; one at a time."""
+        """Start a step; one at a time, unless it `queues` them."""
         ...
 
     def finish(self) -> Logits:
-        """Wait for the step; its rows of logits, valid until the next is started."""
+        """Wait for the first step under way; its rows of logits, valid until the next is started.
+
+        If it `queues` steps, who reads the logits waits.
+        """
         ...
 
     def copy_block(self, source: int, target: int) -> None:
@@ -93,34 +99,40 @@ class StepClass:
 
     def run(self, runner: Runner, chunks: Sequence[PagedChunk]) -> FloatArray:
         """Compute the chunks; float32 logits [sum of rows, vocab_size] in order, valid until the next run."""
-        return self.start(runner, chunks)().host()[: sum(chunk.rows for chunk in chunks)]
+        return self.start(runner, chunks)(())[0].host()[: sum(chunk.rows for chunk in chunks)]
 
     def start(
         self,
         runner: Runner,
         chunks: Sequence[PagedChunk],
         done: Callable[[list[PagedChunk]], object] = lambda _: None,
-    ) -> Callable[[], Logits]:
+    ) -> Callable[[Sequence[Row]], tuple[Logits, list[Choice]]]:
         """Start to compute the chunks; what it returns waits for the logits, and runs further steps if need be.
 
-        There may be more rows of logits than the chunks ask for, at the end. `done` is called after each step with what
-        it computed.
+        It's called with rows to choose from. There may be more rows of logits than the chunks ask for, at the end.
+        `done` is called after each step with what it computed.
         """
         steps = list(self.cut(chunks))
         recurrent, windows = runner.states is not None, runner.window_tables
         first, *others = (self.lay_out(step, recurrent=recurrent, windows=windows) for step in steps)
         runner.start(first[0])
+        at_once = runner.queues and not any(chunk.rows for chunk in chunks)
+        for inputs, _ in others if at_once else ():
+            runner.start(inputs)
 
-        def finish() -> Logits:
+        def finish(rows: Sequence[Row]) -> tuple[Logits, list[Choice]]:
             found, counts = [runner.finish()], [first[1]]
-            done(steps[0])
-            for step, (inputs, wanted) in zip(steps[1:], others, strict=True):
+            for step, (inputs, wanted) in zip(steps, others, strict=False):
+                done(step)
                 found[-1] = found[-1].kept(counts[-1])
-                runner.start(inputs)
+                if not at_once:
+                    runner.start(inputs)
                 found.append(runner.finish())
                 counts.append(wanted)
-                done(step)
-            return found[0] if len(found) == 1 else JoinedLogits(found, counts)
+            logits = found[0] if len(found) == 1 else JoinedLogits(found, counts)
+            choices = logits.choose(rows)  # a device begins with it right after the step
+            done(steps[-1])
+            return logits, choices
 
         return finish
 

@@ -105,10 +105,10 @@ class ActiveRequest:
         """What is certain before anything is computed: the tokens that the grammar forces at the start."""
         if self.counters.completion_tokens:
             return None
-        found = _Found()
+        found = Found()
         if self.jumps_forward:
             self._push_forced(found)
-        return self._output(found) if found.tokens else None
+        return self.output(found) if found.tokens else None
 
     def suspend(self) -> Sequence:
         """Give the sequence up, to start again later with the same tokens."""
@@ -146,7 +146,7 @@ class ActiveRequest:
         self._first_token = self._first_token or time.perf_counter()
         self.phase = Phase.DECODE
         assert self.sequence is not None
-        found = _Found()
+        found = Found()
         drafted, tokens, confirmed = draft.tokens, found.tokens, 0
         chosen = []
         while found.reason is None and confirmed == len(tokens):
@@ -163,7 +163,7 @@ class ActiveRequest:
         if drafted:
             self.counters.drafted_tokens += sum(draft.guessed)
             self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
-        return StepOutput(self._output(found), confirmed, chosen)
+        return StepOutput(found, self.output(found) if found.reason is not None else None, confirmed, chosen)
 
     def conclude(self) -> None:
         """Note that the last output is out: what is left to do is the KV of its last tokens, if anything."""
@@ -173,9 +173,9 @@ class ActiveRequest:
     def abort(self, reason: FinishReason, error: Exception | None = None) -> Output:
         """End without another token."""
         self.phase = Phase.DONE
-        return self._output(_Found(reason=reason), error)
+        return self.output(Found(reason=reason), error)
 
-    def _take(self, choice: Choice, found: "_Found") -> None:
+    def _take(self, choice: Choice, found: "Found") -> None:
         """Add a token that no grammar has a say in, unless it ends the answer."""
         if choice.token in self._stop_token_ids:
             found.reason = "stop"
@@ -185,7 +185,7 @@ class ActiveRequest:
         self._push(choice.token, found)
 
     def _choose(
-        self, constraint: Constraint, index: int, early: Choice | None, found: "_Found"
+        self, constraint: Constraint, index: int, early: Choice | None, found: "Found"
     ) -> Generator[Row, Choice, None]:
         """Add the token that follows under a grammar, chosen from the step's row of that index."""
         assert self.sequence is not None
@@ -215,7 +215,7 @@ class ActiveRequest:
             found.logprobs.append(choice.logprob)
         self._push(token, found)
 
-    def _push_forced(self, found: "_Found") -> None:
+    def _push_forced(self, found: "Found") -> None:
         """Add the tokens that the grammar forces."""
         assert self.constraint is not None
         while found.reason is None and (forced := self.constraint.forced()):
@@ -225,7 +225,7 @@ class ActiveRequest:
             self.counters.forced_tokens += 1
             self._push(forced[0], found)
 
-    def _push(self, token: int, found: "_Found") -> None:
+    def _push(self, token: int, found: "Found") -> None:
         """Add a token to the answer, and see whether it ends it."""
         sequence, constraint = self.sequence, self.constraint
         assert sequence is not None
@@ -244,7 +244,8 @@ class ActiveRequest:
         if found.reason is None and len(sequence) >= self.limit:
             found.reason = "length"
 
-    def _output(self, found: "_Found", error: Exception | None = None) -> Output:
+    def output(self, found: "Found", error: Exception | None = None) -> Output:
+        """What the sink is to have of what was found; to be made in order."""
         if found.tokens and not self._text.watchful:
             found.text = self._text.feed(found.tokens)
         if found.reason is not None:
@@ -269,7 +270,9 @@ class ActiveRequest:
 class StepOutput(NamedTuple):
     """What a step brought a request."""
 
-    output: Output
+    found: "Found"
+    last: Output | None
+    """The output of it if it ends the answer; others are made when the next step is under way."""
     confirmed: int
     """How many tokens of its draft came true."""
     chosen: list[int]
@@ -277,7 +280,7 @@ class StepOutput(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
     """What a step has brought so far."""
 
     tokens: list[int] = field(default_factory=list)

@@ -1,8 +1,9 @@
 """Verbs to the engine about its memory, as data."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -142,3 +143,28 @@ class Unguard(Command[None]):
     def run(self, kv: KVMemory) -> Iterator[None]:
         kv.guards.remove(self.key)
         yield None
+
+
+class Task:
+    """A command being carried out."""
+
+    def __init__(self, progress: Iterator[Any], result: Future[Any]) -> None:
+        self._progress = progress
+        self._result = result
+        self._last: Any = None
+
+    def carry_on(self) -> bool:
+        """Do the next part of it; False if there was none left."""
+        try:
+            self._last = next(self._progress)
+        except StopIteration:
+            self._result.set_result(self._last)
+            return False
+        except Exception as error:
+            self._result.set_exception(error)
+            return False
+        return True
+
+    def give_up(self, error: Exception) -> None:
+        """End it without a result."""
+        self._result.set_exception(error)

@@ -111,7 +111,7 @@ class EngineCore:
         return active
 
     def cancel(self, active: ActiveRequest) -> None:
-        """Stop a request before the next step; what it computed stays cached. Harmless when it's done."""
+        """Stop a request when the step under way is over; what it computed stays cached. Harmless when it's done."""
         active.cancelled = True
         self._inbox.put(Wake())
 

@@ -6,17 +6,17 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from slipstream.backend import Backend, Chunk, Ticket
-from slipstream.engine.active import ActiveRequest, Phase, StepOutput
+from slipstream.engine.active import ActiveRequest, Found, Phase, StepOutput
+from slipstream.engine.commands import Task
 from slipstream.engine.idle import IdlePrefill, IdleQueue
 from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Submit
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
+from slipstream.engine.step import Part, Step, early_rows, parts_of
 from slipstream.errors import EngineStoppedError
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Choice, Row
@@ -69,9 +69,15 @@ class EngineLoop:
         self._inbox = inbox
         self._idle_step_target = min(step_target, _IDLE_STEP_TARGET)
         self._idle = IdleQueue(kv)
-        self._calls: deque[_Task] = deque()
+        self._calls: deque[Task] = deque()
         self._drains: list[Drain] = []
         self._stopped = False
+        self._queued: Step | None = None
+        """A step that was launched and not waited for yet; nothing is chosen from it."""
+        self._to_give_out: list[tuple[ActiveRequest, Found]] = []
+        """What the last step brought, in order."""
+        self._device_free = 0.0
+        """When the last step was over, a `perf_counter` time."""
         self.failure: EngineStoppedError | None = None
         """Why nothing is computed any more, if so."""
         self.busy_since: float | None = None
@@ -89,6 +95,7 @@ class EngineLoop:
             except Exception as fault:
                 logger.critical("the engine failed and takes no more requests", exc_info=True)
                 self.failure = EngineStoppedError(f"the engine failed: {fault}")
+                self._queued = None
                 self._end_all(self.failure)
         for task in self._calls:
             task.give_up(EngineStoppedError("the engine is shutting down"))
@@ -108,11 +115,13 @@ class EngineLoop:
             self._publish()
 
     def _compute(self, started: float) -> None:
-        """Run a step, if there is something to compute."""
+        """Run a step, if there is something to compute; one that is queued need not be over when it's planned."""
         self._admit()
         self._publish()
         if work := self._scheduler.plan(math.inf if self._drains else started):
             self._step(work)
+        elif self._queued is not None:
+            self._finish_queued()
         elif self._idle and self._scheduler.idle and started >= self._patient_until:
             self._step_ahead()
 
@@ -128,7 +137,7 @@ class EngineLoop:
 
     def _seconds_to_work(self) -> float | None:
         """How long there's nothing to compute unless something comes in; None for ever."""
-        if self._calls or self._drains:
+        if self._calls or self._drains or self._queued is not None:
             due = 0.0
         elif not self._scheduler.idle:
             due = self._scheduler.due
@@ -157,7 +166,7 @@ class EngineLoop:
                 else:
                     self._scheduler.enqueue(active)
             case Call(command, result):
-                self._calls.append(_Task(command.run(self._kv), result))
+                self._calls.append(Task(command.run(self._kv), result))
             case Note(command):
                 for _ in command.run(self._kv):
                     pass
@@ -175,6 +184,7 @@ class EngineLoop:
             return
         while self.failure is None and (work := self._scheduler.plan_settling()):
             self._step(work)
+        self._finish_queued()
         if not self._calls[0].carry_on():
             self._calls.popleft()
 
@@ -206,6 +216,10 @@ class EngineLoop:
 
     def _end(self, active: ActiveRequest, error: Exception | None = None) -> None:
         """End a request that has no answer yet or only part of one."""
+        self._finish_queued()
+        self._give_out()
+        if active.phase is Phase.DONE:  # by then, for the queued step failed
+            return
         answered = active.phase is Phase.SETTLING
         output = None if answered else active.abort("error" if error else "cancelled", error)
         if active in self._scheduler.running:
@@ -238,42 +252,63 @@ class EngineLoop:
     # Steps
 
     def _step(self, work: list[Work]) -> None:
-        """Run a step and let each request have its part of it."""
-        parts, first = [], 0
-        for item in work:
-            parts.append(_Part(item, first))
-            first += item.rows
-            item.active.counters.forward_passes += item.active.phase is not Phase.SETTLING
+        """Launch a step; and finish it, unless the next one may be launched first.
+
+        What the step before brought is given out while the device is at this one.
+        """
+        parts = parts_of(work)
+        for part in parts:
+            part.item.active.counters.forward_passes += part.item.active.phase is not Phase.SETTLING
         try:
-            rows: list[Row] = []
-            ticket = self._run([item.chunk() for item in work], meanwhile=lambda: _look_ahead(parts, rows))
-            early = {row.index: choice for row, choice in zip(rows, ticket.choose(rows), strict=True)}
-            accepting: list[tuple[_Part, _Accepting]] = []
-            for part in parts:
+            step = self._launch(parts)
+        except Exception as error:
+            self._fail_step(parts, error)
+            return
+        self._give_out()
+        sound = self._finish_queued()
+        if step.ticket.queued and sound:
+            self._queued = step
+        else:
+            self._finish(step)
+
+    def _launch(self, parts: list[Part]) -> Step:
+        chunks = [part.item.chunk() for part in parts]
+        started = time.perf_counter()
+        return Step(parts, self._backend.launch(chunks), sum(len(chunk.tokens) for chunk in chunks), started)
+
+    def _finish_queued(self) -> bool:
+        """Wait for the queued step, if there is one; False if it failed."""
+        step, self._queued = self._queued, None
+        return step is None or self._finish(step)
+
+    def _finish(self, step: Step) -> bool:
+        """Wait for a step, and let each request have its part of it; False if it failed."""
+        try:
+            rows = early_rows(step.parts)
+            early = {row.index: choice for row, choice in zip(rows, self._wait(step, rows), strict=True)}
+            accepting: list[tuple[Part, _Accepting]] = []
+            for part in step.parts:
                 active = part.item.active
                 self._settle(active)
                 if part.error is not None:
                     self._fail(part, part.error)
                 elif part.item.chooses:
                     accepting.append((part, active.accept(part.item.draft, part.first, early)))
-            self._accept(ticket, accepting)
+            self._accept(step.ticket, accepting)
         except Exception as error:
-            logger.exception("a step failed; its requests are answered with the error")
-            for part in parts:
-                if part.item.active in self._scheduler.running:
-                    self._give_back(part, error)
-            self._kv.check()  # what is not sound must not go on: no answer is better than a wrong one
+            self._fail_step(step.parts, error)
+            return False
+        return True
 
-    def _run(self, chunks: list[Chunk], meanwhile: Callable[[], object] = lambda: None) -> Ticket:
-        """Have the backend run a step, and count it."""
-        started = time.perf_counter()
-        ticket = self._backend.launch(chunks)
-        meanwhile()
-        ticket.wait()
-        self._totals.infer_seconds += time.perf_counter() - started
+    def _wait(self, step: Step, rows: list[Row]) -> list[Choice]:
+        """Wait for a step and the choice for some rows, and count it."""
+        choices = step.ticket.wait(rows)
+        now = time.perf_counter()
+        self._totals.infer_seconds += now - max(step.started, self._device_free)
+        self._device_free = now
         self._totals.steps += 1
-        self._totals.tokens_forwarded += sum(len(chunk.tokens) for chunk in chunks)
-        return ticket
+        self._totals.tokens_forwarded += step.tokens
+        return choices
 
     def _settle(self, active: ActiveRequest) -> None:
         """Let a request go if it has its answer, and now the state of its last tokens, too."""
@@ -281,7 +316,7 @@ class EngineLoop:
             active.phase = Phase.DONE
             self._scheduler.retire(active)
 
-    def _accept(self, ticket: Ticket, choosing: list[tuple["_Part", "_Accepting"]]) -> None:
+    def _accept(self, ticket: Ticket, choosing: list[tuple[Part, "_Accepting"]]) -> None:
         """Let requests take their tokens; what they still ask for is chosen for all of them at once."""
         answers: list[Choice | None] = [None] * len(choosing)
         while choosing:
@@ -297,37 +332,58 @@ class EngineLoop:
             choosing = asking
             answers = [*ticket.choose(rows)] if rows else []
 
-    def _fail(self, part: "_Part", error: Exception) -> None:
+    def _fail_step(self, parts: list[Part], error: Exception) -> None:
+        """End the requests of a step that went wrong."""
+        logger.error("a step failed; its requests are answered with the error", exc_info=error)
+        for part in parts:
+            if part.item.active in self._scheduler.running:
+                self._give_back(part, error)
+        self._kv.check()  # what is not sound must not go on: no answer is better than a wrong one
+
+    def _fail(self, part: Part, error: Exception) -> None:
         """End one request of a step, in which the others go on."""
         logger.warning("a request failed, others go on", exc_info=error)
         self._give_back(part, error)
 
-    def _give_back(self, part: "_Part", error: Exception) -> None:
+    def _give_back(self, part: Part, error: Exception) -> None:
         """End a request whose step went wrong; what was computed of its draft is nobody's."""
         if part.sequence.computed > part.computed:
             self._kv.rewind(part.sequence, part.computed)
         self._end(part.item.active, error)
 
-    def _deliver(self, part: "_Part", output: StepOutput) -> None:
-        """Give a request's sink what came of a step."""
+    def _deliver(self, part: Part, output: StepOutput) -> None:
+        """Take in what came of a step for a request."""
         active, sequence = part.item.active, part.sequence
         if output.confirmed < len(part.item.draft.tokens):
             self._kv.rewind(sequence, part.computed + output.confirmed)
-        if output.output.finish_reason is not None:
+        if output.last is not None:
             active.conclude()
             self._patient_until = self._scheduler.settles_at(active)
         self._scheduler.accepted(part.item, output.chosen)
         if active.phase is Phase.DONE:  # before its client hears of it, and comes back for more
             self._scheduler.retire(active)
             self._publish()
-        self._emit(active, output.output)
+        if output.last is not None:
+            self._emit(active, output.last)
+        else:
+            self._to_give_out.append((active, output.found))
+
+    def _give_out(self) -> None:
+        """Let the sinks have what came of the last step."""
+        for active, found in self._to_give_out:
+            try:
+                self._emit(active, active.output(found))
+            except Exception:
+                logger.exception("a request's output can't be made; the request is cancelled")
+                active.cancelled = True
+        self._to_give_out.clear()
 
     def _step_ahead(self) -> None:
         """Compute ahead of time, in a step short enough for a request to wait for."""
         started = time.perf_counter()
 
         def compute(chunk: Chunk) -> None:
-            self._run([chunk])
+            self._wait(Step([], self._backend.launch([chunk]), len(chunk.tokens), started), [])
             self._totals.idle_tokens += len(chunk.tokens)
 
         try:
@@ -338,57 +394,6 @@ class EngineLoop:
 
 
 _Accepting = Generator[Row, Choice, StepOutput]
-
-
-class _Part:
-    """A request's part of a step, whose rows begin with the step's row `first`."""
-
-    __slots__ = ("computed", "error", "first", "item", "sequence")
-
-    def __init__(self, item: Work, first: int) -> None:
-        assert item.active.sequence is not None
-        self.item = item
-        self.sequence = item.active.sequence
-        self.computed = self.sequence.computed + item.count
-        """How many tokens are computed after the step, without the draft."""
-        self.first = first
-        self.error: Exception | None = None
-        """What went wrong while rows were asked for, such as a grammar that met a limit."""
-
-
-def _look_ahead(parts: list[_Part], rows: list[Row]) -> None:
-    """Collect the rows of a step whose choice can be made at once, and make their masks."""
-    for part in parts:
-        if part.item.chooses:
-            try:
-                rows += part.item.active.early_rows(part.item.draft, part.first)
-            except Exception as error:
-                part.error = error
-
-
-class _Task:
-    """A command being carried out."""
-
-    def __init__(self, progress: Iterator[Any], result: "Future[Any]") -> None:
-        self._progress = progress
-        self._result = result
-        self._last: Any = None
-
-    def carry_on(self) -> bool:
-        """Do the next part of it; False if there was none left."""
-        try:
-            self._last = next(self._progress)
-        except StopIteration:
-            self._result.set_result(self._last)
-            return False
-        except Exception as error:
-            self._result.set_exception(error)
-            return False
-        return True
-
-    def give_up(self, error: Exception) -> None:
-        """End it without a result."""
-        self._result.set_exception(error)
 
 
 def _shut_down() -> EngineStoppedError:

@@ -172,7 +172,7 @@ class Scheduler:
         for active in list(self.running):
             if active.phase is Phase.SETTLING:
                 self._make_room(active)
-        return self._chunks([each for each in self.running if each.phase is Phase.SETTLING], self._cost.largest)
+        return self._chunks(filter(_to_settle, self.running), self._cost.largest)
 
     def accepted(self, item: Work, chosen: list[int]) -> None:
         """Learn from the tokens that a step brought, those at positions `chosen` by the model, at least one."""
@@ -190,7 +190,7 @@ class Scheduler:
             active.sequence = None
 
     def _settles_by(self, active: ActiveRequest, now: float) -> bool:
-        return active.phase is Phase.SETTLING and self.settles_at(active) <= now
+        return _to_settle(active) and self.settles_at(active) <= now
 
     def _prefill_budget(self, work: list[Work], due: list[ActiveRequest]) -> int:
         """How many tokens of prompts a step may compute besides the work of those that decode."""
@@ -367,3 +367,8 @@ class Scheduler:
     def _load(self, work: list[Work]) -> Load:
         """What a step has to compute, without drafts."""
         return self._cost.load((item.count, item.past) for item in work)
+
+
+def _to_settle(active: ActiveRequest) -> bool:
+    """Whether an answer left tokens to compute that no queued step computes."""
+    return active.phase is Phase.SETTLING and active.pending > 0

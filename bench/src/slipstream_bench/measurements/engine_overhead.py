@@ -3,12 +3,14 @@
     python -m slipstream_bench.measurements.engine_overhead
 
 The stub's rows are noise with one likely token, the same after the same token, so that answers repeat themselves and
-drafts come true. What the stub takes to make them is not counted.
+drafts come true. What the stub takes to make them is not counted. With `--device-ms`, its steps take so long beside the
+host, as on a GPU: then what is counted is for how long the device has nothing to do.
 """
 
 import argparse
 import queue
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,9 +52,12 @@ class Stub:
     exact = True
     largest_draft: int | None = 31
 
-    def __init__(self, vocab_size: int, *, chooses: bool, num_blocks: int = 8192) -> None:
+    def __init__(self, vocab_size: int, *, chooses: bool, num_blocks: int = 8192, seconds: float = 0.0) -> None:
         self.vocab_size = vocab_size
         self.chooses = chooses
+        self.seconds_a_step = seconds
+        self.seconds = 0.0
+        """What all steps took."""
         self.cost = StepCost(StepMeasurements(tuple((size, 0.01 + size * 1e-4) for size in SIZES)))
         self.store = PagedStore(NoBlocks(), num_blocks=num_blocks, block_size=32, block_bytes=32)
         rng = np.random.default_rng(0)
@@ -64,16 +69,29 @@ class Stub:
 
 
 class StubTicket:
-    """A step that is done at once."""
+    """A step that is done at once, or so many seconds after its launch."""
+
+    queued = False
 
     def __init__(self, backend: Stub, chunks: Sequence[Chunk]) -> None:
         self.backend = backend
+        self._due = time.perf_counter() + backend.seconds_a_step
         self._chunks = chunks
         self._next: list[int] = []
         self._logits: FloatArray
 
-    def wait(self) -> None:
-        """Make the rows."""
+    def wait(self, rows: Sequence[Row] = ()) -> list[Choice]:
+        """Make the rows, and choose from them."""
+        started = time.perf_counter()
+        self._make()
+        if self.backend.seconds_a_step:
+            time.sleep(max(0.0, self._due - time.perf_counter()))
+            self.backend.seconds += self.backend.seconds_a_step
+        else:
+            self.backend.seconds += time.perf_counter() - started
+        return self.choose(rows)
+
+    def _make(self) -> None:
         for chunk in self._chunks:
             chunk.state.length += len(chunk.tokens)
             self._next += [(token + 1) % PERIOD + 1000 for token in chunk.tokens[len(chunk.tokens) - chunk.rows :]]
@@ -110,11 +128,12 @@ CASES = [
 ]
 
 
-def measure(case: Case, tokenizer: Tokenizer, tokens: int, vocab_size: int) -> tuple[float, float, float]:
+def measure(
+    case: Case, tokenizer: Tokenizer, tokens: int, vocab_size: int, seconds: float = 0.0
+) -> tuple[float, float, float]:
     """Milliseconds of the engine's Python for each step; rows of a step; tokens that a step brings."""
-    core = EngineCore(
-        Stub(vocab_size, chooses=case.chooses), tokenizer, context_length=8192, stop_token_ids=frozenset({0})
-    )
+    stub = Stub(vocab_size, chooses=case.chooses, seconds=seconds)
+    core = EngineCore(stub, tokenizer, context_length=8192, stop_token_ids=frozenset({0}))
     ended: queue.SimpleQueue[Output] = queue.SimpleQueue()
 
     def run(count: int) -> None:
@@ -127,12 +146,12 @@ def measure(case: Case, tokenizer: Tokenizer, tokens: int, vocab_size: int) -> t
         assert all(output.error is None for output in outputs), outputs[0].error
 
     run(20)
-    before = core.stats()
+    before, of_stub = core.stats(), stub.seconds
     run(tokens)
     core.shutdown()
     after = core.stats()
     steps = after.steps - before.steps
-    own = (after.busy_seconds - before.busy_seconds) - (after.infer_seconds - before.infer_seconds)
+    own = (after.busy_seconds - before.busy_seconds) - (stub.seconds - of_stub)
     rows = (after.tokens_forwarded - before.tokens_forwarded - 201 * case.sequences) / steps
     return own / steps * 1e3, rows, tokens * case.sequences / steps
 
@@ -142,11 +161,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=49_152)
+    parser.add_argument("--device-ms", type=float, default=0.0)
     options = parser.parse_args()
     tokenizer = Tokenizer.from_file(ModelStore().ensure(DEFAULT_MODEL).tokenizer_path)
     table = Table("what runs", "ms a step, median", "rounds", "rows a step", "tokens a step")
     for case in CASES:
-        found = [measure(case, tokenizer, options.tokens, options.vocabulary) for _ in range(options.rounds)]
+        device = options.device_ms / 1e3
+        found = [measure(case, tokenizer, options.tokens, options.vocabulary, device) for _ in range(options.rounds)]
         times = [each[0] for each in found]
         table.add_row(
             case.name,

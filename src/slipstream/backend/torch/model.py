@@ -1,6 +1,8 @@
 """A model of `transformers` that runs steps over KV blocks of ours."""
 
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,9 +54,11 @@ class TorchModel:
         self.largest_size = SIZES[-1]
         self.window_tables = self.window = 0
         self.has_full_attention = True
-        self.seconds = 0.0
-        self._logits: torch.Tensor
-        self._clock = _DeviceClock() if on_gpu else _HostClock()
+        self.queues = on_gpu
+        self._new_clock: Callable[[], _DeviceClock | _HostClock] = _DeviceClock if on_gpu else _HostClock
+        self._under_way: deque[tuple[torch.Tensor, _DeviceClock | _HostClock]] = deque()
+        self._finished: list[_DeviceClock | _HostClock] = []
+        self._seconds = 0.0
         self._staging = Staging(self._device)
         self._graphs: Graphs | None = None
         if on_gpu:
@@ -107,24 +111,31 @@ class TorchModel:
 
     def start(self, inputs: StepInputs) -> None:
         """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed."""
-        self._clock.start()
         try:
+            clock = self._new_clock()
             with torch.inference_mode():
                 replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
-                self._logits = (
-                    self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
-                )
-            self._clock.stop()
+                logits = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
+            clock.stop()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
+        self._under_way.append((logits, clock))
 
     def finish(self) -> DeviceLogits:
-        """Wait for the step; see `Runner.finish`. Raises `ModelError` if it failed."""
+        """The logits of the first step under way; see `Runner.finish`. Who reads them, or `seconds`, waits for it."""
+        logits, clock = self._under_way.popleft()
+        self._finished.append(clock)
+        return DeviceLogits(logits, self._staging)
+
+    @property
+    def seconds(self) -> float:
+        """What all steps took, once they are done. Raises `ModelError` if one failed."""
+        finished, self._finished = self._finished, []
         try:
-            self.seconds += self._clock.seconds()
+            self._seconds += sum(clock.seconds() for clock in finished)
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
-        return DeviceLogits(self._logits, self._staging)
+        return self._seconds
 
     def _compute(self, step: Step) -> torch.Tensor:
         """The logits [rows, vocab_size] of a step."""
@@ -156,7 +167,7 @@ class TorchModel:
 class _HostClock:
     """How long a step takes where it is computed at once."""
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         self._started = time.perf_counter()
 
     def stop(self) -> None:
@@ -171,8 +182,6 @@ class _DeviceClock:
 
     def __init__(self) -> None:
         self._ends = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def start(self) -> None:
         self._ends[0].record()
 
     def stop(self) -> None:
