@@ -18,7 +18,18 @@ from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS,
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
-_INTEGERS = {"rows", "n_size", "k_size", "group_size", "first_token", "end_token", "segments", "share"}
+_INTEGERS = {
+    "rows",
+    "n_size",
+    "k_size",
+    "group_size",
+    "scale_rows",
+    "scale_columns",
+    "first_token",
+    "end_token",
+    "segments",
+    "share",
+}
 _INDICES = {
     "codes",
     "table",
@@ -32,7 +43,7 @@ _INDICES = {
     "tile_end",
 }
 _LONG_INDICES = {"blocks", "slots", "positions"}
-_FLOATS = {"part", "part_peak", "part_sum"}
+_FLOATS = {"part", "part_peak", "part_sum", "factors"}
 _BLOCKS = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
 
 
@@ -45,7 +56,7 @@ def _signature(name: str) -> tuple[str, list[Any]]:
         return "fp32", []
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
-    kinds = {"*i8": {"zeros"}, "*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
+    kinds = {"*i8": {"zeros"}, "*u8": {"numbers"}, "*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
     return next((kind for kind, names in kinds.items() if name in names), "*bf16"), divisible
 
 
@@ -83,6 +94,10 @@ def main() -> None:
             "experts": [_kinds(kernels.experts_linear, target, {"BIAS": False, "BLOCK_M": TOKEN_TILES[0], **_BLOCKS})],
             "packed_linear": [
                 _kinds(kernels.packed_linear, target, {"BIAS": False, "BLOCK_M": tile, **_BLOCKS})
+                for tile in TOKEN_TILES
+            ],
+            "scaled_linear": [
+                _kinds(kernels.scaled_linear, target, {"BIAS": False, "BLOCK_M": tile, **_BLOCKS})
                 for tile in TOKEN_TILES
             ],
             "attend": [_kinds(kernels.attend, target, attention)],

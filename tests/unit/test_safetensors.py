@@ -71,7 +71,26 @@ def test_a_broken_index_is_named(models: ModelStore, folder: Path) -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rotary positions of type longrope"),
         ({"quantization_config": {"quant_method": "awq", "bits": 8}}, r"quantised by awq \(8 bits, gemm\)"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, r"awq \(4 bits, gemv\)"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "weights quantised by fp8"),
+        ({"quantization_config": {"quant_method": "fp8", "fmt": "e5m2"}}, r"quantised by fp8 \(e5m2\)"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
+            r"compressed-tensors \(pack-quantized\)",
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "float-quantized",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float"}}},
+                }
+            },
+            "quantised by compressed-tensors",
+        ),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "weights quantised by mxfp4"),
+        (
+            {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "fp8"}},
+            "qwen3_moe with experts quantised by fp8",
+        ),
         (
             {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq", "bits": 4}},
             "qwen3_moe with experts quantised by gptq",

@@ -89,15 +89,30 @@ def check(config: dict[str, Any]) -> None:
 
 def _check_quantisation(kind: str, quantisation: dict[str, Any]) -> None:
     """Refuse weights that are packed in a way that isn't known."""
-    method, bits = quantisation.get("quant_method", "an unknown kind"), quantisation.get("bits")
-    layout = quantisation.get("version", "gemm") if method == "awq" else quantisation.get("checkpoint_format", "gptq")
-    if method not in _PACKED or bits != 4 or str(layout).lower() not in _PACKED[method]:
+    method = str(quantisation.get("quant_method", "an unknown kind"))
+    stored, known = _stored(method, quantisation)
+    if not known:
         raise UnsupportedModelError(
-            f"weights quantised by {method} ({bits} bits, {layout}) are not supported as safetensors: "
-            "take the model in bfloat16 or float16, or AWQ or GPTQ of 4 bits"
+            f"weights quantised by {method} ({stored}) are not supported as safetensors: "
+            "take the model in bfloat16 or float16, FP8, or AWQ or GPTQ of 4 bits"
         )
     if kind in _MIXTURES:
         raise UnsupportedModelError(f"{kind} with experts quantised by {method}: take the model in bfloat16 or float16")
+
+
+def _stored(method: str, quantisation: dict[str, Any]) -> tuple[str, bool]:
+    """How a method leaves weights, in words, and whether that is known."""
+    if method == "fp8":
+        number = str(quantisation.get("fmt") or "e4m3")
+        return number, number == "e4m3"
+    if method == "compressed-tensors":
+        layout = str(quantisation.get("format"))
+        weights = [group.get("weights") or {} for group in (quantisation.get("config_groups") or {}).values()]
+        kinds = {(each.get("num_bits"), each.get("type")) for each in weights}
+        return layout, layout == "float-quantized" and kinds <= {(8, "float")}
+    layouts, bits = _PACKED.get(method, ("an unknown layout",)), quantisation.get("bits")
+    layout = str(quantisation.get("version" if method == "awq" else "checkpoint_format") or layouts[0])
+    return f"{bits} bits, {layout}", method in _PACKED and bits == 4 and layout.lower() in layouts
 
 
 def _weights_of(folder: Path) -> list[str]:

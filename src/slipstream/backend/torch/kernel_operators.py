@@ -6,6 +6,7 @@ import torch
 import triton
 
 from slipstream.backend.torch import kernels
+from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Step, Tensor
 from slipstream.backend.torch.packed import Packed
 
@@ -44,18 +45,23 @@ class KernelOperators:
         )  # fmt: skip
         return out.view(*x.shape[:-1], len(weight))
 
-    def packed_linear(self, x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    def packed_linear(self, x: Tensor, weight: Packed | Scaled, bias: Tensor | None = None) -> Tensor:
         """See `Operators.packed_linear`."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        size = len(weight.codes)
+        size = weight.size
         out = x.new_empty(len(rows), size)
         tile = token_tile(len(rows))
         grid = triton.cdiv(size, BLOCK_N), triton.cdiv(len(rows), tile)
-        kernels.packed_linear[grid](
-            rows, weight.codes, weight.scales, weight.zeros, rows if bias is None else bias, out,
-            len(rows), size, rows.shape[1], weight.group,
-            BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=tile, BLOCK_K=BLOCK_K, **OPTIONS,
-        )  # fmt: skip
+        common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "BLOCK_K": BLOCK_K, **OPTIONS}
+        biases, sizes = rows if bias is None else bias, (len(rows), size, rows.shape[1])
+        if isinstance(weight, Packed):
+            kernels.packed_linear[grid](
+                rows, weight.codes, weight.scales, weight.zeros, biases, out, *sizes, weight.group, **common
+            )
+        else:
+            kernels.scaled_linear[grid](
+                rows, weight.numbers, weight.scales, biases, out, *sizes, weight.rows, weight.columns, **common
+            )
         return out.view(*x.shape[:-1], size)
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:

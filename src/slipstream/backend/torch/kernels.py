@@ -69,6 +69,41 @@ def packed_linear(
     tl.store(place, acc.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
 
 
+@triton.jit(do_not_specialize=["rows"])
+def scaled_linear(
+    x, numbers, factors, bias, out, rows, n_size, k_size, scale_rows, scale_columns,
+    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """`linear` for a weight of 8 bits, e4m3 `numbers[n, k]`; a block of `scale_rows, scale_columns` shares a factor."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    row = n[:, None].to(tl.int64)
+    factors_of_row = (n // scale_rows)[:, None] * tl.cdiv(k_size, scale_columns)
+    for start in range(0, k_size, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        there = (n < n_size)[:, None] & (k < k_size)[None, :]
+        number = _e4m3(tl.load(numbers + row * k_size + k[None, :], there, 0).to(tl.int32))
+        factor = tl.load(factors + factors_of_row + (k // scale_columns)[None, :], there, 0.0)
+        left = (number * factor).to(x.dtype.element_ty)
+        of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
+        right = tl.load(x + of_x, (m < rows)[None, :] & (k < k_size)[:, None], 0.0)
+        acc = tl.dot(left, right, acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
+    place = out + m[None, :].to(tl.int64) * n_size + n[:, None]
+    tl.store(place, acc.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
+
+
+@triton.jit
+def _e4m3(bits):
+    """Float32 of a sign, four bits of exponent and three of fraction; not every GPU has an instruction for it."""
+    magnitude = bits & 127
+    large = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, large)
+    return tl.where(bits > 127, -value, value)
+
+
 @triton.jit
 def experts_linear(
     x, weight, bias, out, order, tile_expert, tile_begin, tile_end, n_size, k_size, stride_e, stride_n, stride_k, share,

@@ -14,6 +14,7 @@ from slipstream.backend.self_test import SIZES
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.backend.torch.chooser import DeviceLogits
+from slipstream.backend.torch.fp8 import SCALES
 from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
 from slipstream.backend.torch.hooks import NAME, computing
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
@@ -207,7 +208,7 @@ def _load(folder: Path, device: torch.device) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if (given := getattr(config, "quantization_config", None)) is not None:
-            config.quantization_config = {"quant_method": METHOD, "given": given}
+            config.quantization_config = {"quant_method": METHOD, "given": given, "folder": str(folder)}
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -220,6 +221,8 @@ def _load(folder: Path, device: torch.device) -> Any:
         )
         if lost := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
             raise ModelError(f"{folder} lacks weights of the model, or has them in other shapes: {', '.join(lost[:5])}")
+        if scales := sorted(name for name in report["unexpected_keys"] if name.endswith(SCALES)):
+            raise ModelError(f"{folder} has scales of weights that have none in the model: {', '.join(scales[:5])}")
         repack(model, device)
         return model.eval().to(device)
     except (OSError, ValueError, RuntimeError) as error:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.backend.steps import StepInputs
+from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.packed import Packed
 from slipstream.backend.torch.staging import Staging
 
@@ -107,8 +108,8 @@ class Operators(Protocol):
         """`x @ weight.T + bias`: x [..., k], weight [n, k], bias [n]; [..., n]."""
         ...
 
-    def packed_linear(self, x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
-        """The same for a weight of 4 bits, whose elements have the precision of `x` once they are taken apart."""
+    def packed_linear(self, x: Tensor, weight: Packed | Scaled, bias: Tensor | None = None) -> Tensor:
+        """The same for a weight of 4 or 8 bits, whose elements have the precision of `x` once they are taken apart."""
         ...
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:

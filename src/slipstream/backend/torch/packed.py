@@ -33,6 +33,11 @@ class Packed:
     """Int64 [k], the columns of `x` as the weight has them; None if they are in order."""
 
     @property
+    def size(self) -> int:
+        """The weight's n."""
+        return len(self.codes)
+
+    @property
     def group(self) -> int:
         """Columns that share a scale and a zero."""
         return int(self.codes.shape[1] * CODES // self.scales.shape[1])
@@ -60,13 +65,13 @@ class Format:
         older = method == "gptq" and config.get("checkpoint_format", "gptq") == "gptq"
         return cls(method, int(config["group_size"]), int(older))
 
-    def shapes(self, n: int, k: int) -> dict[str, tuple[int, ...]]:
-        """Of the tensors of a weight [n, k]."""
+    def tensors(self, n: int, k: int, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shapes and dtypes of the tensors of a weight [n, k] of a model of some precision."""
         group = k if self.group == -1 else self.group
-        common = {"qzeros": (k // group, n // CODES), "scales": (k // group, n)}
+        common = {"qzeros": ((k // group, n // CODES), torch.int32), "scales": ((k // group, n), dtype)}
         if self.method == "awq":
-            return {"qweight": (k, n // CODES), **common}
-        return {"qweight": (k // CODES, n), **common, "g_idx": (k,)}
+            return {"qweight": ((k, n // CODES), torch.int32), **common}
+        return {"qweight": ((k // CODES, n), torch.int32), **common, "g_idx": ((k,), torch.int32)}
 
     def packed(self, found: Mapping[str, Tensor]) -> Packed:
         """A weight from these tensors."""

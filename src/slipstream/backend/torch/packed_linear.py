@@ -1,6 +1,8 @@
-"""How `transformers` comes to load weights of 4 bits, and its classes to compute with them, without other packages."""
+"""How `transformers` comes to load weights of 4 and 8 bits, and its classes to compute with them, without other
+packages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from slipstream.backend.torch import fp8
 from slipstream.backend.torch.hooks import operators_now
 from slipstream.backend.torch.operators import Tensor
 from slipstream.backend.torch.packed import Format, Packed
@@ -18,18 +21,17 @@ METHOD = "slipstream-packed"
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]  # torch's types are not looked at
-    """Takes the place of `nn.Linear`. First it has a checkpoint's tensors, and from `repack` on a `Packed` weight."""
+    """Takes the place of `nn.Linear`. First it has a checkpoint's tensors, and from `repack` on a weight of them."""
 
-    def __init__(self, form: Format, linear: nn.Linear) -> None:
+    def __init__(self, form: Format | fp8.Format, linear: nn.Linear) -> None:
         super().__init__()
         self._form = form
-        shapes = form.shapes(linear.out_features, linear.in_features)
-        for name, shape in shapes.items():
-            dtype = linear.weight.dtype if name == "scales" else torch.int32
+        tensors = form.tensors(linear.out_features, linear.in_features, linear.weight.dtype)
+        for name, (shape, dtype) in tensors.items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype, device=linear.weight.device))
         self.register_buffer("bias", linear.bias.data if linear.bias is not None else None)
-        self._names = tuple(shapes)
-        self.packed: Packed | None = None
+        self._names = tuple(tensors)
+        self.packed: Packed | fp8.Scaled | None = None
 
     def repack(self, device: torch.device) -> None:
         """Bring the weight into one layout, on its device."""
@@ -46,11 +48,12 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch's types are not lo
 
 @register_quantization_config(METHOD)
 class _Config(QuantizationConfigMixin):  # type: ignore[misc]
-    """Holds what the model's own file says."""
+    """Holds what the model's own file says, and its folder."""
 
-    def __init__(self, given: Mapping[str, Any], **_: Any) -> None:
+    def __init__(self, given: dict[str, Any], folder: str, **_: Any) -> None:
         self.quant_method = METHOD
         self.given = given
+        self.folder = folder
 
 
 @register_quantizer(METHOD)
@@ -60,10 +63,10 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        given = self.quantization_config.given
-        form, kept = Format.of(given), ("lm_head", *(given.get("modules_to_not_convert") or ()))
+        config = self.quantization_config
+        format_of = _formats(config.given, Path(config.folder))
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and not any(part in name for part in kept):
+            if isinstance(module, nn.Linear) and (form := format_of(name, module)) is not None:
                 parent, _, own = name.rpartition(".")
                 setattr(model.get_submodule(parent), own, PackedLinear(form, module))
 
@@ -80,8 +83,17 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
+def _formats(given: dict[str, Any], folder: Path) -> Callable[[str, nn.Linear], Format | fp8.Format | None]:
+    """What says how a layer's weight is stored; None if as it is."""
+    if given["quant_method"] in ("awq", "gptq"):
+        form, kept = Format.of(given), ("lm_head", *(given.get("modules_to_not_convert") or ()))
+        return lambda name, _: None if any(part in name for part in kept) else form
+    checkpoint = fp8.Checkpoint(folder, given)
+    return lambda name, linear: checkpoint.format(name, linear.out_features, linear.in_features)
+
+
 def repack(model: nn.Module, device: torch.device) -> None:
-    """Bring all weights of 4 bits of a model into one layout, on the device that it goes to."""
+    """Bring all such weights of a model into one layout, on the device that it goes to."""
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.repack(device)

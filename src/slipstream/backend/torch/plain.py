@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Step, Tensor
 from slipstream.backend.torch.packed import Packed
 
@@ -16,7 +17,7 @@ _ROWS = 16
 _QUERY_ROWS = 32
 """Rows of queries that are compared with keys at a time: a few tokens, times the heads that share keys."""
 _UNPACKED = 1024
-"""Rows of a weight of 4 bits that are taken apart at a time."""
+"""Rows of a weight of 4 or 8 bits that are taken apart at a time."""
 
 
 class PlainOperators:
@@ -32,9 +33,9 @@ class PlainOperators:
         out = torch.cat([F.linear(tile, weight, bias) for tile in tiles])
         return out[: len(flat)].view(*x.shape[:-1], len(weight))
 
-    def packed_linear(self, x: Tensor, weight: Packed, bias: Tensor | None = None) -> Tensor:
+    def packed_linear(self, x: Tensor, weight: Packed | Scaled, bias: Tensor | None = None) -> Tensor:
         """Some rows of the weight after the others; see `Operators.packed_linear`."""
-        size = len(weight.codes)
+        size = weight.size
         out = x.new_empty(*x.shape[:-1], size)
         for begin in range(0, size, _UNPACKED):
             end = min(begin + _UNPACKED, size)
