@@ -1,6 +1,7 @@
 """`make gpu-check` on a processor: every part runs, and results are compared with those that were kept."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,29 +11,48 @@ import torch
 from slipstream.models import Model
 from slipstream_bench import gpu_check
 from slipstream_bench.gpu_agents import MODES
+from slipstream_bench.gpu_peers import PEERS, GPUPeer, find
+from tests.torch_backend import peer_stand_in
 
 pytestmark = pytest.mark.torch
+OTHERS = ("library", "transformers", "vllm 9.9", "sglang 9.9")
+"""Those that aren't ours."""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """A Python that has vLLM and SGLang, so to speak."""
+    path = tmp_path / "python"
+    command = shlex.join([sys.executable, str(Path(peer_stand_in.__file__))])
+    path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 def test_on_a_processor(
-    whole_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole_model: Model,
+    tmp_path: Path,
+    stand_in: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLIPSTREAM_HOME", str(whole_model.path.parents[1]))  # whose tokenizer it takes
     kept = tmp_path / "kept"
     kept.mkdir()
     arguments = ["--device", "cpu", "--seconds", "1e9", "--out", str(kept / "a.json"), "--kept", str(kept)]
+    arguments += ["--peer", f"vllm={stand_in}", "--peer", f"sglang={stand_in}"]
     monkeypatch.setattr(sys, "argv", ["gpu_check", *arguments])
     gpu_check.main()
     report = json.loads((kept / "a.json").read_bytes())
     results = report["results"]
     assert {result["part"] for result in results} == {"product", "attention", "exactness", "step", "agents"}
-    assert all(result["exact"] for result in results if result["choice"] not in ("library", "transformers"))
+    assert all(result["exact"] for result in results if result["choice"] not in OTHERS)
     by_part = {part: [each for each in results if each["part"] == part] for part in ("step", "exactness", "agents")}
     assert all(result["ms"] and result["floor_ms"] is not None for result in by_part["step"])
     assert int(by_part["exactness"][0]["note"].split()[0]) >= gpu_check.TINY.scenarios
-    assert [result["choice"] for result in by_part["agents"]] == [*(mode.name for mode in MODES), "transformers"]
+    assert [result["choice"] for result in by_part["agents"]] == [*(mode.name for mode in MODES), *OTHERS[1:]]
     assert all(result["ms"]["turn"] > 0 for result in by_part["agents"])
-    tokens_a_step = [float(result["note"].split()[2]) for result in by_part["agents"][:-1]]
+    tokens_a_step = [float(result["note"].split()[2]) for result in by_part["agents"][:3]]
     assert tokens_a_step[0] > 1.5 * tokens_a_step[1], "forced tokens and drafts bring several tokens a step"
     assert "Not a GPU" in capsys.readouterr().out
     results[0]["ms"] = dict.fromkeys(results[0]["ms"], 1e6)
@@ -48,4 +68,25 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu_check"])
     with pytest.raises(SystemExit, match=r"there is no GPU .* ARGS='--device cpu'"):
+        gpu_check.main()
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=[peer.name for peer in PEERS])
+def test_a_server_that_is_not_installed(peer: GPUPeer, stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert find(peer) is None
+    assert find(peer, Path("/nowhere/python")) is None
+    installed = find(peer, stand_in)
+    assert installed is not None
+    assert installed.name == f"{peer.name} 9.9"
+    program = stand_in.parent / peer.name
+    program.symlink_to(stand_in)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(stand_in.parent))
+    assert find(peer) == installed
+
+
+def test_servers_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--peer", "llama=/usr/bin/python"])
+    with pytest.raises(SystemExit, match="vllm, sglang, not llama"):
         gpu_check.main()

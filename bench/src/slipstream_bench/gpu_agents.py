@@ -126,7 +126,7 @@ class Fleet:
 
     def run(self, mode: Mode, agents: int, turns: int, seed: str) -> Turns:
         """Have some agents talk at once, each of another task."""
-        rng = random.Random(f"{seed} {mode.name}")
+        rng = random.Random(f"{seed} {mode.name} {agents} {turns}")
         scripts = [coding_script(rng, turns, lines=(1, 4)) for _ in range(agents)]
         core, model = self._engine.core, self._made[-1]
         core.prefill = self._prefill if mode.idle else lambda *_: None  # type: ignore[method-assign]

@@ -8,12 +8,13 @@ written as JSON, and compared with those of the last run on the same device that
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -25,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 
 from slipstream.backend import calibration
 from slipstream.backend.self_test import SELF_TEST_BLOCKS
@@ -36,7 +36,11 @@ from slipstream.backend.torch.operators import AttentionShape, Operators, Step, 
 from slipstream.backend.torch.staging import Staging
 from slipstream.errors import ModelError
 from slipstream.processor import this_processor
-from slipstream_bench.gpu_agents import MODES, Fleet, check_scenarios, generated, random_model
+from slipstream.tokenizer import Tokenizer
+from slipstream_bench.gpu_agents import MODES, Fleet, check_scenarios, generated, model_folder, random_model
+from slipstream_bench.gpu_peers import PEERS, Installed, find, serving, turns, write_folder
+from slipstream_bench.gpu_report import Result, print_table
+from slipstream_bench.peers.base import PeerError
 
 _QUERIES = 48
 
@@ -107,28 +111,13 @@ TINY = Sizes(
 )
 
 
-@dataclass
-class Result:
-    """One row of the table."""
-
-    part: str
-    case: str
-    choice: str
-    exact: bool | None = None
-    """Whether bits were the same for all rows, cuts and neighbours that were tried."""
-    note: str = ""
-    ms: dict[str, float] = field(default_factory=dict)
-    """By number of tokens; of agents' turns, their median and what of a step is whose."""
-    floor_ms: float | None = None
-    """What reading the weights, or keys and values, takes at the bandwidth of a copy."""
-
-
 class Check:
-    """A run on one device, until its time is up."""
+    """A run on one device, until its time is up; `pythons` have servers to compare with, by their names."""
 
-    def __init__(self, device: torch.device, sizes: Sizes, seconds: float) -> None:
+    def __init__(self, device: torch.device, sizes: Sizes, seconds: float, pythons: Mapping[str, Path]) -> None:
         self.device = device
         self.sizes = sizes
+        self._pythons = pythons
         self._until = time.monotonic() + seconds
         self.machine = self._machine()
 
@@ -144,6 +133,7 @@ class Check:
         yield from self._scenarios()  # on an engine's own thread, which may write to nothing that was made in that mode
         yield from _inferred(self._steps())
         yield from self._agents()
+        yield from self._peers()
 
     def _machine(self) -> dict[str, Any]:
         source = torch.empty(self.sizes.copied, dtype=torch.uint8, device=self.device)
@@ -236,17 +226,17 @@ class Check:
     def _agents(self) -> Iterator[Result]:
         """Agents' turns, with all that Slipstream does for them, and with less; and what `transformers` takes."""
         for case, shape in reversed(self.sizes.models.items()):  # the large ones matter most
-            turns: list[tuple[int, int]] = []
+            taken: list[tuple[int, int]] = []
             try:
                 with TemporaryDirectory() as folder:
                     make = partial(self._model, shape)
                     memory, vocabulary = self._kv_memory(shape), self.sizes.vocabulary
                     with Fleet(Path(folder), make, kv_memory=memory, vocab_size=vocabulary) as fleet:
                         for result, tokens in self._turns(case, fleet):
-                            turns = turns or tokens[1:]
+                            taken = taken or tokens[1:]
                             yield result
-                if turns and self.timely:
-                    seconds = generated(self._model(shape, attention="sdpa"), turns[:5])
+                if taken and self.timely:
+                    seconds = generated(self._model(shape, attention="sdpa"), taken[:5])
                     yield Result("agents", f"{case}, 1 agent", "transformers", ms={"turn": round(seconds * 1e3, 2)})
             except (ModelError, torch.OutOfMemoryError) as error:
                 yield Result("agents", case, "", note=f"not run: {error}")
@@ -258,14 +248,58 @@ class Check:
                 if not self.timely:
                     return
                 fleet.run(mode, agents, 2, "warm-up")
-                turns = fleet.run(mode, agents, count, "measured")
+                found = fleet.run(mode, agents, count, "measured")
                 result = Result("agents", f"{case}, {agents} agents, {count} turns", mode.name, fleet.exact)
-                device, host = turns.device / turns.steps * 1e3, (turns.busy - turns.device) / turns.steps * 1e3
-                result.ms = {"turn": turns.median * 1e3, "device's step": device, "host's": host}
+                device, host = found.device / found.steps * 1e3, (found.busy - found.device) / found.steps * 1e3
+                result.ms = {"turn": found.median * 1e3, "device's step": device, "host's": host}
                 result.ms = {name: round(ms, 3) for name, ms in result.ms.items()}
-                answers = sum(answer for _, answer in turns.tokens)
-                result.note = f"host {turns.host_share:.0%}, {answers / turns.steps:.2f} tokens a step"
-                yield result, list(turns.tokens)
+                answers = sum(answer for _, answer in found.tokens)
+                result.note = f"host {found.host_share:.0%}, {answers / found.steps:.2f} tokens a step"
+                yield result, list(found.tokens)
+
+    def _peers(self) -> Iterator[Result]:
+        """The same turns of the same agents on other servers, where they are installed."""
+        installed = []
+        for peer in PEERS:
+            if (found := find(peer, self._pythons.get(peer.name))) is not None:
+                installed.append(found)
+            else:
+                note = f"not installed here; --peer {peer.name}=PYTHON names the Python that has it"
+                yield Result("agents", "", peer.name, note=note)
+        for case, shape in reversed(self.sizes.models.items()) if installed else ():
+            with TemporaryDirectory() as parent:
+                own, folder = Path(parent) / "own", Path(parent) / "weights"
+                own.mkdir()
+                model = model_folder(own, self.sizes.vocabulary)
+                write_folder(self._model(shape, model.manifest.vocab_size), model, folder)
+                self._give_back()
+                for each in installed:
+                    yield from self._turns_of(each, case, folder, Tokenizer.from_file(model.tokenizer_path))
+
+    def _turns_of(self, peer: Installed, case: str, folder: Path, tokenizer: Tokenizer) -> Iterator[Result]:
+        """What turns take on a server."""
+        if not self.timely:
+            return
+        try:
+            with serving(peer, folder, tokenizer, timeout=self._until - time.monotonic()) as endpoint:
+                for agents, count in self.sizes.agents:
+                    if not self.timely:
+                        return
+                    turns(endpoint, agents, 2, f"warm-up {agents} {count}")
+                    found = turns(endpoint, agents, count, f"measured {agents} {count}")
+                    later = [result.seconds for result in found if result.turn]
+                    result = Result("agents", f"{case}, {agents} agents, {count} turns", peer.name)
+                    result.ms = {"turn": round(statistics.median(later) * 1e3, 3)}
+                    result.note = "over HTTP, the others in one process"
+                    yield result
+        except PeerError as error:
+            yield Result("agents", case, peer.name, note=f"not run: {error}")
+
+    def _give_back(self) -> None:
+        """Let others have the device's memory."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _kv_memory(self, shape: dict[str, int]) -> int:
         """Bytes for the largest fleet, as far as the device has them beside the weights."""
@@ -351,25 +385,6 @@ def _compute(runner: TorchModel, tokens: int) -> None:
     runner.finish()
 
 
-def print_table(machine: dict[str, Any], results: Sequence[Result], before: Sequence[dict[str, Any]]) -> None:
-    """All results; beside a time, how many times as long it took at the last run that was kept."""
-    last = {(each["part"], each["case"], each["choice"]): each["ms"] for each in before}
-    title = f"{machine['device']}, {machine['gb_per_second']} GB/s, torch {machine['torch']}"
-    table = Table(title=title if machine["gpu"] else f"{title}. Not a GPU: tiny sizes, no measurement")
-    for column in ("part", "case", "choice", "exact", "ms", "floor ms", "note"):
-        table.add_column(column)
-    for result in results:
-        then = last.get((result.part, result.case, result.choice), {})
-        times = [
-            f"{tokens}: {ms:.3g}" + (f" (x{ms / then[tokens]:.2f})" if then.get(tokens) else "")
-            for tokens, ms in result.ms.items()
-        ]
-        floor = "" if result.floor_ms is None else f"{result.floor_ms:.3g}"
-        exact = {True: "yes", False: "no", None: ""}[result.exact]
-        table.add_row(result.part, result.case, result.choice, exact, ", ".join(times), floor, result.note)
-    Console().print(table)
-
-
 def main() -> None:
     """Run all parts, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -377,14 +392,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="after which nothing more is begun")
     parser.add_argument("--out", type=Path, default=Path("bench-results/gpu-check.json"))
     parser.add_argument("--kept", type=Path, default=Path("bench/gpu-check"), help="results to compare with")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="a Python that has vllm, or sglang, installed",
+    )
     options = parser.parse_args()
+    pythons = {name: Path(python) for name, _, python in (each.partition("=") for each in options.peer)}
+    if unknown := sorted({*pythons} - {peer.name for peer in PEERS}):
+        sys.exit(f"--peer knows {', '.join(peer.name for peer in PEERS)}, not {', '.join(unknown)}")
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         sys.exit(
             f"there is no GPU that torch {torch.__version__} can use, so there is nothing to check. "
             "`make gpu-check ARGS='--device cpu'` runs every part on the processor in tiny sizes, and measures nothing"
         )
-    check = Check(torch.device(options.device), FULL if on_gpu else TINY, options.seconds)
+    check = Check(torch.device(options.device), FULL if on_gpu else TINY, options.seconds, pythons)
     results = list(check.run())
     before: list[dict[str, Any]] = []
     for path in sorted(options.kept.glob("*.json")):

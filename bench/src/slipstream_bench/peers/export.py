@@ -73,7 +73,7 @@ def fetch_safetensors(model: Model, progress: Progress) -> Path:
         folder = Path(workdir) / "bf16"
         folder.mkdir()
         export_weights(gguf, folder)
-        _export_tokenizer(model, folder)
+        export_tokenizer(model, folder)
         folder.rename(target)
     return target
 
@@ -156,7 +156,7 @@ def _llama_config(metadata: Mapping[str, Any], *, vocabulary: int, tied: bool) -
     }
 
 
-def _export_tokenizer(model: Model, folder: Path) -> None:
+def export_tokenizer(model: Model, folder: Path) -> None:
     """The tokenizer and template that Slipstream uses, so that all servers see the same tokens."""
     manifest = model.manifest
     shutil.copyfile(model.tokenizer_path, folder / "tokenizer.json")
