@@ -103,6 +103,27 @@ def test_the_same_tokens_where_steps_are_queued(tiny: Model, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_a_queued_step_that_fails_leaves_its_states_as_they_were(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backend_of(tiny)
+    model = backend._model
+    model.queues = True
+    tokens = random_tokens(70)
+    state = backend.store.open(80)
+    backend.launch([Chunk(state, tokens[:20], 0)]).wait()
+    first, second = (backend.launch([Chunk(state, tokens[at : at + 20], 0)]) for at in (20, 40))
+    assert state.length == 60
+
+    def fail(clock: Any) -> float:
+        raise RuntimeError("the device is on fire")
+
+    monkeypatch.setattr(type(model._under_way[0][1]), "seconds", fail)
+    for ticket in (first, second):
+        with pytest.raises(ModelError, match="on fire"):
+            ticket.wait()
+        assert state.length == 20
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_saved_state_is_read_back(tiny: Model) -> None:
     backend = backend_of(tiny)
     tokens = random_tokens(70)

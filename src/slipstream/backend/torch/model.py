@@ -133,9 +133,10 @@ class TorchModel:
         """What all steps took, once they are done. Raises `ModelError` if one failed."""
         finished, self._finished = self._finished, []
         try:
-            self._seconds += sum(clock.seconds() for clock in finished)
+            taken = sum(clock.seconds() for clock in finished)
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
+        self._seconds += taken
         return self._seconds
 
     def _compute(self, step: Step) -> torch.Tensor:
