@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from llguidance import LLMatcher, grammar_from
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
@@ -40,6 +41,7 @@ def serve(module: str, arguments: list[str]) -> None:
             assert "response_format" not in body
             grammar: Any = body[_GRAMMAR_FIELDS[module]]
             text = grammar["grammar"] if module.startswith("vllm") else grammar
+            assert not LLMatcher.validate_grammar(grammar_from("grammar", text)), "both read grammars so"
             assert re.fullmatch(r"start:( <\[\d+\]>)+", text)
             tokens = [int(token) for token in re.findall(r"\d+", text)]
             said = tokenizer.decode(tokens, skip_special_tokens=False)
