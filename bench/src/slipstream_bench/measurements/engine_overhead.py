@@ -3,13 +3,19 @@
     python -m slipstream_bench.measurements.engine_overhead
 
 The stub's rows are noise with one likely token, the same after the same token, so that answers repeat themselves and
-drafts come true. What the stub takes to make them is not counted. With `--device-ms`, its steps take so long beside the
-host, as on a GPU: then what is counted is for how long the device has nothing to do.
+drafts come true. What the stub takes to make them is not counted.
+
+With `--device-ms`, its steps take so long beside the host, as on a GPU, and pieces of answers go to an event loop on
+another thread, as in a server. Then it's the median time between a step's end and the next launch: the device's idle
+time.
 """
 
 import argparse
+import asyncio
+import json
 import queue
 import statistics
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +64,10 @@ class Stub:
         self.seconds_a_step = seconds
         self.seconds = 0.0
         """What all steps took."""
+        self.ended: float | None = None
+        """When the last step was over; None if the next is launched."""
+        self.gaps: list[float] = []
+        """Seconds between a step's end and the next launch."""
         self.cost = StepCost(StepMeasurements(tuple((size, 0.01 + size * 1e-4) for size in SIZES)))
         self.store = PagedStore(NoBlocks(), num_blocks=num_blocks, block_size=32, block_bytes=32)
         rng = np.random.default_rng(0)
@@ -65,6 +75,9 @@ class Stub:
 
     def launch(self, chunks: Sequence[Chunk]) -> "StubTicket":
         """Start a step."""
+        if self.ended is not None:
+            self.gaps.append(time.perf_counter() - self.ended)
+            self.ended = None
         return StubTicket(self, chunks)
 
 
@@ -86,9 +99,8 @@ class StubTicket:
         self._make()
         if self.backend.seconds_a_step:
             time.sleep(max(0.0, self._due - time.perf_counter()))
-            self.backend.seconds += self.backend.seconds_a_step
-        else:
-            self.backend.seconds += time.perf_counter() - started
+        self.backend.ended = time.perf_counter()
+        self.backend.seconds += self.backend.ended - started
         return self.choose(rows)
 
     def _make(self) -> None:
@@ -131,17 +143,26 @@ CASES = [
 def measure(
     case: Case, tokenizer: Tokenizer, tokens: int, vocab_size: int, seconds: float = 0.0
 ) -> tuple[float, float, float]:
-    """Milliseconds of the engine's Python for each step; rows of a step; tokens that a step brings."""
+    """Milliseconds of the engine's Python for each step, or between two; rows of a step; tokens that a step brings."""
+    events = asyncio.new_event_loop()
+    serving = threading.Thread(target=events.run_forever)
+    serving.start()
     stub = Stub(vocab_size, chooses=case.chooses, seconds=seconds)
     core = EngineCore(stub, tokenizer, context_length=8192, stop_token_ids=frozenset({0}))
     ended: queue.SimpleQueue[Output] = queue.SimpleQueue()
+
+    def sink(output: Output) -> None:
+        if seconds:
+            events.call_soon_threadsafe(json.dumps, {"choices": [{"index": 0, "delta": {"content": output.text}}]})
+        if output.finish_reason:
+            ended.put(output)
 
     def run(count: int) -> None:
         for index in range(case.sequences):
             prompt = as_prompt([5000 + index, *(1000 + at % PERIOD for at in range(200))])
             params = SamplingParams(max_tokens=count, seed=index, ignore_eos=True, **case.params)  # type: ignore[arg-type]
             request = EngineRequest(prompt=prompt, params=params, speculation=case.drafts, reuse=False)
-            core.submit(request, lambda output: ended.put(output) if output.finish_reason else None)
+            core.submit(request, sink)
         outputs = [ended.get() for _ in range(case.sequences)]
         assert all(output.error is None for output in outputs), outputs[0].error
 
@@ -149,11 +170,15 @@ def measure(
     before, of_stub = core.stats(), stub.seconds
     run(tokens)
     core.shutdown()
+    events.call_soon_threadsafe(events.stop)
+    serving.join()
+    events.close()
     after = core.stats()
     steps = after.steps - before.steps
     own = (after.busy_seconds - before.busy_seconds) - (stub.seconds - of_stub)
     rows = (after.tokens_forwarded - before.tokens_forwarded - 201 * case.sequences) / steps
-    return own / steps * 1e3, rows, tokens * case.sequences / steps
+    taken = statistics.median(stub.gaps) if seconds else own / steps
+    return taken * 1e3, rows, tokens * case.sequences / steps
 
 
 def main() -> None:
