@@ -70,6 +70,14 @@ class Leaky(ToyRunner):
         return HostLogits(super().finish().host() + np.float32(len(self.started["past_lens"]) > 2) * np.float32(1e-6))
 
 
+class Mixed(ToyRunner):
+    """A mixture on a processor on which an expert that gets more than 80 tokens of a step gives other bits."""
+
+    def finish(self) -> HostLogits:
+        crowded = np.bincount(self.started["input_ids"]).max() > 80
+        return HostLogits(super().finish().host() + np.float32(crowded) * np.float32(1e-6))
+
+
 class Unhurried(ToyRunner):
     """A machine that takes seconds for the first step of a size, and has other work during every third step."""
 
@@ -126,6 +134,12 @@ def test_a_step_is_said_to_take_what_it_takes_once_it_is_prepared_and_alone(monk
     monkeypatch.setattr(calibration, "time", ToyRunner.clock)
     measured = calibration.measure(Unhurried(), StepClass((2, 8, 16, 32, 64, 80), (8,)), lambda _: None)
     assert dict(measured.seconds) == {size: step_seconds(size) for size in (2, 8, 16, 32, 64, 80)}
+
+
+def test_a_class_has_no_size_in_which_an_expert_may_get_too_many_tokens() -> None:
+    found = find_step_class(Mixed())
+    assert found is not None
+    assert found.sizes[-1] < 112
 
 
 @pytest.mark.parametrize(
