@@ -35,6 +35,7 @@ class EngineStats:
     tokens_forwarded: int = 0
     """Real tokens, without padding."""
     infer_seconds: float = 0.0
+    """Of steps: from the launch, or the end of the step before, to the choice of their first tokens."""
     busy_seconds: float = 0.0
     """Time of the engine thread with something to do, `infer_seconds` included."""
     idle_tokens: int = 0
