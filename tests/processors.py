@@ -23,6 +23,8 @@ AVX2 = (1, 80)
 """Steps of 1, of up to 80 and of more tokens give different bits, as they do on a Zen 3."""
 AVX2_NARROW = (1, 6, 80)
 """So do steps of up to 6 tokens, for some widths of layers."""
+ZEN_4 = (4,)
+"""So do steps of up to 4 tokens with AVX-512."""
 NO_CLASS = tuple(range(1, SIZES[-1]))
 """Every size gives bits of its own, and so does every place in a step: see `Emulated`."""
 

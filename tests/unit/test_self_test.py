@@ -14,7 +14,7 @@ from slipstream.backend.logits import HostLogits
 from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, StepInputs
 from slipstream.types import IntArray
-from tests.processors import AVX2, AVX2_NARROW, NO_CLASS, Emulated
+from tests.processors import AVX2, AVX2_NARROW, NO_CLASS, ZEN_4, Emulated
 from tests.unit.toy_backend import VOCABULARY, Clock, toy_logits
 
 
@@ -90,6 +90,20 @@ class Unhurried(ToyRunner):
         return logits
 
 
+class Interrupted(ToyRunner):
+    """A machine that has other work from some step on, for a while, and little time for this one's."""
+
+    def __init__(self, begin: int) -> None:
+        super().__init__()
+        self._busy = range(begin, begin + 12)
+
+    def finish(self) -> HostLogits:
+        before = self.clock.now
+        logits = super().finish()
+        self.clock.now += 99 * (self.clock.now - before) if len(self.sizes) in self._busy else 0
+        return logits
+
+
 @pytest.fixture(autouse=True)
 def _only_steps_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_test, "time", ToyRunner.clock)
@@ -128,6 +142,15 @@ def test_a_class_of_small_steps_is_taken_however_slow_they_were_at_first(monkeyp
     found = find_step_class(Emulated(Unhurried(), sizes=AVX2))
     assert found is not None
     assert found.sizes == tuple(size for size in SIZES if 2 <= size <= 80)
+
+
+def test_no_class_is_ruled_out_by_what_the_machine_did_for_a_while() -> None:
+    runner = ToyRunner()
+    find_step_class(Emulated(runner, sizes=ZEN_4))
+    for begin in range(0, len(runner.sizes), 3):
+        found = find_step_class(Emulated(Interrupted(begin), sizes=ZEN_4))
+        assert found is not None, f"busy from step {begin} on"
+        assert found.sizes[0] == 5
 
 
 def test_a_step_is_said_to_take_what_it_takes_once_it_is_prepared_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ the kernel of the projection to the vocabulary. The class that serves best is th
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -47,6 +48,8 @@ _USABLE = 4
 """How many times as long a turn may take in steps of one class as in steps of any size: exact, but no slower."""
 _PATIENCE = 5.0
 """Seconds after which no larger size is tried."""
+_TIMED_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 1.0, 3, 10
+"""How long sizes are timed, and how often: a tiny model's step takes less than other work's slice of time."""
 _CONTEXT = 2 * BLOCK_SIZE + 6
 WITNESS_CONTEXT = 6
 """Tokens of context where no class is looked for, but a known one confirmed: a large model takes seconds for more."""
@@ -133,13 +136,17 @@ def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Tr
 def _seconds(probe: "Probe", sizes: Iterable[int]) -> dict[int, float]:
     """What steps take of sizes that were tried before: the first step of a size has to prepare it, for ten times that.
 
-    Other work of the machine makes a step look slower, never faster, so none takes more than a larger one.
+    Other work of the machine makes a step look slower, never faster, so the least of some rounds counts, the more the
+    shorter they are, and none takes more than a larger one.
     """
-    found: dict[int, float] = {}
-    least = float("inf")
-    for size in sorted(sizes, reverse=True):
-        least = found[size] = min(least, *(probe.trial(size, _PROBED_ROWS).seconds for _ in range(2)))
-    return found
+    falling = sorted(sizes, reverse=True)
+    found = dict.fromkeys(falling, math.inf)
+    for done in range(_MOST_ROUNDS):
+        if done >= _LEAST_ROUNDS and done * 2 * sum(found.values()) > _TIMED_SECONDS:
+            break
+        for size in falling:
+            found[size] = min(found[size], *(probe.trial(size, _PROBED_ROWS).seconds for _ in range(2)))
+    return dict(zip(falling, accumulate(found.values(), min), strict=True))
 
 
 def _passes_for_rows(row_class: Sequence[int]) -> tuple[int, int]:
