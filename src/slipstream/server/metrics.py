@@ -96,7 +96,7 @@ class _EngineCollector(Collector):
         yield _gauge("exact", "1 if the same request gives the same tokens here, whatever happens around it.", exact)
         yield _counter("engine_steps", "Forward passes of the model.", stats.steps)
         yield _counter("engine_tokens", "Tokens computed, without padding.", stats.tokens_forwarded)
-        yield _counter("engine_infer_seconds", "Time in forward passes.", stats.infer_seconds)
+        yield _counter("engine_infer_seconds", "Time in forward passes, first choices included.", stats.infer_seconds)
         yield _counter("engine_busy_seconds", "Time with something to compute.", stats.busy_seconds)
         yield _counter("preemptions", "Choices set back for lack of KV memory.", stats.preemptions)
         yield _gauge("choices_running", "Choices being computed.", stats.running)

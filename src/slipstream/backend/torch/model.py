@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import transformers
 
-from slipstream.backend.self_test import SIZES
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
 from slipstream.backend.torch.chooser import DeviceLogits
@@ -52,7 +51,6 @@ class TorchModel:
         self._block = (config.num_hidden_layers, 2, config.num_key_value_heads, BLOCK_SIZE, head_dim)
         self.block_bytes = int(np.prod(self._block)) * self._dtype.itemsize
         self.states = None
-        self.largest_size = SIZES[-1]
         self.window_tables = self.window = 0
         self.has_full_attention = True
         self.queues = on_gpu
