@@ -27,9 +27,10 @@ from slipstream.engine import (
     as_prompt,
     core,
     loop,
+    messages,
     scheduler,
 )
-from slipstream.engine.commands import Export, Guard, Install
+from slipstream.engine.commands import Command, Export, Guard, Install
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVMemory, KVUsage
@@ -539,6 +540,26 @@ class TestAheadOfTheDevice:
             assert events[:8] == ["launched", "waited", *["launched", "output", "waited"] * 2]
             assert events[8] == "output"  # the last one waits for nothing
             assert [output.token_ids for output in call.outputs] == [(token,) for token in call.tokens]
+
+    def test_no_output_waits_for_a_command(self) -> None:
+        with toy_engine() as engine:
+            events = engine.backend.events
+
+            @dataclass(frozen=True)
+            class Noted(Command[None]):
+                def run(self, kv: KVMemory) -> Iterator[None]:
+                    events.append("command")
+                    yield None
+
+            def command() -> None:
+                if len(engine.backend.steps) == 2:
+                    engine.core._inbox.put(messages.Call(Noted(), Future()))
+
+            engine.backend.before_step = command
+            call = Call(request(prompt(20), max_tokens=4), on_output=lambda _: events.append("output"))
+            engine.core.submit(call.request, call.sink)
+            engine.wait(call)
+            assert events[events.index("command") - 2 :][:3] == ["waited", "output", "command"]
 
     def test_a_step_is_planned_and_launched_before_a_queued_one_is_waited_for(self) -> None:
         with toy_engine(kind="queue") as engine:

@@ -183,6 +183,7 @@ class EngineLoop:
         """Carry on with the oldest command, once memory has all that was said by then."""
         if not self._calls:
             return
+        self._give_out()
         while self.failure is None and (work := self._scheduler.plan_settling()):
             self._step(work)
         self._finish_queued()
