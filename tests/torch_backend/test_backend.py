@@ -175,6 +175,19 @@ class Noting(PlainOperators):
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_on_a_processor_a_step_is_computed_when_it_is_waited_for(tiny: Model) -> None:
+    """Or what the step before brought would be given out after it."""
+    operators = Noting()
+    model = TorchModel.load(tiny.path, torch.device("cpu"), operators)
+    backend = TorchBackend(model, [operators], kv_memory=2**24)
+    operators.rows.clear()
+    ticket = backend.launch([Chunk(backend.store.open(20), random_tokens(9), 1)])
+    assert not operators.rows
+    ticket.wait()
+    assert operators.rows
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_on_a_gpu_kernels_are_compiled_before_steps_are_measured(tiny: Model) -> None:
     operators = Noting()
     model = TorchModel.load(tiny.path, torch.device("cpu"), operators)

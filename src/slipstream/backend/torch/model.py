@@ -55,7 +55,7 @@ class TorchModel:
         self.has_full_attention = True
         self.queues = on_gpu
         self._new_clock: Callable[[], _DeviceClock | _HostClock] = _DeviceClock if on_gpu else _HostClock
-        self._under_way: deque[tuple[torch.Tensor, _DeviceClock | _HostClock]] = deque()
+        self._under_way: deque[StepInputs | tuple[torch.Tensor, _DeviceClock | _HostClock]] = deque()
         self._finished: list[_DeviceClock | _HostClock] = []
         self._seconds = 0.0
         self._staging = Staging(self._device)
@@ -109,7 +109,21 @@ class TorchModel:
             self.finish()
 
     def start(self, inputs: StepInputs) -> None:
-        """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed."""
+        """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed.
+
+        A processor computes it when it's waited for: until then the host has other things to do.
+        """
+        self._under_way.append(self._run(inputs) if self.queues else inputs)
+
+    def finish(self) -> DeviceLogits:
+        """The logits of the first step under way; see `Runner.finish`. Who reads them, or `seconds`, waits for it."""
+        first = self._under_way.popleft()
+        logits, clock = first if isinstance(first, tuple) else self._run(first)
+        self._finished.append(clock)
+        return DeviceLogits(logits, self._staging)
+
+    def _run(self, inputs: StepInputs) -> tuple[torch.Tensor, "_DeviceClock | _HostClock"]:
+        """Compute a step, or let the device begin with it."""
         try:
             clock = self._new_clock()
             with torch.inference_mode():
@@ -118,13 +132,7 @@ class TorchModel:
             clock.stop()
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
-        self._under_way.append((logits, clock))
-
-    def finish(self) -> DeviceLogits:
-        """The logits of the first step under way; see `Runner.finish`. Who reads them, or `seconds`, waits for it."""
-        logits, clock = self._under_way.popleft()
-        self._finished.append(clock)
-        return DeviceLogits(logits, self._staging)
+        return logits, clock
 
     @property
     def seconds(self) -> float:
