@@ -264,8 +264,8 @@ class PagedTicket:
 
     def wait(self, rows: Sequence[Row] = ()) -> list[Choice]:
         """Return when the step is done; see `Ticket.wait`."""
-        self._seconds = self._model.seconds
         try:
+            self._seconds = self._model.seconds  # what failed before may be known from here on
             self._logits, choices = self._finish(rows)
         except Exception:
             for chunk, paged in zip(self._chunks, self._paged, strict=True):
