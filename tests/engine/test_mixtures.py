@@ -9,10 +9,9 @@ from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.self_test import ROW_COUNTS
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, lay_out, run
-from slipstream.models.gguf import convert
 from slipstream.types import FloatArray
-from slipstream_bench import random_models
 from slipstream_bench.random_models import Shape
+from tests.engine.random_graph import random_graph
 
 SMALL = Shape(64, 96, 2, 2, 1, 32, 512, "qwen3moe", experts=8)
 """All experts are used, so each gets all tokens."""
@@ -22,14 +21,7 @@ TOKENS = np.random.default_rng(0).integers(0, SMALL.vocabulary, 512).astype(np.i
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 of two layers with eight experts, of random weights."""
-    file = tmp_path_factory.mktemp("mixture") / "small.gguf"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random_models.SHAPES, "small", SMALL)
-        patch.setattr(random_models, "add_vocabulary", lambda *_: None)
-        random_models.write("small", file)
-        patch.setattr("sys.argv", ["convert", str(file), str(file.with_suffix(".xml"))])
-        convert.main()
-    return file.with_suffix(".xml")
+    return random_graph(SMALL, tmp_path_factory.mktemp("mixture"))
 
 
 def step(model: PagedModel) -> FloatArray:

@@ -10,9 +10,8 @@ from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
 from slipstream.backend.steps import StepClass
 from slipstream.errors import ModelError
-from slipstream.models.gguf import convert
-from slipstream_bench import random_models
 from slipstream_bench.random_models import Shape
+from tests.engine.random_graph import random_graph
 
 SMALL = Shape(64, 96, 4, 2, 1, 32, 512, "qwen35", (1, 3))
 STEPS = StepClass((8, 16, 64), (8,))
@@ -21,14 +20,7 @@ STEPS = StepClass((8, 16, 64), (8,))
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3.5 of four layers with random weights."""
-    file = tmp_path_factory.mktemp("recurrent") / "small.gguf"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(random_models.SHAPES, "small", SMALL)
-        patch.setattr(random_models, "add_vocabulary", lambda *_: None)
-        random_models.write("small", file)
-        patch.setattr("sys.argv", ["convert", str(file), str(file.with_suffix(".xml"))])
-        convert.main()
-    return file.with_suffix(".xml")
+    return random_graph(SMALL, tmp_path_factory.mktemp("recurrent"))
 
 
 @pytest.fixture(params=[False, True], ids=["as it is", "lowered"])

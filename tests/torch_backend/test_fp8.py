@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
@@ -17,6 +16,7 @@ from slipstream.backend.torch.plain import PlainOperators
 from slipstream.errors import ModelError
 from slipstream.models import safetensors
 from slipstream.models.safetensors import WEIGHTS_FILE
+from tests.torch_backend.cuts import logits_over_cuts
 from tests.torch_backend.tiny import tiny_folder
 
 pytestmark = pytest.mark.torch
@@ -87,19 +87,7 @@ def two_folders(parent: Path, config: dict[str, Any], name: str, kind: str) -> t
 def test_a_model_computes_as_if_its_weights_were_multiplied_out(
     config: dict[str, Any], name: str, kind: str, tmp_path: Path
 ) -> None:
-    tokens, table = np.arange(40, dtype=np.int32), np.array([1, 2], np.int32)
-    step_class = StepClass((2, 16, 48), (1, 48))
-    found = []
-    for folder in two_folders(tmp_path, config, name, kind):
-        model = TorchModel.load(folder, CPU, PlainOperators())
-        model.allocate(3)
-        found.append(step_class.run(model, [PagedChunk(tokens, 0, table, 40)]))
-        model.allocate(3)
-        parts = [
-            step_class.run(model, [PagedChunk(tokens[begin:end], begin, table, end - begin)])
-            for begin, end in ((0, 1), (1, 15), (15, 40))
-        ]
-        assert np.array_equal(np.concatenate(parts), found[-1])
+    found = [logits_over_cuts(folder) for folder in two_folders(tmp_path, config, name, kind)]
     assert np.array_equal(found[0], found[1])
     assert np.isfinite(found[0]).all()
 
