@@ -8,7 +8,7 @@ from slipstream.models import Model
 from slipstream.tokenizer import Tokenizer
 from tests.grammars import grammar_of
 from tests.rambling import RandomLogits
-from tests.waiting import HANG, wait_until
+from tests.waiting import HANG
 
 
 def test_one_that_has_just_started_gives_its_place_to_another_tenant(
@@ -24,11 +24,14 @@ def test_one_that_has_just_started_gives_its_place_to_another_tenant(
         max_running=2,
     )
     texts: dict[str, str] = {}
+    errors: list[Exception] = []
     left = threading.Semaphore(0)
+    others = [f"a{number}" for number in range(1, 13)]
 
     def ask(name: str, length: int, then: list[tuple[str, int]]) -> None:
         def take(output: Output) -> None:  # on the engine's thread, which starts what was asked here all at once
-            assert output.error is None, output.error
+            if output.error is not None:
+                errors.append(output.error)
             texts[name] = texts.get(name, "") + output.text
             if output.finish_reason is not None:
                 left.release()
@@ -40,14 +43,13 @@ def test_one_that_has_just_started_gives_its_place_to_another_tenant(
         core.submit(EngineRequest(prompt=prompt, params=params, tenant=name[0], grammar=grammar), take)
 
     try:
-        ask("b1", 1200, [])  # so that the other tenant is to be served first
-        assert left.acquire(timeout=HANG)
-        wait_until(lambda: core.stats().running == 0)  # or a tenant that comes then is taken for as well served
-        ask("a1", 3, [("a2", 3), ("a3", 3), ("b2", 3)])
-        for _ in range(4):
+        # The other tenant has both places until it was served as much as b1: then b2 is next, beside who just started.
+        ask("b0", 3, [("b1", 1200), *((name, 3) for name in others), ("b2", 3)])
+        for _ in range(3 + len(others)):
             assert left.acquire(timeout=HANG)
         assert core.stats().preemptions > 0
     finally:
         core.shutdown()
-    assert sorted(texts) == ["a1", "a2", "a3", "b1", "b2"]
+    assert not errors
+    assert sorted(texts) == sorted([*others, "b0", "b1", "b2"])
     assert set(texts.values()) <= {'"this and no other"', '"this and another"'}

@@ -46,6 +46,7 @@ class ActiveRequest:
         params = request.params
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         self.request = request
+        self.flow = request.flow
         self.sink = sink
         self.phase = Phase.WAITING
         self.cancelled = False

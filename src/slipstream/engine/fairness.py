@@ -4,31 +4,23 @@ A tenant's weight says how much of the machine is its share when it is short; it
 flow has a share, however small, so none starves. What a flow does not use, the others have.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from typing import TypeVar
 
 from slipstream.backend import StepCost
 from slipstream.engine.active import ActiveRequest
+from slipstream.engine.request import Flow
 
 _PER_LEVEL = 2.0
 """How much more of its tenant's share a priority has than the one below."""
 _REMEMBERED = 4096
 """Flows whose times are kept while they have nothing to do."""
+_COMPUTING = 0.8
+"""How much of a flow's share its steps may take. The rest goes to the step that was under way when it came, and to what
+the machine does between steps."""
 
 T = TypeVar("T")
-
-
-class Flow(NamedTuple):
-    """Requests that are served in the order in which they come."""
-
-    tenant: str
-    priority: int
-
-
-def flow_of(active: ActiveRequest) -> Flow:
-    """The flow that a request belongs to."""
-    return Flow(active.request.tenant, active.request.priority)
 
 
 class VirtualTimes:
@@ -39,17 +31,19 @@ class VirtualTimes:
 
     def __init__(self) -> None:
         self._times: dict[Flow, float] = {}
+        self._latest = 0.0
 
     def arrive(self, flow: Flow, others: Collection[Flow]) -> None:
         """A flow has something to do again, beside others that have."""
-        now = min((self._times.get(other, 0.0) for other in others), default=0.0)
+        now = min(map(self.__getitem__, others), default=self._latest)
         self._times[flow] = max(self._times.pop(flow, 0.0), now)
         if len(self._times) > _REMEMBERED:
             del self._times[next(iter(self._times))]
 
     def charge(self, flow: Flow, amount: float) -> None:
         """A flow had so much, divided by its weight."""
-        self._times[flow] = self._times.get(flow, 0.0) + amount
+        self._times[flow] = self[flow] + amount
+        self._latest = max(self._latest, self._times[flow])
 
     def __getitem__(self, flow: Flow) -> float:
         return self._times.get(flow, 0.0)
@@ -58,22 +52,28 @@ class VirtualTimes:
 class Shares:
     """The shares of the flows that have requests, as of the requests given each time."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int = 512) -> None:
+        self._largest = largest
+        """Tokens of the largest step."""
         self._weights: dict[str, float] = {}
-        self.starts = VirtualTimes()
+        self._starts = VirtualTimes()
         """By the tokens of requests that were started."""
-        self.prefills = VirtualTimes()
-        """By the tokens of prompts that were computed."""
+        self._computed = VirtualTimes()
+        """By the tokens that steps computed."""
+        self._present: dict[Flow, float] = {}
+        """The flows that the next step is planned for, and their weights."""
+        self._prefilling: Set[Flow] = set()
+        """The flows that had prompts to compute in the last step."""
 
-    def arrive(self, active: ActiveRequest, others: Iterable[ActiveRequest]) -> None:
-        """A request came, beside others that have something to compute."""
-        flow, flows = flow_of(active), set(map(flow_of, others))
+    def arrive(self, active: ActiveRequest, waiting: Iterable[ActiveRequest]) -> None:
+        """A request came, and waits for its start beside others."""
+        flow = active.flow
         if active.request.tenant not in self._weights and len(self._weights) > _REMEMBERED:
             self._weights.clear()
         self._weights[active.request.tenant] = active.request.weight
-        if flow not in flows:
-            self.starts.arrive(flow, flows)
-            self.prefills.arrive(flow, flows)
+        others = {other.flow for other in waiting}
+        if flow not in others:
+            self._starts.arrive(flow, others)
 
     def weights(self, flows: Iterable[Flow]) -> dict[Flow, float]:
         """What each of these flows has a right to, in proportion."""
@@ -90,32 +90,71 @@ class Shares:
         """Which of the waiting requests to start first: the oldest of the flow that had least."""
         heads: dict[Flow, ActiveRequest] = {}
         for active in waiting:
-            heads.setdefault(flow_of(active), active)
-        return heads[min(heads, key=lambda flow: self.starts[flow])] if len(heads) > 1 else waiting[0]
+            heads.setdefault(active.flow, active)
+        return heads[min(heads, key=lambda flow: self._starts[flow])] if len(heads) > 1 else waiting[0]
 
     def started(self, active: ActiveRequest, tokens: int, present: Iterable[ActiveRequest]) -> None:
         """A request of so many tokens was started, of those that are present."""
-        flow = flow_of(active)
-        self.starts.charge(flow, tokens / self.weights([flow, *map(flow_of, present)])[flow])
+        flow = active.flow
+        self._starts.charge(flow, tokens / self.weights([flow, *(other.flow for other in present)])[flow])
+
+    def plan_for(self, flows: Set[Flow]) -> None:
+        """A step is planned for requests of these flows."""
+        if flows != self._present.keys():
+            self._present = self.weights(flows)
+
+    def computed(self, active: ActiveRequest, tokens: int) -> None:
+        """So many tokens of a request are in the next step."""
+        flow = active.flow
+        self._computed.charge(flow, tokens / self._present.get(flow, 1.0))
+
+    def prompts_in_turn(self, prefilling: Iterable[ActiveRequest]) -> Iterator[ActiveRequest]:
+        """Requests with prompts to compute, oldest first in a flow; what goes into the step is to be said each time.
+
+        The flow that has least to compute is first: so it has its share of a step whose time it determines. Only if it
+        had a whole step more than another one it's not.
+        """
+        queues: defaultdict[Flow, deque[ActiveRequest]] = defaultdict(deque)
+        left: Counter[Flow] = Counter()
+        for active in prefilling:
+            queues[active.flow].append(active)
+            left[active.flow] += active.pending
+        before = queues.keys() & self._prefilling
+        for flow in queues.keys() - before:
+            self._computed.arrive(flow, before)
+        self._prefilling = set(queues)
+
+        def place(flow: Flow) -> tuple[bool, float, float]:
+            ahead = self._computed[flow] - least
+            return ahead >= self._largest, min(left[flow], self._largest) / self._present[flow], ahead
+
+        while queues:
+            least = min(map(self._computed.__getitem__, queues))
+            flow = min(queues, key=place)
+            active = queues[flow].popleft()
+            left[flow] -= active.pending
+            yield active
+            if not queues[flow]:
+                del queues[flow]
 
     def youngest_of_largest(self, running: Sequence[ActiveRequest]) -> ActiveRequest:
         """The request to set back first: the youngest of the flow that has most requests for its weight."""
-        counts = Counter(map(flow_of, running))
+        counts = Counter(each.flow for each in running)
         if len(counts) == 1:
             return running[-1]
         weights = self.weights(counts)
         load = {flow: count / weights[flow] for flow, count in counts.items()}
-        return max(reversed(running), key=lambda active: load[flow_of(active)])  # the first of several largest
+        return max(reversed(running), key=lambda active: load[active.flow])  # the first of several largest
 
     def to_set_back_for(self, active: ActiveRequest, running: Sequence[ActiveRequest]) -> ActiveRequest | None:
         """A running request whose flow still has no less than its share without it, when `active` runs in its place."""
-        counts = Counter(map(flow_of, running))
-        own = flow_of(active)
+        counts = Counter(each.flow for each in running)
+        own = active.flow
         if not counts or set(counts) == {own}:
             return None
         weights = self.weights([own, *counts])
         victim = self.youngest_of_largest(running)
-        other = flow_of(victim)
+        other = victim.flow
         fair = other != own and (counts[own] + 1) / weights[own] <= (counts[other] - 1) / weights[other]
         return victim if fair else None
 
@@ -128,7 +167,7 @@ class Shares:
         for flow, count, past in chunks:
             of_flow.setdefault(flow, []).append((count, past))
         weights = self.weights(of_flow)
-        total = sum(weights.values())
+        total = _COMPUTING * sum(weights.values())
         return min(cost.seconds(cost.load(each), again=True) * total / weights[flow] for flow, each in of_flow.items())
 
     def in_turn(self, items: Sequence[T], flows: Sequence[Flow]) -> list[T]:

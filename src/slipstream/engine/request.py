@@ -2,7 +2,7 @@
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,13 @@ from slipstream.types import IntArray
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 CacheUse = Literal["hit", "miss", "off"]
+
+
+class Flow(NamedTuple):
+    """Requests that are served in the order in which they come."""
+
+    tenant: str
+    priority: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,11 @@ class EngineRequest:
     """Whether drafts may be verified along."""
     response_cache: bool = True
     """Whether the answer may come from memory, if the request is deterministic and was answered before."""
+
+    @property
+    def flow(self) -> Flow:
+        """The requests it takes turns with."""
+        return Flow(self.tenant, self.priority)
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Which tokens of which request go into the next step. Knows no model, so most of it is tested without one."""
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from slipstream.backend import Chunk, Load, StepCost
 from slipstream.engine.active import ActiveRequest, Phase
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
-from slipstream.engine.fairness import Shares, flow_of
+from slipstream.engine.fairness import Shares
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.prefix_index import common_length
 
@@ -21,6 +21,13 @@ _MAX_DRAFTING = 16
 
 _WORTH_WAITING = 16
 """Tokens of a prefix being computed by another request that are worth waiting for rather than computing again."""
+
+_SHARED_STEP = 5
+"""How many times as long as the smallest a step with prompts may take if another flow was there lately, which has to
+wait for it when it's back. Shorter ones would mostly read weights."""
+
+_LATELY = 10.0
+"""Seconds."""
 
 _PROMPTS_EVERY = 8
 """Steps in one of which a flow's prompts go on, though its own answers take all of its share."""
@@ -99,8 +106,10 @@ class Scheduler:
         self.waiting: deque[ActiveRequest] = deque()
         self.running: list[ActiveRequest] = []  # oldest first
         self.preemptions = 0
-        self._shares = Shares()
+        self._shares = Shares(cost.largest)
         self._steps = 0
+        self._shared_until = 0.0
+        """Until when steps are kept short for flows that may come back, a `perf_counter` time."""
 
     @property
     def idle(self) -> bool:
@@ -109,8 +118,7 @@ class Scheduler:
 
     def enqueue(self, active: ActiveRequest) -> None:
         """Let a request wait for its start."""
-        others = [*self.waiting, *(each for each in self.running if each.phase is not Phase.SETTLING)]
-        self._shares.arrive(active, others)
+        self._shares.arrive(active, self.waiting)
         self.waiting.append(active)
 
     def admit(self) -> Iterator[ActiveRequest]:
@@ -157,14 +165,22 @@ class Scheduler:
         for active in list(self.running):
             self._make_room(active)
         self._steps += 1
+        flows = {each.flow for each in self.running if each.phase is not Phase.SETTLING}
+        self._shares.plan_for({each.flow for each in self.running})
+        if len(flows) > 1:
+            self._shared_until = now + _LATELY
         work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
-        work = self._within_shares(work)
+        if len(flows) > 1:
+            work = self._within_shares(work)
         others = [each for each in self.running if each.phase is not Phase.DECODE]
-        if due := [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]:
-            work += self._chunks(self._in_turn(due), self._prefill_budget(work, due))
+        due = [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]
+        budget = self._prefill_budget(work, due, now) if due else 0
+        work += self._chunks(self._shares.prompts_in_turn(due), budget)
         self._add_drafts(work)
         for item in work:
             item.active.last_step = self._steps
+            if item.active.phase is Phase.DECODE:
+                self._shares.computed(item.active, self._cost.chunk(item.count + len(item.draft)))
         return work
 
     def plan_settling(self) -> list[Work]:
@@ -192,17 +208,19 @@ class Scheduler:
     def _settles_by(self, active: ActiveRequest, now: float) -> bool:
         return _to_settle(active) and self.settles_at(active) <= now
 
-    def _prefill_budget(self, work: list[Work], due: list[ActiveRequest]) -> int:
+    def _prefill_budget(self, work: list[Work], due: list[ActiveRequest], now: float) -> int:
         """How many tokens of prompts a step may compute besides the work of those that decode."""
         past = max(each.sequence.computed for each in due if each.sequence is not None)
         most = self._step_target if work else math.inf
         prompts = [each for each in due if each.phase is Phase.PREFILL]  # what else is due is done, and is a few tokens
-        prefilling, decoding = set(map(flow_of, prompts)), {flow_of(item.active) for item in work}
+        prefilling, decoding = {each.flow for each in prompts}, {item.active.flow for item in work}
         least = self._cost.smallest
         if len(prefilling | decoding) > 1:
             most = min(most, self._seconds_for(work, prompts))
             if prefilling <= decoding and self._steps % _PROMPTS_EVERY:
                 least = 0  # each flow has its part already
+        elif now < self._shared_until:
+            most = min(most, _SHARED_STEP * self._cost.seconds(Load(least)))
         return max(self._cost.room_beside(self._load(work), most, past), least)
 
     def _within_shares(self, work: list[Work]) -> list[Work]:
@@ -211,7 +229,7 @@ class Scheduler:
         Those that were longest without a step come first, and every flow has one at least.
         """
         due = [each for each in self.running if each.phase is not Phase.SETTLING]
-        if len(set(map(flow_of, due))) < 2 or len(work) < 2:
+        if len(work) < 2:
             return work
         most = self._seconds_for(work, due)
         if self._cost.seconds(self._load(work)) <= most:
@@ -219,8 +237,8 @@ class Scheduler:
         waited = sorted(work, key=lambda item: item.active.last_step)
         kept: list[Work] = []
         load, served = Load(), set()
-        for item in self._shares.in_turn(waited, [flow_of(item.active) for item in waited]):
-            own, flow = self._load([item]), flow_of(item.active)
+        for item in self._shares.in_turn(waited, [item.active.flow for item in waited]):
+            own, flow = self._load([item]), item.active.flow
             if flow not in served or self._cost.seconds(load + own) <= most:
                 kept.append(item)
                 served.add(flow)
@@ -229,23 +247,16 @@ class Scheduler:
 
     def _seconds_for(self, work: list[Work], due: list[ActiveRequest]) -> float:
         """How long a step may take so that it costs no flow more than its share."""
-        chunks = [(flow_of(item.active), item.count, item.past) for item in work]
+        chunks = [(item.active.flow, item.count, item.past) for item in work]
         decoding = {item.active for item in work}
-        room = dict.fromkeys(map(flow_of, due), self._cost.largest)
+        room = dict.fromkeys((each.flow for each in due), self._cost.largest)
         for active in due:
-            flow = flow_of(active)
+            flow = active.flow
             if active not in decoding and active.sequence is not None and room[flow]:
                 count = min(active.pending, room[flow])
                 room[flow] -= count
                 chunks.append((flow, count, active.sequence.computed))
         return self._shares.seconds_for(chunks, self._cost)
-
-    def _in_turn(self, due: list[ActiveRequest]) -> list[ActiveRequest]:
-        """Requests with chunks to compute, those first whose flow had least computed; of equal ones, has fewest."""
-        counts = Counter(map(flow_of, due))
-        if len(counts) < 2:
-            return due
-        return sorted(due, key=lambda active: (self._shares.prefills[flow_of(active)], counts[flow_of(active)]))
 
     def _add_drafts(self, work: list[Work]) -> None:
         """Let requests bring drafts, as far as the step gains by it."""
@@ -350,18 +361,15 @@ class Scheduler:
 
     def _chunks(self, requests: Iterable[ActiveRequest], budget: int) -> list[Work]:
         """What they have yet to compute, up to so many tokens."""
-        work = []
-        requests = list(requests)
-        flows = set(map(flow_of, requests))
-        weights = self._shares.weights(flows) if len(flows) > 1 else {}
+        work: list[Work] = []
         for active in requests:
-            if budget >= self._cost.chunk(1):
-                count = min(active.pending, budget)
-                budget -= self._cost.chunk(count)
-                if weights:
-                    self._shares.prefills.charge(flow_of(active), count / weights[flow_of(active)])
-                last = count == active.pending and active.phase is Phase.PREFILL
-                work.append(Work(active, count, chooses=last))
+            if budget < self._cost.chunk(1):
+                break
+            count = min(active.pending, budget)
+            budget -= self._cost.chunk(count)
+            self._shares.computed(active, self._cost.chunk(count))
+            last = count == active.pending and active.phase is Phase.PREFILL
+            work.append(Work(active, count, chooses=last))
         return work
 
     def _load(self, work: list[Work]) -> Load:
