@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,7 @@ from slipstream.engine import (
 )
 from slipstream.engine.commands import Command, Export, Guard, Install
 from slipstream.engine.idle import Ahead, IdlePrefill
+from slipstream.engine.text import TextStream
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Sampler
@@ -607,6 +609,25 @@ class TestAheadOfTheDevice:
             assert again.counters.reused_tokens == 2 * STEP_SIZES[-1] - 2  # beside the one that kept the engine busy
             assert_right(again)
 
+    @pytest.mark.parametrize("follows", [5, 2 * STEP_SIZES[-1]])
+    def test_one_that_went_on_from_a_queued_step_that_fails_keeps_nothing_of_it(self, follows: int) -> None:
+        with toy_engine(kind="queue") as engine:
+            size = STEP_SIZES[-1]
+            tokens = prompt(3 * size)
+            branch = request([*tokens[:size], *prompt(follows, seed=1)], max_tokens=2)
+            calls: list[Call] = []
+
+            def fail() -> None:
+                engine.backend.before_step = lambda: None
+                calls.append(engine.submit(branch))
+                raise RuntimeError("the device failed")
+
+            engine.backend.before_step = fail
+            calls.append(engine.submit(request(tokens, max_tokens=2)))
+            engine.wait(*calls)
+            for again in (request(tokens, max_tokens=2), branch):
+                assert_right(engine.answer(again))
+
 
 class TestDrafts:
     """Prompt lookup: what is verified along, and that it stays within bounds."""
@@ -1101,6 +1122,39 @@ class TestFailures:
             assert bad.reason == ("length" if at == 4 else "cancelled")
             assert "sink failed" in caplog.text
             assert_right(bad)
+            assert_right(good)
+
+    @pytest.mark.parametrize("at", [0, 1, 2])
+    def test_an_output_that_can_not_be_made_fails_its_request_alone(
+        self, at: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        feed, finish = TextStream.feed, TextStream.finish
+        fed: Counter[TextStream] = Counter()
+
+        def failing_feed(self: TextStream, tokens: list[int]) -> str:
+            fed[self] += 1
+            if self is engine_text() and fed[self] == at + 1:
+                raise RuntimeError("no such character")
+            return feed(self, tokens)
+
+        def failing_finish(self: TextStream) -> str:
+            if self is engine_text():
+                raise RuntimeError("nor an end")
+            return finish(self)
+
+        def engine_text() -> TextStream:
+            assert bad.active is not None
+            return bad.active._text
+
+        monkeypatch.setattr(TextStream, "feed", failing_feed)
+        monkeypatch.setattr(TextStream, "finish", failing_finish)
+        with toy_engine() as engine:
+            with at_once(engine) as submit:
+                bad = submit(request(prompt(6), max_tokens=4))
+                good = submit(request(prompt(6, seed=1), max_tokens=8))
+            assert bad.reason == "error"
+            assert str(bad.outputs[-1].error) == "no such character"
+            assert len(bad.tokens) == at
             assert_right(good)
 
     def test_an_engine_that_fails_tells_everybody_and_takes_no_more(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,8 @@ class ActiveRequest:
         self.sink = sink
         self.phase = Phase.WAITING
         self.cancelled = False
+        self.failure: Exception | None = None
+        """What it's to end with, if something went wrong with it alone."""
         self.last_step = 0
         """The number of the last step that it had part in."""
         self.sequence: Sequence | None = None
@@ -250,7 +252,8 @@ class ActiveRequest:
         if found.tokens and not self._text.watchful:
             found.text = self._text.feed(found.tokens)
         if found.reason is not None:
-            found.text += self._text.finish()
+            if self.failure is None:  # which may have been the text's
+                found.text += self._text.finish()
             now = time.perf_counter()
             started = self._started or now
             first_token = self._first_token or now

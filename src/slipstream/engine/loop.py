@@ -206,8 +206,8 @@ class EngineLoop:
 
     def _drop_cancelled(self) -> None:
         for active in [*self._scheduler.running, *self._scheduler.waiting]:
-            if active.cancelled and active.phase is not Phase.SETTLING:
-                self._end(active)
+            if (active.cancelled or active.failure is not None) and active.phase is not Phase.SETTLING:
+                self._end(active, active.failure)
 
     def _end_all(self, error: Exception) -> None:
         """End what has no answer yet; what has one gets the state of its last tokens, if the model still runs."""
@@ -298,6 +298,10 @@ class EngineLoop:
                     accepting.append((part, active.accept(part.item.draft, part.first, early)))
             self._accept(step.ticket, accepting)
         except Exception as error:
+            if step.ticket.queued:  # others may have gone on from what it was to compute
+                for part in step.parts:
+                    tenant, before = part.item.active.request.tenant, part.computed - part.item.count
+                    self._kv.distrust(tenant, part.sequence.tokens, before)
             self._fail_step(step.parts, error)
             return False
         return True
@@ -345,6 +349,7 @@ class EngineLoop:
     def _fail(self, part: Part, error: Exception) -> None:
         """End one request of a step, in which the others go on."""
         logger.warning("a request failed, others go on", exc_info=error)
+        part.item.active.failure = error
         self._give_back(part, error)
 
     def _give_back(self, part: Part, error: Exception) -> None:
@@ -356,6 +361,9 @@ class EngineLoop:
     def _deliver(self, part: Part, output: StepOutput) -> None:
         """Take in what came of a step for a request."""
         active, sequence = part.item.active, part.sequence
+        if active.failure is not None:
+            self._fail(part, active.failure)
+            return
         if output.confirmed < len(part.item.draft.tokens):
             self._kv.rewind(sequence, part.computed + output.confirmed)
         if output.last is not None:
@@ -375,9 +383,8 @@ class EngineLoop:
         for active, found in self._to_give_out:
             try:
                 self._emit(active, active.output(found))
-            except Exception:
-                logger.exception("a request's output can't be made; the request is cancelled")
-                active.cancelled = True
+            except Exception as error:
+                active.failure = error
         self._to_give_out.clear()
 
     def _step_ahead(self) -> None:

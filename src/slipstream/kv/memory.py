@@ -10,7 +10,7 @@ import numpy as np
 from slipstream.backend import Blob, Store
 from slipstream.kv.eviction import Cached
 from slipstream.kv.guards import Guards
-from slipstream.kv.prefix_index import PrefixIndex
+from slipstream.kv.prefix_index import PrefixIndex, common_length
 from slipstream.kv.sequence import Sequence
 from slipstream.types import IntArray
 
@@ -126,6 +126,18 @@ class KVMemory:
     def rewind(self, sequence: Sequence, length: int) -> None:
         """Forget what a step computed after the first `length` tokens; the store may have to forget more."""
         self._store.rewind(sequence.state, length)
+
+    def distrust(self, tenant: str, tokens: IntArray, length: int) -> None:
+        """Forget what sequences have of `tokens` after the first `length`, if a step failed that was to compute them.
+
+        Pinned ones had them before.
+        """
+        for sequence in [each for each, owner in self._tenants.items() if owner == tenant]:
+            if common_length(sequence.tokens, tokens) > length:
+                if sequence in self._cached:
+                    self.release(sequence)
+                elif sequence in self._running and sequence.computed > length:
+                    self.rewind(sequence, length)
 
     def cache(self, sequence: Sequence) -> None:
         """Keep what a running sequence has computed; cached sequences that it extends are given up for it."""
