@@ -95,7 +95,12 @@ class SessionConflictError(SlipstreamError):
 
 
 class StorageError(SlipstreamError):
-    """The disk refuses a change, such as one that is full; nothing was changed."""
+    """The disk, full or read-only, doesn't let go of something; nothing of it was deleted."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} can't be deleted on disk, so nothing of it was: the disk must be writable and have room"
+        )
 
 
 class StateError(SlipstreamError):

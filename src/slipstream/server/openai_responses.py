@@ -297,8 +297,7 @@ def _delete(runtime: Runtime, tenant: str, response_id: str) -> None:
     try:
         there = runtime.database.delete_response(tenant, response_id)
     except sqlite3.Error as error:
-        message = f"response {response_id!r} can't be deleted on disk, so nothing of it was: free some space"
-        raise StorageError(message) from error
+        raise StorageError(f"response {response_id!r}") from error
     if record is None or not there:
         raise _not_found(response_id)
     session_id = json.loads(record.response)["slipstream"]["session_id"]

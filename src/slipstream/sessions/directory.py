@@ -218,7 +218,7 @@ class Directory:
             state.require_idle()
             gone = self.remove([(state.tenant, state.id)])
         if not gone:
-            raise StorageError(f"session {state.id!r} can't be deleted on disk, so nothing of it was: free some space")
+            raise StorageError(f"session {state.id!r}")
         self._free(gone)
 
     def forget_surplus(self, newest: SessionState) -> None:
