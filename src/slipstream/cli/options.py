@@ -29,7 +29,7 @@ KVMemory = Annotated[
     typer.Option(
         envvar="SLIPSTREAM_KV_MEMORY",
         help="Memory for the keys and values of all conversations: 512MiB, 4GiB. "
-        "When it is full, the conversation that was idle for longest is computed anew at its next turn.",
+        "When it is full, the conversation least likely to continue is computed anew at its next turn.",
     ),
 ]
 Threads = Annotated[

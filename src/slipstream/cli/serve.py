@@ -69,8 +69,8 @@ def serve(
             "lets text stream more evenly; higher gets many agents' turns done sooner.",
         ),
     ] = 400.0,
-    max_running: Annotated[int, Option(min=1, help="Requests computed at the same time.")] = 64,
-    max_waiting: Annotated[int, Option(min=1, help="Requests that may queue before 429.")] = 256,
+    max_running: Annotated[int, Option(min=1, help="Choices computed at the same time; others wait.")] = 64,
+    max_waiting: Annotated[int, Option(min=1, help="Choices that may wait, before 429.")] = 256,
     keep_alive_seconds: Annotated[
         float, Option(help="How often a stream shows that it's alive while a long prompt is computed.")
     ] = 5.0,
@@ -104,7 +104,9 @@ def serve(
     max_schema: Annotated[
         str, Option(help="Bytes of all JSON Schemas of a request together.", rich_help_panel=LIMITS)
     ] = "512KiB",
-    max_stop: Annotated[int, Option(min=1, help="Stop strings of a request.", rich_help_panel=LIMITS)] = 64,
+    max_stop: Annotated[
+        int, Option(min=1, help="Stop strings and stop tokens of a request.", rich_help_panel=LIMITS)
+    ] = 64,
     max_logit_bias: Annotated[int, Option(min=1, help="Entries of logit_bias.", rich_help_panel=LIMITS)] = 1024,
     max_choices: Annotated[
         int, Option(min=1, help="Answers that a request may ask for, prompts times n.", rich_help_panel=LIMITS)
