@@ -12,13 +12,14 @@ from slipstream_bench.report import COLUMNS, FLOOR, USUAL_LATER, Summary, rows
 
 _LEGEND_IN_BRIEF = (
     "Times are medians over a round's later turns (2 to n of each agent), then over rounds, with the range over "
-    "rounds in brackets; ratios are to Slipstream in the same round. Valid calls fit their schema. Beyond delta is "
-    "the most that a later turn recomputed of earlier context. Floor is one pass over the delta and one for each "
-    "token that the grammar leaves open, at the machine's memory bandwidth and matrix rate."
+    "rounds in brackets; ratios are to Slipstream in the same round. Valid calls fit their schema. Floor is one pass "
+    "over the delta and one for each token that the grammar leaves open, at the machine's memory bandwidth and matrix "
+    "rate."
 )
 LEGEND = (
     f"{_LEGEND_IN_BRIEF} First token is that of later turns. Tokens out are those of a later turn; answers differ in "
-    "length. Recomputed is prompt minus cached tokens of a later turn."
+    "length. Recomputed is prompt minus cached tokens of a later turn, and beyond delta the most that a later turn "
+    "recomputed of earlier context."
 )
 
 
@@ -37,7 +38,7 @@ _TERMINAL_COLUMNS = (
 )
 
 
-_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "valid", "recomputed")
+_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "valid", "recomputed", "beyond delta")
 """Columns that Markdown leaves to the page."""
 _MARKDOWN_COLUMNS = tuple(column for column in COLUMNS if column not in _PAGE_ONLY)
 _RANGED = ("later turns, ms", "to ours")
