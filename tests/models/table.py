@@ -35,22 +35,22 @@ _SMALL = ("ffn_gate_inp", "conv", "ssm_")
 def main() -> None:
     """Print a row for each family, as Markdown."""
     folder = Path(sys.argv[1])
-    print("| family | way in | float32 | as served | in 8 bits | in 4 bits | llama.cpp | exact requests |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| family | float32 | as served | in 8 bits | in 4 bits | llama.cpp | exact requests |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for family in sys.argv[2:] or sorted(path.stem for path in folder.glob("*.npz")):
         expected = np.load(folder / f"{family}.npz")["judged"]
-        path, way, served = folder / f"{family}.gguf", "GGUF", {"KV_CACHE_PRECISION": _kv_precision()}
+        path, way, served = folder / f"{family}.gguf", "", {"KV_CACHE_PRECISION": _kv_precision()}
         if path.exists():
             found = [computed(path, options=each) for each in (FLOAT32, served)]
             found += [computed(path, lambda file, kind=kind: _quantised(file, kind), options=served) for kind in _KINDS]
             other = _from_llama_cpp(path, found[0])
         else:
-            path, way, other = folder / f"{family}-ir", "IR", ""
+            path, way, other = folder / f"{family}-ir", " (IR)", ""
             graph = path / "openvino_model.xml"
             judged = folder / f"{family}.npz"
             found = [computed_by(ov.Core().read_model(graph), judged, each) for each in (FLOAT32, served)]
         deviations = [f"{deviation(each, expected):.1e}" for each in found] + [""] * (4 - len(found))
-        print(f"| {family} | {way} | {' | '.join(deviations)} | {other} | {_exact(path)} |", flush=True)
+        print(f"| {family}{way} | {' | '.join(deviations)} | {other} | {_exact(path)} |", flush=True)
 
 
 @dataclass(frozen=True)
