@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from slipstream.engine import ActiveRequest, EngineRequest, Output
+from slipstream.engine import ActiveRequest, EngineRequest, Output, as_prompt
 from slipstream.engine.fairness import Shares, VirtualTimes
 from slipstream.engine.request import Flow
 from slipstream.server.openai_chat import ChatRequest
@@ -238,8 +238,8 @@ def test_beside_a_flood_a_tenant_computes_its_share_of_the_tokens() -> None:
     assert computed["a"] <= 1.5 * computed["b"]
 
 
-@pytest.mark.parametrize("connections", [1, 2])
-def test_prompts_that_are_nearly_a_step_take_no_more_than_their_share(connections: int) -> None:
+@pytest.mark.parametrize(("connections", "weight"), [(1, 1.0), (2, 1.0), (1, 100.0)])
+def test_prompts_that_are_nearly_a_step_take_no_more_than_their_share(connections: int, weight: float) -> None:
     """They go first, but not for ever: none is a whole step ahead of another."""
     computed: Counter[str] = Counter()
     sent = 0
@@ -250,7 +250,7 @@ def test_prompts_that_are_nearly_a_step_take_no_more_than_their_share(connection
             if sent < 40 and (output is None or output.finish_reason is not None):
                 sent += 1
                 tokens = request(prompt(112, seed=10_000 + sent)).prompt
-                calls.append(engine.submit(replace(of("b", sent, length=1), prompt=tokens), more))
+                calls.append(engine.submit(replace(of("b", sent, length=1, weight=weight), prompt=tokens), more))
 
         def count() -> None:
             tenants = {id(each.sequence.state): each.request.tenant for each in running() if each.sequence is not None}
@@ -261,7 +261,8 @@ def test_prompts_that_are_nearly_a_step_take_no_more_than_their_share(connection
             return engine.core._loop._scheduler.running
 
         with at_once(engine) as submit:
-            calls = [submit(replace(of("a", n, length=1), prompt=request(prompt(600, n)).prompt)) for n in range(20)]
+            flood = (replace(of("a", n, length=1, weight=weight), prompt=as_prompt(prompt(600, n))) for n in range(20))
+            calls = [submit(each) for each in flood]
             for _ in range(connections):
                 more()
             engine.backend.before_step = count
@@ -269,6 +270,27 @@ def test_prompts_that_are_nearly_a_step_take_no_more_than_their_share(connection
             engine.wait(calls[-1])
         engine.wait(*calls)
     assert computed["b"] <= 1.3 * computed["a"]
+
+
+def test_a_small_prompt_waits_for_a_tenant_with_a_large_share_no_longer_than_that() -> None:
+    """While it's computed, two tokens, the other one has a right to two hundred."""
+    waited: list[float] = []
+    with toy_engine(num_blocks=8192) as engine:
+
+        def more(output: Output | None = None, came: float = 0.0) -> None:
+            if output is not None:
+                waited.append(engine.clock.now - came)
+            if len(waited) < 10:
+                came = engine.clock.now
+                asked = replace(of("b", len(waited), length=1), prompt=as_prompt(prompt(2, len(waited))))
+                engine.submit(asked, lambda output: more(output, came))
+
+        with at_once(engine) as submit:
+            for n in range(10):
+                submit(replace(of("a", n, length=1, weight=100.0), prompt=as_prompt(prompt(900, n))))
+            more()
+    assert max(waited) <= 4 * 101 * 2 * SECONDS_PER_TOKEN
+    assert statistics.mean(waited) >= 0.25 * 101 * 2 * SECONDS_PER_TOKEN
 
 
 @pytest.mark.parametrize("places", [1, 4])

@@ -112,7 +112,7 @@ class Shares:
         """Requests with prompts to compute, oldest first in a flow; what goes into the step is to be said each time.
 
         The flow that has least to compute is first: so it has its share of a step whose time it determines. Only if it
-        had a whole step more than another one it's not.
+        had a whole step more than it has a right to beside another one it's not.
         """
         queues: defaultdict[Flow, deque[ActiveRequest]] = defaultdict(deque)
         left: Counter[Flow] = Counter()
@@ -125,8 +125,8 @@ class Shares:
         self._prefilling = set(queues)
 
         def place(flow: Flow) -> tuple[bool, float, float]:
-            ahead = self._computed[flow] - least
-            return ahead >= self._largest, min(left[flow], self._largest) / self._present[flow], ahead
+            ahead, weight = self._computed[flow] - least, self._weights.get(flow.tenant, 1.0)
+            return ahead * weight >= self._largest, min(left[flow], self._largest) / self._present[flow], ahead
 
         while queues:
             least = min(map(self._computed.__getitem__, queues))
