@@ -4,6 +4,7 @@ import statistics
 import threading
 from collections import Counter
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from slipstream.engine.request import Flow
 from slipstream.server.openai_chat import ChatRequest
 from slipstream.server.openai_completions import CompletionRequest
 from slipstream.server.responses_request import PromptRequest
+from tests.unit import toy_backend
 from tests.unit.test_scheduler import (
     HANG,
     SECONDS_PER_TOKEN,
@@ -291,6 +293,17 @@ def test_a_small_prompt_waits_for_a_tenant_with_a_large_share_no_longer_than_tha
             more()
     assert max(waited) <= 4 * 101 * 2 * SECONDS_PER_TOKEN
     assert statistics.mean(waited) >= 0.25 * 101 * 2 * SECONDS_PER_TOKEN
+
+
+def test_who_has_nearly_all_of_the_machine_computes_all_its_work_beside_another() -> None:
+    """A step takes hardly longer for one more request: none of its own is left out for it."""
+    with mock.patch.object(toy_backend, "SECONDS_PER_STEP", 100 * SECONDS_PER_TOKEN), toy_engine() as engine:
+        with at_once(engine) as submit:
+            calls = [submit(of("a", number, priority=3)) for number in range(5)]
+            submit(of("a", 5, priority=-3, length=200))
+        engine.wait(*calls)
+        sizes = Counter(len(step.chunks) for step in engine.backend.steps)
+    assert sizes[6] >= 20, "of the 23 steps in which they decode"
 
 
 @pytest.mark.parametrize("places", [1, 4])

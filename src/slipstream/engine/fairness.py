@@ -161,6 +161,7 @@ class Shares:
     def seconds_for(self, chunks: Iterable[tuple[Flow, int, int]], cost: StepCost) -> float:
         """How long a step may take so that it costs no flow more than its share: what its chunks take alone, by that.
 
+        All chunks of one flow may be in it: to leave some out for a small share of another would cost it more.
         Each of the chunks is of a flow, has so many tokens, and comes after so many computed ones.
         """
         of_flow: dict[Flow, list[tuple[int, int]]] = {}
@@ -168,7 +169,10 @@ class Shares:
             of_flow.setdefault(flow, []).append((count, past))
         weights = self.weights(of_flow)
         total = _COMPUTING * sum(weights.values())
-        return min(cost.seconds(cost.load(each), again=True) * total / weights[flow] for flow, each in of_flow.items())
+        return min(
+            cost.seconds(cost.load(each), again=True) * max(1.0, total / weights[flow])
+            for flow, each in of_flow.items()
+        )
 
     def in_turn(self, items: Sequence[T], flows: Sequence[Flow]) -> list[T]:
         """Items of flows, one of each flow after the other, in proportion to the weights."""
