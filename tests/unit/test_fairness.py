@@ -295,6 +295,28 @@ def test_a_small_prompt_waits_for_a_tenant_with_a_large_share_no_longer_than_tha
     assert statistics.mean(waited) >= 0.25 * 101 * 2 * SECONDS_PER_TOKEN
 
 
+@pytest.mark.parametrize("connections", [2, 5])
+def test_a_long_prompt_is_computed_while_ever_new_tenants_come_with_short_ones(connections: int) -> None:
+    """Each of them is new, and had nothing yet."""
+    came = 0
+    with toy_engine(num_blocks=8192) as engine:
+
+        def more(output: Output | None = None) -> None:
+            nonlocal came
+            if came < 200 and (output is None or output.finish_reason is not None) and not long.done.is_set():
+                came += 1
+                tokens = prompt(100, seed=10_000 + came)
+                calls.append(engine.submit(request(tokens, tenant=f"t{came}", max_tokens=1), more))
+
+        calls: list[Call] = []
+        with at_once(engine) as submit:
+            long = submit(request(prompt(600), tenant="long", max_tokens=1))
+            for _ in range(connections):
+                more()
+        engine.wait(*calls)
+    assert came < 120
+
+
 def test_who_has_nearly_all_of_the_machine_computes_all_its_work_beside_another() -> None:
     """A step takes hardly longer for one more request: none of its own is left out for it."""
     with mock.patch.object(toy_backend, "SECONDS_PER_STEP", 100 * SECONDS_PER_TOKEN), toy_engine() as engine:

@@ -33,12 +33,15 @@ class VirtualTimes:
         self._times: dict[Flow, float] = {}
         self._latest = 0.0
 
-    def arrive(self, flow: Flow, others: Collection[Flow]) -> None:
-        """A flow has something to do again, beside others that have."""
-        now = min(map(self.__getitem__, others), default=self._latest)
-        self._times[flow] = max(self._times.pop(flow, 0.0), now)
+    def arrive(self, flow: Flow, others: Collection[Flow], ahead: float = 0.0) -> None:
+        """A flow has something to do again, beside others that have; it begins so much ahead of the last of these."""
+        self._times[flow] = max(self._times.pop(flow, 0.0), self.least(others) + ahead)
         if len(self._times) > _REMEMBERED:
             del self._times[next(iter(self._times))]
+
+    def least(self, flows: Iterable[Flow]) -> float:
+        """What the one of these flows had that had least; of none, what the one of all had that had most."""
+        return min(map(self.__getitem__, flows), default=self._latest)
 
     def charge(self, flow: Flow, amount: float) -> None:
         """A flow had so much, divided by its weight."""
@@ -62,6 +65,10 @@ class Shares:
         """By the tokens that steps computed."""
         self._present: dict[Flow, float] = {}
         """The flows that the next step is planned for, and their weights."""
+        self._total = 1.0
+        """Of these weights."""
+        self._fair = 0.0
+        """What each would have of `_computed` if every step were divided by the weights."""
         self._prefilling: Set[Flow] = set()
         """The flows that had prompts to compute in the last step."""
 
@@ -102,17 +109,21 @@ class Shares:
         """A step is planned for requests of these flows."""
         if flows != self._present.keys():
             self._present = self.weights(flows)
+            self._total = sum(self._present.values())
 
     def computed(self, active: ActiveRequest, tokens: int) -> None:
         """So many tokens of a request are in the next step."""
         flow = active.flow
         self._computed.charge(flow, tokens / self._present.get(flow, 1.0))
+        self._fair += tokens / self._total
 
     def prompts_in_turn(self, prefilling: Iterable[ActiveRequest]) -> Iterator[ActiveRequest]:
         """Requests with prompts to compute, oldest first in a flow; what goes into the step is to be said each time.
 
         The flow that has least to compute is first: so it has its share of a step whose time it determines. Only if it
-        had a whole step more than it has a right to beside another one it's not.
+        had a whole step more than it has a right to beside another one it's not. One that comes, and had little so far,
+        begins up to half a step ahead of those that had less than their share: else these would wait for ever while
+        new ones come.
         """
         queues: defaultdict[Flow, deque[ActiveRequest]] = defaultdict(deque)
         left: Counter[Flow] = Counter()
@@ -120,22 +131,28 @@ class Shares:
             queues[active.flow].append(active)
             left[active.flow] += active.pending
         before = queues.keys() & self._prefilling
+        least = self._computed.least(before)
+        self._fair = max(self._fair, least)
         for flow in queues.keys() - before:
-            self._computed.arrive(flow, before)
+            self._computed.arrive(flow, before, min(self._fair - least, self._step(flow) / 2))
         self._prefilling = set(queues)
 
         def place(flow: Flow) -> tuple[bool, float, float]:
-            ahead, weight = self._computed[flow] - least, self._weights.get(flow.tenant, 1.0)
-            return ahead * weight >= self._largest, min(left[flow], self._largest) / self._present[flow], ahead
+            ahead = self._computed[flow] - least
+            return ahead >= self._step(flow), min(left[flow], self._largest) / self._present[flow], ahead
 
         while queues:
-            least = min(map(self._computed.__getitem__, queues))
+            least = self._computed.least(queues)
             flow = min(queues, key=place)
             active = queues[flow].popleft()
             left[flow] -= active.pending
             yield active
             if not queues[flow]:
                 del queues[flow]
+
+    def _step(self, flow: Flow) -> float:
+        """The tokens of the largest step, by the weight of a flow's tenant."""
+        return self._largest / self._weights.get(flow.tenant, 1.0)
 
     def youngest_of_largest(self, running: Sequence[ActiveRequest]) -> ActiveRequest:
         """The request to set back first: the youngest of the flow that has most requests for its weight."""
