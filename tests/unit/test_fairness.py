@@ -18,6 +18,7 @@ from tests.unit import toy_backend
 from tests.unit.test_scheduler import (
     HANG,
     SECONDS_PER_TOKEN,
+    STEP_SIZES,
     Call,
     ToyEngine,
     assert_right,
@@ -293,6 +294,28 @@ def test_a_small_prompt_waits_for_a_tenant_with_a_large_share_no_longer_than_tha
             more()
     assert max(waited) <= 4 * 101 * 2 * SECONDS_PER_TOKEN
     assert statistics.mean(waited) >= 0.25 * 101 * 2 * SECONDS_PER_TOKEN
+
+
+@pytest.mark.parametrize("length", [100, 400])
+def test_a_prompt_has_its_share_beside_answers_that_take_longer_than_a_step_should(length: int) -> None:
+    """And so to its end, though a flood's answers would fill all of the time that the little which is left may take."""
+    asked = replace(of("b", 0, length=1), prompt=as_prompt(prompt(length)))
+    with toy_engine(num_blocks=8192) as engine:
+        engine.answer(asked)
+        alone = engine.clock.now
+    came: list[float] = []
+    with toy_engine(num_blocks=8192, step_target=16 * SECONDS_PER_TOKEN) as engine:
+
+        def come(output: Output) -> None:
+            if not came:
+                came.append(engine.clock.now)
+                engine.submit(asked, lambda output: came.append(engine.clock.now))
+
+        with at_once(engine) as submit:
+            calls = [submit(of("a", number, length=80)) for number in range(40)]
+            for call in calls:
+                call.on_output = come
+    assert came[1] - came[0] <= 2 * alone + STEP_SIZES[-1] * SECONDS_PER_TOKEN
 
 
 @pytest.mark.parametrize("connections", [2, 5])

@@ -93,6 +93,11 @@ class Shares:
             for flow in present
         }
 
+    def ratio(self, flows: Set[Flow], others: Set[Flow]) -> float:
+        """How much these flows have a right to for each piece of others; 0 if there are no others."""
+        weights = self.weights(flows | others)
+        return sum(weights[each] for each in flows) / sum(weights[each] for each in others) if others else 0.0
+
     def next_start(self, waiting: Sequence[ActiveRequest]) -> ActiveRequest:
         """Which of the waiting requests to start first: the oldest of the flow that had least."""
         heads: dict[Flow, ActiveRequest] = {}

@@ -77,10 +77,10 @@ class Scheduler:
     Oldest first within a flow (see `fairness`), which all requests are of one tenant and one priority. A step takes
     every decoding request, then prompt chunks up to `step_target` seconds; with nothing decoding there is nobody to
     keep waiting, and chunks grow to the largest step. With several flows, a step costs none more than its share: the
-    others' requests take turns, their chunks are smaller, and if memory or places are short, those are set back whose
-    flow has more than its share. Memory is promised for the prompt and a little more; when requests outgrow it, the
-    youngest is preempted: it starts again later from what is left of its KV, with the same tokens, since results do not
-    depend on how they were computed.
+    others' requests take turns, their chunks are smaller, prompts of one have a part beside whatever others decode, and
+    if memory or places are short, those are set back whose flow has more than its share. Memory is promised for the
+    prompt and a little more; when requests outgrow it, the youngest is preempted: it starts again later from what is
+    left of its KV, with the same tokens, since results do not depend on how they were computed.
 
     An answer's last tokens are left uncomputed for `patience` seconds: a conversation that goes on at once, because its
     tool takes no time, has them computed in a step with its new ones, and doesn't have to wait for a step of theirs.
@@ -214,14 +214,24 @@ class Scheduler:
         most = self._step_target if work else math.inf
         prompts = [each for each in due if each.phase is Phase.PREFILL]  # what else is due is done, and is a few tokens
         prefilling, decoding = {each.flow for each in prompts}, {item.active.flow for item in work}
-        least = self._cost.smallest
+        least, load = self._cost.smallest, self._load(work)
         if len(prefilling | decoding) > 1:
             most = min(most, self._seconds_for(work, prompts))
-            if prefilling <= decoding and self._steps % _PROMPTS_EVERY:
+            if others := prefilling - decoding:
+                least = max(least, self._part_beside(load, self._shares.ratio(others, decoding)))
+            elif self._steps % _PROMPTS_EVERY:
                 least = 0  # each flow has its part already
         elif now < self._shared_until:
             most = min(most, _SHARED_STEP * self._cost.seconds(Load(least)))
-        return max(self._cost.room_beside(self._load(work), most, past), least)
+        return max(self._cost.room_beside(load, most, past), least)
+
+    def _part_beside(self, load: Load, ratio: float) -> int:
+        """How many tokens of prompts others compute at least beside this load, even if that fills a step.
+
+        Half of what they have a right to, and what else would be padding.
+        """
+        size = self._cost.rounded(load.tokens + int(load.tokens * ratio / 2))
+        return min(size, self._cost.largest) - load.tokens
 
     def _within_shares(self, work: list[Work]) -> list[Work]:
         """What of the requests that decode has part in the step, so that it costs no flow more than its share.
