@@ -318,6 +318,19 @@ def test_a_prompt_has_its_share_beside_answers_that_take_longer_than_a_step_shou
     assert came[1] - came[0] <= 2 * alone + STEP_SIZES[-1] * SECONDS_PER_TOKEN
 
 
+def test_a_tenant_has_no_more_tokens_by_its_priorities() -> None:
+    """With an answer under way in each of them, beside a tenant with as many answers in one."""
+    order = Order()
+    with toy_engine(num_blocks=1024) as engine:
+        asked = [
+            *(of("a", n, length=100, priority=n - 5) for n in range(11)),
+            *(of("b", n, length=100) for n in range(11)),
+        ]
+        submit(engine, asked, order)
+    meanwhile = Counter(name[0] for name in order[: order.index("b") + 600])
+    assert meanwhile["a"] <= 2 * meanwhile["b"]
+
+
 @pytest.mark.parametrize("connections", [2, 5])
 def test_a_long_prompt_is_computed_while_ever_new_tenants_come_with_short_ones(connections: int) -> None:
     """Each of them is new, and had nothing yet."""

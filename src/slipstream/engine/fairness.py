@@ -98,6 +98,11 @@ class Shares:
         weights = self.weights(flows | others)
         return sum(weights[each] for each in flows) / sum(weights[each] for each in others) if others else 0.0
 
+    def turns(self, flow: Flow) -> float:
+        """In one of how many steps a flow has a part at least, if the flows of each tenant have one together."""
+        tenants = {each.tenant for each in self._present}
+        return self._weights.get(flow.tenant, 1.0) / self._present[flow] if len(tenants) > 1 else 1.0
+
     def next_start(self, waiting: Sequence[ActiveRequest]) -> ActiveRequest:
         """Which of the waiting requests to start first: the oldest of the flow that had least."""
         heads: dict[Flow, ActiveRequest] = {}

@@ -1,7 +1,7 @@
 """Which tokens of which request go into the next step. Knows no model, so most of it is tested without one."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -10,6 +10,7 @@ from slipstream.engine.active import ActiveRequest, Phase
 from slipstream.engine.admission import Offer, admit_drafts
 from slipstream.engine.drafting import Draft, Drafter
 from slipstream.engine.fairness import Shares
+from slipstream.engine.request import Flow
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.prefix_index import common_length
 
@@ -236,7 +237,8 @@ class Scheduler:
     def _within_shares(self, work: list[Work]) -> list[Work]:
         """What of the requests that decode has part in the step, so that it costs no flow more than its share.
 
-        Those that were longest without a step come first, and every flow has one at least.
+        Those that were longest without a step come first. Every flow has one at least; but the priorities of a tenant
+        take turns in that beside another tenant, which would have a small share of such a step otherwise.
         """
         due = [each for each in self.running if each.phase is not Phase.SETTLING]
         if len(work) < 2:
@@ -247,9 +249,13 @@ class Scheduler:
         waited = sorted(work, key=lambda item: item.active.last_step)
         kept: list[Work] = []
         load, served = Load(), set()
+        last: Counter[Flow] = Counter()
+        for item in work:
+            last[item.active.flow] = max(last[item.active.flow], item.active.last_step)
         for item in self._shares.in_turn(waited, [item.active.flow for item in waited]):
             own, flow = self._load([item]), item.active.flow
-            if flow not in served or self._cost.seconds(load + own) <= most:
+            has_turn = flow not in served and self._steps - last[flow] >= self._shares.turns(flow)
+            if not kept or has_turn or self._cost.seconds(load + own) <= most:
                 kept.append(item)
                 served.add(flow)
                 load += own
