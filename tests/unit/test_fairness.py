@@ -447,6 +447,17 @@ def test_a_flow_that_had_nothing_to_do_does_not_make_up_for_it() -> None:
     assert times[new] == 110.0, "where nobody has anything to do, it isn't ahead of who comes next"
 
 
+def test_a_flow_that_goes_on_is_not_forgotten_and_the_times_kept_stay_few() -> None:
+    times, busy = VirtualTimes(), Flow("busy", 0)
+    times.arrive(busy, [])
+    for number in range(10_000):
+        times.arrive(Flow(f"t{number}", 0), [busy])
+        if number % 1000 == 0:
+            times.charge(busy, 1.0)
+    assert times[busy] == 10.0
+    assert len(times._times) <= 4096
+
+
 def test_priorities_divide_the_share_of_their_tenant() -> None:
     weights = Shares().weights([Flow("a", 1), Flow("a", 0), Flow("b", -5)])
     assert weights[Flow("a", 1)] == 2 * weights[Flow("a", 0)]

@@ -45,7 +45,7 @@ class VirtualTimes:
 
     def charge(self, flow: Flow, amount: float) -> None:
         """A flow had so much, divided by its weight."""
-        self._times[flow] = self[flow] + amount
+        self._times[flow] = self._times.pop(flow, 0.0) + amount  # the last to be forgotten
         self._latest = max(self._latest, self._times[flow])
 
     def __getitem__(self, flow: Flow) -> float:
