@@ -121,9 +121,8 @@ class Shares:
             self._present = self.weights(flows)
             self._total = sum(self._present.values())
 
-    def computed(self, active: ActiveRequest, tokens: int) -> None:
-        """So many tokens of a request are in the next step."""
-        flow = active.flow
+    def computed(self, flow: Flow, tokens: int) -> None:
+        """So many tokens of a flow are in the next step."""
         self._computed.charge(flow, tokens / self._present.get(flow, 1.0))
         self._fair += tokens / self._total
 

@@ -166,13 +166,11 @@ class Scheduler:
         for active in list(self.running):
             self._make_room(active)
         self._steps += 1
-        flows = {each.flow for each in self.running if each.phase is not Phase.SETTLING}
-        self._shares.plan_for({each.flow for each in self.running})
-        if len(flows) > 1:
-            self._shared_until = now + _LATELY
+        flows = {each.flow for each in self.running}
+        self._shares.plan_for(flows)
         work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
         if len(flows) > 1:
-            work = self._within_shares(work)
+            work = self._within_shares(work, now)
         others = [each for each in self.running if each.phase is not Phase.DECODE]
         due = [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]
         budget = self._prefill_budget(work, due, now) if due else 0
@@ -180,8 +178,7 @@ class Scheduler:
         self._add_drafts(work)
         for item in work:
             item.active.last_step = self._steps
-            if item.active.phase is Phase.DECODE:
-                self._shares.computed(item.active, self._cost.chunk(item.count + len(item.draft)))
+        self._charge([item for item in work if item.active.phase is Phase.DECODE])
         return work
 
     def plan_settling(self) -> list[Work]:
@@ -234,13 +231,25 @@ class Scheduler:
         size = self._cost.rounded(load.tokens + int(load.tokens * ratio / 2))
         return min(size, self._cost.largest) - load.tokens
 
-    def _within_shares(self, work: list[Work]) -> list[Work]:
+    def _charge(self, decoding: list[Work]) -> None:
+        """Charge flows for what of their answers goes into the step; prompts are charged as they take turns."""
+        tokens: Counter[Flow] = Counter()
+        for item in decoding:
+            tokens[item.active.flow] += self._cost.chunk(item.count + len(item.draft))
+        for flow, count in tokens.items():
+            self._shares.computed(flow, count)
+
+    def _within_shares(self, work: list[Work], now: float) -> list[Work]:
         """What of the requests that decode has part in the step, so that it costs no flow more than its share.
 
         Those that were longest without a step come first. Every flow has one at least; but the priorities of a tenant
-        take turns in that beside another tenant, which would have a small share of such a step otherwise.
+        take turns in that beside another tenant, which would have a small share of such a step otherwise. From now on
+        a flow may come back.
         """
         due = [each for each in self.running if each.phase is not Phase.SETTLING]
+        if len({each.flow for each in due}) < 2:
+            return work
+        self._shared_until = now + _LATELY
         if len(work) < 2:
             return work
         most = self._seconds_for(work, due)
@@ -383,7 +392,7 @@ class Scheduler:
                 break
             count = min(active.pending, budget)
             budget -= self._cost.chunk(count)
-            self._shares.computed(active, self._cost.chunk(count))
+            self._shares.computed(active.flow, self._cost.chunk(count))
             last = count == active.pending and active.phase is Phase.PREFILL
             work.append(Work(active, count, chooses=last))
         return work
