@@ -166,7 +166,7 @@ def _workload_summary(
     return WorkloadSummary(
         name=workload.name,
         description=workload.description,
-        later=USUAL_LATER if workload.later == "turns" else "all turns of agents 2 to n",
+        later=USUAL_LATER if workload.later == "turns" else "all of agents 2 to n",
         servers=[_server_summary(workload, name, of, reference) for name, of in by_server.items() if of],
         floor=_floor_summary(workload, reference, rates),
     )

@@ -11,10 +11,9 @@ from rich.text import Text
 from slipstream_bench.report import COLUMNS, FLOOR, USUAL_LATER, Summary, rows
 
 _LEGEND_IN_BRIEF = (
-    "Times are medians over a round's later turns (2 to n of each agent), then over rounds, with the range over "
-    "rounds in brackets; ratios are to Slipstream in the same round. Valid calls fit their schema. Floor is one pass "
-    "over the delta and one for each token that the grammar leaves open, at the machine's memory bandwidth and matrix "
-    "rate."
+    "Times are medians over a round's later turns (2 to n of each agent), then over rounds, with ranges in brackets; "
+    "ratios are to Slipstream in the same round. Valid calls fit their schema. Floor is one pass over the delta and "
+    "one for each token that the grammar leaves open, at the rates measured."
 )
 LEGEND = (
     f"{_LEGEND_IN_BRIEF} First token is that of later turns. Tokens out are those of a later turn; answers differ in "
@@ -38,7 +37,7 @@ _TERMINAL_COLUMNS = (
 )
 
 
-_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "valid", "recomputed", "beyond delta")
+_PAGE_ONLY = ("first turn, ms", "first token, ms", "tokens out", "ms a token", "valid", "recomputed", "beyond delta")
 """Columns that Markdown leaves to the page."""
 _MARKDOWN_COLUMNS = tuple(column for column in COLUMNS if column not in _PAGE_ONLY)
 _RANGED = ("later turns, ms", "to ours")
@@ -87,7 +86,7 @@ def machine_text(summary: Summary) -> str:
     )
     if (rates := summary.floor) is not None:
         bandwidth, operations = rates.bytes_per_second / 1e9, rates.operations_per_second / 1e9
-        text += f" Measured: {bandwidth:.1f} GB/s read from memory, {operations:,.0f} billion bf16 operations a second."
+        text += f" Measured: {bandwidth:.1f} GB/s from memory, {operations:,.0f} bf16 GFLOP/s."
     return text
 
 
@@ -133,7 +132,7 @@ def _lines(summary: Summary) -> Iterator[str]:
                 yield from ("", failed, "", *(f"    {line}" for line in error.splitlines()))
         if workload.growth >= _SHOWN_GROWTH:
             picture = f"{workload.name}-time-by-context.svg"
-            yield from ("", f"![{workload.name}: time by length of the context]({picture})")
+            yield from ("", f"![{workload.name}: time by context]({picture})")
     yield from ("", "## How the servers were run", "")
     for each in summary.servers:
         yield f"- **{each.server}**: `{each.description}`"

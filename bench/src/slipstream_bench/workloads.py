@@ -63,28 +63,28 @@ def _shared_prefix(rng: random.Random) -> list[Script]:
 _ALL = (
     Workload(
         "agent-6",
-        "One agent, 6 turns: each turn brings a tool result and answers with the next call.",
+        "One agent, 6 turns: each brings a tool result and answers with the next call.",
         agents=1,
         turns=6,
         make=lambda rng: [coding_script(rng, 6)],
     ),
     Workload(
         "coding-35",
-        "One agent, 35 turns, a context that grows to about 6,000 tokens.",
+        "One agent, 35 turns, a context of up to about 6,000 tokens.",
         agents=1,
         turns=35,
         make=lambda rng: [coding_script(rng, 35, lines=(1, 4))],
     ),
     Workload(
         "fleet-8",
-        "8 unrelated agents of 6 turns each, one request at a time in rotation.",
+        "8 unrelated agents of 6 turns, one request at a time in rotation.",
         agents=8,
         turns=6,
         make=_fleet,
     ),
     Workload(
         "fleet-8-concurrent",
-        "8 unrelated agents of 6 turns each, all at once.",
+        "8 unrelated agents of 6 turns, all at once.",
         agents=8,
         turns=6,
         make=_fleet,
@@ -92,7 +92,7 @@ _ALL = (
     ),
     Workload(
         "shared-prefix",
-        "12 agents of 2 turns each, one after another, sharing a long system message.",
+        "12 agents of 2 turns, one after another, sharing a long system message.",
         agents=12,
         turns=2,
         make=_shared_prefix,
@@ -101,8 +101,8 @@ _ALL = (
     ),
     Workload(
         "rewrite",
-        "One agent, 12 turns. Its client rewrites each answer with different white space and key order, and drops old "
-        "results half way.",
+        "One agent, 12 turns. Its client changes white space and key order of each answer, and drops old results "
+        "half way.",
         agents=1,
         turns=12,
         make=lambda rng: [coding_script(rng, 12)],
@@ -121,7 +121,7 @@ _ALL = (
     Workload(
         "bfcl-multi-turn",
         "Three conversations of the Berkeley Function-Calling Leaderboard, with its user messages, its tools, and the "
-        "results of its true calls from its simulated APIs.",
+        "results of its true calls.",
         agents=3,
         turns=6,
         make=lambda rng: bfcl.scripts(rng, count=3, least_turns=6),
@@ -129,7 +129,7 @@ _ALL = (
     ),
     Workload(
         "growth",
-        "One agent with two tools whose context grows steadily from 400 to about 7,500 tokens.",
+        "One agent with two tools, from 400 to about 7,500 tokens of context.",
         agents=1,
         turns=35,
         make=lambda rng: [coding_script(rng, 35, lines=(7, 7), tools=2)],

@@ -29,13 +29,12 @@ _FLAGS = {"default": (), "best": _BEST, "best-same-weights": _BEST}
 _REQUANTISED = "Q4_0"
 _SAME_WEIGHTS = "reads the GGUF that Slipstream's weights come from, as it is"
 _NOTES = (
-    "Compiled from source for this machine, with the package's defaults (native instructions, OpenMP, no LLGuidance).",
+    "Compiled for this machine with the package's defaults (native instructions, OpenMP, no LLGuidance).",
     "Its grammar allows white space between JSON tokens.",
 )
 _OTHER_WEIGHTS = (
-    "Weights are requantised to Q4_0 with llama-quantize, whose kernels are several times faster on long prompts "
-    "than those for Q4_1; embeddings stay Q8_0. Answers are not comparable token by token; best-same-weights runs "
-    "the original weights with the same flags."
+    "Weights are requantised to Q4_0, whose kernels are several times faster on long prompts than Q4_1's; embeddings "
+    "stay Q8_0. So answers differ; best-same-weights runs the original weights."
 )
 
 

@@ -14,8 +14,7 @@ _APP = Path(__file__).with_name("genai_app.py")
 _CONVERT = "import sys, openvino_genai as g; g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
 _SWITCHES = {"default": (), "best": ("--prompt-lookup", "--compact")}
 _NOTES = (
-    "GenAI is a library without a server. A minimal app around ContinuousBatchingPipeline serves it and adds "
-    "little time.",
+    "A minimal app around ContinuousBatchingPipeline serves this library and adds little time.",
     "It reads the GGUF that Slipstream's weights come from; its reader rounds zeros of 4-bit weights. The "
     "runtime is the same. OpenVINO configures its KV cache.",
     "It does not report cached prompt tokens.",
@@ -23,8 +22,8 @@ _NOTES = (
 )
 _WHITE_SPACE = "its grammar for a JSON schema leaves white space to the model"
 _COMPACT = (
-    "Its JSON Schema grammar leaves white space to the model, and no option forbids it. The app passes a regular "
-    "expression without white space if the schema is simple enough."
+    "Its JSON Schema grammar leaves white space to the model. If the schema is simple enough, the app passes a "
+    "regular expression without any."
 )
 
 

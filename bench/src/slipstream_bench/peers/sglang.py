@@ -32,11 +32,11 @@ _LAUNCHES = {
 }
 _NOTES = (
     "SGLang is built for GPUs, and for CPUs with AMX and kernels compiled from source. These times say nothing "
-    "about SGLang on such hardware.",
+    "about it there.",
     "Its package has no kernels for this CPU. Attention is PyTorch's, and n-gram speculation and compiled graphs "
     "are unavailable.",
-    "Weights are dequantised from 4 bits to bf16.",
-    "KV memory is limited to 65,536 tokens; by default it takes most of the machine's memory.",
+    "Weights are dequantised to bf16.",
+    "KV memory is limited to 65,536 tokens; the default is most of the machine's.",
 )
 
 

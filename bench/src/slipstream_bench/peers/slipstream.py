@@ -16,10 +16,7 @@ _SWITCHES = {
     "no-jump-forward": ("--no-jump-forward",),
     "no-speculation": ("--no-speculation",),
 }
-_NOTES = (
-    "Forced tokens at the start of an answer are sent before the prompt is computed, so its time to the first token "
-    "says little.",
-)
+_NOTES = ("It sends forced tokens before it computes the prompt, so its time to the first token says little.",)
 _PRESCRIBED = Configuration(
     "prescribed",
     "python -m slipstream_bench.prescribed serve",

@@ -34,9 +34,9 @@ _LAUNCHES = {
     "best": Launch(*_SERVER, (*_FLAGS, *_BEST_FLAGS), _ENVIRONMENT | _BEST_ENVIRONMENT),
 }
 _NOTES = (
-    "Weights are dequantised from 4 bits to bf16, so a pass reads more memory. The package has no GGUF reader, "
-    "and a GPTQ or AWQ export would have different weights.",
-    "KV memory is limited to 4 GiB; by default it takes most of the machine's memory.",
+    "Weights are dequantised to bf16, so a pass reads more memory. The package has no GGUF reader, and GPTQ or AWQ "
+    "would change the weights.",
+    "KV memory is limited to 4 GiB; the default is most of the machine's.",
 )
 
 
