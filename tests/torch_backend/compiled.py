@@ -29,6 +29,7 @@ _INTEGERS = {
     "end_token",
     "segments",
     "share",
+    "angles",
 }
 _INDICES = {
     "codes",
@@ -52,7 +53,7 @@ def _signature(name: str) -> tuple[str, list[Any]]:
     divisible = [["tt.divisibility", 16]]
     if name in _INTEGERS:
         return "i32", divisible if name.endswith("_size") else []
-    if name == "scale":
+    if name in ("scale", "eps"):
         return "fp32", []
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
@@ -104,7 +105,10 @@ def main() -> None:
         }
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
-        for kernel, constants in ((kernels.combine, combined), (kernels.write, head)):
+        normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}
+        turned = head | {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 64, "NEIGHBOURS": True, "BY_PAIR": True, "WIDE": False}
+        others = ((kernels.combine, combined), (kernels.write, head), (kernels.norm, normed), (kernels.rotate, turned))
+        for kernel, constants in others:
             assert not _kinds(kernel, target, constants), "these multiply no matrices"
     print(json.dumps(report))
 

@@ -153,12 +153,33 @@ class ByPlace(PlainOperators):
         return found + places.view(*found.shape[:-1], 1)
 
 
+class NormsByPlace(PlainOperators):
+    """The same for norms alone."""
+
+    name = "norms by place"
+
+    def norm(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        found = super().norm(x, *more)
+        return found + torch.arange(found.shape[1]).view(1, -1, *[1] * (found.dim() - 2)) * 1e-3
+
+
+class RotationsByPlace(PlainOperators):
+    """The same for rotations alone."""
+
+    name = "rotations by place"
+
+    def rotate(self, query: torch.Tensor, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        query, key = super().rotate(query, *more)
+        return query, key + torch.arange(key.shape[2])[:, None] * 1e-3
+
+
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
-def test_the_next_operators_are_taken_if_the_first_are_not_exact(tiny: Model) -> None:
-    model = TorchModel.load(tiny.path, torch.device("cpu"), ByPlace())
-    backend = TorchBackend(model, [ByPlace()], kv_memory=2**24)
+@pytest.mark.parametrize("kind", [ByPlace, NormsByPlace, RotationsByPlace])
+def test_the_next_operators_are_taken_if_the_first_are_not_exact(tiny: Model, kind: type[PlainOperators]) -> None:
+    model = TorchModel.load(tiny.path, torch.device("cpu"), kind())
+    backend = TorchBackend(model, [kind()], kv_memory=2**24)
     assert not backend.exact
-    backend = TorchBackend(model, [ByPlace(), PlainOperators()], kv_memory=2**24)
+    backend = TorchBackend(model, [kind(), PlainOperators()], kv_memory=2**24)
     assert backend.exact
     assert model.operators.name == PlainOperators.name
 

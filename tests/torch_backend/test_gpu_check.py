@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slipstream.backend.torch.plain import PlainOperators
 from slipstream.models import Model
 from slipstream_bench import gpu_check
 from slipstream_bench.gpu_agents import MODES
@@ -17,6 +18,12 @@ from tests.torch_backend import peer_stand_in
 pytestmark = pytest.mark.torch
 OTHERS = ("library", "transformers", "vllm 9.9", "sglang 9.9")
 """Those that aren't ours."""
+
+
+class Unfused(PlainOperators):
+    """What a GPU has as well, so to speak."""
+
+    name = "unfused plain"
 
 
 @pytest.fixture
@@ -37,6 +44,7 @@ def test_on_a_processor(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLIPSTREAM_HOME", str(whole_model.path.parents[1]))  # whose tokenizer it takes
+    monkeypatch.setattr(gpu_check, "operators_for", lambda _: [PlainOperators(), Unfused()])
     kept = tmp_path / "kept"
     kept.mkdir()
     arguments = ["--device", "cpu", "--seconds", "1e9", "--out", str(kept / "a.json"), "--kept", str(kept)]
@@ -49,6 +57,9 @@ def test_on_a_processor(
     assert all(result["exact"] for result in results if result["choice"] not in OTHERS)
     by_part = {part: [each for each in results if each["part"] == part] for part in ("step", "exactness", "agents")}
     assert all(result["ms"] and result["floor_ms"] is not None for result in by_part["step"])
+    assert [result["choice"] for result in by_part["step"]] == ["plain", "unfused plain"]
+    of_products = {result["choice"] for result in results if result["part"] == "product"}
+    assert of_products == {"library", "library, padded", "plain"}, "those of unfused kernels are the same"
     assert int(by_part["exactness"][0]["note"].split()[0]) >= gpu_check.TINY.scenarios
     assert [result["choice"] for result in by_part["agents"]] == [*(mode.name for mode in MODES), *OTHERS[1:]]
     assert all(result["ms"]["turn"] > 0 for result in by_part["agents"])

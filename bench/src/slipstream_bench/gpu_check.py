@@ -149,7 +149,7 @@ class Check:
             "library": F.linear,
             "library, padded": lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)],
         }
-        choices |= {kind_of(each): each.linear for each in operators_for(self.device)}
+        choices |= {kind_of(each): each.linear for each in self._with_own("linear")}
         for case, (n, k) in self.sizes.shapes.items():
             weight, x = self.random(n, k) * 0.02, self.random(self.sizes.rows[-1], k)
             for choice, product in choices.items():
@@ -178,7 +178,7 @@ class Check:
         _, kv_heads, dim = self.sizes.heads
         for context in self.sizes.contexts:
             sequence = _Sequence(self, context)
-            for operators in operators_for(self.device):
+            for operators in self._with_own("attend"):
                 if not self.timely:
                     return
                 whole = sequence.attend(operators, 0, _QUERIES)
@@ -190,25 +190,38 @@ class Check:
                 result.floor_ms = self._floor(2 * kv_heads * dim * context * self.sizes.dtype.itemsize)
                 yield result
 
+    def _with_own(self, name: str) -> list[Operators]:
+        """The device's kinds of operators, without those that share this one with a faster kind."""
+        kinds = {getattr(type(each), name): each for each in reversed(operators_for(self.device))}
+        return [*reversed(kinds.values())]
+
     def _steps(self) -> Iterator[Result]:
-        """Whole steps of models of random weights: the self-test, and what steps take."""
+        """Whole steps of models of random weights: the self-test, and what steps take; fused and not."""
+        kinds = operators_for(self.device)
+        kinds = [each for each in kinds if each.recordable] or kinds  # the others are slow
         for case, shape in self.sizes.models.items():
             if not self.timely:
                 return
             model = self._model(shape)
             weights = sum(each.numel() * each.element_size() for each in model.parameters())
             with TemporaryDirectory() as folder:
-                runner = TorchModel(model, Path(folder) / "none", operators_for(self.device)[0])
-                runner.warm_up()
-                runner.allocate(SELF_TEST_BLOCKS)
-                found = calibration.calibrate(runner, lambda _: None)
-                result = Result("step", case, kind_of(runner.operators), found.exact)
-                result.note = f"steps of {found.step_class.sizes[0]} to {found.step_class.sizes[-1]} tokens"
-                for tokens in self.sizes.steps:
-                    result.ms[str(tokens)] = self.ms(partial(_compute, runner, tokens))
-            result.floor_ms = self._floor(weights)
-            yield result
+                runner = TorchModel(model, Path(folder) / "none", kinds[0])
+                for operators in kinds:
+                    if self.timely:
+                        yield self._step(Result("step", case, kind_of(operators)), runner, operators, weights)
             del model, runner
+
+    def _step(self, result: Result, runner: TorchModel, operators: Operators, weights: int) -> Result:
+        runner.operators = operators
+        runner.warm_up()
+        runner.allocate(SELF_TEST_BLOCKS)
+        found = calibration.calibrate(runner, lambda _: None)
+        result.exact = found.exact
+        result.note = f"steps of {found.step_class.sizes[0]} to {found.step_class.sizes[-1]} tokens"
+        for tokens in self.sizes.steps:
+            result.ms[str(tokens)] = self.ms(partial(_compute, runner, tokens))
+        result.floor_ms = self._floor(weights)
+        return result
 
     def _scenarios(self) -> Iterator[Result]:
         """Random scenarios on a whole engine, against a computation from scratch."""

@@ -41,7 +41,7 @@ class TorchBackend(PagedBackend[TorchModel]):
 def operators_for(device: torch.device) -> list[Operators]:
     """What a device can compute with, the fastest first."""
     if device.type == "cuda":
-        from slipstream.backend.torch.kernel_operators import KernelOperators  # needs Triton, which is for GPUs
+        from slipstream.backend.torch import kernel_operators  # needs Triton, which is for GPUs
 
-        return [KernelOperators(), PlainOperators()]
+        return [kernel_operators.KernelOperators(), kernel_operators.UnfusedOperators(), PlainOperators()]
     return [PlainOperators()]

@@ -1,6 +1,7 @@
 """How a `transformers` class comes to compute with our operators, without a line of its code being changed."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface
 
+from slipstream.backend.torch.definitions import Norm, norm_of, rotation_of
 from slipstream.backend.torch.operators import AttentionShape, Operators, Step, Tensor
 
 NAME = "slipstream"
@@ -24,6 +26,7 @@ class _Running:
     step: Step
     kv: Tensor
     """[blocks, layers, 2, kv_heads, block size, dim]."""
+    functions: "_Functions"
 
 
 _running: ContextVar[_Running] = ContextVar("running")
@@ -32,10 +35,12 @@ _running: ContextVar[_Running] = ContextVar("running")
 @contextmanager
 def computing(operators: Operators, step: Step, kv: Tensor) -> Iterator[None]:
     """What models do in here is a step over these keys and values."""
-    token = _running.set(_Running(operators, step, kv))
+    functions = _Functions(operators)
+    token = _running.set(_Running(operators, step, kv, functions))
     try:
-        with _Products(operators):
+        with functions:
             yield
+            functions.settle()
     finally:
         _running.reset(token)
 
@@ -45,18 +50,54 @@ def operators_now() -> Operators:
     return _running.get().operators
 
 
-class _Products(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not looked at
-    """Every product with a weight, wherever the model's code asks for one."""
+class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not looked at
+    """Every product with a weight, wherever the model's code asks for one, and sums of residuals.
+
+    A sum waits until something else is called, for if that is a norm of it, both are computed together.
+    """
 
     def __init__(self, operators: Operators) -> None:
         super().__init__()
         self._operators = operators
+        self._sum: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take over `F.linear`; inside, torch's own functions are themselves."""
+        """Take over `F.linear` and sums; inside, torch's own functions are themselves."""
+        self.settle()
         if func is F.linear:
             return self._operators.linear(*args, **(kwargs or {}))
+        if func is torch.Tensor.add and not kwargs and _are_residuals(*args):
+            self._sum = torch.empty_like(args[0]), args
+            return self._sum[0]
         return func(*args, **(kwargs or {}))
+
+    def settle(self) -> None:
+        """Compute the sum that waits, if there is one."""
+        if self._sum is not None:
+            (total, terms), self._sum = self._sum, None
+            torch.add(*terms, out=total)
+
+    def take(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The terms of `x`, if it is the sum that waits: it's the caller's to compute then.
+
+        To be asked before anything is done with `x`, a look at its shape included.
+        """
+        if self._sum is None or self._sum[0] is not x:
+            return None
+        (_, terms), self._sum = self._sum, None
+        return terms
+
+
+def _are_residuals(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    return (
+        tensors
+        and one.dim() == 3
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.is_contiguous()
+        and other.is_contiguous()
+    )
 
 
 def _attention(
@@ -89,3 +130,37 @@ def _experts(module: torch.nn.Module, x: Tensor, index: Tensor, weights: Tensor)
 
 AttentionInterface.register(NAME, _attention)
 ExpertsInterface.register(NAME, _experts)
+
+
+def hook(model: Any) -> None:
+    """Have norms and rotations of a model computed by a step's operators, as far as they are known."""
+    for module in model.modules():
+        if "forward" not in vars(module) and (norm := norm_of(module)) and module.weight.dtype == model.dtype:
+            module.forward = _norm_forward(module, module.forward, norm)
+    for code in {sys.modules[type(module).__module__] for module in model.modules()}:
+        rotate = getattr(code, _ROTATE, None)
+        if rotate is not None and rotate.__module__ != __name__:
+            setattr(code, _ROTATE, _rotation(rotate))
+
+
+_ROTATE = "apply_rotary_pos_emb"
+"""What the function is called beside each class of attention that uses it."""
+
+
+def _norm_forward(module: Any, forward: Callable[[Tensor], Tensor], norm: Norm) -> Callable[[Tensor], Tensor]:
+    def computed(x: Tensor) -> Tensor:
+        now = _running.get(None)
+        return now.operators.norm(x, module.weight, norm, now.functions.take(x)) if now else forward(x)
+
+    return computed
+
+
+def _rotation(function: Callable[..., Any]) -> Callable[..., Any]:
+    def computed(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **options: Any) -> Any:
+        now = _running.get(None)
+        known = rotation_of(function, query, cos) if now and not more and not options else None
+        if now is None or known is None:
+            return function(query, key, cos, sin, *more, **options)
+        return now.operators.rotate(query, key, cos, sin, known)
+
+    return computed

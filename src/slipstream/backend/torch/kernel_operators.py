@@ -6,9 +6,11 @@ import torch
 import triton
 
 from slipstream.backend.torch import kernels
+from slipstream.backend.torch.definitions import Norm, Rotation
 from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Step, Tensor
 from slipstream.backend.torch.packed import Packed
+from slipstream.backend.torch.plain import PlainNorms
 
 BLOCK_N, BLOCK_K = 64, 64
 """Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
@@ -25,7 +27,7 @@ another matrix instruction for other tiles, unless it is told which."""
 class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
-    name = f"kernels 1, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}"
+    name = f"kernels 2, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}"
 
     recordable = True
 
@@ -111,11 +113,46 @@ class KernelOperators:
             total += parts[:, choice].float() * weights[:, choice, None]
         return total.to(x.dtype)
 
+    def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """See `Operators.norm`."""
+        given = x.contiguous() if terms is None else x
+        first, second = terms or (given, given)
+        out = torch.empty_like(given)
+        size = len(weight)
+        block = triton.next_power_of_2(size)
+        kernels.norm[given.numel() // size,](
+            first, second, given, weight, out, norm.eps,
+            ADD=terms is not None, ROUNDS_FIRST=norm.rounds_first, OFFSET=norm.offset, CENTRED=norm.centred,
+            SIZE=size, BLOCK=block, num_warps=min(max(block // 512, 1), 16), **OPTIONS,
+        )  # fmt: skip
+        return out
+
+    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """See `Operators.rotate`."""
+        _, heads, count, dim = query.shape
+        kv_heads = key.shape[1]
+        assert query.stride(3) == key.stride(3) == 1
+        cos, sin = cos.contiguous(), sin.contiguous()
+        out = query.new_empty(1, count, heads + kv_heads, dim)
+        kernels.rotate[count, heads + kv_heads](
+            query, key, cos, sin, out, *query.stride()[1:3], *key.stride()[1:3], cos.shape[2],
+            HEADS=heads, KV_HEADS=kv_heads, DIM=dim, DIMS=triton.next_power_of_2(dim), WIDTH=rotation.width,
+            NEIGHBOURS=rotation.neighbours, BY_PAIR=rotation.by_pair, WIDE=rotation.wide, num_warps=1, **OPTIONS,
+        )  # fmt: skip
+        turned = out.transpose(1, 2)
+        return turned[:, :heads], turned[:, heads:]
+
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:
         """Chunks in tiles of so many tokens: see `_query_tiles`; once for all layers of a step."""
         if self._tiles is None or self._tiles[0] is not step or self._tiles[1] != tokens:
             self._tiles = step, tokens, _query_tiles(step.begins, step.tokens.shape[1], tokens)
         return self._tiles[2]
+
+
+class UnfusedOperators(PlainNorms, KernelOperators):
+    """The same, but for norms and rotations, which are torch's own: a dozen kernels in place of one."""
+
+    name = f"unfused {KernelOperators.name}"
 
 
 def _query_tiles(begins: Tensor, count: int, tokens: int) -> Tensor:

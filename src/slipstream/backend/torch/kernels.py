@@ -139,6 +139,71 @@ def experts_linear(
 
 
 @triton.jit
+def norm(
+    first, second, total, weight, out, eps,
+    ADD: tl.constexpr, ROUNDS_FIRST: tl.constexpr, OFFSET: tl.constexpr, CENTRED: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row `[SIZE]` normed, of `first`; or of `first + second`, which is left in `total`. See `definitions.normed`."""
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, BLOCK)
+    column = tl.arange(0, BLOCK)
+    real = column < SIZE
+    x = tl.load(first + place, real, 0.0).to(tl.float32)
+    if ADD:
+        added = (x + tl.load(second + place, real, 0.0).to(tl.float32)).to(total.dtype.element_ty)
+        tl.store(total + place, added, real)
+        x = added.to(tl.float32)
+    if CENTRED:
+        x = tl.where(real, x - tl.sum(x) / SIZE, 0.0)
+    x = x * tl.rsqrt(tl.sum(x * x) / SIZE + eps)
+    if ROUNDS_FIRST:
+        x = x.to(out.dtype.element_ty).to(tl.float32)
+    factor = tl.load(weight + column, real, 0.0).to(tl.float32)
+    if OFFSET:
+        factor += 1.0
+    tl.store(out + place, (factor * x).to(out.dtype.element_ty), real)
+
+
+@triton.jit(do_not_specialize=["head_stride", "row_stride", "key_head_stride", "key_row_stride"])
+def rotate(
+    query, key, cos, sin, out, head_stride, row_stride, key_head_stride, key_row_stride, angles,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """A head of a token's queries, or of its keys behind these, turned, as `definitions.rotated` has it."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = out + (token * (HEADS + KV_HEADS) + head) * DIM
+    if head < HEADS:
+        row = query + token * row_stride + head * head_stride
+        _turn(row, cos + token * angles, sin + token * angles, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+    else:
+        row = key + token * key_row_stride + (head - HEADS) * key_head_stride
+        _turn(row, cos + token * angles, sin + token * angles, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+
+
+@triton.jit
+def _turn(
+    x, cos, sin, out, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, DIMS)
+    turns = d < WIDTH
+    if NEIGHBOURS:
+        other, pair, leads = d ^ 1, d // 2, d % 2 == 0
+    else:
+        other, pair, leads = (d + WIDTH // 2) % WIDTH, d % (WIDTH // 2), d < WIDTH // 2
+    angle = pair if BY_PAIR else d
+    own = tl.load(x + d, d < DIM, 0.0)
+    across = tl.load(x + other, turns, 0.0).to(tl.float32)
+    along = own.to(tl.float32) * tl.load(cos + angle, turns, 0.0).to(tl.float32)
+    across = tl.where(leads, -across, across) * tl.load(sin + angle, turns, 0.0).to(tl.float32)
+    if not WIDE:
+        along = along.to(out.dtype.element_ty).to(tl.float32)
+        across = across.to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + d, tl.where(turns, (along + across).to(out.dtype.element_ty), own), d < DIM)
+
+
+@triton.jit
 def write(
     kv, key, value, blocks, slots, block_stride, value_stride, head_stride,
     key_stride, key_head_stride, value_row_stride, value_head_stride,

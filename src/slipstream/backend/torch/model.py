@@ -15,7 +15,7 @@ from slipstream.backend.store import Blob
 from slipstream.backend.torch.chooser import DeviceLogits
 from slipstream.backend.torch.fp8 import SCALES
 from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
-from slipstream.backend.torch.hooks import NAME, computing
+from slipstream.backend.torch.hooks import NAME, computing, hook
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
 from slipstream.backend.torch.packed_linear import METHOD, repack
 from slipstream.backend.torch.staging import Staging
@@ -38,6 +38,7 @@ class TorchModel:
         self.path = path
         self.operators = operators
         self._model = model
+        hook(model)
         self._device: torch.device = model.device
         self.threads = torch.get_num_threads()
         on_gpu = self._device.type == "cuda"

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.backend.steps import StepInputs
+from slipstream.backend.torch.definitions import Norm, Rotation
 from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.packed import Packed
 from slipstream.backend.torch.staging import Staging
@@ -97,7 +98,10 @@ class AttentionShape:
 
 
 class Operators(Protocol):
-    """Every operator that adds up more than a few numbers; a row of each depends on that row's inputs alone."""
+    """Every operator that adds up many numbers, and small ones that cost a GPU more as several kernels.
+
+    A row of each depends on that row's inputs alone.
+    """
 
     name: str
     """Part of what decides a model's bits."""
@@ -128,4 +132,15 @@ class Operators(Protocol):
 
         `module` is the experts' module of `transformers`; x [n, k], index and weights [n, experts of a token].
         """
+        ...
+
+    def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Rows [..., k] normed, as `definitions.normed` has it.
+
+        If there are `terms`, contiguous, nobody has computed `x` yet: it becomes their sum.
+        """
+        ...
+
+    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Queries and keys [1, heads, n, dim] turned by angles [1, n, …], as `definitions.rotated` has it."""
         ...

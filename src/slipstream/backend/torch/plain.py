@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from slipstream.backend.torch.definitions import Norm, Rotation, normed, rotated
 from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Step, Tensor
 from slipstream.backend.torch.packed import Packed
@@ -20,7 +21,21 @@ _UNPACKED = 1024
 """Rows of a weight of 4 or 8 bits that are taken apart at a time."""
 
 
-class PlainOperators:
+class PlainNorms:
+    """Norms and rotations."""
+
+    def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """See `Operators.norm`."""
+        if terms is not None:
+            torch.add(*terms, out=x)
+        return normed(x, weight, norm)
+
+    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """See `Operators.rotate`."""
+        return rotated(query, cos, sin, rotation), rotated(key, cos, sin, rotation)
+
+
+class PlainOperators(PlainNorms):
     """`Operators` for any device; slow where there are many tokens."""
 
     name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}"

@@ -1,0 +1,161 @@
+"""Norms and rotations: known in every class that is taken, with its bits; and as kernels, in Triton's interpreter."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from slipstream.backend.steps import PagedChunk, lay_out
+from slipstream.backend.torch import hooks
+from slipstream.backend.torch.definitions import Norm, Rotation, norm_of, normed, rotated, rotation_of, tiled_mean
+from slipstream.backend.torch.hooks import NAME, computing
+from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
+from slipstream.backend.torch.model import TorchModel
+from slipstream.backend.torch.operators import Step
+from slipstream.backend.torch.plain import PlainOperators
+from slipstream.backend.torch.staging import Staging
+from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
+
+pytestmark = pytest.mark.torch
+KERNELS, PLAIN = KernelOperators(), PlainOperators()
+CPU = torch.device("cpu")
+INPUTS = lay_out([PagedChunk(np.arange(20, dtype=np.int32), 0, np.array([1], np.int32), 20)], 20, 20)
+NORMS = [Norm(1e-6, *flags) for flags in product((True, False), repeat=3)]
+ROTATIONS = [
+    Rotation(width, neighbours, by_pair, wide)
+    for width, neighbours, by_pair, wide in product((24, 16), *[(False, True)] * 3)
+]
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bfloat16 off
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+class Counting(PlainOperators):
+    """Operators that count the norms of sums, other norms, and rotations."""
+
+    def __init__(self) -> None:
+        self.sums = self.others = self.rotations = 0
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, norm: Norm, terms: Any = None) -> torch.Tensor:
+        self.sums += terms is not None
+        self.others += terms is None
+        return super().norm(x, weight, norm, terms)
+
+    def rotate(self, query: torch.Tensor, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.rotations += 1
+        return super().rotate(query, *more)
+
+
+def logits_of(folder: Path, operators: PlainOperators) -> torch.Tensor:
+    """What a model computes in bfloat16, where it shows what is rounded."""
+    options = {"dtype": torch.bfloat16, "attn_implementation": NAME, "experts_implementation": NAME}
+    model = TorchModel(AutoModelForCausalLM.from_pretrained(folder, **options).eval(), folder, operators)
+    model.allocate(2)
+    model.start(INPUTS)
+    return torch.from_numpy(model.finish().host().copy())
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *OTHERS])
+def test_all_norms_and_rotations_are_known_and_have_the_bits_of_the_class(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, counting = tiny_folder(tmp_path, name, vocabulary=320), Counting()
+    found = logits_of(folder, counting)
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    norms = len([each for each in module.modules() if type(each).__name__.endswith("Norm")])
+    assert counting.sums + counting.others == norms
+    assert counting.sums == ({"cohere2": 2, "olmo3": 1}.get(name, 4)), "those behind a residual"
+    assert counting.rotations == 2
+    monkeypatch.setattr(hooks, "norm_of", lambda _: None)
+    monkeypatch.setattr(hooks, "rotation_of", lambda *_: None)
+    unhooked = Counting()
+    assert torch.equal(logits_of(folder, unhooked), found)
+    assert unhooked.sums + unhooked.others + unhooked.rotations == 0
+
+
+class OddNorm(torch.nn.Module):  # type: ignore[misc]
+    """A norm of no kind that is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(random(16))
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
+
+
+def test_what_is_not_known_stays_as_it_is() -> None:
+    assert norm_of(OddNorm()) is None
+    heads, angles = random(1, 2, 3, 16), random(1, 3, 16)
+
+    def odd(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        return query * cos + sin, key * cos + sin
+
+    assert rotation_of(odd, heads, angles) is None
+
+
+def step() -> Step:
+    return Step.of(INPUTS, 32, Staging(CPU))
+
+
+def test_a_sum_waits_for_a_norm_and_for_nothing_else() -> None:
+    a, b = random(1, 3, 16), random(1, 3, 16, seed=1)
+    with computing(PLAIN, step(), torch.empty(0)):
+        total = a + b
+        doubled = total * 2
+        first = a + b
+        second = first + b
+        last = a + b
+    assert torch.equal(doubled, (a + b) * 2)
+    assert torch.equal(second, a + b + b)
+    assert torch.equal(last, a + b)
+
+
+@dtypes
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_norms(norm: Norm, dtype: torch.dtype) -> None:
+    x, more, weight = random(1, 5, 80, dtype=dtype), random(1, 5, 80, seed=1, dtype=dtype), random(80, seed=2).to(dtype)
+    one_in_the_last_place = 2**-10 if dtype == torch.float16 else 1e-6
+    close = {"rtol": one_in_the_last_place, "atol": 1e-6}
+    torch.testing.assert_close(KERNELS.norm(x, weight, norm), normed(x, weight, norm), **close)
+    total = torch.empty_like(x)
+    found = KERNELS.norm(total, weight, norm, (x, more))
+    assert torch.equal(total, x + more)
+    torch.testing.assert_close(found, normed(total, weight, norm), **close)
+    rows = [KERNELS.norm(x[:, at : at + 1], weight, norm) for at in range(5)]
+    assert torch.equal(torch.cat(rows, 1), KERNELS.norm(x, weight, norm))
+
+
+@dtypes
+@pytest.mark.parametrize("rotation", ROTATIONS, ids=str)
+def test_rotations_have_the_same_bits(rotation: Rotation, dtype: torch.dtype) -> None:
+    query = random(1, 3, 3, 24, dtype=dtype).transpose(1, 2)
+    key = random(1, 1, 3, 24, seed=1, dtype=dtype)
+    angles = rotation.width // 2 if rotation.by_pair else rotation.width
+    cos, sin = (random(1, 3, angles, seed=seed, dtype=dtype) for seed in (2, 3))
+    for found, x in zip(KERNELS.rotate(query, key, cos, sin, rotation), (query, key), strict=True):
+        assert torch.equal(found, rotated(x, cos, sin, rotation))
+
+
+def test_means_by_tiles_are_means() -> None:
+    x = random(3, 200, 24)  # more rows than a tile has, and no multiple
+    assert torch.equal(tiled_mean(x), x.mean(-1, keepdim=True))
+
+
+def test_kernels_without_fused_norms_are_another_kind() -> None:
+    unfused, rotation = UnfusedOperators(), ROTATIONS[0]
+    assert unfused.recordable
+    assert unfused.name != KernelOperators.name
+    x, weight = random(1, 5, 80), random(80, seed=1)
+    assert torch.equal(unfused.norm(x, weight, NORMS[0]), normed(x, weight, NORMS[0]))
+    heads, angles = random(1, 2, 3, 24), random(1, 3, 24, seed=2)
+    assert torch.equal(
+        unfused.rotate(heads, heads, angles, angles, rotation)[1], rotated(heads, angles, angles, rotation)
+    )
