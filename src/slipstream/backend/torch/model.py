@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 
@@ -18,6 +19,7 @@ from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
 from slipstream.backend.torch.hooks import NAME, computing, hook
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
 from slipstream.backend.torch.packed_linear import METHOD, repack
+from slipstream.backend.torch.side_stream import SideStream
 from slipstream.backend.torch.staging import Staging
 from slipstream.errors import ModelError
 from slipstream.fields import DEVICE
@@ -61,8 +63,10 @@ class TorchModel:
         self._seconds = 0.0
         self._staging = Staging(self._device)
         self._graphs: Graphs | None = None
+        self._side: SideStream | None = None
         if on_gpu:
             self.record_with(CudaRecorder())
+            self.read_with(SideStream())
         self.allocate(0)
 
     @classmethod
@@ -90,6 +94,10 @@ class TorchModel:
         """Record small steps and replay them, from now on, as far as the operators allow it."""
         self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, self._compute)
 
+    def read_with(self, side: SideStream) -> None:
+        """Read blocks beside the steps that don't name them, from now on."""
+        self._side = side
+
     def allocate(self, num_blocks: int) -> None:
         """Have so many blocks, all zero, in place of those before. Raises `ModelError` if they don't fit."""
         if self._graphs is not None:
@@ -100,6 +108,7 @@ class TorchModel:
         except RuntimeError as error:
             size = num_blocks * self.block_bytes
             raise ModelError(f"{size:,} bytes for keys and values don't fit beside the weights: {error}") from error
+        self._wrote(np.arange(num_blocks))
 
     def warm_up(self) -> None:
         """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them."""
@@ -131,6 +140,7 @@ class TorchModel:
                 replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
                 logits = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
             clock.stop()
+            self._wrote(inputs["block_indices"])
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
         return logits, clock
@@ -158,16 +168,27 @@ class TorchModel:
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
         self._kv[target].copy_(self._kv[source])
+        self._wrote(np.array([target]))
 
     def read_blocks(self, blocks: IntArray) -> Blob:
         """A copy of what the blocks hold, uint16 [blocks, elements]."""
-        found: Blob = self._staging.copy(self._kv[self._at(blocks)].flatten(1).view(torch.int16)).view(np.uint16)
-        return found
+
+        def copy() -> Blob:
+            found: Blob = self._staging.copy(self._kv[self._at(blocks)].flatten(1).view(torch.int16)).view(np.uint16)
+            return found
+
+        return copy() if self._side is None else self._side.read(blocks, copy)
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         """Fill blocks with what `read_blocks` gave."""
         given = torch.from_numpy(np.ascontiguousarray(contents).view(np.int16)).view(self._dtype)
         self._kv[self._at(blocks)] = given.to(self._device).view(-1, *self._block)
+        self._wrote(blocks)
+
+    def _wrote(self, blocks: npt.NDArray[Any]) -> None:
+        """Have readers of these blocks wait for what was launched."""
+        if self._side is not None:
+            self._side.wrote(blocks)
 
     def _at(self, blocks: IntArray) -> torch.Tensor:
         return torch.from_numpy(blocks.astype(np.int64)).to(self._device)
