@@ -32,10 +32,16 @@ def linear(
             right = tl.load(x + of_x, (m < rows)[None, :] & (k < end)[:, None], 0.0)
             acc = tl.dot(left, right, acc, input_precision="ieee")
         total += acc
+    _finish(out, total, bias, n, m, n_size, rows, BIAS)
+
+
+@triton.jit
+def _finish(out, acc, bias, n, m, n_size, rows, BIAS: tl.constexpr):
+    """Add the bias to a tile `acc[n, m]` of a product, and put it into `out[m, n]`."""
     if BIAS:
-        total += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
+        acc += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
     place = out + m[None, :].to(tl.int64) * n_size + n[:, None]
-    tl.store(place, total.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
+    tl.store(place, acc.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -63,10 +69,7 @@ def packed_linear(
         of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
         right = tl.load(x + of_x, (m < rows)[None, :] & (k < k_size)[:, None], 0.0)
         acc = tl.dot(left, right, acc, input_precision="ieee")
-    if BIAS:
-        acc += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
-    place = out + m[None, :].to(tl.int64) * n_size + n[:, None]
-    tl.store(place, acc.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
+    _finish(out, acc, bias, n, m, n_size, rows, BIAS)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -89,10 +92,7 @@ def scaled_linear(
         of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
         right = tl.load(x + of_x, (m < rows)[None, :] & (k < k_size)[:, None], 0.0)
         acc = tl.dot(left, right, acc, input_precision="ieee")
-    if BIAS:
-        acc += tl.load(bias + n, n < n_size, 0.0).to(tl.float32)[:, None]
-    place = out + m[None, :].to(tl.int64) * n_size + n[:, None]
-    tl.store(place, acc.to(out.dtype.element_ty), (m < rows)[None, :] & (n < n_size)[:, None])
+    _finish(out, acc, bias, n, m, n_size, rows, BIAS)
 
 
 @triton.jit
