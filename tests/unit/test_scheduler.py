@@ -1126,7 +1126,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("at", [0, 1, 2])
     def test_an_output_that_can_not_be_made_fails_its_request_alone(
-        self, at: int, monkeypatch: pytest.MonkeyPatch
+        self, at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         feed, finish = TextStream.feed, TextStream.finish
         fed: Counter[TextStream] = Counter()
@@ -1154,6 +1154,9 @@ class TestFailures:
                 good = submit(request(prompt(6, seed=1), max_tokens=8))
             assert bad.reason == "error"
             assert str(bad.outputs[-1].error) == "no such character"
+            assert [record.getMessage() for record in caplog.records] == [
+                "a request's output can't be made, others go on"
+            ]
             assert len(bad.tokens) == at
             assert_right(good)
 

@@ -362,7 +362,7 @@ class EngineLoop:
         """Take in what came of a step for a request."""
         active, sequence = part.item.active, part.sequence
         if active.failure is not None:
-            self._fail(part, active.failure)
+            self._give_back(part, active.failure)
             return
         if output.confirmed < len(part.item.draft.tokens):
             self._kv.rewind(sequence, part.computed + output.confirmed)
@@ -384,6 +384,7 @@ class EngineLoop:
             try:
                 self._emit(active, active.output(found))
             except Exception as error:
+                logger.warning("a request's output can't be made, others go on", exc_info=error)
                 active.failure = error
         self._to_give_out.clear()
 

@@ -169,8 +169,9 @@ class Scheduler:
         flows = {each.flow for each in self.running}
         self._shares.plan_for(flows)
         work = [Work(each, each.pending, chooses=True) for each in self.running if each.phase is Phase.DECODE]
-        if len(flows) > 1:
-            work = self._within_shares(work, now)
+        if len(flows) > 1 and len({each.flow for each in self.running if each.phase is not Phase.SETTLING}) > 1:
+            self._shared_until = now + _LATELY
+            work = self._within_shares(work)
         others = [each for each in self.running if each.phase is not Phase.DECODE]
         due = [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]
         budget = self._prefill_budget(work, due, now) if due else 0
@@ -239,20 +240,15 @@ class Scheduler:
         for flow, count in tokens.items():
             self._shares.computed(flow, count)
 
-    def _within_shares(self, work: list[Work], now: float) -> list[Work]:
+    def _within_shares(self, work: list[Work]) -> list[Work]:
         """What of the requests that decode has part in the step, so that it costs no flow more than its share.
 
         Those that were longest without a step come first. Every flow has one at least; but the priorities of a tenant
-        take turns in that beside another tenant, which would have a small share of such a step otherwise. From now on
-        a flow may come back.
+        take turns in that beside another tenant, which would have a small share of such a step otherwise.
         """
-        due = [each for each in self.running if each.phase is not Phase.SETTLING]
-        if len({each.flow for each in due}) < 2:
-            return work
-        self._shared_until = now + _LATELY
         if len(work) < 2:
             return work
-        most = self._seconds_for(work, due)
+        most = self._seconds_for(work, [each for each in self.running if each.phase is not Phase.SETTLING])
         if self._cost.seconds(self._load(work)) <= most:
             return work
         waited = sorted(work, key=lambda item: item.active.last_step)
