@@ -1,6 +1,7 @@
 """Tiny models of each family: one server for each, and files that others judge."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,6 +44,7 @@ def served(
     home = {"SLIPSTREAM_HOME": str(store)}
     with running_server("--kv-memory", "128MiB", model=model.name, environment=home) as server:
         yield Served(server, request.param, model, Tokenizer.from_file(model.tokenizer_path))
+    shutil.rmtree(store)  # a few hundred megabytes for each family
 
 
 @pytest.fixture(scope="session")
