@@ -9,12 +9,13 @@ from typing import Annotated, Self, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from slipstream.cli.options import Model, readable_errors
 from slipstream.errors import SlipstreamError
-from slipstream.models import DEFAULT_MODEL, ConsoleProgress, ModelStore
+from slipstream.models import DEFAULT_MODEL, ModelStore, Progress
 from slipstream.models import Model as StoredModel
 from slipstream_bench import floor, report, tables
 from slipstream_bench.machine import this_machine
@@ -89,7 +90,7 @@ def run_(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end that stops the servers, too
     console = Console()
     with readable_errors():
-        pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
+        pulled = ModelStore().ensure(model, progress=Progress(console))
         known = {name: peer(pulled) for name, peer in PEERS.items()}
         servers = _servers(server, known, pulled)
         left_out = [] if server else [Server(peer, peer.compared_by) for peer in known.values() if not peer.installed()]
@@ -117,7 +118,7 @@ def setup(
     model: Model = DEFAULT_MODEL,
 ) -> None:
     """Install another server, in an environment of its own under $SLIPSTREAM_HOME or ~/.cache/slipstream."""
-    progress = ConsoleProgress(Console())
+    progress = Progress(Console())
     with readable_errors():
         chosen = _named(peer, PEERS, "peer")(ModelStore().ensure(model, progress=progress))
         chosen.setup(progress)
@@ -129,7 +130,7 @@ def list_(model: Model = DEFAULT_MODEL) -> None:
     """Show the workloads, and the servers with their configurations."""
     console = Console()
     with readable_errors():
-        pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
+        pulled = ModelStore().ensure(model, progress=Progress(console))
         workloads = Table("workload", "what it is", box=None)
         for each in WORKLOADS.values():
             workloads.add_row(each.name, each.description)
@@ -236,7 +237,7 @@ class _Bars:
 
     def __init__(self, units: int, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, transient=True)
+        self._bars = Bars(*columns, console=console, transient=True)
         self._all = self._bars.add_task("All", total=units)
         self._one = self._bars.add_task("", total=None)
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from slipstream.config import EngineConfig
-from slipstream.models import ConsoleProgress, Model, ModelStore
+from slipstream.models import Model, ModelStore, Progress
 
 if TYPE_CHECKING:
     from slipstream.backend.paged import PagedBackend
@@ -22,7 +23,7 @@ def load_engine(model: str, config: EngineConfig, console: Console) -> "Engine":
     """The engine for a model, pulled if it's missing; raises `ModelError`."""
     from slipstream.embedded import Engine
 
-    pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
+    pulled = ModelStore().ensure(model, progress=Progress(console))
     with _loading(pulled, console) as progress:
         return Engine(pulled, config, on_warm_up=progress)
 
@@ -35,7 +36,7 @@ def load_backend(
     from slipstream.runtime import BACKENDS
 
     config = EngineConfig.model_validate(options)
-    pulled = ModelStore().ensure(model, progress=ConsoleProgress(console))
+    pulled = ModelStore().ensure(model, progress=Progress(console))
     with _loading(pulled, console) as progress:
         backend = BACKENDS[pulled.weights](pulled, config)(progress)
         assert isinstance(backend, PagedBackend)
@@ -46,6 +47,6 @@ def load_backend(
 def _loading(model: Model, console: Console) -> Iterator[Callable[[float], None]]:
     """A bar while a model is loaded, and what to tell it the fraction done with."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(f"Loading {model.name}", total=1.0)
         yield lambda done: bars.update(task, completed=done)

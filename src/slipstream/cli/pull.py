@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slipstream.cli.options import readable_errors
-from slipstream.models import CATALOG, DEFAULT_MODEL, ConsoleProgress, ModelStore
+from slipstream.models import CATALOG, DEFAULT_MODEL, ModelStore, Progress
 
 _CONTEXT = 32 * 1024
 """Tokens of an agent's conversation; what memory is reckoned for."""
@@ -54,7 +54,7 @@ def pull(
         _print_catalog(Console())
         return
     with readable_errors():
-        pulled = ModelStore().ensure(model, progress=ConsoleProgress(Console()))
+        pulled = ModelStore().ensure(model, progress=Progress(Console()))
     manifest = pulled.manifest
     typer.echo(
         f"{pulled.name} is ready: {pulled.path}, {pulled.size / 1e6:.0f} MB, "

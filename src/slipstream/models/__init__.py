@@ -2,7 +2,7 @@
 
 from slipstream.models.catalog import CATALOG, DEFAULT_MODEL, CatalogEntry
 from slipstream.models.manifest import Manifest
-from slipstream.models.progress import SILENT, ConsoleProgress, Progress
+from slipstream.models.progress import SILENT, Progress
 from slipstream.models.store import Model, ModelStore, home
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "DEFAULT_MODEL",
     "SILENT",
     "CatalogEntry",
-    "ConsoleProgress",
     "Manifest",
     "Model",
     "ModelStore",
