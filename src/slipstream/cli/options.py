@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand
 
-from slipstream.config import FLAGS
+from slipstream.config import FLAGS, EngineConfig
 from slipstream.errors import SlipstreamError
 
 Model = Annotated[
@@ -25,23 +25,14 @@ Model = Annotated[
     ),
 ]
 KVMemory = Annotated[
-    str,
-    typer.Option(
-        envvar="SLIPSTREAM_KV_MEMORY",
-        help="Memory for the keys and values of all conversations: 512MiB, 4GiB. "
-        "When it is full, the conversation least likely to continue is computed anew at its next turn.",
-    ),
+    str, typer.Option(envvar="SLIPSTREAM_KV_MEMORY", help=EngineConfig.model_fields["kv_memory"].description)
 ]
 Threads = Annotated[
-    int | None,
-    typer.Option(envvar="SLIPSTREAM_THREADS", min=1, help="Threads of a forward pass; by default all cores."),
+    int | None, typer.Option(envvar="SLIPSTREAM_THREADS", min=1, help=EngineConfig.model_fields["threads"].description)
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
-    typer.Option(
-        envvar="SLIPSTREAM_DEVICE",
-        help="What computes a model in safetensors; auto takes a GPU where there is one. Other models run on the CPU.",
-    ),
+    typer.Option(envvar="SLIPSTREAM_DEVICE", help=EngineConfig.model_fields["device"].description),
 ]
 
 
