@@ -1,14 +1,14 @@
 """What any store must keep to, alone and below a `KVMemory`: random use, with an oracle that knows all tokens."""
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState
+from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState, Store
 from slipstream.kv import KVMemory, Sequence
 from slipstream.types import IntArray
 from tests.unit.toy_backend import CheckpointToy, HybridToy, Toy, ToyBackend, WindowToy
@@ -34,6 +34,15 @@ def toy(kind: str, tokens: int) -> Toy:
 
 def ids(tokens: object) -> IntArray:
     return np.array(tokens, np.int32)
+
+
+def carry_over(store: Store[Any], state: SequenceState, copy: SequenceState, start: int, end: int) -> int:
+    """Have a copy go on by what a state has from `start` to `end`; returns how many rows of blobs that takes."""
+    parts = [(span, store.export(state, span.start, span.end)) for span in store.spans(start, end)]
+    for span, part in parts:
+        assert len(part) == span.rows
+        store.install(copy, span.end, part)
+    return sum(len(part) for _, part in parts)
 
 
 def compute(backend: Toy, state: SequenceState, tokens: IntArray) -> None:
@@ -151,8 +160,6 @@ class StoreMachine(RuleBasedStateMachine):
         spans = list(self.store.spans(start, end))
         assert [span.start for span in spans] == [start, *(span.end for span in spans[:-1])]
         assert spans[-1].end == end
-        blob = self.store.export(state, start, end)
-        assert len(blob) == sum(span.rows for span in spans)
         try:
             copy = self.store.fork(state, aligned, end)
         except OutOfMemoryError:
@@ -160,7 +167,7 @@ class StoreMachine(RuleBasedStateMachine):
         if copy.length < aligned:
             self.store.release(copy)
             return
-        self.store.install(copy, end, blob)
+        carry_over(self.store, state, copy, start, end)
         self.said[copy], self.room[copy] = list(self.said[state]), end
 
     def _any(self, data: st.DataObject, *, evictable: bool = True) -> SequenceState:

@@ -5,7 +5,7 @@ import pytest
 from slipstream.backend import Chunk
 from slipstream.backend.hybrid_store import MARKS, HybridState
 from slipstream.backend.slots import fit_one_step
-from tests.conformance.stores import compute, ids
+from tests.conformance.stores import carry_over, compute, ids
 from tests.unit.toy_backend import HybridToy
 
 INTERVAL = 8
@@ -191,19 +191,17 @@ def test_a_cut_costs_what_it_takes_with_older_marks(toy: HybridToy) -> None:
 def test_what_was_exported_brings_its_states_along(toy: HybridToy) -> None:
     state = opened(toy, 30)
     copy = toy.store.open(30)
-    toy.store.install(copy, 30, toy.store.export(state, 0, 30))
+    carry_over(toy.store, state, copy, 0, 30)
     assert toy.contents(copy) == toy.contents(state)
     assert [toy.store.reach(copy, length) for length in (29, 23)] == [24, 16]
 
 
 def test_a_part_goes_on_where_the_last_one_ended(toy: HybridToy) -> None:
     state = opened(toy, 13)
-    first = toy.store.export(state, 0, 13)
-    compute(toy, state, ids([5] * 10))
-    second = toy.store.export(state, 13, 23)
     copy = toy.store.open(23)
-    toy.store.install(copy, 13, first)
-    toy.store.install(copy, 23, second)
+    carry_over(toy.store, state, copy, 0, 13)
+    compute(toy, state, ids([5] * 10))
+    carry_over(toy.store, state, copy, 13, 23)
     assert toy.contents(copy) == toy.contents(state)
     assert toy.store.reach(copy, 15) == 13
 

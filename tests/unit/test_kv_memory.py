@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from slipstream.backend.paged_store import PagedStore
+from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.eviction import AWAITED, value_of
 from tests.conformance.stores import KINDS, KVMemoryMachine, StoreMachine, compute, ids
@@ -40,7 +40,7 @@ class Blocks:
 
 def test_a_fork_at_a_block_border_copies_nothing() -> None:
     blocks = Blocks()
-    store = PagedStore(blocks, num_blocks=8, block_size=BLOCK, block_bytes=BLOCK)
+    store = PagedStore(blocks, PagedState, num_blocks=8, block_size=BLOCK, block_bytes=BLOCK)
     state = store.open(8)
     state.length = 8
     child = store.fork(state, 8, 12)
@@ -50,7 +50,7 @@ def test_a_fork_at_a_block_border_copies_nothing() -> None:
 
 def test_rewinding_into_a_shared_block_leaves_the_other_holder_alone() -> None:
     blocks = Blocks()
-    store = PagedStore(blocks, num_blocks=8, block_size=BLOCK, block_bytes=BLOCK)
+    store = PagedStore(blocks, PagedState, num_blocks=8, block_size=BLOCK, block_bytes=BLOCK)
     state = store.open(8)
     state.length = 8
     child = store.fork(state, 8, 8)
@@ -73,7 +73,7 @@ def test_what_follows_a_rewind_is_not_written_to_blocks_of_a_fork() -> None:
 
 
 def test_without_memory_for_a_copy_a_rewind_goes_on_to_the_block_s_beginning() -> None:
-    store = PagedStore(Blocks(), num_blocks=2, block_size=BLOCK, block_bytes=BLOCK)
+    store = PagedStore(Blocks(), PagedState, num_blocks=2, block_size=BLOCK, block_bytes=BLOCK)
     state = store.open(8)
     state.length = 8
     child = store.fork(state, 8, 8)
@@ -216,7 +216,7 @@ def test_a_guard_that_was_removed_rescues_nothing() -> None:
 
 
 def test_a_sequence_leaves_the_prompt_that_it_shares_alone() -> None:
-    kv = KVMemory(PagedStore(Blocks(), num_blocks=8, block_size=BLOCK, block_bytes=BLOCK))
+    kv = KVMemory(PagedStore(Blocks(), PagedState, num_blocks=8, block_size=BLOCK, block_bytes=BLOCK))
     prompt = np.arange(8, dtype=np.int32)
     prompt.flags.writeable = False
     sequence = kv.open("", prompt, room=12)

@@ -21,10 +21,10 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 from typer.testing import CliRunner
 
-from slipstream.backend.paged_store import Blocks
+from slipstream.backend.paged_store import Blocks, PagedStore
 from slipstream.backend.self_test import SIZES
 from slipstream.backend.steps import BLOCK_SIZE
-from slipstream.backend.window_store import WindowStore
+from slipstream.backend.window_store import WindowState, WindowStore
 from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
@@ -214,10 +214,13 @@ class TestDefaultModel:
         full = entry.layers - entry.windowed
         per_token = 2 * full * entry.kv_heads * entry.head_size * 2
         kept = WindowStore(
-            cast(Blocks, None),
-            num_blocks=100_000,
-            block_size=BLOCK_SIZE,
-            block_bytes=per_token * BLOCK_SIZE,
+            PagedStore(
+                cast(Blocks, None),
+                WindowState,
+                num_blocks=100_000,
+                block_size=BLOCK_SIZE,
+                block_bytes=per_token * BLOCK_SIZE,
+            ),
             window=entry.window,
             tables=-(-entry.windowed // full),
             longest_chunk=SIZES[-1],

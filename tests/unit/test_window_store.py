@@ -4,7 +4,7 @@ import pytest
 
 from slipstream.backend import Chunk, OutOfMemoryError
 from slipstream.backend.window_store import WindowState
-from tests.conformance.stores import compute, ids
+from tests.conformance.stores import carry_over, compute, ids
 from tests.unit.toy_backend import WindowToy
 
 BLOCK, CHUNK = 4, 8
@@ -162,14 +162,12 @@ def test_a_cut_costs_what_it_takes(toy: WindowToy) -> None:
 def test_what_was_exported_brings_its_rows_along(toy: WindowToy) -> None:
     state = opened(toy, 130)
     copy = toy.store.open(200)
-    blob = toy.store.export(state, 0, 130)
-    assert len(blob) == 16 + 16 + 1 + 2 * (2 + 2 + 1), "blocks, and rows at the ends of two intervals and of the rest"
-    toy.store.install(copy, 130, blob)
+    taken = carry_over(toy.store, state, copy, 0, 130)
+    assert taken == 16 + 16 + 1 + 2 * (2 + 2 + 1), "blocks, and rows at the ends of two intervals and of the rest"
     assert toy.contents(copy) == toy.contents(state)
     assert [toy.store.reach(copy, length) for length in (129, 100)] == [129, 64]
     extend(toy, state, 150)
-    more = toy.store.export(state, 130, 150)
-    toy.store.install(copy, 150, more)
+    carry_over(toy.store, state, copy, 130, 150)
     assert toy.contents(copy) == toy.contents(state)
     assert toy.store.reach(copy, 149) == 149
     assert toy.store.reach(copy, 131) == 128

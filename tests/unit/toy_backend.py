@@ -221,7 +221,11 @@ class ToyBackend(Toy):
         self.block_size = block_size
         self.num_blocks = num_blocks
         self._slots = np.full((num_blocks + 1, block_size), _EMPTY)
-        self.store = PagedStore(self, num_blocks=num_blocks, block_size=block_size, block_bytes=block_size, spare=1)
+        self.store: Any = self._blocks(PagedState, num_blocks, block_size)
+
+    def _blocks(self, kind: type[PagedState], num_blocks: int, block_bytes: int) -> PagedStore[Any]:
+        size = self.block_size
+        return PagedStore(self, kind, num_blocks=num_blocks, block_size=size, block_bytes=block_bytes, spare=1)
 
     def copy_block(self, source: int, target: int) -> None:
         self._slots[target] = self._slots[source]
@@ -438,16 +442,8 @@ class HybridToy(ToyBackend):
         super().__init__(num_blocks, block_size, clock)
         self.states = ToyStates(FIRST_SLOT + num_blocks, slot_bytes=2 * block_size)
         self._plans: dict[SequenceState, Slots] = {}
-        self.store: Any = HybridStore(
-            self,
-            self.states,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            block_bytes=2 * block_size,
-            first_slot=FIRST_SLOT,
-            interval=interval,
-            spare=1,
-        )
+        kv = self._blocks(HybridState, num_blocks, 2 * block_size)
+        self.store = HybridStore(kv, self.states, first_slot=FIRST_SLOT, interval=interval)
 
     def write(self, chunk: ToyChunk) -> None:
         super().write(chunk)
@@ -499,16 +495,12 @@ class WindowToy(ToyBackend):
         super().__init__(num_blocks, block_size, clock)
         self.window = window
         self._rows: dict[SequenceState, IntArray] = {}
-        self.store: Any = WindowStore(
-            self,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            block_bytes=block_size,
+        self.store = WindowStore(
+            self._blocks(WindowState, num_blocks, block_size),
             window=window,
             tables=2,
             longest_chunk=longest_chunk,
             has_full_attention=has_full_attention,
-            spare=1,
         )
 
     def write(self, chunk: ToyChunk) -> None:

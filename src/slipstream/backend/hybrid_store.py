@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from slipstream.backend.paged_store import Blocks, PagedState, PagedStore
+from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.pool import Pool
 from slipstream.backend.slots import EMPTY_SLOT, Slots, SlotStates, fit_one_step
 from slipstream.backend.store import Blob, OutOfMemoryError, Span
@@ -54,37 +54,24 @@ class HybridStore:
 
     def __init__(
         self,
-        blocks: Blocks,
+        kv: PagedStore[HybridState],
         states: SlotStates,
         *,
-        num_blocks: int,
-        block_size: int,
-        block_bytes: int,
         first_slot: int,
         interval: int,
-        spare: int = 0,
     ) -> None:
-        assert interval % block_size == 0
+        assert interval % kv.block_size == 0
+        self._kv = kv
         self._states = states
-        self._kv = PagedStore(
-            blocks,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            block_bytes=block_bytes,
-            spare=spare,
-            new_state=HybridState,
-        )
         self.interval = interval
-        self.slot_rows = -(-states.slot_bytes // block_bytes)
+        self.slot_rows = -(-states.slot_bytes // kv.block_bytes)
         """Blocks that take as much memory as a slot."""
-        self._slot_tokens = self.slot_rows * block_size
-        self.gap = self._slot_tokens
+        self.gap = self._slot_tokens = self.slot_rows * kv.block_size
         """Tokens, at least, between the end of a message and the state before it for its own to be kept: whose keys and
         values take as much memory."""
-        self._pool = Pool(num_blocks // self.slot_rows, first_slot)
-        size = num_blocks * block_size
-        self.capacity = bisect.bisect_right(range(size + 1), size, key=self.open_cost) - 1
-        self.bytes_per_token = self._kv.bytes_per_token + states.slot_bytes // interval
+        self._pool = Pool(kv.pool.size // self.slot_rows, first_slot)
+        self.capacity = bisect.bisect_right(range(kv.free + 1), kv.free, key=self.open_cost) - 1
+        self.bytes_per_token = kv.bytes_per_token + states.slot_bytes // interval
 
     @property
     def free(self) -> int:
@@ -100,7 +87,6 @@ class HybridStore:
         """A state of no tokens, with blocks and slots for `room` tokens."""
         self._require(self.open_cost(room))
         state = self._kv.open(room)
-        assert isinstance(state, HybridState)
         state.store = self
         self._take(state, self._needed(0, room))
         self._promise(state, room)
@@ -111,7 +97,6 @@ class HybridStore:
         self._require(self.fork_cost(state, length, room))
         length = self.reach(state, length)
         child = self._kv.fork(state, length, room)
-        assert isinstance(child, HybridState)
         child.store = self
         shared = {at: slot for at, slot in state.kept.items() if at <= length and self._at_interval(at)}
         self._pool.share(np.array(list(shared.values()), np.int32))
@@ -225,7 +210,8 @@ class HybridStore:
         """The tokens from `start` to `end` in spans that all but the last end where a state is kept."""
         first = start
         for last in (*range((start // self.interval + 1) * self.interval, end, self.interval), end):
-            yield Span(first, last, self._block_rows(first, last) + self.slot_rows)
+            blocks = -(-last // self._kv.block_size) - first // self._kv.block_size
+            yield Span(first, last, blocks + self.slot_rows)
             first = last
 
     def aligned(self, start: int) -> int:
@@ -233,27 +219,19 @@ class HybridStore:
         return start
 
     def export(self, state: HybridState, start: int, end: int) -> Blob:
-        """For each span the blocks of its tokens, and the state at its end."""
-        parts = []
-        for first, last, _ in self.spans(start, end):
-            blocks = self._kv.export(state, first, last)
-            rows = np.zeros((self.slot_rows, *blocks.shape[1:]), np.uint16)
-            content = self._states.read(state.kept[last])
-            rows.reshape(-1)[: len(content)] = content
-            parts += [blocks, rows]
-        return np.concatenate(parts)
+        """The blocks of a span's tokens, and the state at its end."""
+        blocks = self._kv.export(state, start, end)
+        rows = np.zeros((self.slot_rows, *blocks.shape[1:]), np.uint16)
+        content = self._states.read(state.kept[end])
+        rows.reshape(-1)[: len(content)] = content
+        return np.concatenate((blocks, rows))
 
     def install(self, state: HybridState, end: int, blob: Blob) -> None:
         """Extend a state by what was exported from its length up to `end`."""
-        begin = 0
         self._mark(state, state.length)
-        for first, last, rows in self.spans(state.length, end):
-            split = begin + self._block_rows(first, last)
-            self._kv.install(state, last, blob[begin:split])
-            slot = state.spare.pop()
-            self._states.write(slot, blob[split : begin + rows].reshape(-1))
-            state.kept[last] = slot
-            begin += rows
+        self._kv.install(state, end, blob[: -self.slot_rows])
+        state.kept[end] = slot = state.spare.pop()
+        self._states.write(slot, blob[-self.slot_rows :].reshape(-1))
 
     def check(self, states: Iterable[HybridState]) -> None:
         """Assert that blocks and slots are had as they count, and states are kept where they must be (for tests)."""
@@ -396,9 +374,6 @@ class HybridStore:
         whole = (room // self.interval + 1) * self.interval - 1  # tokens that take no more slots
         state.promised = whole if room > state.length else room
         state.room = min(self._kv.room(state), state.promised)
-
-    def _block_rows(self, start: int, end: int) -> int:
-        return -(-end // self._kv.block_size) - start // self._kv.block_size
 
     def _require(self, size: int) -> None:
         if size > self.free:

@@ -136,37 +136,27 @@ class PagedBackend(Generic[AnyModel]):
     def new_store(self, num_blocks: int) -> Store[Any]:
         """A store of the first so many blocks; only one may be in use."""
         model = self._model
+        kind = WindowState if model.window_tables else PagedState if model.states is None else HybridState
+        kv: PagedStore[Any] = PagedStore(
+            model,
+            kind,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            block_bytes=model.block_bytes,
+            spare=_SPARE_SLOTS,
+            first_block=self._first_block,
+        )
         if model.window_tables:
             return WindowStore(
-                model,
-                num_blocks=num_blocks,
-                block_size=BLOCK_SIZE,
-                block_bytes=model.block_bytes,
+                kv,
                 window=model.window,
                 tables=model.window_tables,
                 longest_chunk=self.step_class.sizes[-1],
                 has_full_attention=model.has_full_attention,
-                spare=_SPARE_SLOTS,
-                first_block=self._first_block,
             )
         if model.states is None:
-            return PagedStore(
-                model,
-                num_blocks=num_blocks,
-                block_size=BLOCK_SIZE,
-                block_bytes=model.block_bytes,
-                spare=_SPARE_SLOTS,
-            )
-        return HybridStore(
-            model,
-            model.states,
-            num_blocks=num_blocks,
-            block_size=BLOCK_SIZE,
-            block_bytes=model.block_bytes,
-            first_slot=FIRST_SLOT,
-            interval=self.checkpoint_interval,
-            spare=_SPARE_SLOTS,
-        )
+            return kv
+        return HybridStore(kv, model.states, first_slot=FIRST_SLOT, interval=self.checkpoint_interval)
 
     @property
     def step_sizes(self) -> tuple[int, ...]:

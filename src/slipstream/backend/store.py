@@ -130,11 +130,11 @@ class Store(Protocol[State]):
         ...
 
     def export(self, state: State, start: int, end: int) -> Blob:
-        """A copy of the state of the tokens from `aligned(start)` to `end`."""
+        """A copy of the state of a span's tokens, from `aligned(start)` to `end`."""
         ...
 
     def install(self, state: State, end: int, blob: Blob) -> None:
-        """Extend a state whose length is `aligned(start)` by what was exported from `start` to `end`."""
+        """Extend a state whose length is `aligned(start)` by what was exported of the span from `start` to `end`."""
         ...
 
     def check(self, states: Iterable[State]) -> None:

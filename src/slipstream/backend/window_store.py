@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from slipstream.backend.paged_store import Blocks, PagedState, PagedStore
+from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.store import Blob, OutOfMemoryError, Span
 from slipstream.types import IntArray
 
@@ -58,43 +58,28 @@ class WindowStore:
 
     def __init__(
         self,
-        blocks: Blocks,
+        kv: PagedStore[WindowState],
         *,
-        num_blocks: int,
-        block_size: int,
-        block_bytes: int,
         window: int,
         tables: int,
         longest_chunk: int,
         has_full_attention: bool = True,
-        spare: int = 0,
-        first_block: int = 1,
     ) -> None:
-        self._blocks = blocks
-        self._kv = PagedStore(
-            blocks,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            block_bytes=block_bytes,
-            spare=spare,
-            new_state=WindowState,
-            first_block=first_block,
-        )
-        self._size = block_size
-        self._spare = spare
+        self._kv = kv
+        self._size = kv.block_size
+        self._spare = kv.spare
         self._tables = tables
-        self._window = -(-window // block_size)
+        self._window = -(-window // kv.block_size)
         """Rows that a window sees from where a row ends."""
-        self.interval = _APART * (tables if has_full_attention else 1) * self._window * block_size
+        self.interval = _APART * (tables if has_full_attention else 1) * self._window * kv.block_size
         """Tokens between two places at which any sequence can be taken up."""
         self.longest_chunk = longest_chunk
-        working = -(-(longest_chunk + spare) // block_size) + self._window + 1
+        working = self._up_to(longest_chunk + kv.spare) + self._window + 1
         self._marked = MARKED * (self._window + 1)
         self._most = working + self._marked
         """Rows of its own, besides those at intervals, that a sequence takes at most."""
-        size = num_blocks * block_size
-        self.capacity = bisect.bisect_right(range(size + 1), size, key=self.open_cost) - 1
-        self.bytes_per_token = self._kv.bytes_per_token
+        self.capacity = bisect.bisect_right(range(kv.free + 1), kv.free, key=self.open_cost) - 1
+        self.bytes_per_token = kv.bytes_per_token
 
     @property
     def free(self) -> int:
@@ -110,7 +95,6 @@ class WindowStore:
         """A state of no tokens, with blocks and rows for `room` tokens."""
         self._require(self.open_cost(room))
         state = self._kv.open(room)
-        assert isinstance(state, WindowState)
         state.store = self
         state.rows = state.spare = np.empty((0, self._tables), np.int32)
         self._settle(state)
@@ -126,7 +110,6 @@ class WindowStore:
         self._kv.pool.share(rows[:full][rows[:full] > 0])
         self._settle(state)
         child = self._kv.fork(state, length, room)
-        assert isinstance(child, WindowState)
         child.store, child.marks, child.rows, child.spare = self, marks, rows, state.spare[:0]
         if used:
             rows[full] = self._copy_of(child, state.rows[full])
@@ -255,27 +238,22 @@ class WindowStore:
         return start
 
     def export(self, state: WindowState, start: int, end: int) -> Blob:
-        """For each span the blocks of its tokens, and the rows among them that a window sees from its end."""
-        parts = []
-        for first, last, _ in self.spans(start, end):
-            parts.append(self._kv.export(state, first, last))
-            parts.append(self._blocks.read_blocks(state.rows[self._seen(first, last)].ravel()))
-        return np.concatenate(parts)
+        """The blocks of a span's tokens, and the rows among them that a window sees from its end."""
+        rows = self._kv.blocks.read_blocks(state.rows[self._seen(start, end)].ravel())
+        return np.concatenate((self._kv.export(state, start, end), rows))
 
     def install(self, state: WindowState, end: int, blob: Blob) -> None:
         """Extend a state by what was exported from its length up to `end`."""
-        begin = 0
-        for first, last, count in self.spans(state.length, end):
-            split = begin + self._up_to(last) - first // self._size
-            self._kv.install(state, last, blob[begin:split])
-            rows, full = self._seen(first, last), first // self._size
-            if rows.start > full:  # a row that isn't full will never be
-                self._cut(state, full)
-                state.rows = np.pad(state.rows, ((0, rows.start - full), (0, 0)))
-            self._mark(state, [full * self._size if rows.start > full else first])
-            self._extend(state, rows.stop)
-            self._blocks.write_blocks(state.rows[rows].ravel(), blob[split : begin + count])
-            begin += count
+        start, rows = state.length, self._seen(state.length, end)
+        full = start // self._size
+        split = self._up_to(end) - full
+        self._kv.install(state, end, blob[:split])
+        if rows.start > full:  # a row that isn't full will never be
+            self._cut(state, full)
+            state.rows = np.pad(state.rows, ((0, rows.start - full), (0, 0)))
+        self._mark(state, [full * self._size if rows.start > full else start])
+        self._extend(state, rows.stop)
+        self._kv.blocks.write_blocks(state.rows[rows].ravel(), blob[split:])
 
     def check(self, states: Iterable[WindowState]) -> None:
         """Assert that blocks are had as they count, and rows are held where they must be (for tests)."""
@@ -405,7 +383,7 @@ class WindowStore:
         copy: IntArray = state.spare[0]
         state.spare = state.spare[1:]
         for source, target in zip(row.tolist(), copy.tolist(), strict=True):
-            self._blocks.copy_block(source, target)
+            self._kv.blocks.copy_block(source, target)
         return copy
 
     def _take(self, state: WindowState, count: int) -> None:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slipstream.backend import Blob, Chunk, StepCost, StepMeasurements
-from slipstream.backend.paged_store import PagedStore
+from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.sampling import Choice, Row, choose_on_host
@@ -69,7 +69,7 @@ class Stub:
         self.gaps: list[float] = []
         """Seconds between a step's end and the next launch."""
         self.cost = StepCost(StepMeasurements(tuple((size, 0.01 + size * 1e-4) for size in SIZES)))
-        self.store = PagedStore(NoBlocks(), num_blocks=num_blocks, block_size=32, block_bytes=32)
+        self.store = PagedStore(NoBlocks(), PagedState, num_blocks=num_blocks, block_size=32, block_bytes=32)
         rng = np.random.default_rng(0)
         self.noise = (2 * rng.normal(size=(64, vocab_size))).astype(np.float32)
 
