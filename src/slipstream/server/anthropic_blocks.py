@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.chat import Tool
 from slipstream.errors import InvalidRequestError
+from slipstream.server.by_type import Unknown
 from slipstream.server.errors import not_read, unreadable
 
 # LiteLLM puts it where an answer has no text beside its calls; there was none.
@@ -85,16 +86,7 @@ class CompactionBlock(BaseModel):
     """What had become of the tools by then."""
 
 
-class OtherBlock(BaseModel):
-    """A block that can't be read."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    source: Any = None
-
-
-Readable = TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ToolChangeBlock | OtherBlock
+Readable = TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ToolChangeBlock | Unknown
 
 
 def block_text(block: BaseModel, param: str, tools: Mapping[str, Tool], *, in_result: bool = False) -> str:

@@ -6,20 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Tag
+from pydantic import BaseModel, BeforeValidator
 
 from slipstream.chat import Message, Tool, ToolCall
-from slipstream.server.anthropic_blocks import (
-    CompactionBlock,
-    DocumentBlock,
-    OtherBlock,
-    Readable,
-    SearchResultBlock,
-    TextBlock,
-    ToolChangeBlock,
-    ToolReferenceBlock,
-    block_text,
-)
+from slipstream.server.anthropic_blocks import CompactionBlock, Readable, TextBlock, block_text
+from slipstream.server.by_type import ByType
 from slipstream.server.compaction import introduced
 from slipstream.server.errors import unsupported
 
@@ -48,35 +39,7 @@ def _as_blocks(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _tag(block: object, *known: str) -> str:
-    kind = block.get("type") if isinstance(block, dict) else None
-    return f"[{kind}]" if kind in known else "[other]"
-
-
-_TEXTS = ("text", "document", "search_result", "tool_reference", "tool_addition", "tool_removal")
-
-
-def _text_tag(block: object) -> str:
-    return _tag(block, *_TEXTS)
-
-
-def _block_tag(block: object) -> str:
-    return _tag(block, *_TEXTS, "tool_use", "tool_result", "thinking", "redacted_thinking", "compaction")
-
-
-_ReadableBlock = (
-    Annotated[TextBlock, Tag("[text]")]
-    | Annotated[DocumentBlock, Tag("[document]")]
-    | Annotated[SearchResultBlock, Tag("[search_result]")]
-    | Annotated[ToolReferenceBlock, Tag("[tool_reference]")]
-    | Annotated[ToolChangeBlock, Tag("[tool_addition]")]
-    | Annotated[ToolChangeBlock, Tag("[tool_removal]")]
-    | Annotated[OtherBlock, Tag("[other]")]
-)
-TextContent = Annotated[
-    list[Annotated[_ReadableBlock, Discriminator(_text_tag)]],
-    BeforeValidator(_as_blocks),
-]
+TextContent = Annotated[list[Annotated[Readable, ByType()]], BeforeValidator(_as_blocks)]
 """Where nothing but text is read: the system prompt, and the result of a call."""
 
 
@@ -89,28 +52,14 @@ class ToolResultBlock(BaseModel):
     is_error: bool | None = None
 
 
-Content = Annotated[
-    list[
-        Annotated[
-            _ReadableBlock
-            | Annotated[ToolUseBlock, Tag("[tool_use]")]
-            | Annotated[ToolResultBlock, Tag("[tool_result]")]
-            | Annotated[ThinkingBlock, Tag("[thinking]")]
-            | Annotated[ThinkingBlock, Tag("[redacted_thinking]")]
-            | Annotated[CompactionBlock, Tag("[compaction]")],
-            Discriminator(_block_tag),
-        ]
-    ],
-    BeforeValidator(_as_blocks),
-]
-Block = Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock | CompactionBlock
+Block = ToolUseBlock | ToolResultBlock | ThinkingBlock | CompactionBlock | Readable
 
 
 class InputMessage(BaseModel):
     """A message of a conversation."""
 
     role: Literal["user", "assistant", "system"]
-    content: Content
+    content: Annotated[list[Annotated[Block, ByType()]], BeforeValidator(_as_blocks)]
 
 
 def conversation(

@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field
 
 from slipstream.server.anthropic_blocks import TextBlock
 from slipstream.server.anthropic_content import Block, InputMessage, ToolResultBlock, ToolUseBlock
+from slipstream.server.by_type import ByType, Unknown
 
 CLEARED = "[This result was cleared to save room.]"
 """What the model reads in place of a result."""
-_CLEAR_TOOL_USES: Literal["clear_tool_uses_20250919"] = "clear_tool_uses_20250919"
-_COMPACT: Literal["compact_20260112"] = "compact_20260112"
 _CLEAR_THINKING = "clear_thinking_20251015"
 
 
@@ -56,30 +55,10 @@ class Compact(BaseModel):
     instructions: str | None = None
 
 
-class OtherEdit(BaseModel):
-    """An edit that is not made here."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-
-
-def _kind(edit: object) -> str:
-    kind = edit.get("type") if isinstance(edit, dict) else None
-    return f"[{kind}]" if kind in (_CLEAR_TOOL_USES, _COMPACT) else "[other]"
-
-
 class ContextManagement(BaseModel):
     """`context_management`."""
 
-    edits: list[
-        Annotated[
-            Annotated[ClearToolUses, Tag(f"[{_CLEAR_TOOL_USES}]")]
-            | Annotated[Compact, Tag(f"[{_COMPACT}]")]
-            | Annotated[OtherEdit, Tag("[other]")],
-            Discriminator(_kind),
-        ]
-    ] = []
+    edits: list[Annotated[ClearToolUses | Compact | Unknown, ByType()]] = []
 
     @property
     def clears(self) -> bool:
@@ -94,7 +73,7 @@ class ContextManagement(BaseModel):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is left out. What reasoning of earlier turns a model reads is its chat template's business."""
-        others = [edit.type for edit in self.edits if isinstance(edit, OtherEdit) and edit.type != _CLEAR_THINKING]
+        others = [edit.type for edit in self.edits if isinstance(edit, Unknown) and edit.type != _CLEAR_THINKING]
         return tuple(f"context_management: an edit of type {kind!r} is not made" for kind in others)
 
     def apply(

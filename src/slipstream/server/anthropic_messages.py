@@ -72,19 +72,13 @@ class ToolDefinition(BaseModel):
         )
 
 
-class NamedHostedTool(HostedTool):
-    """A hosted tool as Anthropic's clients send it."""
-
-    name: str | None = None
-
-
 def _kind_of_tool(tool: object) -> str:
     kind = tool.get("type") if isinstance(tool, dict) else None
     return "[hosted]" if isinstance(kind, str) and _HOSTED.fullmatch(kind) else "[custom]"
 
 
 AnyTool = Annotated[
-    Annotated[ToolDefinition, Tag("[custom]")] | Annotated[NamedHostedTool, Tag("[hosted]")],
+    Annotated[ToolDefinition, Tag("[custom]")] | Annotated[HostedTool, Tag("[hosted]")],
     Discriminator(_kind_of_tool),
 ]
 

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from slipstream.server.by_type import Unknown
 
 
-class HostedTool(BaseModel):
+class HostedTool(Unknown):
     """A tool that the server runs, elsewhere."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
 
 
 def left_out(tools: Sequence[object] | None) -> tuple[str, ...]:

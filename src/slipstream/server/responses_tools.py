@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Tag
+from pydantic import BaseModel
 
 from slipstream.chat import Tool, ToolCall
 from slipstream.chat.setting import TextGrammar
+from slipstream.server.by_type import ByType
 from slipstream.server.custom_tools import custom_tool, input_of, members_of
 from slipstream.server.errors import missing
 from slipstream.server.hosted_tools import HostedTool, left_out
@@ -57,26 +58,13 @@ class CustomTool(BaseModel):
     format: InputFormat | None = None
 
 
-def _kind(tool: object) -> str:
-    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
-    known = ("function", "custom", "namespace", "local_shell")
-    return f"[{kind}]" if kind in known else "[function]" if kind is None else "[hosted]"
-
-
-GroupedTool = Annotated[
-    Annotated[FunctionTool, Tag("[function]")] | Annotated[CustomTool, Tag("[custom]")],
-    Discriminator(lambda tool: kind if (kind := _kind(tool)) == "[custom]" else "[function]"),
-]
-"""A tool that the client runs, in a group of such."""
-
-
 class NamespaceTool(BaseModel):
     """A group of tools that the client runs."""
 
     type: Literal["namespace"]
     name: ToolName
     description: str | None = None
-    tools: list[GroupedTool]
+    tools: list[Annotated[CustomTool | FunctionTool, ByType()]]
 
 
 class LocalShellTool(BaseModel):
@@ -85,14 +73,7 @@ class LocalShellTool(BaseModel):
     type: Literal["local_shell"]
 
 
-AnyTool = Annotated[
-    Annotated[FunctionTool, Tag("[function]")]
-    | Annotated[CustomTool, Tag("[custom]")]
-    | Annotated[NamespaceTool, Tag("[namespace]")]
-    | Annotated[LocalShellTool, Tag("[local_shell]")]
-    | Annotated[HostedTool, Tag("[hosted]")],
-    Discriminator(_kind),
-]
+AnyTool = Annotated[FunctionTool | CustomTool | NamespaceTool | LocalShellTool | HostedTool, ByType()]
 
 
 @dataclass(frozen=True, slots=True)
