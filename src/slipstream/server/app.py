@@ -41,7 +41,7 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
     )
     metrics = Metrics(runtime)
     observers = [log_turn, Traces(otlp_provider(), runtime.model.name).record] if config.traces else [log_turn]
-    runner = TurnRunner(runtime, metrics, config, on_end=observers)
+    runner = TurnRunner(runtime, metrics, config, observers)
     app.state.limits, app.state.metrics = config.limits, metrics
     app.include_router(openai_chat.router(runner))
     app.include_router(openai_completions.router(runner))

@@ -181,7 +181,7 @@ class _ResponseAnswer(Answer):
         super().__init__(turn)
         (self._choice,) = turn.choices
         self._runtime = runner.runtime
-        self._most = runner.limits.max_stored_responses
+        self._most = runner.config.limits.max_stored_responses
         self._items = items
         self._kept = body.store is not False
         self._response = _head(self._choice.request.params, body, model)

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from slipstream.errors import LimitError
 from slipstream.fields import CHOICES, MAX_CHOICES
 from slipstream.runtime import Runtime
 from slipstream.server.access import client_of
+from slipstream.server.keys import Client
 from slipstream.server.metrics import Metrics
 from slipstream.server.served_names import ServedNames
 from slipstream.turns import Choice, Piece, Turn, TurnRequest
@@ -25,32 +26,18 @@ _SWITCHES = ("reuse", "jump_forward", "speculation", "response_cache")
 class LiveTurn:
     """Answers under way. Belongs to the event loop that it was made on; `cancel` it when nobody waits for them."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        metrics: Metrics,
-        endings: ThreadPoolExecutor,
-        *,
-        tenant: str,
-        headers: Mapping[str, str],
-        quiet_seconds: float,
-        on_end: Callable[["LiveTurn"], None],
-    ) -> None:
+    def __init__(self, runner: "TurnRunner", http: Request) -> None:
         self.id = f"turn_{secrets.token_hex(8)}"
         """What the log calls it."""
-        self.tenant = tenant
-        self.headers = headers
+        self.tenant = client_of(http).tenant
+        self.headers = http.headers
         """Of its request, by names in lower case."""
         self.first_token_seconds = 0.0
         """From its start to the first piece of any answer."""
-        self._on_end = on_end
-        self._ended = 0
-        self.exact = runtime.exact
+        self.exact = runner.runtime.exact
         """Whether the same request gives the same tokens, whatever happens around it."""
-        self._runtime = runtime
-        self._metrics = metrics
-        self._endings = endings
-        self._quiet_seconds = quiet_seconds
+        self._runner = runner
+        self._ended = 0
         self._loop = asyncio.get_running_loop()
         self._started = time.perf_counter()
         self._arrived: list[tuple[Choice, Output]] = []
@@ -70,14 +57,14 @@ class LiveTurn:
 
     async def start(self, make: Callable[[], Sequence[TurnRequest]]) -> None:
         """Make requests, their prompts and grammars, off the event loop, and submit them all, or none."""
-        self._turn = await asyncio.to_thread(lambda: self._runtime.turns.start(make(), self._notify))
+        self._turn = await asyncio.to_thread(lambda: self._runner.runtime.turns.start(make(), self._notify))
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
         """The pieces of all answers as they come, those that came together in one list.
 
-        The list is empty now and then: every `quiet_seconds` there is one, so that a stream can show that it's alive.
-        By the time an answer's last piece is seen, the conversation's next turn will find it. Raises the error that
-        ended a request; whatever ends the iteration, what is unfinished then is cancelled.
+        The list is empty every `keep_alive_seconds`, so that a stream can show that it's alive. By the time an answer's
+        last piece is seen, the conversation's next turn will find it. Raises the error that ended a request; whatever
+        ends the iteration, what is unfinished then is cancelled.
         """
         tick = self._tick()
         try:
@@ -89,7 +76,7 @@ class LiveTurn:
                     tick = self._tick()
                     yield []
                 if any(output.finish_reason is not None for _, output in arrived):
-                    yield await self._loop.run_in_executor(self._endings, self._read, arrived)
+                    yield await self._loop.run_in_executor(self._runner.endings, self._read, arrived)
                 elif arrived:
                     yield self._read(arrived)
             self._over = True
@@ -102,11 +89,11 @@ class LiveTurn:
         """Stop what is unfinished, soon; harmless when nothing is."""
         if not self._over:
             self._over = True
-            self._loop.run_in_executor(self._endings, self._turn.cancel)  # whose session may just be written
+            self._loop.run_in_executor(self._runner.endings, self._turn.cancel)  # whose session may just be written
 
     def _tick(self) -> asyncio.TimerHandle:
         """Wake the reader in a while, though nothing came."""
-        return self._loop.call_later(self._quiet_seconds, self._wake.set)
+        return self._loop.call_later(self._runner.config.keep_alive_seconds, self._wake.set)
 
     def _read(self, arrived: Sequence[tuple[Choice, Output]]) -> list[Piece]:
         return [self._turn.read(*each) for each in arrived]
@@ -118,9 +105,9 @@ class LiveTurn:
         """Take a piece from the engine, also when nobody reads any more, for the metrics."""
         if output is choice.outputs[0]:
             self.first_token_seconds = self.first_token_seconds or self.seconds
-            self._metrics.first_piece(self.seconds)
+            self._runner.metrics.first_piece(self.seconds)
         if output.finish_reason is not None:
-            self._metrics.finished(output.finish_reason, choice.counters, self.seconds)
+            self._runner.metrics.finished(output.finish_reason, choice.counters, self.seconds)
             self._ended += 1
             self._note_end()
         self._arrived.append((choice, output))
@@ -130,22 +117,25 @@ class LiveTurn:
         """Tell once that it's over: when all was read, or nobody reads any more and the engine let go of it."""
         if self._over and self._ended == len(self.choices):
             self._ended = -1
-            self._on_end(self)
+            for observe in self._runner.observers:
+                observe(self)
 
 
 class TurnRunner:
-    """Starts turns for clients. What the configuration switches off, no turn gets, whatever it asks for."""
+    """Starts turns for clients. What the configuration switches off, no turn gets, whatever it asks for.
+
+    `observers` are called with each turn that is over.
+    """
 
     def __init__(
-        self, runtime: Runtime, metrics: Metrics, config: ServerConfig, *, on_end: Sequence[Callable[[LiveTurn], None]]
+        self, runtime: Runtime, metrics: Metrics, config: ServerConfig, observers: Sequence[Callable[[LiveTurn], None]]
     ) -> None:
         self.runtime = runtime
-        self._observers = on_end
+        self.metrics = metrics
+        self.config = config
+        self.observers = observers
         self.names = ServedNames(runtime.model.name, config.served_model_name)
-        self.limits = config.limits
-        self._metrics = metrics
-        self._config = config
-        self._endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
+        self.endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
 
     async def start(self, make: Callable[[], Sequence[TurnRequest]], http: Request) -> LiveTurn:
         """Start a turn of all the requests that `make` makes, or of none, for the client who sent them.
@@ -154,33 +144,21 @@ class TurnRunner:
 
         Raises `InvalidRequestError`, `SessionConflictError`, `OverloadedError` and `EngineStoppedError`.
         """
-        client = client_of(http)
-        turn = LiveTurn(
-            self.runtime,
-            self._metrics,
-            self._endings,
-            tenant=client.tenant,
-            headers=http.headers,
-            quiet_seconds=self._config.keep_alive_seconds,
-            on_end=self._note_end,
-        )
-
-        def own() -> list[TurnRequest]:
-            return [replace(request, tenant=client.tenant, weight=client.weight) for request in make()]
-
-        await turn.start(lambda: self._allowed(own()))
+        turn = LiveTurn(self, http)
+        await turn.start(lambda: self._allowed(make(), client_of(http)))
         return turn
 
-    def _note_end(self, turn: LiveTurn) -> None:
-        for observe in self._observers:
-            observe(turn)
-
-    def _allowed(self, requests: Sequence[TurnRequest]) -> list[TurnRequest]:
-        """The requests without what is switched off; raises `LimitError` if they are for too many answers."""
-        asked, most = sum(request.choices for request in requests), self.limits.max_choices
+    def _allowed(self, requests: Sequence[TurnRequest], client: Client) -> list[TurnRequest]:
+        """The client's requests without what is switched off; raises `LimitError` if they are for too many answers."""
+        asked, most = sum(request.choices for request in requests), self.config.limits.max_choices
         if asked > most:
             raise LimitError(CHOICES, asked, "choices (prompts times n)", MAX_CHOICES, most)
         return [
-            replace(request, **{name: getattr(request, name) and getattr(self._config, name) for name in _SWITCHES})
+            replace(
+                request,
+                tenant=client.tenant,
+                weight=client.weight,
+                **{name: getattr(request, name) and getattr(self.config, name) for name in _SWITCHES},
+            )
             for request in requests
         ]
