@@ -161,7 +161,7 @@ class Runtime:
         """What takes how much memory now."""
         if not (resident := resident_bytes()):
             return MemoryUse(0, 0, 0, 0)
-        on_gpu = isinstance(self.backend, PagedBackend) and self.backend.gpu is not None
+        on_gpu = isinstance(self.backend, PagedBackend) and self.backend.model.gpu is not None
         kv = 0 if on_gpu else self.core.stats().kv.peak * self.backend.store.bytes_per_token
         return MemoryUse(resident, self._model_bytes, kv, max(0, resident - self._model_bytes - kv))
 

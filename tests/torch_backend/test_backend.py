@@ -105,7 +105,7 @@ def test_the_same_tokens_where_steps_are_queued(tiny: Model, monkeypatch: pytest
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_a_queued_step_that_fails_leaves_its_states_as_they_were(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = backend_of(tiny)
-    model = backend._model
+    model = backend.model
     model.queues = True
     tokens = random_tokens(70)
     state = backend.store.open(80)

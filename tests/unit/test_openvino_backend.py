@@ -90,7 +90,7 @@ def kept(model: ToyModel) -> list[Path]:
 def test_the_second_start_compares_a_few_steps_and_measures_nothing(model: ToyModel) -> None:
     first = backend(model)
     assert first.exact
-    assert first.step_sizes == SIZES
+    assert first.step_class.sizes == SIZES
     steps = len(model.sizes)
     second = backend(model)
     assert len(model.sizes) - steps == 2
@@ -127,7 +127,7 @@ def test_steps_that_give_other_bits_than_before_are_measured_anew(
     assert "measured anew" in caplog.text
     assert after.exact
     assert after.fingerprint != before.fingerprint
-    assert after.step_sizes[-1] <= 80 < before.step_sizes[-1]
+    assert after.step_class.sizes[-1] <= 80 < before.step_class.sizes[-1]
     assert len(kept(model)) == 1
 
 
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_costs_the_next_start(
 def test_where_no_class_is_found_all_sizes_are_used_and_it_is_said(model: ToyModel) -> None:
     found = backend(Emulated(model, places=True))
     assert not found.exact
-    assert found.step_sizes == SIZES
+    assert found.step_class.sizes == SIZES
     assert str(SIZES[-1]) in found.fingerprint, "saved KV is used under the same step sizes alone"
     again = backend(Emulated(model, places=True))
     assert not again.exact

@@ -27,7 +27,7 @@ class OpenVINOBackend(PagedBackend[PagedModel]):
     ) -> None:
         super().__init__(model, kv_memory=kv_memory, progress=progress)
         model.give_back_files()
-        self._without_copy = [size for size in self.step_sizes if size <= _COPIED_UP_TO] if model.is_small else []
+        self._without_copy = [size for size in self.step_class.sizes if size <= _COPIED_UP_TO] if model.is_small else []
         self._compiling: tuple[int, Future[ov.CompiledModel]] | None = None
         self._compiler = ThreadPoolExecutor(1, "slipstream-compiler")
 
@@ -45,10 +45,10 @@ class OpenVINOBackend(PagedBackend[PagedModel]):
                 self._use_copy(size, copy)
             return
         for size in self._without_copy:
-            if self._model.runs[size] >= _WORTH_A_COPY:
+            if self.model.runs[size] >= _WORTH_A_COPY:
                 self._without_copy.remove(size)
                 logger.info("compiling a copy of the model for steps of %d tokens, which are used much", size)
-                self._compiling = size, self._compiler.submit(self._model.compile_copy, size)
+                self._compiling = size, self._compiler.submit(self.model.compile_copy, size)
                 return
 
     def _use_copy(self, size: int, copy: Future[ov.CompiledModel]) -> None:
@@ -56,9 +56,9 @@ class OpenVINOBackend(PagedBackend[PagedModel]):
         if (error := copy.exception()) is not None:
             logger.warning("no copy of the model for steps of %d tokens: %s", size, error)
             return
-        self._model.use_copy(size, copy.result())
+        self.model.use_copy(size, copy.result())
         if self.exact and not self._probe.agrees(size, self.step_class.row_counts[0], self._calibration.witness):
             logger.warning("a copy of the model for steps of %d tokens gives other bits, and is not used", size)
-            self._model.drop_copy(size)
+            self.model.drop_copy(size)
             return
         logger.info("steps of %d tokens run on a copy of the model now", size)

@@ -32,12 +32,12 @@ from slipstream.backend.steps import (
     StepClass,
     states_written,
 )
-from slipstream.backend.store import Blob, Store
+from slipstream.backend.store import Store
 from slipstream.backend.window_store import WindowState, WindowStore
 from slipstream.errors import ModelError
 from slipstream.fields import KV_MEMORY
 from slipstream.sampling import Choice, Row
-from slipstream.types import FloatArray, IntArray
+from slipstream.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,6 @@ class BlockModel(Runner, Protocol):
         """Have so many blocks, all zero, in place of those before."""
         ...
 
-    def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
-        """Fill blocks with what `read_blocks` gave."""
-        ...
-
 
 AnyModel = TypeVar("AnyModel", bound=BlockModel)
 
@@ -103,7 +99,7 @@ class PagedBackend(Generic[AnyModel]):
     """
 
     def __init__(self, model: AnyModel, *, kv_memory: int, progress: Callable[[float], None] = lambda _: None) -> None:
-        self._model = model
+        self.model = model
         self.vocab_size = model.vocab_size
         self._first_block = 1 + (ZERO_BLOCK if model.window_tables else SCRATCH_BLOCK)
         unnamed = self._first_block * model.block_bytes
@@ -135,7 +131,7 @@ class PagedBackend(Generic[AnyModel]):
 
     def new_store(self, num_blocks: int) -> Store[Any]:
         """A store of the first so many blocks; only one may be in use."""
-        model = self._model
+        model = self.model
         kind = WindowState if model.window_tables else PagedState if model.states is None else HybridState
         kv: PagedStore[Any] = PagedStore(
             model,
@@ -158,43 +154,13 @@ class PagedBackend(Generic[AnyModel]):
             return kv
         return HybridStore(kv, model.states, first_slot=FIRST_SLOT, interval=self.checkpoint_interval)
 
-    @property
-    def step_sizes(self) -> tuple[int, ...]:
-        """Tokens that a step may have, rising; others are padded or split."""
-        return self.step_class.sizes
-
-    @property
-    def gpu(self) -> str | None:
-        """The name of the GPU that it runs on, None for the processor."""
-        return self._model.gpu
-
-    @property
-    def threads(self) -> int:
-        """Threads of a forward pass, where it runs on a processor."""
-        return self._model.threads
-
-    @property
-    def block_bytes(self) -> int:
-        """Memory that a block of keys and values takes."""
-        return self._model.block_bytes
-
-    @property
-    def slot_bytes(self) -> int:
-        """Memory that a recurrent state takes; 0 if there are none."""
-        return self._model.states.slot_bytes if self._model.states is not None else 0
-
-    @property
-    def precision(self) -> str:
-        """What keys and values are kept in."""
-        return self._model.precision
-
     def launch(self, chunks: Sequence[Chunk]) -> "PagedTicket":
         """Start a step, or the first of several if the chunks don't fit into one; see `Backend.launch`."""
-        return PagedTicket(self._model, self.step_class, self.cost, chunks)
+        return PagedTicket(self.model, self.step_class, self.cost, chunks)
 
     def _calibrated(self, progress: Callable[[float], None]) -> tuple[calibration.Calibration, Probe]:
         """What is known of the model's steps on this machine, checked; or found out now, and kept."""
-        model = self._model
+        model = self.model
         known = calibration.load(model.path, model.settings)
         if known is not None:
             probe = self._allocate(known.step_class)
@@ -215,7 +181,7 @@ class PagedBackend(Generic[AnyModel]):
 
     def _allocate(self, step_class: StepClass) -> Probe:
         """Have the blocks that sequences may use, and behind them some for comparing bits at any time."""
-        model, slot = self._model, FIRST_SLOT
+        model, slot = self.model, FIRST_SLOT
         pieces = 1 + model.window_tables  # that make a block for a probe
         first_block = -(-(self._first_block + self._num_blocks) // pieces)
         if model.states is not None:
@@ -231,7 +197,7 @@ class PagedBackend(Generic[AnyModel]):
         these bounds it's the longest interval that is computed again in `_REPLAY` seconds. A power of two, so that
         measurements that differ a little give the same.
         """
-        tokens = BLOCK_SIZE * states.slot_bytes / self._model.block_bytes
+        tokens = BLOCK_SIZE * states.slot_bytes / self.model.block_bytes
         exact = min(max(tokens, _REPLAY / self.cost.token(0)), 4 * tokens)
         return int(max(2 * BLOCK_SIZE, 2 ** math.ceil(math.log2(exact))))
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from slipstream.backend.logits import JoinedLogits, Logits
+from slipstream.backend.paged_store import Blocks
 from slipstream.backend.slots import CARRIED_SLOTS, MOST_UNWANTED, SCRATCH_SLOTS, Slots, SlotStates, slot_inputs, writes
-from slipstream.backend.store import Blob
 from slipstream.sampling import Choice, Row
 from slipstream.types import FloatArray, IntArray
 
@@ -51,7 +51,7 @@ class PagedChunk:
     `block_table` stands for all tables, see `pieces`."""
 
 
-class Runner(Protocol):
+class Runner(Blocks, Protocol):
     """A model that runs steps of any shape over KV blocks."""
 
     vocab_size: int
@@ -74,14 +74,6 @@ class Runner(Protocol):
 
         If it `queues` steps, who reads the logits waits.
         """
-        ...
-
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy the keys and values of one block to another, in all layers."""
-        ...
-
-    def read_blocks(self, blocks: IntArray) -> Blob:
-        """A copy of what the blocks hold."""
         ...
 
 

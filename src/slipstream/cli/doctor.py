@@ -61,28 +61,28 @@ def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
     runtime = f"{package} {version(package)}"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     seconds = dict(backend.cost.measured.seconds)
-    large = max((size for size in backend.step_sizes if size <= _LARGE_STEP), default=backend.step_sizes[0])
-    store = backend.store
+    store, sizes = backend.store, backend.step_class.sizes
+    large = max((size for size in sizes if size <= _LARGE_STEP), default=sizes[0])
     report: Report = {
         "slipstream": version("slipstream"),
         "runtime": runtime,
-        "gpu": backend.gpu,
+        "gpu": backend.model.gpu,
         "processor": processor.name,
         "instruction_sets": processor.instruction_sets,
         "cores": processor.cores,
-        "threads": backend.threads,
+        "threads": backend.model.threads,
         "memory": memory,
         "model": model.name,
         "model_bytes": model.size,
         "context_length": model.manifest.context_length,
-        "precision": backend.precision,  # what keys and values are kept in
+        "precision": backend.model.precision,  # what keys and values are kept in
         "kv_bytes_per_token": store.bytes_per_token,
         "kv_memory": config.kv_memory,
         "kv_tokens": store.capacity,  # that fit into the KV memory
         "checkpoint_interval": backend.checkpoint_interval,  # tokens between places where any sequence can be taken up
         "exact": backend.exact,
-        "step_sizes": backend.step_sizes,
-        "decode_ms": round(seconds[backend.step_sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
+        "step_sizes": sizes,
+        "decode_ms": round(seconds[sizes[0]] * 1e3, 1),  # a step of the smallest size, without context
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
     }
     needed = (store.open_cost(model.manifest.context_length) + 2 * BLOCK_SIZE) * store.bytes_per_token

@@ -137,18 +137,19 @@ def memory(model: Model, console: Console) -> int:
     config = EngineConfig.model_validate({"kv_memory": _MEMORY})
     backend = BACKENDS[model.weights](model, config)(lambda _: None)
     assert isinstance(backend, PagedBackend)
-    store = backend.store
+    store, slots = backend.store, backend.model.states
     assert isinstance(store, HybridStore), "the model has no recurrent states"
-    token = backend.block_bytes / BLOCK_SIZE
+    assert slots is not None
+    token = backend.model.block_bytes / BLOCK_SIZE
     states = 10_000 // store.interval
     console.print(
-        f"a state: {backend.slot_bytes / 1024:,.0f} KiB, the keys and values of "
-        f"{backend.slot_bytes / token:.0f} tokens; one every {store.interval} tokens, which take "
+        f"a state: {slots.slot_bytes / 1024:,.0f} KiB, the keys and values of "
+        f"{slots.slot_bytes / token:.0f} tokens; one every {store.interval} tokens, which take "
         f"{store.interval * backend.cost.token(0):.2f} s to compute again"
     )
     console.print(
         f"10,000 tokens: keys and values {10_000 * token / 2**20:.1f} MiB, {states} states at intervals "
-        f"{states * backend.slot_bytes / 2**20:.1f} MiB, {MARKS} at marks {MARKS * backend.slot_bytes / 2**20:.2f} MiB"
+        f"{states * slots.slot_bytes / 2**20:.1f} MiB, {MARKS} at marks {MARKS * slots.slot_bytes / 2**20:.2f} MiB"
     )
     return store.interval
 

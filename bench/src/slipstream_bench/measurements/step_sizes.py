@@ -69,7 +69,7 @@ def main() -> None:
 
     console = Console()
     processor = this_processor()
-    console.print(f"{processor.name} ({', '.join(processor.instruction_sets)}), {backend.threads} threads")
+    console.print(f"{processor.name} ({', '.join(processor.instruction_sets)}), {backend.model.threads} threads")
     table_out = Table("steps", "sizes", "prompt, tokens/s", "decoding, ms", "of 5 cuts, other bits")
     for name, step_class in candidates.items():
         table_out.add_row(
