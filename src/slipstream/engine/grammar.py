@@ -39,6 +39,8 @@ TOO_COMPLEX = "schema_too_complex"
 MAX_SOURCE = 512 * 1024
 """Characters of a grammar; what tools need is hundreds of times less."""
 
+_GRAMMARS = 256
+"""Grammars that are kept."""
 _VERDICTS = 1024
 """Grammars of which it's known what a trial came to."""
 
@@ -281,9 +283,9 @@ class GrammarCompiler:
     """Compiles Lark grammars (with llguidance's `%json`) over a model's vocabulary, each distinct one once.
 
     `vocab_size` is the width of the logits. `ends` are what may end a text or a call in an answer, beside what JSON
-    ends with. What nobody has tried is tried first in a process of its own, since a schema can crash the compiler; not
-    so if the sources are `trusted`. Thread-safe, and meant for other threads than the engine's: a heavy schema takes a
-    while. Making one holds the interpreter's lock for a quarter of a second, or more if the vocabulary is large.
+    ends with. What nobody has tried is tried first in a process of its own, since a schema can crash the compiler.
+    Thread-safe, and meant for other threads than the engine's: a heavy schema takes a while. Making one holds the
+    interpreter's lock for a quarter of a second, or more if the vocabulary is large.
     """
 
     def __init__(
@@ -293,22 +295,18 @@ class GrammarCompiler:
         vocab_size: int,
         stop_token_ids: Iterable[int],
         ends: Iterable[Traced] = (),
-        cache_size: int = 256,
-        trusted: bool = False,
         allowance: Allowance | None = None,
     ) -> None:
-        self._vocabulary = tokenizer
         self._vocab_size = max(vocab_size, tokenizer.vocab_size)  # of some tokens a model may have no logits
-        self._stop_token_ids = sorted(stop_token_ids)
-        self._tokenizer = LLTokenizer(tokenizer.plain_json(), n_vocab=self._vocab_size, eos_token=self._stop_token_ids)
+        json, stops = tokenizer.plain_json(), sorted(stop_token_ids)
+        self._tokenizer = LLTokenizer(json, n_vocab=self._vocab_size, eos_token=stops)
         self._closers = _Closers(self._tokenizer, [tokenizer.encode(end, begins=False) for end in ends])
-        self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, str], Grammar] = OrderedDict()  # by tenant and source
         self._lock = threading.Lock()
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digests of sources: "" for what is sound
-        self.sandbox = None if trusted else self._trial_sandbox(allowance)
+        trial = "slipstream.engine.trial:GrammarTrial"
+        self.sandbox = Sandbox(trial, json, self._vocab_size, stops, allowance=allowance)
         """Where grammars are tried; a process that starts with the first."""
-        self.compilations = 0
 
     def compile(self, source: str, *, param: str, tenant: str = "") -> Grammar:
         """The grammar of a Lark source. Nobody can tell by the time it takes what another tenant had compiled.
@@ -324,9 +322,8 @@ class GrammarCompiler:
         if error := grammar.matcher.get_error():
             raise _unsupported(param, error)
         with self._lock:
-            self.compilations += 1
             self._cache[tenant, source] = grammar
-            while len(self._cache) > self._cache_size:
+            if len(self._cache) > _GRAMMARS:
                 self._cache.popitem(last=False)
         return grammar
 
@@ -335,13 +332,11 @@ class GrammarCompiler:
         if len(source) > MAX_SOURCE:
             complaint = f" makes a grammar of {len(source):,} characters; the limit is {MAX_SOURCE:,}. Simplify it"
             raise InvalidRequestError(param, complaint, code="schema_too_large")
-        if self.sandbox is None:
-            return
         key = hashlib.blake2b(f"{tenant}\n{source}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         with self._lock:
             verdict = self._verdicts.get(key)
         if verdict is None:
-            verdict = self._tried(self.sandbox, source)
+            verdict = self._tried(source)
         with self._lock:
             self._verdicts[key] = verdict
             self._verdicts.move_to_end(key)
@@ -357,16 +352,11 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """End the process in which grammars are tried."""
-        if self.sandbox is not None:
-            self.sandbox.close()
+        self.sandbox.close()
 
-    def _trial_sandbox(self, allowance: Allowance | None) -> Sandbox:
-        made_of = self._vocabulary.plain_json(), self._vocab_size, self._stop_token_ids
-        return Sandbox("slipstream.engine.trial:GrammarTrial", *made_of, allowance=allowance)
-
-    def _tried(self, sandbox: Sandbox, source: str) -> str:
+    def _tried(self, source: str) -> str:
         try:
-            return str(sandbox.call("run", source))
+            return str(self.sandbox.call("run", source))
         except SandboxDiedError:
             return _DIED
         except SandboxError:  # the compiler may panic, too
