@@ -1,6 +1,6 @@
 """What Prometheus is told: the engine's own totals, read when asked, and what turns and requests add up to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import get_args
 
@@ -105,16 +105,11 @@ class _EngineCollector(Collector):
         yield _gauge("kv_free_tokens", "KV memory that nothing holds.", kv.free)
         held = 1 - (kv.free + kv.evictable) / kv.capacity
         yield _gauge("kv_usage", "Share of KV memory that running and pinned sequences hold, from 0 to 1.", held)
-        memory = GaugeMetricFamily("slipstream_memory_bytes", "Resident memory, by what takes it.", labels=["part"])
-        for part, size in asdict(self._runtime.memory).items():
-            if part != "resident":  # which is process_resident_memory_bytes
-                memory.add_metric([part], size)
-        yield memory
-        sequences = GaugeMetricFamily("slipstream_kv_sequences", "Sequences in KV memory.", labels=["state"])
-        sequences.add_metric(["running"], kv.running_sequences)
-        sequences.add_metric(["retained"], kv.cached_sequences)
-        sequences.add_metric(["pinned"], kv.pinned_sequences)
-        yield sequences
+        memory = asdict(self._runtime.memory)
+        del memory["resident"]  # which is process_resident_memory_bytes
+        yield _gauge("memory_bytes", "Resident memory, by what takes it.", memory, "part")
+        sequences = {"running": kv.running_sequences, "retained": kv.cached_sequences, "pinned": kv.pinned_sequences}
+        yield _gauge("kv_sequences", "Sequences in KV memory.", sequences, "state")
         yield _counter("kv_evictions", "Retained sequences given up for others.", kv.evictions)
         sessions = self._runtime.sessions
         yield _gauge("sessions", "Sessions, named or not.", len(sessions))
@@ -132,33 +127,29 @@ class _EngineCollector(Collector):
             yield _counter("response_cache_hits", "Requests answered from memory.", cache.hits)
             yield _counter("response_cache_misses", "Requests that could have been, but were new.", cache.misses)
             yield _gauge("response_cache_bytes", "Memory of known answers.", cache.total_bytes)
-        deaths = CounterMetricFamily(
-            "slipstream_sandbox_deaths",
-            "Grammars and foreign templates that took more than --sandbox-seconds or --sandbox-memory.",
-            labels=["sandbox"],
+        deaths = "Grammars and foreign templates that took more than --sandbox-seconds or --sandbox-memory."
+        yield _counter("sandbox_deaths", deaths, self._runtime.sandbox_deaths, "sandbox")
+        renders = {kind: self._runtime.conversations.renders[kind] for kind in ("first", "spliced", "full", "repeated")}
+        yield _counter("prompt_renders", "Conversations made into prompts, by how.", renders, "kind")
+        breaks = {kind: sessions.turns.breaks.kinds[kind] for kind in get_args(Kind)}
+        yield _counter(
+            "reuse_breaks", "Turns that computed again what had been computed before, by why.", breaks, "kind"
         )
-        for name, count in self._runtime.sandbox_deaths.items():
-            deaths.add_metric([name], count)
-        yield deaths
-        renders = CounterMetricFamily(
-            "slipstream_prompt_renders", "Conversations made into prompts, by how.", labels=["kind"]
-        )
-        for kind in ("first", "spliced", "full", "repeated"):
-            renders.add_metric([kind], self._runtime.conversations.renders[kind])
-        yield renders
-        breaks = CounterMetricFamily(
-            "slipstream_reuse_breaks",
-            "Turns that computed again what had been computed before, by why.",
-            labels=["kind"],
-        )
-        for each in get_args(Kind):
-            breaks.add_metric([each], sessions.turns.breaks.kinds[each])
-        yield breaks
 
 
-def _counter(name: str, help: str, value: float) -> CounterMetricFamily:
-    return CounterMetricFamily(f"slipstream_{name}", help, value=value)
+def _counter(name: str, help: str, value: float | Mapping[str, float], label: str | None = None) -> Metric:
+    return _filled(CounterMetricFamily(f"slipstream_{name}", help, labels=label and [label]), value)
 
 
-def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"slipstream_{name}", help, value=value)
+def _gauge(name: str, help: str, value: float | Mapping[str, float], label: str | None = None) -> Metric:
+    return _filled(GaugeMetricFamily(f"slipstream_{name}", help, labels=label and [label]), value)
+
+
+def _filled(metric: CounterMetricFamily | GaugeMetricFamily, value: float | Mapping[str, float]) -> Metric:
+    """The metric with its value, or with one for each value of its label."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            metric.add_metric([key], each)
+    else:
+        metric.add_metric([], value)
+    return metric

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
-from slipstream.runtime import Runtime
+from slipstream.runtime import MemoryUse, Runtime
 from slipstream.server.access import client_of
 from slipstream.server.metrics import Metrics
 from slipstream.server.openapi import Responses
@@ -46,16 +45,6 @@ class ModelList(BaseModel):
     last_id: str
 
 
-class Memory(BaseModel):
-    """Bytes that the server's process takes, as the system has them; all zero where the system doesn't say."""
-
-    resident: int
-    model: int
-    """Weights, tokenizer and grammar tables."""
-    kv: int
-    other: int
-
-
 class Health(BaseModel):
     """The server listens only once the model is ready, so it is well unless its engine ended, or hangs in a step."""
 
@@ -64,7 +53,7 @@ class Health(BaseModel):
     """Whether the same request gives the same tokens on this machine, whatever was cached, batched or drafted."""
     kv_tokens: int
     """Tokens of context that the KV memory holds, of all conversations together."""
-    memory: Memory
+    memory: MemoryUse
 
 
 _METRICS: Responses = {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}}
@@ -104,7 +93,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
             status=status,
             exact=runtime.exact,
             kv_tokens=runtime.core.limits.capacity,
-            memory=Memory.model_validate(asdict(runtime.memory)),
+            memory=runtime.memory,
         )
 
     @routes.get("/v1/models")
