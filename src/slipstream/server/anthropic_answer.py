@@ -61,11 +61,29 @@ class MessageAnswer(Answer):
 
     def _content(self, choice: Choice) -> list[dict[str, Any]]:
         """The blocks of a finished message."""
-        return _content(choice, shows_thinking=self._shows_thinking)
+        content: list[dict[str, Any]] = []
+        message = choice.message
+        if thought := choice.reader.reasoning:
+            content.append({"type": "thinking", "thinking": thought if self._shows_thinking else "", "signature": ""})
+        if message.text:
+            content.append({"type": "text", "text": message.text})
+        for call in message.tool_calls:
+            # Arguments that were cut short are read as far as they go, as the official client does with a stream's.
+            arguments = from_json(call.arguments or "{}", allow_partial=True)
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
+        return content
 
     def _ending(self, choice: Choice) -> dict[str, str | None]:
         """How it ended."""
-        return _ending(choice)
+        if not choice.request.answers:
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        last = choice.outputs[-1]
+        reason = "tool_use" if choice.reader.calls_to_run else "end_turn"
+        if last.stop_string is not None:
+            reason = "stop_sequence"
+        elif last.finish_reason == "length":
+            reason = "max_tokens"
+        return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
     def _usage(self, choice: Choice) -> dict[str, Any]:
         """What it cost in tokens."""
@@ -112,33 +130,6 @@ class MessageAnswer(Answer):
 
 def _event(kind: str, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, kind)
-
-
-def _content(choice: Choice, *, shows_thinking: bool) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = []
-    message = choice.message
-    if thought := choice.reader.reasoning:
-        content.append({"type": "thinking", "thinking": thought if shows_thinking else "", "signature": ""})
-    if message.text:
-        content.append({"type": "text", "text": message.text})
-    for call in message.tool_calls:
-        # Arguments that were cut short are read as far as they go, as the official client does with those of a stream.
-        arguments = from_json(call.arguments or "{}", allow_partial=True)
-        content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
-    return content
-
-
-def _ending(choice: Choice) -> dict[str, str | None]:
-    """How a finished answer ended."""
-    if not choice.request.answers:
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
-    last = choice.outputs[-1]
-    reason = "tool_use" if choice.reader.calls_to_run else "end_turn"
-    if last.stop_string is not None:
-        reason = "stop_sequence"
-    elif last.finish_reason == "length":
-        reason = "max_tokens"
-    return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
 
 def usage_of(choice: Choice, counters: TurnCounters) -> dict[str, int]:
