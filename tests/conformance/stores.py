@@ -209,7 +209,7 @@ class KVMemoryMachine(RuleBasedStateMachine):
     def open(self, tokens: list[int], tenant: str, more: int, reuse: bool) -> None:
         assume(len(tokens) + more <= (self.reserved if self.kv.usage().pinned_sequences else self.kv.capacity))
         prompt, before = ids(tokens), self.kv.usage()
-        expected = self.kv.available(tenant, prompt)
+        expected = self.kv.computed(tenant, prompt[:-1])
         sequence = self.kv.open(tenant, prompt, room=len(prompt) + more, reuse=reuse)
         if sequence is None:
             assert self.kv.usage() == before

@@ -110,7 +110,7 @@ def test_a_sequence_that_extends_another_replaces_it() -> None:
     kv.cache(short)
     kv.cache(long)
     assert kv.usage().cached_sequences == 1
-    assert kv.available("", np.arange(16, dtype=np.int32)) == 15
+    assert kv.computed("", np.arange(16, dtype=np.int32)) == 15
 
 
 def test_least_recently_used_goes_first_and_running_never() -> None:
@@ -120,8 +120,8 @@ def test_least_recently_used_goes_first_and_running_never() -> None:
     kv.cache(old)
     kv.cache(recent)
     filled(kv, [3] * 10)
-    assert kv.available("", np.array([1] * 8, np.int32)) == 0
-    assert kv.available("", np.array([2] * 8, np.int32)) == 7
+    assert kv.computed("", np.array([1] * 8, np.int32)) == 0
+    assert kv.computed("", np.array([2] * 8, np.int32)) == 7
     assert kv.computed("", np.array([9] * 7, np.int32)) == 7
 
 
@@ -137,8 +137,8 @@ def test_where_memory_holds_no_fork_the_source_is_cut_down() -> None:
 def test_tenants_share_nothing() -> None:
     kv = memory(16)
     kv.cache(filled(kv, range(10), "one"))
-    assert kv.available("one", np.arange(10, dtype=np.int32)) == 9
-    assert kv.available("two", np.arange(10, dtype=np.int32)) == 0
+    assert kv.computed("one", np.arange(10, dtype=np.int32)) == 10
+    assert kv.computed("two", np.arange(10, dtype=np.int32)) == 0
 
 
 def test_what_is_pinned_is_never_evicted() -> None:

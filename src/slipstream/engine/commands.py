@@ -5,10 +5,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from slipstream.backend import Blob
 from slipstream.kv import KVMemory
+from slipstream.kv.guards import joined
 from slipstream.types import IntArray
 
 T_co = TypeVar("T_co", covariant=True)
@@ -85,14 +84,11 @@ class Export(Command[Blob]):
     start: int = 0
 
     def run(self, kv: KVMemory) -> Iterator[Blob | None]:
-        parts = []
+        parts: list[Blob | None] = []
         for part in kv.export(self.tenant, self.tokens, self.start):
-            if part is None:
-                yield None
-                return
             parts.append(part)
             yield None
-        yield np.concatenate(parts)
+        yield joined(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from slipstream.backend import Backend, Blob
+from slipstream.backend import Backend
 from slipstream.engine.active import ActiveRequest
 from slipstream.engine.commands import Command
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
 from slipstream.engine.loop import EngineLoop, EngineStats
-from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Submit, Wake
+from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Wake
 from slipstream.engine.request import EngineRequest, Output
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler
@@ -48,7 +48,6 @@ class EngineCore:
         response_cache: ResponseCache | None = None,
     ) -> None:
         kv = KVMemory(backend.store, reserved=context_length)
-        kv.guards.on_rescue = lambda key, blob: self.on_rescue(key, blob)  # noqa: PLW0108 - it is set later
         scheduler = Scheduler(
             kv,
             backend.cost,
@@ -63,8 +62,8 @@ class EngineCore:
         self._max_waiting = max_waiting
         self.limits = Limits(backend.vocab_size, context_length, kv.capacity, tokenizer.longest_token)
         self.response_cache = response_cache
-        self.on_rescue: Callable[[bytes, Blob], None] = lambda *_: None
-        """Called on the engine's thread with what is guarded (see `Guard`) and about to be evicted."""
+        self.guards = kv.guards
+        """What is guarded (see `Guard`) and about to be evicted goes to `on_rescue`, on the engine's thread."""
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._loop = EngineLoop(backend, kv, scheduler, self._inbox, step_target=step_target)
         self._lock = threading.Lock()
@@ -107,7 +106,7 @@ class EngineCore:
                     retry_after=RETRY_AFTER_SECONDS,
                 )
             self._submitted += 1
-            self._inbox.put(Submit(active))
+            self._inbox.put(active)
         return active
 
     def cancel(self, active: ActiveRequest) -> None:

@@ -13,7 +13,7 @@ from slipstream.backend import Backend, Chunk, Ticket
 from slipstream.engine.active import ActiveRequest, Found, Phase, StepOutput
 from slipstream.engine.commands import Task
 from slipstream.engine.idle import IdlePrefill, IdleQueue
-from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Submit
+from slipstream.engine.messages import Call, Drain, Message, Note, Stop
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.engine.step import Part, Step, early_rows, parts_of
@@ -160,12 +160,12 @@ class EngineLoop:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Submit(active):
+            case ActiveRequest():
                 self._totals.requests_taken += 1
                 if self.failure is not None or self._drains:
-                    self._emit(active, active.abort("error", self.failure or _shut_down()))
+                    self._emit(message, message.abort("error", self.failure or _shut_down()))
                 else:
-                    self._scheduler.enqueue(active)
+                    self._scheduler.enqueue(message)
             case Call(command, result):
                 self._calls.append(Task(command.run(self._kv), result))
             case Note(command):

@@ -10,13 +10,6 @@ from slipstream.engine.idle import IdlePrefill
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
-    """A request to queue."""
-
-    active: ActiveRequest
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """A command to carry out, and where its result goes."""
 
@@ -47,4 +40,4 @@ class Stop:
     """End the thread."""
 
 
-Message = Submit | Call | Note | Drain | IdlePrefill | Wake | Stop
+Message = ActiveRequest | IdlePrefill | Call | Note | Drain | Wake | Stop

@@ -362,7 +362,7 @@ class Scheduler:
         for other in self.running:
             if other.phase is Phase.PREFILL and other.sequence is not None and other.request.tenant == tenant:
                 shared = max(shared, common_length(other.sequence.tokens, tokens[:-1]))
-        return shared >= _WORTH_WAITING and shared - self._kv.available(tenant, tokens) >= _WORTH_WAITING
+        return shared >= _WORTH_WAITING and shared - self._kv.computed(tenant, tokens[:-1]) >= _WORTH_WAITING
 
     def _make_room(self, active: ActiveRequest) -> None:
         """Make room for what the request computes next, at the cost of younger ones and of flows that have more than

@@ -1,6 +1,6 @@
 """States that somebody wants a copy of before they are given up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,14 @@ import numpy as np
 from slipstream.backend import Blob
 from slipstream.types import IntArray
 
-Export = Callable[[str, IntArray, int], Blob | None]
+Export = Callable[[str, IntArray, int], Iterator[Blob | None]]
+
+
+def joined(parts: Iterable[Blob | None]) -> Blob | None:
+    """What was exported in parts, whole; None if a part is missing."""
+    found = [*parts]
+    whole = [part for part in found if part is not None]
+    return np.concatenate(whole) if len(whole) == len(found) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,6 @@ class Guards:
             size = len(part.tokens)
             if part.tenant != tenant or size > len(tokens) or not np.array_equal(part.tokens, tokens[:size]):
                 continue
-            if (blob := export(tenant, part.tokens, part.start)) is not None:
+            if (blob := joined(export(tenant, part.tokens, part.start))) is not None:
                 del self._parts[key]
                 self.on_rescue(key, blob)

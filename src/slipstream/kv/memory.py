@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from slipstream.backend import Blob, Store
 from slipstream.kv.eviction import Cached
 from slipstream.kv.guards import Guards
@@ -95,10 +93,6 @@ class KVMemory:
             return None
         self._run(tenant, sequence, tokens)
         return sequence
-
-    def available(self, tenant: str, tokens: IntArray) -> int:
-        """How many of the `tokens` a sequence opened now would find computed."""
-        return self.computed(tenant, tokens[:-1])
 
     def computed(self, tenant: str, tokens: IntArray) -> int:
         """How many of the `tokens` have their state in memory."""
@@ -386,13 +380,7 @@ class KVMemory:
         self.release(victim)
         return True
 
-    def _exported(self, tenant: str, tokens: IntArray, start: int) -> Blob | None:
-        """The state of `tokens` from token `start` on, in one go."""
-        parts = list(self.export(tenant, tokens, start))
-        whole = [part for part in parts if part is not None]
-        return np.concatenate(whole) if len(whole) == len(parts) else None
-
     def _give_up(self, victim: Sequence) -> None:
         """Count an eviction that is about to happen."""
         self.evictions += 1
-        self.guards.rescue(self._tenants[victim], victim.tokens, self._exported)
+        self.guards.rescue(self._tenants[victim], victim.tokens, self.export)

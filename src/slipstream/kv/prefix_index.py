@@ -70,14 +70,6 @@ class PrefixIndex(Generic[T]):
         node.entries.remove(entry)
         self._prune(node)
 
-    def longest_prefix(self, tokens: IntArray) -> tuple[int, T | None]:
-        """Length of the longest common prefix of `tokens` with any entry, and such an entry (None when 0).
-
-        Of several entries that share as much, one that ends nearest is given, so one that ends just there if any does.
-        """
-        matched, entries = self.sharing(tokens)
-        return (matched, next(entries)) if matched else (0, None)
-
     def sharing(self, tokens: IntArray) -> tuple[int, Iterator[T]]:
         """Length of the longest common prefix of `tokens` with any entry, and all entries that share some of it.
 

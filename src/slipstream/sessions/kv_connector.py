@@ -71,7 +71,7 @@ class KVConnector:
         self._worker = Worker("slipstream-kv-connector")
         self.saved_tokens = 0
         self.restored_tokens = 0
-        core.on_rescue = self.keep
+        core.guards.on_rescue = self.keep
 
     @property
     def saved_bytes(self) -> int:
