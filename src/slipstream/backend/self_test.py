@@ -9,7 +9,7 @@ the kernel of the projection to the vocabulary. The class that serves best is th
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -268,7 +268,7 @@ class _SequenceTrial:
             _copy(self._runner, int(table[full]), int(self._fork[full]))
             table = np.concatenate((table[:full], self._fork[full:]))
             start = forked_at
-        for begin, end in _spans(start, cuts, _SEQUENCE):
+        for begin, end in pairwise([start, *(cut for cut in cuts if cut > start), _SEQUENCE]):
             slots = Slots(source, ((end, slot),))
             logits = self._compute(range(begin, end), table, rows if end == _SEQUENCE else 0, beside, slots)
             source = slot
@@ -282,11 +282,6 @@ class _SequenceTrial:
         tokens = self._tokens[span.start : span.stop]
         chunks.append(PagedChunk(tokens, span.start, table, min(rows, len(span)), slots))
         return self._class.run(self._runner, chunks)
-
-
-def _spans(start: int, cuts: Iterable[int], end: int) -> Iterator[tuple[int, int]]:
-    """The spans from `start` to `end` that the cuts between them make."""
-    return pairwise([start, *(cut for cut in cuts if cut > start), end])
 
 
 def _copy(runner: Runner, source: int, target: int) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from slipstream.engine.request import EngineRequest, Output, TurnCounters
 
@@ -14,12 +14,6 @@ _ENTRY_BYTES = 500
 """What an entry takes besides its tokens and text: objects, the key, the place in the table."""
 _TOKEN_BYTES = 36
 _LOGPROB_BYTES = 200
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    output: Output
-    size: int
 
 
 class ResponseCache:
@@ -32,7 +26,7 @@ class ResponseCache:
     def __init__(self, max_bytes: int, fingerprint: str) -> None:
         self._max_bytes = max_bytes
         self._fingerprint = fingerprint
-        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Key, Output] = OrderedDict()
         self._lock = threading.Lock()
         self.total_bytes = 0
         self.hits = 0
@@ -59,7 +53,7 @@ class ResponseCache:
     def get(self, key: Key, prompt_tokens: int) -> Output | None:
         """The whole answer in one piece, at no cost, if it is known; counts as a use."""
         with self._lock:
-            if (entry := self._entries.get(key)) is None:
+            if (answer := self._entries.get(key)) is None:
                 self.misses += 1
                 return None
             self._entries.move_to_end(key)
@@ -67,10 +61,10 @@ class ResponseCache:
         counters = TurnCounters(
             prompt_tokens=prompt_tokens,
             reused_tokens=prompt_tokens,
-            completion_tokens=len(entry.output.token_ids),
+            completion_tokens=len(answer.token_ids),
             response_cache="hit",
         )
-        return replace(entry.output, counters=counters)
+        return replace(answer, counters=counters)
 
     def recording(self, key: Key, sink: Callable[[Output], None]) -> Callable[[Output], None]:
         """A sink that passes everything on to `sink`, and keeps the answer when it has come to its own end."""
@@ -92,13 +86,17 @@ class ResponseCache:
             finish_reason=pieces[-1].finish_reason,
             stop_string=pieces[-1].stop_string,
         )
-        alternatives = sum(1 + len(logprob.top) for logprob in whole.logprobs)
-        size = _ENTRY_BYTES + 4 * len(whole.text) + _TOKEN_BYTES * len(whole.token_ids) + _LOGPROB_BYTES * alternatives
+        size = _size(whole)
         with self._lock:
             if key in self._entries or size > self._max_bytes:
                 return
-            self._entries[key] = _Entry(whole, size)
+            self._entries[key] = whole
             self.total_bytes += size
             while self.total_bytes > self._max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self.total_bytes -= oldest.size
+                self.total_bytes -= _size(self._entries.popitem(last=False)[1])
+
+
+def _size(answer: Output) -> int:
+    """The bytes that an answer takes, about."""
+    alternatives = sum(1 + len(logprob.top) for logprob in answer.logprobs)
+    return _ENTRY_BYTES + 4 * len(answer.text) + _TOKEN_BYTES * len(answer.token_ids) + _LOGPROB_BYTES * alternatives
