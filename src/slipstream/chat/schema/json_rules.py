@@ -11,7 +11,7 @@ from dataclasses import replace
 from slipstream.chat.schema.arrays import ArrayRules, listed_arrays
 from slipstream.chat.schema.losses import UnsupportedError
 from slipstream.chat.schema.meaning import Meaning
-from slipstream.chat.schema.numbers import INTEGER, NUMBER, Numbers
+from slipstream.chat.schema.numbers import INTEGER, INTEGERS, NUMBER, Numbers
 from slipstream.chat.schema.objects import Form, Keys, Member, form_of, settled
 from slipstream.chat.schema.regex_writing import JSON, quoted, terminal
 from slipstream.chat.schema.shapes import (
@@ -369,4 +369,4 @@ def _times(least: int, most: int | None) -> str:
 def _number(numbers: Numbers) -> str:
     if numbers == Numbers():
         return "JSON_NUMBER"
-    return "JSON_INTEGER" if numbers == Numbers(integral=True) else numbers.terminal()
+    return "JSON_INTEGER" if numbers == INTEGERS else numbers.terminal()

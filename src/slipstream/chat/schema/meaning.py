@@ -5,12 +5,13 @@ else is exact, or narrower than the schema: whatever fits the result fits what i
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
 from slipstream.chat.schema.complements import complements
 from slipstream.chat.schema.losses import UnsupportedError
-from slipstream.chat.schema.numbers import Numbers, exact
+from slipstream.chat.schema.numbers import INTEGERS, Numbers, exact
 from slipstream.chat.schema.regex import End, Regex, Sequence, Start, parse
 from slipstream.chat.schema.regex_writing import for_python, texts_with
 from slipstream.chat.schema.shapes import (
@@ -285,12 +286,6 @@ class Meaning:
             raise UnsupportedError("required")
         return only(Objects(required=tuple(dict.fromkeys(_texts(required)))))
 
-    def _least_properties(self, schema: Schema) -> list[Shape]:
-        return only(Objects(least=_count(schema["minProperties"])))
-
-    def _most_properties(self, schema: Schema) -> list[Shape]:
-        return only(Objects(most=_count(schema["maxProperties"])))
-
     def _names(self, schema: Schema) -> list[Shape]:
         shapes = self.shapes(self.node(schema["propertyNames"]))
         names = tuple(shape for shape in shapes if isinstance(shape, Strings))
@@ -319,12 +314,6 @@ class Meaning:
             first, items = items, rest
         says = "items" in schema
         return only(Arrays((ArrayLayer(tuple(map(self.node, _list(first))), self.node(items), says),)))
-
-    def _least_items(self, schema: Schema) -> list[Shape]:
-        return only(Arrays(least=_count(schema["minItems"])))
-
-    def _most_items(self, schema: Schema) -> list[Shape]:
-        return only(Arrays(most=_count(schema["maxItems"])))
 
     def _unique(self, schema: Schema) -> list[Shape]:
         return only(Arrays(unique=True)) if schema["uniqueItems"] is True else ANY_SHAPES
@@ -358,30 +347,6 @@ class Meaning:
     def _format(self, schema: Schema) -> list[Shape]:
         regex = of_format(schema["format"])
         return ANY_SHAPES if regex is None else only(Strings(patterns=((Sequence((Start(), regex, End())), True),)))
-
-    def _least_length(self, schema: Schema) -> list[Shape]:
-        return only(Strings(least=_count(schema["minLength"])))
-
-    def _most_length(self, schema: Schema) -> list[Shape]:
-        return only(Strings(most=_count(schema["maxLength"])))
-
-    def _minimum(self, schema: Schema) -> list[Shape]:
-        return only(Numbers(exact(_number(schema["minimum"])), above=schema.get("exclusiveMinimum") is True))
-
-    def _maximum(self, schema: Schema) -> list[Shape]:
-        return only(Numbers(high=exact(_number(schema["maximum"])), below=schema.get("exclusiveMaximum") is True))
-
-    def _above(self, schema: Schema) -> list[Shape]:
-        bound = schema["exclusiveMinimum"]
-        if isinstance(bound, bool):  # as in draft 4, where it's said of the minimum
-            return ANY_SHAPES
-        return only(Numbers(exact(_number(bound)), above=True))
-
-    def _below(self, schema: Schema) -> list[Shape]:
-        bound = schema["exclusiveMaximum"]
-        if isinstance(bound, bool):
-            return ANY_SHAPES
-        return only(Numbers(high=exact(_number(bound)), below=True))
 
     def _multiple(self, schema: Schema) -> list[Shape]:
         step = exact(_number(schema["multipleOf"]))
@@ -431,7 +396,7 @@ def _count(value: Any) -> int:
 _TYPES: dict[str, Shape] = {
     "string": Strings(),
     "number": Numbers(),
-    "integer": Numbers(integral=True),
+    "integer": INTEGERS,
     "boolean": Boolean(),
     "null": Null(),
     "array": Arrays(),
@@ -439,6 +404,36 @@ _TYPES: dict[str, Shape] = {
 }
 
 _Reader = Callable[[Meaning, Schema], list[Shape]]
+_COUNTS: dict[str, Callable[[int], Shape]] = {
+    "minProperties": lambda count: Objects(least=count),
+    "maxProperties": lambda count: Objects(most=count),
+    "minItems": lambda count: Arrays(least=count),
+    "maxItems": lambda count: Arrays(most=count),
+    "minLength": lambda count: Strings(least=count),
+    "maxLength": lambda count: Strings(most=count),
+}
+_BOUNDS: dict[str, Callable[[Fraction], Numbers]] = {
+    "minimum": lambda bound: Numbers(low=bound),
+    "maximum": lambda bound: Numbers(high=bound),
+    "exclusiveMinimum": lambda bound: Numbers(low=bound, without=frozenset({bound})),
+    "exclusiveMaximum": lambda bound: Numbers(high=bound, without=frozenset({bound})),
+}
+
+
+def _counting(keyword: str) -> _Reader:
+    return lambda _, schema: only(_COUNTS[keyword](_count(schema[keyword])))
+
+
+def _bounding(keyword: str) -> _Reader:
+    def read(_: Meaning, schema: Schema) -> list[Shape]:
+        bound, exclusive = schema[keyword], f"exclusive{keyword.capitalize()}"
+        if isinstance(bound, bool) and keyword.startswith("exclusive"):  # as in draft 4, which says it of the other
+            return ANY_SHAPES
+        return only(_BOUNDS[exclusive if schema.get(exclusive) is True else keyword](exact(_number(bound))))
+
+    return read
+
+
 _READERS: dict[str, _Reader] = {
     "type": Meaning._types,
     "enum": Meaning._listed,
@@ -454,23 +449,15 @@ _READERS: dict[str, _Reader] = {
     **dict.fromkeys(("dependentRequired", "dependentSchemas", "dependencies"), Meaning._dependencies),
     **dict.fromkeys(("properties", "patternProperties", "additionalProperties"), Meaning._properties),
     "required": Meaning._required,
-    "minProperties": Meaning._least_properties,
-    "maxProperties": Meaning._most_properties,
     "propertyNames": Meaning._names,
     **dict.fromkeys(("items", "prefixItems"), Meaning._items),
-    "minItems": Meaning._least_items,
-    "maxItems": Meaning._most_items,
     "uniqueItems": Meaning._unique,
     "contains": Meaning._contains,
     "pattern": Meaning._pattern,
     "format": Meaning._format,
-    "minLength": Meaning._least_length,
-    "maxLength": Meaning._most_length,
-    "minimum": Meaning._minimum,
-    "maximum": Meaning._maximum,
-    "exclusiveMinimum": Meaning._above,
-    "exclusiveMaximum": Meaning._below,
     "multipleOf": Meaning._multiple,
+    **{keyword: _counting(keyword) for keyword in _COUNTS},
+    **{keyword: _bounding(keyword) for keyword in _BOUNDS},
 }
 _LAST: dict[str, Callable[[Meaning, Schema, list[Shape]], list[Shape]]] = {
     "unevaluatedProperties": Meaning._rest_of_object,
