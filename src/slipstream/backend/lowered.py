@@ -167,8 +167,20 @@ def _write(
     compute: Callable[[ov.CompiledModel], bytes],
     path: Path,
 ) -> bytes:
-    """Write a model's lowered graph with all its weights; returns what the model computes."""
-    expected, text, weights = _exported(core, model, options, compute)
+    """Write what the runtime exports of a model, mended, with all its weights; returns what the model computes."""
+    texts: list[bytes] = []
+
+    def take(text: bytes) -> bytes:
+        texts.append(text)
+        return b""
+
+    compiled = core.compile_model(model, "CPU", {**options, "CACHE_ENCRYPTION_CALLBACKS": [take, take]})
+    blob = compiled.export_model().getbuffer()
+    expected = compute(compiled)
+    del compiled  # there's memory for so many copies of the weights, see `can_be_lowered`
+    (text,) = texts
+    size = max(int(offset) + int(size) for offset, size in _SPAN.findall(text))
+    weights = np.frombuffer(blob, np.uint8)[-size:]  # the text would stand behind them
     graph = core.read_model(text, ov.Tensor(weights, shared_memory=True))
     _mend(graph)
     ov.serialize(graph, path)
@@ -215,24 +227,6 @@ _COPIES_MEANWHILE = 6
 """Of the weights, at most, while a model is lowered: packed twice, exported, and copied by the runtime for that."""
 
 
-def _exported(
-    core: ov.Core, model: ov.Model, options: Mapping[str, object], compute: Callable[[ov.CompiledModel], bytes]
-) -> tuple[bytes, bytes, np.ndarray]:
-    """What a model computes, and what the runtime exports of it: its graph as text, and the weights that it names."""
-    texts: list[bytes] = []
-
-    def take(text: bytes) -> bytes:
-        texts.append(text)
-        return b""
-
-    compiled = core.compile_model(model, "CPU", {**options, "CACHE_ENCRYPTION_CALLBACKS": [take, take]})
-    blob = compiled.export_model().getbuffer()
-    (text,) = texts
-    spans = re.findall(rb' offset="(\d+)" size="(\d+)"', text)
-    size = max(int(offset) + int(size) for offset, size in spans)
-    return compute(compiled), text, np.frombuffer(blob, np.uint8)[-size:]  # the text would stand behind them
-
-
 def _mend(graph: ov.Model) -> None:
     """Undo what would keep an exported graph from being compiled like the first time, or for one step size."""
     open_caches(graph)
@@ -271,6 +265,5 @@ def _sha256(place: Path) -> str:
     digest = hashlib.sha256()
     for name in (_GRAPH, Path(_GRAPH).with_suffix(".bin")):
         with (place / name).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
