@@ -101,11 +101,11 @@ def source_of(origin: str) -> Source | None:
     return LocalSource(path) if path.is_absolute() and path.exists() else None
 
 
-def catalog_source(entry: CatalogEntry) -> "WheelSource | HubSource":
+def catalog_source(name: str, entry: CatalogEntry) -> "WheelSource | HubSource":
     """Where a catalog model comes from."""
     if isinstance(entry.source, Repository):
-        return HubSource(entry.source.name, quantisation=entry.source.quantisation, alias=entry.name)
-    return WheelSource(entry.name, entry.source, entry.size)
+        return HubSource(entry.source.name, quantisation=entry.source.quantisation, alias=name)
+    return WheelSource(name, entry.source, entry.size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ class ModelStore:
 
     def _source(self, spec: str) -> Source:
         if spec in CATALOG:
-            return catalog_source(CATALOG[spec])
+            return catalog_source(spec, CATALOG[spec])
         if source := parse_source(spec):
             return source
         if origin := self._origin_of_outdated(spec):
@@ -179,7 +179,7 @@ class ModelStore:
         if model is None or spec not in CATALOG:
             return model
         # A catalog name means the catalog's weights, which a release may change.
-        source = catalog_source(CATALOG[spec])
+        source = catalog_source(spec, CATALOG[spec])
         if isinstance(source, HubSource):
             return model if source.is_origin(model.manifest.source) else None
         return model if model.manifest.sha256 == source.wheel.sha256 else None

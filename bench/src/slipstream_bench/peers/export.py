@@ -120,9 +120,9 @@ def unpermuted(weights: Array, heads: int) -> Array:
 
 
 def _source(model: Model) -> WheelSource | HubSource | LocalSource:
-    for entry in CATALOG.values():
+    for name, entry in CATALOG.items():
         if entry.sha256 == model.manifest.sha256:
-            return catalog_source(entry)
+            return catalog_source(name, entry)
     path = Path(model.manifest.source)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return LocalSource(path)
