@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import iterparse
@@ -17,7 +15,7 @@ import tokenizers
 
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import safetensors
-from slipstream.models.manifest import Manifest
+from slipstream.models.manifest import Facts, Manifest
 from slipstream.models.progress import Progress
 from slipstream.models.sources import Artefact, ir_files, read_json
 from slipstream.tokenizer import Tokenizer, build_tokenizer
@@ -46,15 +44,8 @@ def import_artefact(
         source=origin,
         source_state=state,
         sha256=artefact.sha256,
-        architecture=facts.architecture,
-        context_length=facts.context_length,
-        vocab_size=facts.vocab_size,
-        tokenizer_kind=facts.tokenizer_kind,
-        add_bos=facts.add_bos,
-        bos_token_id=facts.bos_token_id,
-        eos_token_id=facts.eos_token_id,
-        stop_token_ids=tuple(sorted(stop)),
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        **facts.model_dump() | {"stop_token_ids": sorted(stop)},
     )
     manifest.save(folder)
     return manifest
@@ -90,26 +81,12 @@ _END_OF_TURN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What the two kinds of artefact say about a model, each in its own way."""
-
-    architecture: str
-    context_length: int
-    vocab_size: int
-    tokenizer_kind: str
-    add_bos: bool
-    bos_token_id: int | None
-    eos_token_id: int | None
-    stop_token_ids: Iterable[int]
-
-
 # --- GGUF ---
 
 _CONVERT = "from slipstream.models.gguf.convert import main; main()"
 
 
-def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
+def _from_gguf(path: Path, folder: Path, progress: Progress) -> Facts:
     from slipstream.models.gguf import GGUF, remarks  # what they import takes a while, and only an import needs it
 
     with progress.stage("Making the tokenizer"):
@@ -124,7 +101,7 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
         _convert_gguf(path, folder)
     kind, eos = tokenizer_kind(metadata), metadata.get("tokenizer.ggml.eos_token_id")
     ends = (eos, metadata.get("tokenizer.ggml.eot_token_id"), metadata.get("tokenizer.ggml.eom_token_id"))
-    return _Facts(
+    return Facts(
         architecture=file.architecture,
         context_length=file.get("context_length"),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
@@ -132,7 +109,7 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> _Facts:
         add_bos=adds_bos(metadata),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_id=eos,
-        stop_token_ids=[id for id in ends if id is not None],
+        stop_token_ids=tuple(id for id in ends if id is not None),
     )
 
 
@@ -155,7 +132,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 # --- Folders: OpenVINO IR, safetensors ---
 
 
-def _from_folder(path: Path, folder: Path, progress: Progress) -> _Facts:
+def _from_folder(path: Path, folder: Path, progress: Progress) -> Facts:
     with progress.stage("Taking over the files"):
         files = ir_files(path)
         if IR_FILE not in files:
@@ -178,7 +155,7 @@ def _from_folder(path: Path, folder: Path, progress: Progress) -> _Facts:
     ends = ends if isinstance(ends, list) else [ends]
     bos = _token_id(backend, named.get("bos_token"), config.get("bos_token_id"))
     eos = _token_id(backend, named.get("eos_token"), ends[0])
-    return _Facts(
+    return Facts(
         architecture=architecture,
         context_length=context,
         vocab_size=vocab,
@@ -186,7 +163,7 @@ def _from_folder(path: Path, folder: Path, progress: Progress) -> _Facts:
         add_bos=bos is not None and backend.encode("").ids[:1] == [bos],
         bos_token_id=bos,
         eos_token_id=eos,
-        stop_token_ids=[id for id in (*ends, eos) if id is not None],
+        stop_token_ids=tuple(id for id in (*ends, eos) if id is not None),
     )
 
 

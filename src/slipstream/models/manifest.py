@@ -14,19 +14,11 @@ FORMAT_VERSION: Literal[4] = 4
 """Goes up when importing the same source gives other files: models of an older version are imported anew."""
 
 
-class Manifest(BaseModel):
-    """Facts about a model folder, kept in it as `manifest.json`."""
+class Facts(BaseModel):
+    """What an artefact says about its model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[4] = FORMAT_VERSION
-    name: str
-    source: str
-    """Where it came from, for people: a package, a path or a hub repository."""
-    source_state: str = ""
-    """Of the local file or folder that it came from, at that time; see `LocalSource.state`."""
-    sha256: str
-    """Of the source artefact: the GGUF file, or the IR folder's weights, graph and tokenizer."""
     architecture: str
     context_length: int
     """The longest sequence that the model was made for, in tokens."""
@@ -38,7 +30,20 @@ class Manifest(BaseModel):
     bos_token_id: int | None
     eos_token_id: int | None
     stop_token_ids: tuple[int, ...]
-    """Ascending; any of them ends a turn."""
+    """Any of them ends a turn."""
+
+
+class Manifest(Facts):
+    """Facts about a model folder, kept in it as `manifest.json`."""
+
+    format_version: Literal[4] = FORMAT_VERSION
+    name: str
+    source: str
+    """Where it came from, for people: a package, a path or a hub repository."""
+    source_state: str = ""
+    """Of the local file or folder that it came from, at that time; see `LocalSource.state`."""
+    sha256: str
+    """Of the source artefact: the GGUF file, or the IR folder's weights, graph and tokenizer."""
     files: dict[str, int]
     """Every other file in the folder and its size in bytes."""
 
