@@ -58,7 +58,10 @@ class Demands:
         with self._lock:
             known, written = key in self._recent, self._recent.get(key)
         if not known:
-            written = self._compilable(tenant, use, schema, strict=strict, opens_reasoning=opens_reasoning)
+            try:
+                written = self._written(tenant, use, schema, opens_reasoning=opens_reasoning)
+            except (InvalidRequestError, RecursionError) as error:
+                written = self._loosened(tenant, use, schema, error, strict=strict, opens_reasoning=opens_reasoning)
             with self._lock:
                 self._recent[key] = written
                 if len(self._recent) > _RECENT:
@@ -68,16 +71,13 @@ class Demands:
         self._refuse(written.losses, use, strict=strict)
         return Demand(self._grammars.compile(written.source, param=field, tenant=tenant), written.losses)
 
-    def _compilable(
-        self, tenant: str, use: ToolUse, schema: Schema | None, *, strict: bool, opens_reasoning: bool
+    def _written(
+        self, tenant: str, use: ToolUse, schema: Schema | None, *, opens_reasoning: bool
     ) -> AnswerGrammar | None:
-        """The text of a grammar that compiles."""
-        try:
-            written = self._dialect.grammar(use, schema, opens_reasoning=opens_reasoning)
-            if written is not None:
-                self._grammars.check(written.source, param=fields.TOOLS, tenant=tenant)
-        except (InvalidRequestError, RecursionError) as error:
-            return self._loosened(tenant, use, schema, error, strict=strict, opens_reasoning=opens_reasoning)
+        """The text of a grammar; raises `InvalidRequestError` or `RecursionError` if it does not compile."""
+        written = self._dialect.grammar(use, schema, opens_reasoning=opens_reasoning)
+        if written is not None:
+            self._grammars.check(written.source, param=fields.TOOLS, tenant=tenant)
         return written
 
     def _loosened(
@@ -89,7 +89,7 @@ class Demands:
         *,
         strict: bool,
         opens_reasoning: bool,
-    ) -> AnswerGrammar | None:
+    ) -> AnswerGrammar:
         """The same without the schemas that keep it from compiling; raises the error if there are none such."""
         losses: list[Loss] = []
         tools = []
@@ -124,9 +124,7 @@ class Demands:
     def _fault(self, tenant: str, use: ToolUse, schema: Schema | None) -> Exception | None:
         """Why a schema doesn't compile alone; None if it does."""
         try:
-            written = self._dialect.grammar(use, schema, opens_reasoning=False)
-            assert written is not None
-            self._grammars.check(written.source, param=fields.TOOLS, tenant=tenant)
+            self._written(tenant, use, schema, opens_reasoning=False)
         except (InvalidRequestError, RecursionError) as error:
             return error
         return None

@@ -95,19 +95,10 @@ class Turns:
 
     def _prepare(self, request: TurnRequest, session_turn: SessionTurn | None) -> Iterator[Ready]:
         """Make the prompt and the grammar of a request, for each of its choices."""
-        active = EngineRequest(
-            prompt=as_prompt(self._encode(request.prompt) if isinstance(request.prompt, str) else ()),
-            params=request.params,
-            tenant=request.tenant,
-            weight=request.weight,
-            priority=request.priority,
-            reuse=request.reuse,
-            jump_forward=request.jump_forward,
-            speculation=request.speculation,
-            response_cache=request.response_cache,
-        )
-        setting, prompt, demand = request.setting, None, Demand()
-        if session_turn is not None:
+        setting, prompt, demand, shown = request.setting, None, Demand(), frozenset[int]()
+        if session_turn is None:
+            token_ids = as_prompt(self._encode(request.prompt) if isinstance(request.prompt, str) else request.prompt)
+        else:
             setting = session_turn.setting
             prompt = self._conversations.prompt(session_turn.messages, setting, tenant=request.tenant)
             self._session_turns.prepare(session_turn, prompt, reuse=request.reuse)
@@ -118,16 +109,22 @@ class Turns:
                 strict=request.response_strict,
                 opens_reasoning=prompt.opens_reasoning,
             )
-            shown = self._dialect.token_ids
-            active = replace(active, prompt=prompt.token_ids, grammar=demand.grammar, shown_tokens=shown)
-        elif not isinstance(request.prompt, str | tuple):
-            active = replace(active, prompt=as_prompt(request.prompt))
+            token_ids, shown = prompt.token_ids, self._dialect.token_ids
         opens_reasoning = prompt is not None and prompt.opens_reasoning
         for offset in range(request.choices):
             reader = self._dialect.reader(setting.tools, opens_reasoning=opens_reasoning)
             seed = request.params.seed
-            params = request.params if seed is None else replace(request.params, seed=seed + offset)
-            yield (
-                Choice(0, request, prompt, reader, session_turn, demand.losses, setting.tools),
-                replace(active, params=params),
+            active = EngineRequest(
+                prompt=token_ids,
+                params=request.params if seed is None else replace(request.params, seed=seed + offset),
+                grammar=demand.grammar,
+                shown_tokens=shown,
+                tenant=request.tenant,
+                weight=request.weight,
+                priority=request.priority,
+                reuse=request.reuse,
+                jump_forward=request.jump_forward,
+                speculation=request.speculation,
+                response_cache=request.response_cache,
             )
+            yield Choice(0, request, prompt, reader, session_turn, demand.losses, setting.tools), active
