@@ -25,19 +25,6 @@ _OPEN_PATHS = frozenset({"/", "/health"})
 _DOCS_PATHS = frozenset({"/docs", "/openapi.json"})
 """Where a browser may ask its user for the key; what comes back can't be read by another origin."""
 
-_NO_KEY = Failure(
-    status=401,
-    message="the API key is missing or wrong: send the server's as `Authorization: Bearer KEY` or `x-api-key: KEY`",
-    code="invalid_api_key",
-    headers={"WWW-Authenticate": "Bearer"},
-)
-_NO_KEY_IN_BROWSER = Failure(
-    status=401,
-    message="the API key is missing or wrong: give it as the password, with any user name",
-    code="invalid_api_key",
-    headers={"WWW-Authenticate": 'Basic realm="Slipstream", charset="UTF-8"'},
-)
-
 
 class Access:
     """ASGI middleware that refuses whoever may not use the server, and notes whose request it is."""
@@ -51,22 +38,17 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request pass, or answer it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers, path = Headers(scope=scope), scope["path"]
+        in_browser = path in _DOCS_PATHS
         refusal = self._wrong_place(scope, headers)
-        client = self._client(headers, path)
+        client = self._keys.client(_offered(headers, basic=in_browser))
         if refusal is None and client is None and path not in _OPEN_PATHS:
-            refusal = _NO_KEY_IN_BROWSER if path in _DOCS_PATHS else _NO_KEY
+            refusal = _no_key(in_browser=in_browser)
         if refusal is not None:
             await error_response(refusal, path)(scope, receive, send)
             return
         scope.setdefault("state", {})["client"] = client or Client(operator=False)
         await self._app(scope, receive, send)
-
-    def _client(self, headers: Headers, path: str) -> Client | None:
-        return self._keys.client(_offered(headers, basic=path in _DOCS_PATHS))
 
     def _wrong_place(self, scope: Scope, headers: Headers) -> Failure | None:
         """Why a request is none of this server's business, if so."""
@@ -90,6 +72,14 @@ class Access:
             with suppress(ValueError):
                 return bool(ipaddress.ip_address(name))
         return False
+
+
+def _no_key(*, in_browser: bool) -> Failure:
+    advice, challenge = "send the server's as `Authorization: Bearer KEY` or `x-api-key: KEY`", "Bearer"
+    if in_browser:
+        advice, challenge = "give it as the password, with any user name", 'Basic realm="Slipstream", charset="UTF-8"'
+    message = f"the API key is missing or wrong: {advice}"
+    return Failure(401, message, code="invalid_api_key", headers={"WWW-Authenticate": challenge})
 
 
 def client_of(http: Request) -> Client:

@@ -30,7 +30,7 @@ from slipstream.server.turn_log import log_turn
 
 
 def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI:
-    """An application that serves a runtime; whoever runs it closes that."""
+    """An application that serves a runtime; whoever runs it closes that, and sends it HTTP alone, see `serve.py`."""
     app = DescribedApp(
         title="Slipstream",
         version=version("slipstream"),

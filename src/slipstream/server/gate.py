@@ -15,9 +15,6 @@ class RequestCounter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on, and note the status."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         status = CLIENT_GONE
 
         async def noting(message: Message) -> None:
@@ -45,7 +42,7 @@ class RootPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on, at its own path."""
-        path = scope.get("path", "")
+        path = scope["path"]
         if self._root_path and (path + "/").startswith(self._root_path + "/"):
             scope = {**scope, "path": path[len(self._root_path) :] or "/"}
         await self._app(scope, receive, send)

@@ -38,7 +38,7 @@ class Intake:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request pass, or answer it."""
-        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
+        if scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
             return
         client: Client = scope.get("state", {}).get("client", Client())

@@ -68,7 +68,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none" if sys.platform == "win32" else "uvloop",
-                http=_protocol(config),
+                http=type("Protocol", (TimedProtocol,), {"read_timeout": config.limits.read_timeout}),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -140,10 +140,6 @@ class _Server(uvicorn.Server):
     async def _close_runtime(self) -> None:
         await asyncio.sleep(self._settings.drain_seconds)
         await asyncio.to_thread(self._runtime.close)
-
-
-def _protocol(config: ServerConfig) -> type[TimedProtocol]:
-    return type("Protocol", (TimedProtocol,), {"read_timeout": config.limits.read_timeout})
 
 
 def _keys(config: ServerConfig, listener: socket.socket) -> KeyRing:
