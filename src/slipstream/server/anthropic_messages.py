@@ -22,7 +22,7 @@ from slipstream.server.anthropic_content import InputMessage, TextContent, conve
 from slipstream.server.anthropic_context import Compact, ContextManagement
 from slipstream.server.bodies import BodyRoute
 from slipstream.server.compaction import summarising
-from slipstream.server.errors import missing, unsupported
+from slipstream.server.errors import given, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.hosted_tools import HostedTool, left_out
 from slipstream.server.openapi import WHOLE_OR_STREAM
@@ -183,15 +183,8 @@ class PromptFields(BaseModel):
         choice = self.tool_choice
         if choice is None or (choice.type == "auto" and not known):
             return ToolUse(known) if known else NO_TOOLS
-        named = choice.type == "tool"
-        if named and choice.name is None:
-            raise missing("tool_choice.name")
-        return ToolUse(
-            known,
-            _MODES[choice.type],
-            frozenset({choice.name or ""}) if named else None,
-            parallel=not (named or choice.disable_parallel_tool_use),
-        )
+        named = frozenset({given(choice.name, "tool_choice.name")}) if choice.type == "tool" else None
+        return ToolUse(known, _MODES[choice.type], named, parallel=not (named or choice.disable_parallel_tool_use))
 
 
 class MessagesRequest(PromptFields):

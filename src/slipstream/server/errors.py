@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +30,7 @@ from slipstream.server.field_names import names_at
 from slipstream.server.overflow import overflow_message
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 OVERFLOW = "context_length_exceeded"
 """The code of a prompt that is too long."""
@@ -100,6 +101,13 @@ def failure_of(error: Exception, path: str) -> Failure:
 def missing(param: str) -> InvalidRequestError:
     """An error about a field that isn't there."""
     return InvalidRequestError(param, " is required", param=param, code="missing_required_parameter")
+
+
+def given(value: T | None, param: str) -> T:
+    """The value of a field; raises `InvalidRequestError` if it isn't there."""
+    if value is None:
+        raise missing(param)
+    return value
 
 
 def unsupported(param: str, complaint: str) -> InvalidRequestError:
@@ -180,7 +188,7 @@ class _LastResort:
         try:
             await self._app(scope, receive, noting)
         except Exception as error:
-            if started or scope["type"] != "http":
+            if started:
                 raise
             await error_response(failure_of(error, scope["path"]), scope["path"])(scope, receive, send)
 

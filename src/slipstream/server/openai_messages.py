@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from slipstream.chat import Message, ToolCall
 from slipstream.server.custom_tools import custom_arguments
-from slipstream.server.errors import missing, not_read, unreadable
+from slipstream.server.errors import given, not_read, unreadable
 
 
 def _as_parts(content: object) -> object:
@@ -68,14 +68,30 @@ def chat_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
+def parts_text(parts: Sequence[ContentPart], param: str, readable: Sequence[str], *, in_result: bool) -> str:
+    """The texts of the parts of `readable` types, joined by line ends; raises `InvalidRequestError` for others.
+
+    In a call's result a text stands for what can't be read. The client keeps it in its history, so a refusal would end
+    the conversation for ever.
+    """
+    texts = []
+    for index, part in enumerate(parts):
+        if part.type in readable:
+            field = "refusal" if part.type == "refusal" else "text"
+            texts.append(given(getattr(part, field), f"{param}[{index}].{field}"))
+        elif in_result:
+            texts.append(not_read(part.type))
+        else:
+            raise unreadable(f"{param}[{index}]", part.type, readable[0])
+    return "\n".join(texts)
+
+
 def _message(message: ChatMessage, param: str) -> Message:
-    if message.content is None and message.role != "assistant":
-        raise missing(f"{param}.content")
-    if message.tool_call_id is None and message.role == "tool":
-        raise missing(f"{param}.tool_call_id")
-    parts = enumerate(message.content or ())
-    in_result = message.role == "tool"
-    text = "\n".join(_text(part, f"{param}.content[{index}]", in_result=in_result) for index, part in parts)
+    if message.role != "assistant":
+        given(message.content, f"{param}.content")
+    if message.role == "tool":
+        given(message.tool_call_id, f"{param}.tool_call_id")
+    text = parts_text(message.content or (), f"{param}.content", ("text", "refusal"), in_result=message.role == "tool")
     if message.role == "assistant":
         # Without its name: some clients add the agent's to an answer that had none, and it's the same answer.
         calls = enumerate(message.tool_calls or ())
@@ -90,19 +106,8 @@ def _message(message: ChatMessage, param: str) -> Message:
 
 
 def _call(call: MessageToolCall, param: str) -> ToolCall:
-    if call.type == "function" and call.function is not None:
-        return ToolCall(call.id, call.function.name, call.function.arguments)
-    if call.type == "function" or call.custom is None:
-        raise missing(f"{param}.{call.type}")
-    return ToolCall(call.id, call.custom.name, custom_arguments(call.custom.input))
-
-
-def _text(part: ContentPart, param: str, *, in_result: bool) -> str:
-    if part.type not in ("text", "refusal"):
-        if in_result:  # the client keeps it in its history, so a refusal would end the conversation for ever
-            return not_read(part.type)
-        raise unreadable(param, part.type)
-    text = part.text if part.type == "text" else part.refusal
-    if text is None:
-        raise missing(f"{param}.{part.type}")
-    return text
+    if call.type == "custom":
+        custom = given(call.custom, f"{param}.custom")
+        return ToolCall(call.id, custom.name, custom_arguments(custom.input))
+    function = given(call.function, f"{param}.function")
+    return ToolCall(call.id, function.name, function.arguments)

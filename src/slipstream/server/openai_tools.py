@@ -9,7 +9,7 @@ from slipstream import fields
 from slipstream.chat import Schema, Tool, ToolCall, ToolUse
 from slipstream.chat.setting import TextGrammar
 from slipstream.server.custom_tools import custom_tool, input_of
-from slipstream.server.errors import missing
+from slipstream.server.errors import given
 from slipstream.server.field_names import CHAT
 
 ToolName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\"\\<>]+$")]
@@ -71,9 +71,7 @@ class NamedTool(BaseModel):
     def name(self) -> str:
         """The tool's; raises `InvalidRequestError` if it isn't there."""
         named = self.function if self.type == "function" else self.custom
-        if named is None:
-            raise missing(f"{fields.ALLOWED_TOOLS.named(CHAT)}.{self.type}")
-        return named.name
+        return given(named, f"{fields.ALLOWED_TOOLS.named(CHAT)}.{self.type}").name
 
 
 class NamedFunction(BaseModel):
@@ -166,16 +164,13 @@ def chat_tools(tools: Sequence[ToolDefinition] | None) -> tuple[Tool, ...]:
 
 
 def _tool(tool: ToolDefinition, param: str) -> Tool:
-    if tool.type == "function" and tool.function is not None:
-        return function_tool(tool.function)
-    if tool.type == "function" or tool.custom is None:
-        raise missing(param)
-    custom, form = tool.custom, tool.custom.format or CustomFormat()
+    if tool.type == "function":
+        return function_tool(given(tool.function, param))
+    custom = given(tool.custom, param)
     text = TextGrammar()
-    if form.type == "grammar":
-        if form.grammar is None:
-            raise missing(f"{param}.format.grammar")
-        text = TextGrammar(form.grammar.syntax, form.grammar.definition)
+    if custom.format is not None and custom.format.type == "grammar":
+        grammar = given(custom.format.grammar, f"{param}.format.grammar")
+        text = TextGrammar(grammar.syntax, grammar.definition)
     return custom_tool(custom.name, custom.description, text, f"{param}.format.grammar.definition")
 
 
@@ -229,6 +224,4 @@ def response_schema(kind: str, wanted: JSONSchemaFormat | None) -> Schema | None
         return None
     if kind == "json_object":
         return {"type": "object"}
-    if wanted is None or wanted.schema_ is None:
-        raise missing(fields.RESPONSE_SCHEMA)
-    return wanted.schema_
+    return given(wanted.schema_ if wanted is not None else None, fields.RESPONSE_SCHEMA)

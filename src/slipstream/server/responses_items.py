@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -12,13 +12,11 @@ from slipstream.chat import Message, ToolCall
 from slipstream.errors import InvalidRequestError
 from slipstream.server.compaction import introduced, unsealed
 from slipstream.server.custom_tools import custom_arguments
-from slipstream.server.errors import missing, not_read, unreadable
-from slipstream.server.openai_messages import ContentPart
+from slipstream.server.errors import given
+from slipstream.server.openai_messages import ContentPart, parts_text
 from slipstream.server.openai_tools import flat_name
 from slipstream.server.responses_tools import SHELL_NAME, Item, shell_arguments
 from slipstream.sessions import StoredResponse
-
-T = TypeVar("T")
 
 _PREFIXES = {
     "message": "msg",
@@ -114,7 +112,7 @@ def item_messages(items: Sequence[InputItem], field: str, known_calls: Iterable[
                 messages.append(replace(message, reasoning=thought) if message.role == "assistant" else message)
                 thought = ""
             case "compaction":
-                summary = unsealed(_given(item.encrypted_content, f"{param}.encrypted_content"), param)
+                summary = unsealed(given(item.encrypted_content, f"{param}.encrypted_content"), param)
                 messages.append(Message("user", introduced(summary)))
             case "function_call" | "custom_tool_call" | "local_shell_call":
                 call = _call(item, param)
@@ -147,7 +145,7 @@ def listed(items: Sequence[InputItem], response_id: str) -> list[Item]:
 
 
 def _referred(reference: InputItem, param: str, find: Callable[[str], StoredResponse | None]) -> InputItem:
-    own = _OWN_ID.fullmatch(_given(reference.id, param))
+    own = _OWN_ID.fullmatch(given(reference.id, param))
     record = find(f"resp_{own[1]}") if own else None
     stored = [*json.loads(record.response)["output"], *json.loads(record.input_items)] if record else []
     item = next((item for item in stored if item["id"] == reference.id), None)
@@ -158,42 +156,22 @@ def _referred(reference: InputItem, param: str, find: Callable[[str], StoredResp
 
 
 def _message(item: InputItem, param: str) -> Message:
-    role = _given(item.role, f"{param}.role")
-    text = _text(_given(item.content, f"{param}.content"), f"{param}.content")
+    role = given(item.role, f"{param}.role")
+    text = parts_text(given(item.content, f"{param}.content"), f"{param}.content", _TEXTS, in_result=False)
     return Message("system" if role == "developer" else role, text)
 
 
 def _call(item: InputItem, param: str) -> ToolCall:
-    call_id = _given(item.call_id, f"{param}.call_id")
+    call_id = given(item.call_id, f"{param}.call_id")
     if item.type == "local_shell_call":
-        return ToolCall(call_id, SHELL_NAME, shell_arguments(_given(item.action, f"{param}.action")))
-    name = flat_name(item.namespace, _given(item.name, f"{param}.name"))
+        return ToolCall(call_id, SHELL_NAME, shell_arguments(given(item.action, f"{param}.action")))
+    name = flat_name(item.namespace, given(item.name, f"{param}.name"))
     if item.type == "custom_tool_call":
-        return ToolCall(call_id, name, custom_arguments(_given(item.input, f"{param}.input")))
-    return ToolCall(call_id, name, _given(item.arguments, f"{param}.arguments"))
+        return ToolCall(call_id, name, custom_arguments(given(item.input, f"{param}.input")))
+    return ToolCall(call_id, name, given(item.arguments, f"{param}.arguments"))
 
 
 def _result(item: InputItem, param: str) -> Message:
-    text = _text(_given(item.output, f"{param}.output"), f"{param}.output", in_result=True)
+    text = parts_text(given(item.output, f"{param}.output"), f"{param}.output", _TEXTS, in_result=True)
     call_id = item.call_id if item.type != "local_shell_call_output" else item.call_id or item.id
-    return Message("tool", text, tool_call_id=_given(call_id, f"{param}.call_id"))
-
-
-def _text(parts: Sequence[Part], param: str, *, in_result: bool = False) -> str:
-    """The parts' texts, joined by line ends. In a call's result a text stands for what can't be read."""
-    texts = []
-    for index, part in enumerate(parts):
-        if part.type not in _TEXTS and in_result:
-            texts.append(not_read(part.type))
-            continue
-        if part.type not in _TEXTS:
-            raise unreadable(f"{param}[{index}]", part.type, "input_text")
-        field = "refusal" if part.type == "refusal" else "text"
-        texts.append(_given(getattr(part, field), f"{param}[{index}].{field}"))
-    return "\n".join(texts)
-
-
-def _given(value: T | None, param: str) -> T:
-    if value is None:
-        raise missing(param)
-    return value
+    return Message("tool", text, tool_call_id=given(call_id, f"{param}.call_id"))

@@ -15,7 +15,7 @@ from slipstream.chat import Tool, ToolCall
 from slipstream.chat.setting import TextGrammar
 from slipstream.server.by_type import ByType
 from slipstream.server.custom_tools import custom_tool, input_of, members_of
-from slipstream.server.errors import missing
+from slipstream.server.errors import given
 from slipstream.server.hosted_tools import HostedTool, left_out
 from slipstream.server.openai_tools import FunctionDefinition, ToolName, flat_name, function_tool
 
@@ -147,11 +147,9 @@ def _known(tool: FunctionTool | CustomTool | LocalShellTool, param: str, group: 
     name = flat_name(namespace, tool.name)
     if isinstance(tool, FunctionTool):
         return _Known(function_tool(tool, name), "function", tool.name, namespace)
-    form = tool.format or InputFormat()
-    text = TextGrammar()
-    if form.type == "grammar":
-        if form.definition is None or form.syntax is None:
-            raise missing(f"{param}.format.{'definition' if form.definition is None else 'syntax'}")
-        text = TextGrammar(form.syntax, form.definition)
+    form, text = tool.format, TextGrammar()
+    if form is not None and form.type == "grammar":
+        definition = given(form.definition, f"{param}.format.definition")
+        text = TextGrammar(given(form.syntax, f"{param}.format.syntax"), definition)
     custom = custom_tool(name, tool.description, text, f"{param}.format.definition")
     return _Known(custom, "custom", tool.name, namespace)
