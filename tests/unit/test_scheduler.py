@@ -28,10 +28,9 @@ from slipstream.engine import (
     as_prompt,
     core,
     loop,
-    messages,
     scheduler,
 )
-from slipstream.engine.commands import Command, Export, Guard, Install
+from slipstream.engine.commands import Command, Export, Guard, Install, Task
 from slipstream.engine.idle import Ahead, IdlePrefill
 from slipstream.engine.text import TextStream
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
@@ -555,7 +554,7 @@ class TestAheadOfTheDevice:
 
             def command() -> None:
                 if len(engine.backend.steps) == 2:
-                    engine.core._inbox.put(messages.Call(Noted(), Future()))
+                    engine.core._inbox.put(Task(Noted()))
 
             engine.backend.before_step = command
             call = Call(request(prompt(20), max_tokens=4), on_output=lambda _: events.append("output"))

@@ -141,26 +141,24 @@ class Unguard(Command[None]):
         yield None
 
 
-class Task:
-    """A command being carried out."""
+class Task(Generic[T_co]):
+    """A command to carry out, and where its result goes."""
 
-    def __init__(self, progress: Iterator[Any], result: Future[Any]) -> None:
-        self._progress = progress
-        self._result = result
+    def __init__(self, command: Command[T_co]) -> None:
+        self._command = command
+        self._progress: Iterator[T_co | None] | None = None
         self._last: Any = None
+        self.result: Future[T_co] = Future()
 
-    def carry_on(self) -> bool:
+    def carry_on(self, kv: KVMemory) -> bool:
         """Do the next part of it; False if there was none left."""
         try:
+            self._progress = self._progress or self._command.run(kv)
             self._last = next(self._progress)
         except StopIteration:
-            self._result.set_result(self._last)
+            self.result.set_result(self._last)
             return False
         except Exception as error:
-            self._result.set_exception(error)
+            self.result.set_exception(error)
             return False
         return True
-
-    def give_up(self, error: Exception) -> None:
-        """End it without a result."""
-        self._result.set_exception(error)

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from slipstream.backend import Backend
 from slipstream.engine.active import ActiveRequest
-from slipstream.engine.commands import Command
+from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
 from slipstream.engine.loop import EngineLoop, EngineStats
-from slipstream.engine.messages import Call, Drain, Message, Note, Stop, Wake
+from slipstream.engine.messages import Drain, Message, Note, Stop, Wake
 from slipstream.engine.request import EngineRequest, Output
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler
@@ -56,7 +56,7 @@ class EngineCore:
             patience=patience,
             max_running=max_running,
         )
-        self._backend = backend
+        self.backend = backend
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._max_waiting = max_waiting
@@ -91,7 +91,7 @@ class EngineCore:
         active = ActiveRequest(
             request,
             limit=limit,
-            vocab_size=self._backend.vocab_size,
+            vocab_size=self.backend.vocab_size,
             tokenizer=self._tokenizer,
             stop_token_ids=self._stop_token_ids,
             sink=sink,
@@ -126,11 +126,11 @@ class EngineCore:
 
         Memory has all that was said by then: what answers have yet to compute is computed first.
         """
-        future: Future[T] = Future()
+        task = Task(command)
         with self._lock:
             self._require(not self._stopped)
-            self._inbox.put(Call(command, future))
-        return future.result()
+            self._inbox.put(task)
+        return task.result.result()
 
     def send(self, command: Command[None]) -> None:
         """Have a command carried out that nobody waits for, in one go; a stopped engine ignores it."""
@@ -148,21 +148,6 @@ class EngineCore:
         """How many jobs there are for when there is nothing else to do."""
         stats = self._loop.stats
         return self._jobs_sent - stats.idle_jobs_taken + stats.idle_jobs
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """How much memory the state of a token takes."""
-        return self._backend.store.bytes_per_token
-
-    @property
-    def prefill_seconds_per_token(self) -> float:
-        """What a token of a long prompt costs, at the least."""
-        return self._backend.cost.token(0)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the same request gives the same tokens here, whatever happens around it."""
-        return self._backend.exact
 
     @property
     def alive(self) -> bool:

@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from slipstream.backend import Backend, Chunk, Ticket
 from slipstream.engine.active import ActiveRequest, Found, Phase, StepOutput
 from slipstream.engine.commands import Task
 from slipstream.engine.idle import IdlePrefill, IdleQueue
-from slipstream.engine.messages import Call, Drain, Message, Note, Stop
+from slipstream.engine.messages import Drain, Message, Note, Stop
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.engine.step import Part, Step, early_rows, parts_of
@@ -70,7 +71,7 @@ class EngineLoop:
         self._inbox = inbox
         self._idle_step_target = min(step_target, _IDLE_STEP_TARGET)
         self._idle = IdleQueue(kv)
-        self._calls: deque[Task] = deque()
+        self._calls: deque[Task[Any]] = deque()
         self._drains: list[Drain] = []
         self._stopped = False
         self._queued: Step | None = None
@@ -99,7 +100,7 @@ class EngineLoop:
                 self._queued = None
                 self._end_all(self.failure)
         for task in self._calls:
-            task.give_up(EngineStoppedError("the engine is shutting down"))
+            task.result.set_exception(EngineStoppedError("the engine is shutting down"))
 
     def _serve(self) -> None:
         while not self._stopped:
@@ -166,8 +167,8 @@ class EngineLoop:
                     self._emit(message, message.abort("error", self.failure or _shut_down()))
                 else:
                     self._scheduler.enqueue(message)
-            case Call(command, result):
-                self._calls.append(Task(command.run(self._kv), result))
+            case Task():
+                self._calls.append(message)
             case Note(command):
                 for _ in command.run(self._kv):
                     pass
@@ -187,7 +188,7 @@ class EngineLoop:
         while self.failure is None and (work := self._scheduler.plan_settling()):
             self._step(work)
         self._finish_queued()
-        if not self._calls[0].carry_on():
+        if not self._calls[0].carry_on(self._kv):
             self._calls.popleft()
 
     def _end_drains(self) -> None:

@@ -5,16 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slipstream.engine.active import ActiveRequest
-from slipstream.engine.commands import Command
+from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A command to carry out, and where its result goes."""
-
-    command: Command[Any]
-    result: Future[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,4 +32,4 @@ class Stop:
     """End the thread."""
 
 
-Message = ActiveRequest | IdlePrefill | Call | Note | Drain | Wake | Stop
+Message = ActiveRequest | IdlePrefill | Task[Any] | Note | Drain | Wake | Stop

@@ -62,11 +62,6 @@ class KVMemory:
         """How many tokens one sequence can have at most."""
         return self._store.capacity
 
-    @property
-    def bytes_per_token(self) -> int:
-        """How much memory the state of a token takes."""
-        return self._store.bytes_per_token
-
     def usage(self) -> KVUsage:
         """What the memory holds now."""
         self._peak = max(self._peak, self._size - self._store.free)

@@ -91,5 +91,5 @@ class AheadOfTime:
         if state.ahead is not None and counters.response_cache != "hit":
             used = max(0, min(counters.reused_tokens, state.ahead.end) - state.ahead.start)
             self.used_tokens += used
-            self.saved_seconds += used * self._core.prefill_seconds_per_token
+            self.saved_seconds += used * self._core.backend.cost.token(0)
         state.ahead = None

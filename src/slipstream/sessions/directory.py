@@ -94,7 +94,7 @@ class Directory:
 
     def missing_kind(self) -> Kind:
         """Why KV of a known conversation is not in memory."""
-        return "evicted" if self._core.exact or self._connector is None else "not_exact"
+        return "evicted" if self._core.backend.exact or self._connector is None else "not_exact"
 
     def entries(self) -> list[Entry]:
         """All sessions, least recently used first."""

@@ -108,7 +108,7 @@ class Sessions:
         """What sessions take at the moment."""
         tokens = [tokens_of(state, self._conversations) for state in states]
         computed = self._core.call(CountComputed([(s.tenant, ids) for s, ids in zip(states, tokens, strict=True)]))
-        per_token = self._core.kv_bytes_per_token
+        per_token = self._core.backend.store.bytes_per_token
         return [
             SessionInfo(state, count, count * per_token, self._saved_bytes(state))
             for state, count in zip(states, computed, strict=True)
