@@ -22,7 +22,6 @@ _INTEGERS = {
     "rows",
     "n_size",
     "k_size",
-    "group_size",
     "scale_rows",
     "scale_columns",
     "first_token",
@@ -32,7 +31,6 @@ _INTEGERS = {
     "angles",
 }
 _INDICES = {
-    "codes",
     "table",
     "table_begins",
     "pasts",
@@ -44,28 +42,39 @@ _INDICES = {
     "tile_end",
 }
 _LONG_INDICES = {"blocks", "slots", "positions"}
-_FLOATS = {"part", "part_peak", "part_sum", "factors"}
-_BLOCKS = {"BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+_FLOATS = {"part", "part_peak", "part_sum", "parts"}
+_PRODUCT = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+_WEIGHTS: dict[str, dict[str, str]] = {
+    "": {},
+    "int4": {"weight": "*i32", "zeros": "*i8"},
+    "e2m1": {"weight": "*i32"},
+    "e4m3": {"weight": "*u8", "scales": "*fp32"},
+}
+"""How weights are held, by what their numbers are."""
 
 
-def _signature(name: str) -> tuple[str, list[Any]]:
+def _signature(name: str, constants: dict[str, Any]) -> tuple[str, list[Any]]:
     """The type of a kernel's argument as in a bfloat16 model, and what is known of its value."""
     divisible = [["tt.divisibility", 16]]
+    if held := _WEIGHTS[constants.get("NUMBER", "")].get(name):
+        return held, divisible
     if name in _INTEGERS:
         return "i32", divisible if name.endswith("_size") else []
     if name in ("scale", "eps"):
         return "fp32", []
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
-    kinds = {"*i8": {"zeros"}, "*u8": {"numbers"}, "*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
+    kinds = {"*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
     return next((kind for kind, names in kinds.items() if name in names), "*bf16"), divisible
 
 
 def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[str]:
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else _signature(name)[0] for name in names}
+    signature = {name: "constexpr" if name in constants else _signature(name, constants)[0] for name in names}
     attributes = {
-        (at,): facts for at, name in enumerate(names) if name not in constants and (facts := _signature(name)[1])
+        (at,): facts
+        for at, name in enumerate(names)
+        if name not in constants and (facts := _signature(name, constants)[1])
     }
     source = ASTSource(
         kernel,
@@ -81,6 +90,8 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[st
 
 def main() -> None:
     report: dict[str, dict[str, list[list[str]]]] = {}
+    whole = [{"BLOCK_M": tile, "SPLIT": 4, "APART": False} for tile in TOKEN_TILES]
+    products = {"linear": [*whole, whole[0] | {"APART": True}], "experts_linear": [{"BLOCK_M": TOKEN_TILES[0]}]}
     for name in sys.argv[1:]:
         backend, _, architecture = name.partition(":")
         cuda = backend == "cuda"
@@ -89,25 +100,28 @@ def main() -> None:
             "HEADS": 32, "GROUP": 4, "DIM": 128, "DIMS": 128, "BLOCK": 32,
             "ROWS": QUERY_ROWS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
         }  # fmt: skip
-        of_linear = {"BIAS": False, "SPLIT": 1, **_BLOCKS}
         report[name] = {
-            "linear": [_kinds(kernels.linear, target, of_linear | {"BLOCK_M": tile}) for tile in TOKEN_TILES],
-            "experts": [_kinds(kernels.experts_linear, target, {"BIAS": False, "BLOCK_M": TOKEN_TILES[0], **_BLOCKS})],
-            "packed_linear": [
-                _kinds(kernels.packed_linear, target, {"BIAS": False, "BLOCK_M": tile, **_BLOCKS})
-                for tile in TOKEN_TILES
-            ],
-            "scaled_linear": [
-                _kinds(kernels.scaled_linear, target, {"BIAS": False, "BLOCK_M": tile, **_BLOCKS})
-                for tile in TOKEN_TILES
-            ],
+            f"{kernel} {number}".strip(): [
+                _kinds(getattr(kernels, kernel), target, _PRODUCT | {"NUMBER": number} | each)
+                for each in (variants[::3] if number else variants)  # the extremes of tiles
+            ]
+            for kernel, variants in products.items()
+            for number in _WEIGHTS
+        } | {
             "attend": [_kinds(kernels.attend, target, attention)],
         }
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
         normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}
         turned = head | {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 64, "NEIGHBOURS": True, "BY_PAIR": True, "WIDE": False}
-        others = ((kernels.combine, combined), (kernels.write, head), (kernels.norm, normed), (kernels.rotate, turned))
+        added = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
+        others = (
+            (kernels.add_parts, added),
+            (kernels.combine, combined),
+            (kernels.write, head),
+            (kernels.norm, normed),
+            (kernels.rotate, turned),
+        )
         for kernel, constants in others:
             assert not _kinds(kernel, target, constants), "these multiply no matrices"
     print(json.dumps(report))

@@ -1,6 +1,5 @@
 """Models whose weights have 8 bits and scales, as FP8 checkpoints do, against the same weights multiplied out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.plain import PlainOperators
+from slipstream.backend.torch.quantised import Quantised
 from slipstream.errors import ModelError
-from slipstream.models import safetensors
 from slipstream.models.safetensors import WEIGHTS_FILE
 from tests.torch_backend.cuts import logits_over_cuts
-from tests.torch_backend.tiny import tiny_folder
+from tests.torch_backend.tiny import quantised_folders
 
 pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
@@ -64,32 +62,35 @@ def scaled(n: int, k: int, kind: str, seed: int) -> tuple[torch.Tensor, torch.Te
     return numbers, stored, numbers.float() * whole
 
 
-def two_folders(parent: Path, config: dict[str, Any], name: str, kind: str) -> tuple[Path, Path]:
+def two_folders(
+    parent: Path, config: dict[str, Any], name: str, kind: str, architecture: str = "qwen2"
+) -> tuple[Path, Path]:
     """A tiny model with weights in 8 bits, and the same with these multiplied out."""
-    apart = tiny_folder(parent / "apart", "qwen2", vocabulary=320)  # which has biases
-    packed = tiny_folder(parent / "packed", "qwen2", vocabulary=320)
-    whole, parts = load_file(apart / WEIGHTS_FILE), load_file(packed / WEIGHTS_FILE)
-    for seed, weight in enumerate(each for each in list(whole) if each.endswith("_proj.weight")):
-        if "ignore" in config and "down_proj" in weight:
-            continue
-        numbers, scales, whole[weight] = scaled(*parts[weight].shape, kind, seed)
-        parts |= {weight: numbers, f"{weight.removesuffix('weight')}{name}": scales}
-        parts[f"{weight.removesuffix('weight')}input_scale"] = torch.ones(1)
-    save_file(whole, apart / WEIGHTS_FILE, {"format": "pt"})
-    save_file(parts, packed / WEIGHTS_FILE, {"format": "pt"})
-    facts = json.loads((packed / "config.json").read_text()) | {"quantization_config": config}
-    (packed / "config.json").write_text(json.dumps(facts))
-    safetensors.check(facts)
-    return packed, apart
+
+    def scaled_of(weight: str, n: int, k: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor] | None:
+        if not weight.endswith("_proj.weight") or ("ignore" in config and "down_proj" in weight):
+            return None
+        numbers, scales, whole = scaled(n, k, kind, seed)
+        layer = weight.removesuffix("weight")
+        return {weight: numbers, f"{layer}{name}": scales, f"{layer}input_scale": torch.ones(1)}, whole
+
+    return quantised_folders(parent, architecture, config, scaled_of)
 
 
 @pytest.mark.parametrize(("config", "name", "kind"), CONFIGS.values(), ids=CONFIGS)
 def test_a_model_computes_as_if_its_weights_were_multiplied_out(
     config: dict[str, Any], name: str, kind: str, tmp_path: Path
 ) -> None:
-    found = [logits_over_cuts(folder) for folder in two_folders(tmp_path, config, name, kind)]
+    found = [logits_over_cuts(folder) for folder in two_folders(tmp_path, config, name, kind)]  # with biases
     assert np.array_equal(found[0], found[1])
     assert np.isfinite(found[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "one"])
+def test_experts_compute_as_if_their_weights_were_multiplied_out(kind: str, tmp_path: Path) -> None:
+    """A block of rows ends beyond a gate's: what follows it has scales of its own."""
+    packed, apart = two_folders(tmp_path, *CONFIGS[kind], architecture="qwen3_moe")
+    assert np.array_equal(logits_over_cuts(packed), logits_over_cuts(apart))
 
 
 @pytest.mark.parametrize("rows", [1, 17])
@@ -97,22 +98,22 @@ def test_a_model_computes_as_if_its_weights_were_multiplied_out(
 def test_the_kernel_computes_what_plain_operators_do(rows: int, kind: str) -> None:
     numbers, scales, whole = scaled(96, 160, kind, 3)
     of_block = {"block": BLOCK, "channel": (1, 160), "tensor": (96, 160)}[kind]
-    weight = Scaled(numbers.view(torch.uint8), scales.reshape(-(-96 // of_block[0]), -1), *of_block)
+    weight = Quantised("e4m3", numbers.view(torch.uint8), scales.reshape(-(-96 // of_block[0]), -1), *of_block)
     generator = torch.Generator().manual_seed(0)
     x, bias = torch.randn(1, rows, 160, generator=generator), torch.randn(96, generator=generator)
     assert torch.equal(weight.unpacked(0, 96, torch.float32), whole)
     assert torch.equal(weight.unpacked(3, 9, torch.bfloat16), whole[3:9].bfloat16())
     expected = PlainOperators().linear(x, whole, bias)
-    torch.testing.assert_close(PlainOperators().packed_linear(x, weight, bias), expected)
-    torch.testing.assert_close(KernelOperators().packed_linear(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(PlainOperators().linear(x, weight, bias), expected)
+    torch.testing.assert_close(KernelOperators().linear(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_kernel_reads_every_number() -> None:
     numbers = torch.arange(256, dtype=torch.uint8)
     numbers[(numbers & 127) == 127] = 0
-    weight = Scaled(numbers.view(128, 2), torch.ones(1, 1), 128, 2)
+    weight = Quantised("e4m3", numbers.view(128, 2), torch.ones(1, 1), 128, 2)
     expected = numbers.view(torch.float8_e4m3fn).float().view(128, 2)
-    assert torch.equal(KernelOperators().packed_linear(torch.eye(2), weight), expected.T)
+    assert torch.equal(KernelOperators().linear(torch.eye(2), weight), expected.T)
 
 
 def test_a_weight_without_a_scale_is_named(tmp_path: Path) -> None:

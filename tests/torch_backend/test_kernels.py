@@ -18,6 +18,7 @@ from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import AttentionShape, Step
 from slipstream.backend.torch.plain import PlainOperators
+from slipstream.backend.torch.quantised import Number, Quantised, of_experts, pack
 from slipstream.backend.torch.staging import Staging
 from slipstream.models import Model
 
@@ -49,6 +50,24 @@ def test_products(rows: int, bias: bool) -> None:
     x, weight = random(1, rows, 80), random(96, 80, seed=1)
     offset = random(96, seed=2) if bias else None
     assert_close(KERNELS.linear(x, weight, offset), PLAIN.linear(x, weight, offset))
+
+
+def test_products_whose_parts_are_summed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small step's have the bits of a large one's."""
+    x, weight, bias = random(20, 1024), random(80, 1024, seed=1), random(80, seed=2)
+    assert kernel_operators.parts_of(*weight.shape) == 2
+    apart = KERNELS.linear(x[:16], weight, bias)
+    monkeypatch.setattr(kernel_operators, "TOKEN_TILES", (16,))
+    together = KERNELS.linear(x, weight, bias)[:16]
+    assert torch.equal(apart, together)
+    assert_close(apart, PLAIN.linear(x[:16], weight, bias), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((1024, 4096), 8), ((4096, 4096), 4), ((4096, 12288), 4), ((12288, 4096), 1)]
+)
+def test_how_many_parts_a_product_has(shape: tuple[int, int], parts: int) -> None:
+    assert kernel_operators.parts_of(*shape) == parts
 
 
 STEP = step_of((100, 3, [1, 2, 3, 4]), (0, 9, [5]), (290, 1, [6, 7, 8, 9, 10, 11, 12, 13, 14, 15]))
@@ -113,6 +132,35 @@ def test_experts(transposed: bool) -> None:
     index[:, 0] = torch.where(index[:, 1] != 0, 0, index[:, 0])  # and the first has more than a tile of them
     found = KERNELS.experts(module, x, index, weights)
     assert_close(found, PLAIN.experts(module, x, index, weights), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("number", ["int4", "e2m1", "e4m3"])
+def test_quantised_experts(number: Number) -> None:
+    experts, inner, width, top, tokens = 4, 32, 64, 2, 6
+    module: Any = SimpleNamespace(
+        num_experts=experts,
+        is_transposed=False,
+        has_bias=False,
+        gate_up_proj=of_experts([quantised(number, 2 * inner, width, seed) for seed in range(experts)]),
+        down_proj=of_experts([quantised(number, width, inner, 10 + seed) for seed in range(experts)]),
+        _apply_gate=lambda both: both[..., :inner] * both[..., inner:].tanh(),
+    )
+    x, weights = random(tokens, width), random(tokens, top, seed=5).softmax(-1)
+    index = torch.stack([torch.randperm(experts)[:top] for _ in range(tokens)])
+    found = KERNELS.experts(module, x, index, weights)
+    assert_close(found, PLAIN.experts(module, x, index, weights), tolerance=1e-4)
+
+
+def quantised(number: Number, n: int, k: int, seed: int) -> Quantised:
+    """A random weight [n, k]; for blocks of 8 by 16 there is a scale, and of codes a zero."""
+    generator = torch.Generator().manual_seed(seed)
+    if number == "e4m3":
+        held = torch.randn(n, k, generator=generator).to(torch.float8_e4m3fn).view(torch.uint8)
+    else:
+        held = pack(torch.randint(0, 16, (n, k), generator=generator))
+    scales = torch.rand(n // 8, k // 16, generator=generator) / 8
+    zeros = torch.randint(0, 16, scales.shape, generator=generator, dtype=torch.int8) if number == "int4" else None
+    return Quantised(number, held, scales, 8, 16, zeros)
 
 
 @pytest.mark.parametrize("tiny", ["gpt_oss"], indirect=True)

@@ -1,6 +1,5 @@
-"""Models whose weights have 4 bits, packed as AutoAWQ and AutoGPTQ do, against the same weights taken apart."""
+"""Models whose weights have 4 bits, packed as each tool does, against the same weights taken apart."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,37 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from slipstream.backend.torch.checkpoint import Codes
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.packed import Format, Packed
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.errors import ModelError
-from slipstream.models import safetensors
 from slipstream.models.safetensors import WEIGHTS_FILE
 from tests.torch_backend.cuts import logits_over_cuts
-from tests.torch_backend.tiny import tiny_folder
+from tests.torch_backend.tiny import quantised_folders
 
 pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
 GROUP = 32
 Ints = npt.NDArray[np.int64]
 
+
+def compressed(**weights: Any) -> dict[str, Any]:
+    described = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP, **weights}
+    groups = {"group_0": {"targets": ["Linear"], "weights": described}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True},
     "gptq in order of activations": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True},
     "gptq 2": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": "gptq_v2"},
+    "compressed": compressed(symmetric=True),
+    "compressed, with zeros": compressed(symmetric=False),
+    "compressed in order of activations": compressed(symmetric=True, actorder="group"),
 }
+ORDERED = ("gptq in order of activations", "compressed in order of activations")
 
 
 def joined(codes: Ints, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
@@ -39,15 +48,27 @@ def joined(codes: Ints, order: tuple[int, ...] = tuple(range(8))) -> torch.Tenso
     return torch.from_numpy(np.asarray(words).astype(np.uint32).view(np.int32).copy())
 
 
-def quantised(n: int, k: int, config: dict[str, Any], seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def quantised(n: int, k: int, name: str, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The tensors of a weight [n, k] as a checkpoint has them, and what it is when it's taken apart."""
+    config = CONFIGS[name]
     rng = np.random.default_rng(seed)
     codes, zeros = rng.integers(0, 16, (k, n)), rng.integers(1, 16, (k // GROUP, n))
     scales = rng.uniform(0.005, 0.02, (k // GROUP, n)).astype(np.float32)
     groups = np.arange(k) // GROUP
-    if config.get("desc_act"):
+    if name in ORDERED:
         groups = rng.permutation(groups)
+    if name == "compressed" or name in ORDERED:
+        zeros[:] = 8
     weight = torch.from_numpy(((codes - zeros[groups]).astype(np.float32) * scales[groups]).T.copy())
+    if config["quant_method"] == "compressed-tensors":
+        tensors = {"weight_packed": joined(codes.T), "weight_scale": torch.from_numpy(scales.T.copy())}
+        tensors["weight_shape"] = torch.tensor([n, k])
+        if name == "compressed, with zeros":
+            padded = np.pad(zeros, ((0, 0), (0, -n % 8)))
+            tensors["weight_zero_point"] = joined(padded).T.contiguous()
+        if name in ORDERED:
+            tensors["weight_g_idx"] = torch.from_numpy(groups.astype(np.int32))
+        return tensors, weight
     if config["quant_method"] == "awq":
         order = (0, 2, 4, 6, 1, 3, 5, 7)
         tensors = {"qweight": joined(codes, order), "qzeros": joined(zeros, order)}
@@ -58,57 +79,77 @@ def quantised(n: int, k: int, config: dict[str, Any], seed: int) -> tuple[dict[s
     return tensors | {"scales": torch.from_numpy(scales)}, weight
 
 
-def two_folders(parent: Path, config: dict[str, Any]) -> tuple[Path, Path]:
-    """A tiny model with packed weights, and the same with these weights taken apart."""
-    apart = tiny_folder(parent / "apart", "qwen2", vocabulary=320)  # which has biases
-    packed = tiny_folder(parent / "packed", "qwen2", vocabulary=320)
-    whole, parts = load_file(apart / WEIGHTS_FILE), load_file(packed / WEIGHTS_FILE)
-    names = [name for name in whole if name.endswith("_proj.weight")]
-    assert len(names) == 2 * 7
-    for seed, name in enumerate(names):
-        tensors, whole[name] = quantised(*parts.pop(name).shape, config, seed)
-        parts |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in tensors.items()}
-    save_file(whole, apart / WEIGHTS_FILE, {"format": "pt"})
-    save_file(parts, packed / WEIGHTS_FILE, {"format": "pt"})
-    facts = json.loads((packed / "config.json").read_text()) | {"quantization_config": config}
-    (packed / "config.json").write_text(json.dumps(facts))
-    safetensors.check(facts)
-    return packed, apart
+def two_folders(parent: Path, name: str, architecture: str = "qwen2", kept: str = "lm_head") -> tuple[Path, Path]:
+    """A tiny model with packed weights, but for those that are kept, and the same with these weights taken apart."""
+
+    def packed_of(weight: str, n: int, k: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor] | None:
+        if not weight.endswith("_proj.weight") or kept in weight:
+            return None
+        tensors, whole = quantised(n, k, name, seed)
+        return {f"{weight.removesuffix('weight')}{part}": tensor for part, tensor in tensors.items()}, whole
+
+    return quantised_folders(parent, architecture, CONFIGS[name], packed_of)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_model_computes_as_if_its_weights_were_taken_apart(config: dict[str, Any], tmp_path: Path) -> None:
-    found = [logits_over_cuts(folder) for folder in two_folders(tmp_path, config)]
-    if config.get("desc_act"):  # columns are summed in another order
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_computes_as_if_its_weights_were_taken_apart(name: str, tmp_path: Path) -> None:
+    found = [logits_over_cuts(folder) for folder in two_folders(tmp_path, name)]  # with biases
+    if name in ORDERED:  # columns are summed in another order
         np.testing.assert_allclose(found[0], found[1], atol=1e-4)
     else:
         assert np.array_equal(found[0], found[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "architecture", "kept"),
+    [
+        ("awq", "qwen3_moe", "lm_head"),
+        ("gptq", "glm4_moe", "layers.0."),  # which has no experts
+        ("compressed, with zeros", "qwen3_moe", "layers.1.mlp.experts"),
+    ],
+)
+def test_experts_compute_as_if_their_weights_were_taken_apart(
+    name: str, architecture: str, kept: str, tmp_path: Path
+) -> None:
+    packed, apart = two_folders(tmp_path, name, architecture, kept)
+    assert np.array_equal(logits_over_cuts(packed), logits_over_cuts(apart))
+
+
+def test_experts_in_the_order_of_activations_are_named(tmp_path: Path) -> None:
+    packed, _ = two_folders(tmp_path, "compressed in order of activations", "qwen3_moe")
+    with pytest.raises(ModelError, match="experts have columns in the order of activations"):
+        TorchModel.load(packed, CPU, PlainOperators())
+
+
+def test_experts_stored_in_several_ways_are_named(tmp_path: Path) -> None:
+    packed, _ = two_folders(tmp_path, "awq", "qwen3_moe", "experts.3.up_proj")
+    with pytest.raises(ModelError, match="stored in several ways"):
+        TorchModel.load(packed, CPU, PlainOperators())
+
+
 @pytest.mark.parametrize("rows", [1, 17])
 @pytest.mark.parametrize("biased", [False, True])
 def test_the_kernel_computes_what_plain_operators_do(rows: int, biased: bool) -> None:
-    tensors, weight = quantised(96, 160, CONFIGS["gptq"], 3)
-    packed = Format.of(CONFIGS["gptq"]).packed(tensors)
+    tensors, weight = quantised(96, 160, "gptq", 3)
+    packed = Codes.of(CONFIGS["gptq"]).weight(tensors)
     generator = torch.Generator().manual_seed(0)
     x, bias = torch.randn(1, rows, 160, generator=generator), torch.randn(96, generator=generator) if biased else None
     assert torch.equal(packed.unpacked(0, 96, torch.float32), weight)
     expected = PlainOperators().linear(x, weight, bias)
-    torch.testing.assert_close(PlainOperators().packed_linear(x, packed, bias), expected)
-    torch.testing.assert_close(KernelOperators().packed_linear(x, packed, bias), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(PlainOperators().linear(x, packed, bias), expected)
+    torch.testing.assert_close(KernelOperators().linear(x, packed, bias), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_weights_are_taken_apart_in_the_models_precision() -> None:
-    tensors, weight = quantised(16, 64, CONFIGS["awq"], 5)
-    packed = Format.of(CONFIGS["awq"]).packed(tensors)
-    assert isinstance(packed, Packed)
-    assert packed.group == GROUP
+    tensors, weight = quantised(16, 64, "awq", 5)
+    packed = Codes.of(CONFIGS["awq"]).weight(tensors)
+    assert packed.columns == GROUP
     assert torch.equal(packed.unpacked(3, 9, torch.bfloat16), weight[3:9].bfloat16())
 
 
 @pytest.mark.parametrize("lost", ["q_proj.scales", "input_layernorm.weight"])
 def test_a_weight_that_is_not_there_is_named(lost: str, tmp_path: Path) -> None:
-    packed, _ = two_folders(tmp_path, CONFIGS["awq"])
+    packed, _ = two_folders(tmp_path, "awq")
     weights = load_file(packed / WEIGHTS_FILE)
     save_file(
         {name: each for name, each in weights.items() if lost not in name},

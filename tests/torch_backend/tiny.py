@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from slipstream.models import Model, ModelStore
+from slipstream.models import Model, ModelStore, safetensors
+from slipstream.models.safetensors import WEIGHTS_FILE
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 49152,
@@ -75,6 +78,27 @@ def tiny_folder(parent: Path, name: str, vocabulary: int = _SHAPE["vocab_size"])
     folder = parent / f"tiny-{name.replace('_', '-')}"
     model.save_pretrained(folder)
     return folder
+
+
+Quantise: TypeAlias = Callable[[str, int, int, int], tuple[dict[str, torch.Tensor], torch.Tensor] | None]
+"""Of a weight's name, n, k and a seed: the tensors that a checkpoint has of it, and the weight; None if it's kept."""
+
+
+def quantised_folders(parent: Path, architecture: str, config: dict[str, Any], quantise: Quantise) -> tuple[Path, Path]:
+    """A tiny model with quantised weights, and the same with these weights as they are."""
+    packed, apart = (tiny_folder(parent / name, architecture, vocabulary=320) for name in ("packed", "apart"))
+    whole, parts = load_file(apart / WEIGHTS_FILE), load_file(packed / WEIGHTS_FILE)
+    for seed, (name, weight) in enumerate(sorted(whole.items())):
+        if weight.dim() > 1 and (found := quantise(name, *weight.shape[-2:], seed)) is not None:
+            del parts[name]
+            tensors, whole[name] = found
+            parts |= tensors
+    save_file(whole, apart / WEIGHTS_FILE, {"format": "pt"})
+    save_file(parts, packed / WEIGHTS_FILE, {"format": "pt"})
+    facts = json.loads((packed / "config.json").read_text()) | {"quantization_config": config}
+    (packed / "config.json").write_text(json.dumps(facts))
+    safetensors.check(facts)
+    return packed, apart
 
 
 def add_tiny_model(home: Path, name: str, default: Model) -> Model:

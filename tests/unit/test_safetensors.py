@@ -73,8 +73,8 @@ def test_a_broken_index_is_named(models: ModelStore, folder: Path) -> None:
         ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}, r"awq \(4 bits, gemv\)"),
         ({"quantization_config": {"quant_method": "fp8", "fmt": "e5m2"}}, r"quantised by fp8 \(e5m2\)"),
         (
-            {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
-            r"compressed-tensors \(pack-quantized\)",
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": "marlin-24"}},
+            r"compressed-tensors \(marlin-24\)",
         ),
         (
             {
@@ -86,14 +86,14 @@ def test_a_broken_index_is_named(models: ModelStore, folder: Path) -> None:
             },
             "quantised by compressed-tensors",
         ),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "weights quantised by mxfp4"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "qwen3 quantised by mxfp4: .* or gptq"),
         (
-            {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "fp8"}},
-            "qwen3_moe with experts quantised by fp8",
+            {"model_type": "gpt_oss", "quantization_config": {"quant_method": "fp8"}},
+            "gpt_oss quantised by fp8: .* or quantised by mxfp4",
         ),
         (
-            {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "qwen3_moe with experts quantised by gptq",
+            {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
+            r"experts of qwen3_moe quantised by gptq in the order of activations \(desc_act\)",
         ),
     ],
 )

@@ -39,9 +39,13 @@ ARCHITECTURES = frozenset(
 )
 """By `model_type`: those compared with `transformers`' own attention and found exact."""
 
-_MIXTURES = frozenset(("glm4_moe", "gpt_oss", "qwen3_moe"))
+_BY_EXPERT = ("awq", "compressed-tensors", "fp8", "gptq")
+_MIXTURES = {"glm4_moe": _BY_EXPERT, "gpt_oss": ("mxfp4",), "qwen3_moe": _BY_EXPERT}
+"""How weights of experts may be quantised, by method."""
 _PACKED = {"awq": ("gemm",), "gptq": ("gptq", "gptq_v2")}
 """How weights of 4 bits may be packed, by method."""
+_COMPRESSED = {"float-quantized": (8, "float"), "pack-quantized": (4, "int")}
+"""Bits and type of weights in the formats of compressed-tensors."""
 _LAYERS = frozenset(("full_attention", "sliding_attention"))
 _ROTATIONS = frozenset(("default", "linear", "llama3", "yarn"))
 """The others turn by how long the longest sequence of a step is, so that a token's bits depend on its neighbours."""
@@ -88,16 +92,22 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _check_quantisation(kind: str, quantisation: dict[str, Any]) -> None:
-    """Refuse weights that are packed in a way that isn't known."""
+    """Refuse weights that are quantised in a way that isn't known."""
     method = str(quantisation.get("quant_method", "an unknown kind"))
     stored, known = _stored(method, quantisation)
     if not known:
         raise UnsupportedModelError(
             f"weights quantised by {method} ({stored}) are not supported as safetensors: "
-            "take the model in bfloat16 or float16, FP8, or AWQ or GPTQ of 4 bits"
+            "take the model in bfloat16 or float16, FP8, or 4 bits by AWQ, GPTQ or compressed-tensors"
         )
-    if kind in _MIXTURES:
-        raise UnsupportedModelError(f"{kind} with experts quantised by {method}: take the model in bfloat16 or float16")
+    methods = _MIXTURES.get(kind, _BY_EXPERT)
+    if method not in methods:
+        others = " or ".join(methods)
+        raise UnsupportedModelError(f"{kind} quantised by {method}: take it in bfloat16, or quantised by {others}")
+    if kind in _MIXTURES and quantisation.get("desc_act"):
+        raise UnsupportedModelError(
+            f"experts of {kind} quantised by {method} in the order of activations (desc_act): take the model without it"
+        )
 
 
 def _stored(method: str, quantisation: dict[str, Any]) -> tuple[str, bool]:
@@ -105,11 +115,13 @@ def _stored(method: str, quantisation: dict[str, Any]) -> tuple[str, bool]:
     if method == "fp8":
         number = str(quantisation.get("fmt") or "e4m3")
         return number, number == "e4m3"
+    if method == "mxfp4":
+        return "4 bits", True
     if method == "compressed-tensors":
         layout = str(quantisation.get("format"))
         weights = [group.get("weights") or {} for group in (quantisation.get("config_groups") or {}).values()]
         kinds = {(each.get("num_bits"), each.get("type")) for each in weights}
-        return layout, layout == "float-quantized" and kinds <= {(8, "float")}
+        return layout, layout in _COMPRESSED and kinds <= {_COMPRESSED[layout]}
     layouts, bits = _PACKED.get(method, ("an unknown layout",)), quantisation.get("bits")
     layout = str(quantisation.get("version" if method == "awq" else "checkpoint_format") or layouts[0])
     return f"{bits} bits, {layout}", method in _PACKED and bits == 4 and layout.lower() in layouts

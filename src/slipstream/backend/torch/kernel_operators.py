@@ -1,5 +1,6 @@
 """`Operators` as Triton kernels: how they are launched."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,15 +8,16 @@ import triton
 
 from slipstream.backend.torch import kernels
 from slipstream.backend.torch.definitions import Norm, Rotation
-from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Step, Tensor
-from slipstream.backend.torch.packed import Packed
 from slipstream.backend.torch.plain import PlainNorms
+from slipstream.backend.torch.quantised import Quantised, Weight
 
 BLOCK_N, BLOCK_K = 64, 64
 """Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
 QUERY_ROWS = 16
 """Rows of queries in a tile, which is one tile for steps of any size."""
+_PROGRAMS, _PART = 256, 512
+"""Programs that a product is spread over, as far as each still sums up so many elements of a row."""
 _PARTIAL_SUMS = 1 << 26
 """Floats that attention's sums by segment may take: longer steps are computed in several parts."""
 
@@ -27,44 +29,34 @@ another matrix instruction for other tiles, unless it is told which."""
 class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
-    name = f"kernels 2, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}"
+    name = (
+        f"kernels 3, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
+    )
 
     recordable = True
 
     def __init__(self) -> None:
         self._tiles: tuple[Step, int, Tensor] | None = None
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """See `Operators.linear`."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        weight = weight.contiguous()
-        out = x.new_empty(len(rows), len(weight))
-        tile = token_tile(len(rows))
-        grid = triton.cdiv(len(weight), BLOCK_N), triton.cdiv(len(rows), tile)
-        kernels.linear[grid](
-            rows, weight, weight if bias is None else bias, out, len(rows), len(weight), rows.shape[1],
-            BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=tile, BLOCK_K=BLOCK_K, SPLIT=1, **OPTIONS,
+        n_size, k_size = weight.shape
+        held = _held(weight)
+        out = x.new_empty(len(rows), n_size)
+        tile, split = token_tile(len(rows)), parts_of(n_size, k_size)
+        grid = triton.cdiv(n_size, BLOCK_N), triton.cdiv(len(rows), tile)
+        apart = split > 1 and grid[1] == 1
+        parts = x.new_empty(split, *out.shape, dtype=torch.float32) if apart else out
+        common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "SPLIT": split, **OPTIONS}
+        biases = out if bias is None else bias
+        kernels.linear[*grid, split if apart else 1](
+            rows, *held.tensors, biases, out, parts, len(rows), n_size, k_size, *held.strides, *held.scale,
+            NUMBER=held.number, BLOCK_K=BLOCK_K, APART=apart, **common,
         )  # fmt: skip
-        return out.view(*x.shape[:-1], len(weight))
-
-    def packed_linear(self, x: Tensor, weight: Packed | Scaled, bias: Tensor | None = None) -> Tensor:
-        """See `Operators.packed_linear`."""
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        size = weight.size
-        out = x.new_empty(len(rows), size)
-        tile = token_tile(len(rows))
-        grid = triton.cdiv(size, BLOCK_N), triton.cdiv(len(rows), tile)
-        common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "BLOCK_K": BLOCK_K, **OPTIONS}
-        biases, sizes = rows if bias is None else bias, (len(rows), size, rows.shape[1])
-        if isinstance(weight, Packed):
-            kernels.packed_linear[grid](
-                rows, weight.codes, weight.scales, weight.zeros, biases, out, *sizes, weight.group, **common
-            )
-        else:
-            kernels.scaled_linear[grid](
-                rows, weight.numbers, weight.scales, biases, out, *sizes, weight.rows, weight.columns, **common
-            )
-        return out.view(*x.shape[:-1], size)
+        if apart:
+            kernels.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
+        return out.view(*x.shape[:-1], n_size)
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """See `Operators.attend`."""
@@ -175,6 +167,36 @@ def token_tile(rows: int) -> int:
     return next((tile for tile in TOKEN_TILES if rows <= tile), TOKEN_TILES[-1])
 
 
+def parts_of(n_size: int, k_size: int) -> int:
+    """In how many parts a product with a weight of this shape sums up, a power of two; those of a small step are summed
+    by as many programs, or too few would read the weight for a GPU to be busy."""
+    wanted = min(_PROGRAMS * BLOCK_N // n_size, k_size // _PART)
+    return 1 << max(wanted, 1).bit_length() - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A weight [n, k], or one for each expert, as the kernels take it."""
+
+    number: str
+    shape: tuple[int, int]
+    tensors: tuple[Tensor, Tensor, Tensor]
+    """What is held, scales and zeros; or the first in place of what there isn't."""
+    strides: tuple[int, int]
+    scale: tuple[int, int]
+    expert_strides: tuple[int, int]
+
+
+def _held(weight: Weight) -> _Held:
+    shape = weight.shape[-2:]
+    if not isinstance(weight, Quantised):
+        return _Held("", shape, (weight,) * 3, weight.stride()[-2:], (1, 1), (weight.stride(0), 0))
+    numbers, scales = weight.numbers, weight.scales
+    tensors = numbers, scales, scales if weight.zeros is None else weight.zeros
+    of_experts = numbers.stride(0), scales.stride(0)
+    return _Held(weight.number, shape, tensors, numbers.stride()[-2:], (weight.rows, weight.columns), of_experts)
+
+
 _Tiles = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -199,13 +221,14 @@ def _expert_tiles(index: Tensor, experts: int) -> _Tiles:
 def _experts_linear(module: Any, name: str, x: Tensor, share: int, of_tiles: _Tiles) -> Tensor:
     """`[pairs, n]`, in the order of tokens and of each one's experts."""
     weight = getattr(module, name)
-    weight = weight.mT if module.is_transposed else weight  # [experts, n, k]
+    held = _held(weight.mT if module.is_transposed else weight)
     bias = getattr(module, f"{name}_bias") if module.has_bias else None
     order, *tiles = of_tiles
-    _, n_size, k_size = weight.shape
+    n_size, k_size = held.shape
     out = x.new_empty(len(order), n_size)
     kernels.experts_linear[triton.cdiv(n_size, BLOCK_N), len(tiles[0])](
-        x, weight, weight if bias is None else bias, out, order, *tiles, n_size, k_size, *weight.stride(), share,
-        BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K, **OPTIONS,
+        x, *held.tensors, x if bias is None else bias, out, order, *tiles, n_size, k_size, *held.strides,
+        *held.scale, *held.expert_strides, share,
+        NUMBER=held.number, BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K, **OPTIONS,
     )  # fmt: skip
     return out

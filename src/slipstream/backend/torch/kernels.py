@@ -13,26 +13,39 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["rows"])
 def linear(
-    x, weight, bias, out, rows, n_size, k_size,
-    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+    x, weight, scales, zeros, bias, out, parts, rows, n_size, k_size, stride_n, stride_k, scale_rows, scale_columns,
+    NUMBER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """`out[rows, n] = x[rows, k] @ weight[n, k].T + bias[n]`; k in SPLIT parts, summed apart and added in order."""
+    """`out[rows, n] = x[rows, k] @ weight[n, k].T + bias[n]`; k in SPLIT parts, summed apart and added in order.
+
+    `APART`: each program sums one of them into `parts[SPLIT, rows, n]`, and `add_parts` adds them to the same bits. For
+    the others see `_unpacked`.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     part = tl.cdiv(tl.cdiv(k_size, BLOCK_K), SPLIT) * BLOCK_K
-    for split in range(SPLIT):
+    first = 0
+    if APART:
+        first = tl.program_id(2)
+    for split in range(first, first + 1 if APART else SPLIT):
         end = tl.minimum(k_size, (split + 1) * part)
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for start in range(split * part, end, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
-            of_weight = n[:, None].to(tl.int64) * k_size + k[None, :]
+            there = (n < n_size)[:, None] & (k < end)[None, :]
+            left = _unpacked(
+                weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER
+            ).to(x.dtype.element_ty)
             of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
-            left = tl.load(weight + of_weight, (n < n_size)[:, None] & (k < end)[None, :], 0.0)
             right = tl.load(x + of_x, (m < rows)[None, :] & (k < end)[:, None], 0.0)
             acc = tl.dot(left, right, acc, input_precision="ieee")
         total += acc
-    _finish(out, total, bias, n, m, n_size, rows, BIAS)
+    if APART:
+        _finish(parts + tl.program_id(2).to(tl.int64) * rows * n_size, total, bias, n, m, n_size, rows, False)
+    else:
+        _finish(out, total, bias, n, m, n_size, rows, BIAS)
 
 
 @triton.jit
@@ -45,54 +58,55 @@ def _finish(out, acc, bias, n, m, n_size, rows, BIAS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def packed_linear(
-    x, codes, scales, zeros, bias, out, rows, n_size, k_size, group_size,
-    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+def add_parts(
+    parts, bias, out, rows, n_size,
+    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """`linear` for a weight of 4 bits, which is taken apart where it is multiplied.
+    """The second half of `linear` if its parts are summed apart."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for split in range(SPLIT):
+        place = parts + (split * rows + m[None, :]).to(tl.int64) * n_size + n[:, None]
+        total += tl.load(place, (m < rows)[None, :] & (n < n_size)[:, None], 0.0)
+    _finish(out, total, bias, n, m, n_size, rows, BIAS)
 
-    Eight codes are in an int32, `codes[n, k / 8]`; `group_size` neighbours share a scale and a zero.
+
+@triton.jit
+def _unpacked(
+    weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER: tl.constexpr
+):  # fmt: skip
+    """A tile `[n, k]` of a weight: as it is, or, if `NUMBER` says how it's quantised, in float32 (see `Quantised`).
+
+    Strides are those of what is held: of eight codes, if numbers have 4 bits. A block of `scale_rows, scale_columns`
+    shares a scale and a zero.
     """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     row = n[:, None].to(tl.int64)
-    for start in range(0, k_size, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        there = (n < n_size)[:, None] & (k < k_size)[None, :]
-        words = tl.load(codes + row * (k_size // 8) + (k // 8)[None, :], there, 0)
-        code = (words >> ((k % 8) * 4)[None, :]) & 15
-        group = row * (k_size // group_size) + (k // group_size)[None, :]
-        zero = tl.load(zeros + group, there, 0).to(tl.int32)
-        scale = tl.load(scales + group, there, 0.0).to(tl.float32)
-        left = ((code - zero).to(tl.float32) * scale).to(x.dtype.element_ty)
-        of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
-        right = tl.load(x + of_x, (m < rows)[None, :] & (k < k_size)[:, None], 0.0)
-        acc = tl.dot(left, right, acc, input_precision="ieee")
-    _finish(out, acc, bias, n, m, n_size, rows, BIAS)
+    held = k // 8
+    if NUMBER == "" or NUMBER == "e4m3":  # noqa: PLR1714  # Triton knows no `in`
+        held = k
+    found = tl.load(weight + row * stride_n + held[None, :].to(tl.int64) * stride_k, there, 0)
+    if NUMBER != "":
+        place = (n // scale_rows)[:, None].to(tl.int64) * tl.cdiv(k_size, scale_columns) + (k // scale_columns)[None, :]
+        scale = tl.load(scales + place, there, 0.0).to(tl.float32)
+        if NUMBER == "e4m3":
+            number = _e4m3(found.to(tl.int32))
+        elif NUMBER == "e2m1":
+            number = _e2m1((found >> ((k % 8) * 4)[None, :]) & 15)
+        else:
+            zero = tl.load(zeros + place, there, 0).to(tl.int32)
+            number = (((found >> ((k % 8) * 4)[None, :]) & 15) - zero).to(tl.float32)
+        found = number * scale
+    return found
 
 
-@triton.jit(do_not_specialize=["rows"])
-def scaled_linear(
-    x, numbers, factors, bias, out, rows, n_size, k_size, scale_rows, scale_columns,
-    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """`linear` for a weight of 8 bits, e4m3 `numbers[n, k]`; a block of `scale_rows, scale_columns` shares a factor."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    row = n[:, None].to(tl.int64)
-    factors_of_row = (n // scale_rows)[:, None] * tl.cdiv(k_size, scale_columns)
-    for start in range(0, k_size, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        there = (n < n_size)[:, None] & (k < k_size)[None, :]
-        number = _e4m3(tl.load(numbers + row * k_size + k[None, :], there, 0).to(tl.int32))
-        factor = tl.load(factors + factors_of_row + (k // scale_columns)[None, :], there, 0.0)
-        left = (number * factor).to(x.dtype.element_ty)
-        of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
-        right = tl.load(x + of_x, (m < rows)[None, :] & (k < k_size)[:, None], 0.0)
-        acc = tl.dot(left, right, acc, input_precision="ieee")
-    _finish(out, acc, bias, n, m, n_size, rows, BIAS)
+@triton.jit
+def _e2m1(code):
+    """Float32 of a sign, two bits of exponent and one of fraction."""
+    magnitude = code & 7
+    large = (((magnitude & 1) + 2) << (magnitude >> 1)).to(tl.float32) * 0.25
+    value = tl.where(magnitude < 2, magnitude.to(tl.float32) * 0.5, large)
+    return tl.where(code > 7, -value, value)
 
 
 @triton.jit
@@ -106,13 +120,14 @@ def _e4m3(bits):
 
 @triton.jit
 def experts_linear(
-    x, weight, bias, out, order, tile_expert, tile_begin, tile_end, n_size, k_size, stride_e, stride_n, stride_k, share,
-    BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, weight, scales, zeros, bias, out, order, tile_expert, tile_begin, tile_end, n_size, k_size, stride_n, stride_k,
+    scale_rows, scale_columns, stride_e, stride_scales, share,
+    NUMBER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The product of each pair of a token and one of its experts with that expert's weight: `out[pair, n]`.
 
     `order` has the pairs sorted by expert; a tile is some of them that share one: places `tile_begin` to `tile_end`.
-    `share` pairs have the same row of `x`.
+    `share` pairs have the same row of `x`. For the weights see `_unpacked`.
     """
     tile = tl.program_id(1)
     expert = tl.load(tile_expert + tile).to(tl.int64)
@@ -124,11 +139,16 @@ def experts_linear(
     real = place < end
     pair = tl.load(order + place, real, 0).to(tl.int64)
     row = pair // share
+    weight += expert * stride_e
+    scales += expert * stride_scales
+    zeros += expert * stride_scales
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, k_size, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        at = expert * stride_e + n[:, None].to(tl.int64) * stride_n + k[None, :].to(tl.int64) * stride_k
-        left = tl.load(weight + at, (n < n_size)[:, None] & (k < k_size)[None, :], 0.0)
+        there = (n < n_size)[:, None] & (k < k_size)[None, :]
+        left = _unpacked(
+            weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER
+        ).to(x.dtype.element_ty)
         right = tl.load(x + row[None, :] * k_size + k[:, None], real[None, :] & (k < k_size)[:, None], 0.0)
         acc = tl.dot(left, right, acc, input_precision="ieee")
     if BIAS:

@@ -13,12 +13,12 @@ import transformers
 
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
+from slipstream.backend.torch.checkpoint import SCALES
 from slipstream.backend.torch.chooser import DeviceLogits
-from slipstream.backend.torch.fp8 import SCALES
 from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
 from slipstream.backend.torch.hooks import NAME, computing, hook
+from slipstream.backend.torch.loading import METHOD, repack
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
-from slipstream.backend.torch.packed_linear import METHOD, repack
 from slipstream.backend.torch.side_stream import SideStream
 from slipstream.backend.torch.staging import Staging
 from slipstream.errors import ModelError
@@ -234,6 +234,7 @@ def device_of(name: str) -> torch.device:
 
 def _load(folder: Path, device: torch.device) -> Any:
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what matters of its report is raised below
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if (given := getattr(config, "quantization_config", None)) is not None:

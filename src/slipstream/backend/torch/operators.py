@@ -9,8 +9,7 @@ import torch
 
 from slipstream.backend.steps import StepInputs
 from slipstream.backend.torch.definitions import Norm, Rotation
-from slipstream.backend.torch.fp8 import Scaled
-from slipstream.backend.torch.packed import Packed
+from slipstream.backend.torch.quantised import Weight
 from slipstream.backend.torch.staging import Staging
 
 Tensor: TypeAlias = torch.Tensor
@@ -108,12 +107,11 @@ class Operators(Protocol):
     recordable: bool
     """Whether what they launch depends on shapes and `Step.segments` alone, and nobody waits for the device."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`: x [..., k], weight [n, k], bias [n]; [..., n]."""
-        ...
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`: x [..., k], weight [n, k], bias [n]; [..., n].
 
-    def packed_linear(self, x: Tensor, weight: Packed | Scaled, bias: Tensor | None = None) -> Tensor:
-        """The same for a weight of 4 or 8 bits, whose elements have the precision of `x` once they are taken apart."""
+        Elements of a quantised weight have the precision of `x` once they are unpacked.
+        """
         ...
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
@@ -130,7 +128,8 @@ class Operators(Protocol):
     def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of each token's experts, in the router's order.
 
-        `module` is the experts' module of `transformers`; x [n, k], index and weights [n, experts of a token].
+        `module` is the experts' module of `transformers`, or as it is; x [n, k], index and weights [n, experts of a
+        token]. Its weights `gate_up_proj` and `down_proj` are for all experts, and may be quantised.
         """
         ...
 

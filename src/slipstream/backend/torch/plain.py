@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from slipstream.backend.torch.definitions import Norm, Rotation, normed, rotated
-from slipstream.backend.torch.fp8 import Scaled
 from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Step, Tensor
-from slipstream.backend.torch.packed import Packed
+from slipstream.backend.torch.quantised import Quantised, Weight
 
 _ROWS = 16
 """Rows of each product. A library chooses its kernel, and with it the order of sums, by the number of rows."""
@@ -41,21 +40,17 @@ class PlainOperators(PlainNorms):
     name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}"
     recordable = False
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A product for every sixteen rows; see `Operators.linear`."""
-        flat = x.reshape(-1, x.shape[-1])
-        tiles = F.pad(flat, (0, 0, 0, -len(flat) % _ROWS)).split(_ROWS)
-        out = torch.cat([F.linear(tile, weight, bias) for tile in tiles])
-        return out[: len(flat)].view(*x.shape[:-1], len(weight))
-
-    def packed_linear(self, x: Tensor, weight: Packed | Scaled, bias: Tensor | None = None) -> Tensor:
-        """Some rows of the weight after the others; see `Operators.packed_linear`."""
-        size = weight.size
-        out = x.new_empty(*x.shape[:-1], size)
-        for begin in range(0, size, _UNPACKED):
-            end = min(begin + _UNPACKED, size)
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """A product for every sixteen rows of `x`, and of a quantised weight some rows at a time; see
+        `Operators.linear`."""
+        if not isinstance(weight, Quantised):
+            return _linear(x, weight, bias)
+        n = weight.shape[0]
+        out = x.new_empty(*x.shape[:-1], n)
+        for begin in range(0, n, _UNPACKED):
+            end = min(begin + _UNPACKED, n)
             rows = weight.unpacked(begin, end, x.dtype)
-            out[..., begin:end] = self.linear(x, rows, None if bias is None else bias[begin:end])
+            out[..., begin:end] = _linear(x, rows, None if bias is None else bias[begin:end])
         return out
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
@@ -86,7 +81,14 @@ class PlainOperators(PlainNorms):
         return total.to(x.dtype)
 
 
-def _weights(module: Any, name: str, expert: int) -> tuple[Tensor, Tensor | None]:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    tiles = F.pad(flat, (0, 0, 0, -len(flat) % _ROWS)).split(_ROWS)
+    out = torch.cat([F.linear(tile, weight, bias) for tile in tiles])
+    return out[: len(flat)].view(*x.shape[:-1], len(weight))
+
+
+def _weights(module: Any, name: str, expert: int) -> tuple[Weight, Tensor | None]:
     """An expert's weight [n, k] and bias [n]."""
     weight = getattr(module, name)[expert]
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
