@@ -66,6 +66,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "what doesn't follow": (text("^(?!admin$|root$)[a-z]+$"), ['"rooted"'], ['"root"', '"admin"']),
     "what follows somewhere": (text(r"^(?=.*\d)(?=.*[a-z]).{3,}$"), ['"a1-"'], ['"abc"', '"a1"']),
     "what doesn't precede": (text(r"^.*(?<!\.)$"), ['"a.b"', '""'], ['"a."']),
+    "both": (text(r"^(?!-)[a-z-]{2,3}(?<!-)$"), ['"a-b"'], ['"-ab"', '"ab-"', '"a"']),
+    "many anchors": (text(r"(^|a)" * 40 + "b$"), ['"b"', '"aab"'], ['"ba"', '"cab"']),
     "categories": (text(r"^\p{Lu}\p{L}+$"), ['"Éa"'], ['"éa"', '"A1"']),
     "a control token's text": ({"const": "<|im_end|>"}, ['"<|im_end|>"'], ['""', '"<"']),
     "beyond doubles": ({"const": 12345678901234567890}, ["12345678901234567890"], ["12345678901234567000"]),

@@ -365,11 +365,11 @@ class _Parser:
 
 
 def parts_of(regex: Regex) -> Iterator[Regex]:
-    """The tree's nodes, from the top."""
+    """The tree's nodes, from the top, without what is looked for ahead or behind."""
     yield regex
     match regex:
         case Sequence(inner) | Either(inner) | Both(inner):
             for each in inner:
                 yield from parts_of(each)
-        case Repeat(body) | Look(body) | Except(body):
+        case Repeat(body) | Except(body):
             yield from parts_of(body)

@@ -8,10 +8,10 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import groupby
+from functools import lru_cache, reduce
+from itertools import groupby, islice
 
 from slipstream.chat.schema.losses import UnsupportedError
 from slipstream.chat.schema.regex import (
@@ -36,7 +36,8 @@ from slipstream.chat.schema.regex import (
     parts_of,
 )
 
-_MOST_BRANCHES = 32
+_LARGEST = 5_000
+"""Nodes of an expression."""
 _SURROGATES = (0xD800, 0xDFFF)
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _ESCAPED = [*map(chr, range(32)), '"', "\\"]
@@ -90,7 +91,12 @@ def texts_with(pattern: Regex) -> Regex:
 
     Raises `UnsupportedError` for what no grammar can hold.
     """
-    return _texts((ANYTHING, pattern, ANYTHING), at_start=True)
+    ahead, _ = _followed(Sequence((ANYTHING, pattern, ANYTHING)), (EMPTY, EMPTY))
+    # What looks behind looks ahead where texts are read from their ends.
+    behind, _ = _followed(_mirrored(ahead), (EMPTY, EMPTY))
+    if any(isinstance(part, Look) for part in parts_of(behind)):
+        raise UnsupportedError("pattern")
+    return _mirrored(behind)
 
 
 def both(parts: Iterable[Regex]) -> Regex:
@@ -119,115 +125,76 @@ def excepting(texts: Regex) -> Regex:
     return NEVER if texts == ANYTHING else Except(texts)
 
 
-def _texts(parts: tuple[Regex, ...], *, at_start: bool) -> Regex:
-    """The rest of a text along the parts, up to its end; `at_start` says whether it's all of it."""
-    return either(_along(flat, at_start=at_start) for flat in _distributed(parts))
+# Anchors and what looks ahead: each is a condition on the rest of a text, worked out from its end
+
+_Rest = tuple[Regex, Regex]
+"""The rest of a text, if what is before it is nothing, and if it's something."""
 
 
-def _along(parts: tuple[Regex, ...], *, at_start: bool) -> Regex:
-    index = next((index for index, part in enumerate(parts) if isinstance(part, Look)), None)
-    if index is None:
-        return _resolved(Sequence(parts), start=at_start, end=True)
-    look, before, after = parts[index], parts[:index], parts[index + 1 :]
-    assert isinstance(look, Look)
-    if any(isinstance(part, End) for part in parts_of(Sequence(before))):
-        raise UnsupportedError("pattern")
-    head = _resolved(Sequence(before), start=at_start, end=False)
-    if not look.ahead:
-        if any(isinstance(part, Start | Look) for part in parts_of(Sequence(after))):
-            raise UnsupportedError("pattern")
-        tail = _resolved(Sequence(after), start=False, end=True)
-        seen = _resolved(Sequence((ANYTHING, look.body)), start=at_start, end=False)
-        return sequence((_restricted(head, seen, wanted=look.wanted), tail))
-    ways = []
-    for first, start in ((nonempty(head), False), (EMPTY if nullable(head) else NEVER, at_start)):
-        rest = _texts(after, at_start=start)
-        seen = _texts((look.body, ANYTHING), at_start=start)
-        ways.append(sequence((first, _restricted(rest, seen, wanted=look.wanted))))
-    return either(ways)
-
-
-def _restricted(texts: Regex, seen: Regex, *, wanted: bool) -> Regex:
-    return both((texts, seen)) if wanted else without(texts, (seen,))
-
-
-def _distributed(parts: tuple[Regex, ...]) -> list[tuple[Regex, ...]]:
-    """The same as alternatives, each with what looks around on its top level."""
-    ways: list[tuple[Regex, ...]] = [()]
-    for part in parts:
-        if not any(isinstance(each, Look) for each in parts_of(part)):
-            ways = [(*way, part) for way in ways]
-            continue
-        branches: list[tuple[Regex, ...]]
-        match part:
-            case Look(body):
-                if any(isinstance(each, Look) for each in parts_of(body)):
-                    raise UnsupportedError("pattern")
-                branches = [(part,)]
-            case Sequence(inner):
-                branches = _distributed(inner)
-            case Either(inner):
-                branches = [way for each in inner for way in _distributed((each,))]
-            case Repeat(body, least, 1):
-                branches = [*([()] if least == 0 else []), *_distributed((body,))]
-            case _:
-                raise UnsupportedError("pattern")
-        ways = [(*way, *branch) for way in ways for branch in branches]
-        if len(ways) > _MOST_BRANCHES:
-            raise UnsupportedError("pattern")
-    return ways
-
-
-# Anchors
-
-
-def _anchored(regex: Regex) -> bool:
-    return any(isinstance(part, Start | End) for part in parts_of(regex))
-
-
-def _resolved(regex: Regex, *, start: bool, end: bool) -> Regex:  # noqa: PLR0911 - one for each kind
-    """The same without anchors: what it fits if it begins, or ends, where the text does."""
+def _followed(regex: Regex, rest: _Rest) -> _Rest:  # noqa: PLR0911 - one for each kind
+    """What fits an expression, and a rest after it. What looks behind stays as it is."""
+    at_start, later = rest
+    if not _has_condition(regex):
+        both_ways = sequence((regex, later))
+        if at_start == later or not nullable(regex):
+            return both_ways, both_ways
+        return either((sequence((nonempty(regex), later)), at_start)), both_ways
     match regex:
         case Start():
-            return EMPTY if start else NEVER
+            return at_start, NEVER
         case End():
-            return EMPTY if end else NEVER
-        case Other() | Look():
-            raise UnsupportedError("pattern")
+            return _each(lambda texts: EMPTY if all(map(nullable, texts)) else NEVER, rest)
+        case Look(body, True, wanted):
+            seen = _followed(body, (ANYTHING, ANYTHING))
+            return _each(both if wanted else lambda texts: without(texts[0], texts[1:]), rest, seen)
+        case Sequence(parts):
+            return reduce(lambda after, part: _followed(part, after), reversed(parts), rest)
         case Either(branches):
-            return either(_resolved(branch, start=start, end=end) for branch in branches)
+            others = either(branch for branch in branches if not _has_condition(branch))
+            ways = (others, *filter(_has_condition, branches))
+            return _each(either, *(_followed(branch, rest) for branch in ways))
+        case Repeat(body, 0, 1):
+            return _followed(Either((EMPTY, body)), rest)
+        case Repeat(body, 1, 1):
+            return _followed(body, rest)
+        case Both(parts) if rest == (EMPTY, EMPTY):
+            return _each(both, *(_followed(part, rest) for part in parts))
+    raise UnsupportedError("pattern")
+
+
+def _has_condition(regex: Regex) -> bool:
+    return any(
+        isinstance(part, Start | End | Other) or (isinstance(part, Look) and part.ahead) for part in parts_of(regex)
+    )
+
+
+def _each(made: Callable[[tuple[Regex, ...]], Regex], *rests: _Rest) -> _Rest:
+    """What is made of several rests; raises `UnsupportedError` if that's too large."""
+    at_start, later = map(made, zip(*rests, strict=True))
+    for texts in (at_start, later):
+        if sum(1 for _ in islice(parts_of(texts), _LARGEST)) == _LARGEST:
+            raise UnsupportedError("pattern")
+    return at_start, later
+
+
+def _mirrored(regex: Regex) -> Regex:  # noqa: PLR0911 - one for each kind
+    """The same for texts that are read from their ends."""
+    match regex:
+        case Sequence(parts):
+            return Sequence(tuple(map(_mirrored, reversed(parts))))
+        case Either(branches):
+            return Either(tuple(map(_mirrored, branches)))
+        case Both(parts):
+            return Both(tuple(map(_mirrored, parts)))
+        case Except(body):
+            return Except(_mirrored(body))
         case Repeat(body, least, most):
-            if not _anchored(body):
-                return Repeat(_resolved(body, start=start, end=end), least, most)
-            if most != 1:
-                raise UnsupportedError("pattern")
-            inner = _resolved(body, start=start, end=end)
-            return inner if least else either((EMPTY, inner))
-        case Sequence(parts) if parts:
-            return _resolved_pair(parts[0], Sequence(parts[1:]), start=start, end=end)
+            return Repeat(_mirrored(body), least, most)
+        case Look(body, ahead, wanted):
+            return Look(_mirrored(body), not ahead, wanted)
+        case Start() | End():
+            return End() if isinstance(regex, Start) else Start()
     return regex
-
-
-def _resolved_pair(first: Regex, second: Sequence, *, start: bool, end: bool) -> Regex:
-    """Two parts: an anchor in one matches at the far side of the other only if that one is empty."""
-    if not _anchored(first) and not _anchored(second):
-        return sequence(
-            (
-                _resolved(first, start=False, end=False),
-                *(_resolved(each, start=False, end=False) for each in second.parts),
-            )
-        )
-    if not second.parts:
-        return _resolved(first, start=start, end=end)
-    head, tail = _resolved(first, start=start, end=False), _resolved(second, start=False, end=end)
-    ways = [sequence((nonempty(head), nonempty(tail)))]
-    if nullable(head):
-        ways.append(nonempty(_resolved(second, start=start, end=end)))
-    if nullable(tail):
-        ways.append(nonempty(_resolved(first, start=start, end=end)))
-    if nullable(_resolved(first, start=start, end=end)) and nullable(_resolved(second, start=start, end=end)):
-        ways.append(EMPTY)
-    return either(ways)
 
 
 def either(branches: Iterable[Regex]) -> Regex:
@@ -261,6 +228,8 @@ def nullable(regex: Regex) -> bool:
             return any(map(nullable, branches))
         case Repeat(body, least):
             return least == 0 or nullable(body)
+        case Look():
+            raise UnsupportedError("pattern")
     return False
 
 
