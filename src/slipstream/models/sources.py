@@ -11,9 +11,11 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from slipstream.errors import ModelError
 from slipstream.models import safetensors
@@ -54,29 +56,7 @@ class Artefact:
     sha256: str
 
 
-class Source(Protocol):
-    """Something that a model can be had from."""
-
-    @property
-    def name(self) -> str:
-        """The model name that it suggests."""
-        ...
-
-    @property
-    def origin(self) -> str:
-        """Where that is, for people; the same source always says the same."""
-        ...
-
-    def fetch(self, workdir: Path, progress: Progress) -> Artefact:
-        """Bring it onto this disk, into `workdir` if it is to vanish after the import.
-
-        Raises:
-            ModelError: it can't be had, or isn't what it should be; the message says a way out.
-        """
-        ...
-
-
-def parse_source(spec: str) -> Source | None:
+def parse_source(spec: str) -> "Source | None":
     """The source that `spec` describes, a path or a hub repository; None if it looks like neither.
 
     Raises:
@@ -93,7 +73,7 @@ def parse_source(spec: str) -> Source | None:
     return None
 
 
-def source_of(origin: str) -> Source | None:
+def source_of(origin: str) -> "Source | None":
     """The local file, folder or repository that calls itself `origin`; None if it's gone."""
     if match := _HUB_ORIGIN.fullmatch(origin):
         return HubSource(match["repo"], match["file"])
@@ -227,14 +207,14 @@ class HubSource:
             return self
         import huggingface_hub  # takes a while, as does what it imports, and only a download needs it
 
-        try:
+        with self._explained():
             files = huggingface_hub.HfApi().list_repo_files(self.repo)
-        except _HUB_ERRORS as error:
-            raise self._cannot_fetch(error) from error
         if not self.quantisation and {IR_REQUIRED[0], _TEXT_PART[IR_REQUIRED[0]]} & set(files):
             return self
         if not self.quantisation and safetensors.are_in(files):
-            self._check(safetensors.CONFIG_FILE)
+            with self._explained():
+                config = huggingface_hub.hf_hub_download(self.repo, safetensors.CONFIG_FILE)
+            safetensors.check(read_json(Path(config)))  # before gigabytes are fetched
             return replace(self, in_safetensors=True)
         file = _file_of_quantisation(self.repo, files, self.quantisation or _USUAL_QUANTISATION)
         return replace(self, file=file, quantisation=None)
@@ -245,43 +225,36 @@ class HubSource:
         from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
         progress.say(f"Fetching {self.origin}")
-        muted = not progress.interactive and not are_progress_bars_disabled()
-        if muted:
-            disable_progress_bars()
-        try:
+        with self._explained(), ExitStack() as muted:
+            if not progress.interactive and not are_progress_bars_disabled():
+                disable_progress_bars()
+                muted.callback(enable_progress_bars)
             if self.file:
                 path, *_ = [huggingface_hub.hf_hub_download(self.repo, part) for part in all_parts(self.file)]
             else:
-                wanted = (
-                    safetensors.PATTERNS if self.in_safetensors else (*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL)
-                )
+                ir = (*IR_REQUIRED, *_TEXT_PART.values(), *IR_OPTIONAL)
+                wanted = safetensors.PATTERNS if self.in_safetensors else ir
                 path = huggingface_hub.snapshot_download(self.repo, allow_patterns=[*wanted])
-        except _HUB_ERRORS as error:
-            raise self._cannot_fetch(error) from error
-        finally:
-            if muted:
-                enable_progress_bars()
         return _artefact(Path(path), progress)
 
-    def _check(self, config: str) -> None:
-        """Refuse what can't be computed before gigabytes are fetched."""
-        import huggingface_hub
-
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn the errors of the hub's client and of its HTTP client into a `ModelError`."""
         try:
-            path = huggingface_hub.hf_hub_download(self.repo, config)
-        except _HUB_ERRORS as error:
-            raise self._cannot_fetch(error) from error
-        safetensors.check(read_json(Path(path)))
-
-    def _cannot_fetch(self, error: Exception) -> ModelError:
-        return ModelError(
-            f"can't fetch {self.origin}:\n{error}\nCheck the name and the network (HF_TOKEN for a gated "
-            "repository), or fetch the files some other way and pull them: slipstream pull ./model.gguf"
-        )
+            yield
+        except (OSError, ValueError) as error:  # what they derive from
+            raise ModelError(
+                f"can't fetch {self.origin}:\n{error}\nCheck the name and the network (HF_TOKEN for a gated "
+                "repository), or fetch the files some other way and pull them: slipstream pull ./model.gguf"
+            ) from error
 
 
-_HUB_ERRORS = (OSError, ValueError)
-"""What the errors of the hub's client and of its HTTP client derive from."""
+Source = WheelSource | LocalSource | HubSource
+"""What a model can be had from. `name` is what it suggests for it; `origin`, for people, is always the same.
+
+`fetch` brings it onto this disk, into a folder if it is to vanish after the import. It raises `ModelError` if it can't
+be had, or isn't what it should be; the message says a way out.
+"""
 
 
 def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str:
