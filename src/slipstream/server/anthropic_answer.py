@@ -8,7 +8,7 @@ from pydantic_core import from_json, to_json
 
 from slipstream.chat import AnswerDelta
 from slipstream.engine import TurnCounters
-from slipstream.server.errors import Failure, anthropic_event
+from slipstream.server.errors import Failure, anthropic_body
 from slipstream.server.extension import report_of
 from slipstream.server.stream import Answer, event
 from slipstream.server.turn import LiveTurn
@@ -57,7 +57,7 @@ class MessageAnswer(Answer):
 
     def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off."""
-        return anthropic_event(failure)
+        return b"event: error\ndata: " + anthropic_body(failure) + b"\n\n"
 
     def _content(self, choice: Choice) -> list[dict[str, Any]]:
         """The blocks of a finished message."""

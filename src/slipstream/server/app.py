@@ -50,7 +50,7 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
     app.include_router(anthropic_messages.router(runner), responses=errors(AnthropicError))
     app.include_router(sessions.router(runtime.sessions))
     app.include_router(tokens.router(runtime))
-    app.include_router(status.router(runtime, runner.names, metrics, step_timeout=config.step_timeout))
+    app.include_router(status.router(runner))
     app.include_router(docs.router(app))
     app.add_middleware(Intake, limits=config.limits, metrics=metrics)
     app.add_middleware(Access, keys=keys, config=config)

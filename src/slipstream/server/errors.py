@@ -150,16 +150,6 @@ def error_response(failure: Failure, path: str) -> Response:
     return Response(body(failure), failure.status, headers=dict(failure.headers), media_type="application/json")
 
 
-def openai_event(failure: Failure) -> bytes:
-    """The last event of a stream that breaks off, as OpenAI's clients expect it."""
-    return b"data: " + openai_body(failure) + b"\n\n"
-
-
-def anthropic_event(failure: Failure) -> bytes:
-    """The same for Anthropic's."""
-    return b"event: error\ndata: " + anthropic_body(failure) + b"\n\n"
-
-
 def install_error_handlers(app: FastAPI) -> None:
     """Give every error of the app its protocol's shape."""
     for kind in (RequestValidationError, SlipstreamError, HTTPException):

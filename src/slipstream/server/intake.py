@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -42,12 +44,12 @@ class Intake:
             await self._app(scope, receive, send)
             return
         client: Client = scope.get("state", {}).get("client", Client())
-        body = _Body(self, receive)
+        body = _Body()
         self._requests += 1
         self._by_quota.update(quota.id for quota in client.quotas)
         try:
             if (refusal := self._refusal(client, Headers(scope=scope))) is None:
-                await self._app(scope, body.receive, send)
+                await self._app(scope, partial(self._received, body, receive), send)
             else:
                 if isinstance(refusal, OverloadedError):
                     self._metrics.refused(refusal.limit)
@@ -60,24 +62,25 @@ class Intake:
                     del self._by_quota[quota.id]
             self._bytes -= body.size
 
-    def take(self, body: "_Body", size: int) -> None:
-        """Count bytes of a body; raises `HTTPException` and `OverloadedError` if they are too many."""
+    async def _received(self, body: "_Body", receive: Receive) -> Message:
+        """The next part of a body, counted, within the time for one; afterwards that the client has gone."""
+        if body.complete:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), self._limits.read_timeout)
+        except TimeoutError:
+            self._metrics.refused(fields.READ_TIMEOUT)
+            patience = f"{self._limits.read_timeout:g} s (--read-timeout)"
+            raise HTTPException(408, f"the body did not come within {patience}: send it again") from None
+        body.complete = message["type"] != "http.request" or not message.get("more_body", False)
+        size = len(message.get("body", b""))
         body.size += size
         self._bytes += size
         if body.size > self._limits.max_body:
             raise self._too_large()
         if self._bytes > self._limits.max_bodies:
             raise self._full(fields.MAX_BODIES)
-
-    @property
-    def patience(self) -> float:
-        """Seconds to wait for the next part of a body."""
-        return self._limits.read_timeout
-
-    def too_slow(self) -> HTTPException:
-        """The error about a body that doesn't come."""
-        self._metrics.refused(fields.READ_TIMEOUT)
-        return HTTPException(408, f"the body did not come within {self.patience:g} s (--read-timeout): send it again")
+        return message
 
     def _refusal(self, client: Client, headers: Mapping[str, str]) -> Exception | None:
         declared = headers.get("content-length", "")
@@ -105,23 +108,9 @@ class Intake:
         return OverloadedError(message, limit, "): try again", retry_after=RETRY_AFTER_SECONDS, limit=limit)
 
 
+@dataclass(slots=True)
 class _Body:
-    """The body of one request, while it comes in."""
+    """What of a body has come in."""
 
-    def __init__(self, intake: Intake, receive: Receive) -> None:
-        self.size = 0
-        self._intake = intake
-        self._receive = receive
-        self._complete = False
-
-    async def receive(self) -> Message:
-        """The next part of it, within the time for one; afterwards that the client has gone."""
-        if self._complete:
-            return await self._receive()
-        try:
-            message = await asyncio.wait_for(self._receive(), self._intake.patience)
-        except TimeoutError:
-            raise self._intake.too_slow() from None
-        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
-        self._intake.take(self, len(message.get("body", b"")))
-        return message
+    size: int = 0
+    complete: bool = False

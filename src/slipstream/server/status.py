@@ -9,11 +9,10 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
-from slipstream.runtime import MemoryUse, Runtime
+from slipstream.runtime import MemoryUse
 from slipstream.server.access import client_of
-from slipstream.server.metrics import Metrics
 from slipstream.server.openapi import Responses
-from slipstream.server.served_names import ServedNames
+from slipstream.server.turn import TurnRunner
 
 
 class Model(BaseModel):
@@ -59,8 +58,9 @@ class Health(BaseModel):
 _METRICS: Responses = {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}}
 
 
-def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeout: float) -> APIRouter:
+def router(runner: TurnRunner) -> APIRouter:
     """The routes."""
+    runtime, names = runner.runtime, runner.names
     routes = APIRouter()
     created, longest = int(time.time()), runtime.core.limits.max_sequence
 
@@ -86,7 +86,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
         status: Literal["ok", "stalled", "stopped"] = "ok"
         if not runtime.core.alive:
             status = "stopped"
-        elif runtime.core.stalled_seconds > step_timeout:
+        elif runtime.core.stalled_seconds > runner.config.step_timeout:
             status = "stalled"
         response.status_code = 200 if status == "ok" else 503
         return Health(
@@ -109,7 +109,7 @@ def router(runtime: Runtime, names: ServedNames, metrics: Metrics, *, step_timeo
         if not client_of(http).operator:
             raise HTTPException(403, "metrics are about all tenants: ask with an operator's key")
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        text = await asyncio.to_thread(encode, metrics.registry)
+        text = await asyncio.to_thread(encode, runner.metrics.registry)
         return Response(text, headers={"Content-Type": content_type})
 
     return routes

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from slipstream.server.errors import Failure, failure_of, openai_event
+from slipstream.server.errors import Failure, failure_of, openai_body
 from slipstream.server.turn import LiveTurn
 from slipstream.turns import Piece
 
@@ -69,7 +69,7 @@ class Answer(ABC):
 
     def failed(self, failure: Failure) -> bytes:
         """The last event of a stream that breaks off, as most of OpenAI's clients expect it."""
-        return openai_event(failure)
+        return b"data: " + openai_body(failure) + b"\n\n"
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:
@@ -84,7 +84,7 @@ async def respond(http: Request, answer: Answer, *, stream: bool | None) -> Resp
     The turn is cancelled if the client goes away; raises `ClientDisconnect` if it does so before the response.
     """
     if stream:
-        return _EventStream(answer)
+        return _EventStream(answer, http.url.path)
     finished = asyncio.ensure_future(answer.finish())
     gone = asyncio.ensure_future(_disconnect(http))
     try:
@@ -100,49 +100,40 @@ async def respond(http: Request, answer: Answer, *, stream: bool | None) -> Resp
 
 
 class _EventStream(StreamingResponse):
-    """The events of an answer. An error becomes the last one."""
+    """The events of an answer, which is cancelled when nobody reads them any more."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, path: str) -> None:
         # A proxy that buffers would undo the streaming.
-        super().__init__(_events(answer), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        super().__init__(_events(answer, path), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._answer = answer
-
-    async def stream_response(self, send: Send) -> None:
-        """Send the headers, the events, and the error that ended them, if one did."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async for events in self.body_iterator:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
-        except Exception as error:
-            last = self._answer.failed(failure_of(error, self._path))
-            await send({"type": "http.response.body", "body": last, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the stream."""
-        self._path = scope["path"]
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._answer.turn.cancel()
 
 
-async def _events(answer: Answer) -> AsyncIterator[bytes]:
-    """All events, those that came together in one piece."""
-    if begun := answer.begin():
-        yield begun
-    silent = True
-    async for batch in answer.batches():
-        if events := b"".join(chain.from_iterable(map(answer.events, batch))):
-            yield events
-            silent = False
-        elif not batch:
-            if silent:
-                yield answer.alive()
-            silent = True
-    yield await answer.end()
+async def _events(answer: Answer, path: str) -> AsyncIterator[bytes]:
+    """All events, those that came together in one piece. An error becomes the last one."""
+    try:
+        if begun := answer.begin():
+            yield begun
+        silent = True
+        async for batch in answer.batches():
+            if events := b"".join(chain.from_iterable(map(answer.events, batch))):
+                yield events
+                silent = False
+            elif not batch:
+                if silent:
+                    yield answer.alive()
+                silent = True
+        yield await answer.end()
+    except Exception as error:
+        yield answer.failed(failure_of(error, path))
 
 
 async def _disconnect(http: Request) -> None:
