@@ -5,19 +5,17 @@ backslash and an `n`. So each character that a literal or an expression allows i
 """
 
 import ast
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from re import _constants as op  # type: ignore[attr-defined]  # the parser of `re`, private but stable
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from slipstream.chat.schema.losses import UnsupportedError
+from slipstream.chat.schema.regex import ANY, EMPTY, Chars, Range, Regex, Repeat, inverted
+from slipstream.chat.schema.regex_writing import JSON, either, sequence, terminal
 from slipstream.chat.setting import TextGrammar
 
-_SPECIALS = {code: json.dumps(chr(code))[1:-1] for code in (*range(0x20), 0x22, 0x5C)}
-"""What JSON escapes, and how."""
-_PLAIN = r'"\\\x00-\x1f'
 _ESCAPES = frozenset("\\'\"abfnrtvxuU01234567")
 """What stands after a backslash in Python's literals, named characters aside."""
 _COMMON = {
@@ -89,7 +87,7 @@ def _converted(text: str, prefix: str) -> str:
             first, last = (re.escape(_spelled(each)) for each in re.findall(r'"(?:[^"\\]|\\.)+"', token["range"]))
             made.append(_expression(f"[{first}-{last}]", ""))
         elif token["text"] is not None:
-            made.append(_literal(_spelled(token["text"]), fold=bool(token["fold"])))
+            made.append(_expression(re.escape(_spelled(token["text"])), token["fold"]))
         elif token["regex"] is not None:
             made.append(_expression(token["regex"].replace("\\/", "/"), token["flags"]))
         elif token["name"] is not None:
@@ -115,12 +113,6 @@ def _spelled(literal: str) -> str:
     return text
 
 
-def _literal(text: str, *, fold: bool) -> str:
-    if not text:
-        return '""'
-    return _expression(re.escape(text), "i") if fold else json.dumps(json.dumps(text, ensure_ascii=False)[1:-1])
-
-
 def _expression(pattern: str, flags: str) -> str:
     """A Lark expression of JSON's spelling of what a regular expression matches."""
     codes = {"i": re.IGNORECASE, "s": re.DOTALL, "m": re.MULTILINE, "x": re.VERBOSE, "u": re.UNICODE, "l": 0}
@@ -133,94 +125,64 @@ def _expression(pattern: str, flags: str) -> str:
         foreign = str(error).startswith(("bad escape", "unknown extension", "global flags"))
         kind = UnsupportedError if foreign else ValueError
         raise kind(f"/{pattern}/ is not understood: {error}") from None
-    written = _sequence(parsed, _Flags(parsed.state.flags))
-    return f"/{written}/" if written else '""'
+    return terminal(_sequence(parsed, parsed.state.flags), JSON)
 
 
-class _Flags:
-    def __init__(self, flags: int) -> None:
-        self.folds = bool(flags & re.IGNORECASE)
-        self.dot_all = bool(flags & re.DOTALL)
+def _sequence(parsed: Any, flags: int) -> Regex:
+    return sequence(_node(kind, value, flags) for kind, value in parsed)
 
 
-def _sequence(parsed: Any, flags: _Flags) -> str:
-    return "".join(_node(kind, value, flags) for kind, value in parsed)
-
-
-def _node(kind: Any, value: Any, flags: _Flags) -> str:
+def _node(kind: Any, value: Any, flags: int) -> Regex:  # noqa: PLR0911 - one for each kind
     """One part of a parsed expression."""
-    written: str | None = None
-    if kind is op.LITERAL:
-        written = _set([(op.LITERAL, value)], flags)
-    elif kind is op.NOT_LITERAL:
-        written = _set([(op.NEGATE, None), (op.LITERAL, value)], flags)
-    elif kind is op.ANY:
-        written = _set([(op.NEGATE, None), *(() if flags.dot_all else ((op.LITERAL, 10),))], flags)
-    elif kind is op.IN:
-        written = _set(value, flags)
-    elif kind is op.BRANCH:
-        written = f"({'|'.join(_sequence(branch, flags) for branch in value[1])})"
-    elif kind is op.SUBPATTERN and not (value[1] or value[2]):  # flags of its own
-        written = f"({_sequence(value[3], flags)})"
-    elif kind in (op.MAX_REPEAT, op.MIN_REPEAT):
+    if kind in (op.LITERAL, op.NOT_LITERAL):
+        return Chars(tuple(_cases(value, value, flags)), negated=kind is op.NOT_LITERAL)
+    if kind is op.ANY:
+        return ANY if flags & re.DOTALL else Chars(((10, 10),), negated=True)
+    if kind is op.IN:
+        return _set(value, flags)
+    if kind is op.BRANCH:
+        return either(_sequence(branch, flags) for branch in value[1])
+    if kind is op.SUBPATTERN and not (value[1] or value[2]):  # flags of its own
+        return _sequence(value[3], flags)
+    if kind in (op.MAX_REPEAT, op.MIN_REPEAT):
         least, most, repeated = value
-        limit = f"{{{least},}}" if most is op.MAXREPEAT else f"{{{least},{most}}}"
-        written = f"({_sequence(repeated, flags)}){limit}"
-    elif kind is op.AT and value in (op.AT_BEGINNING, op.AT_BEGINNING_STRING, op.AT_END, op.AT_END_STRING):
-        written = ""  # the expression is of the whole anyway
-    if written is None:
-        raise UnsupportedError(f"{str(kind).lower()} is not supported")
-    return written
-
-
-def _set(items: Sequence[tuple[Any, Any]], flags: _Flags) -> str:
-    """A set of characters, or any but those: the plain ones as a class, each other one by its escape."""
-    negated = bool(items) and items[0][0] is op.NEGATE
-    listed = items[1:] if negated else items
-    tests = [_member(kind, value) for kind, value in listed]
-    escapes = [spelled for code, spelled in _SPECIALS.items() if any(test(code) for test in tests) != negated]
-    inner = "".join(_class_item(kind, value, flags) for kind, value in listed)
-    ways = [re.sub(r'[\\"/]', r"\\\g<0>", spelled) for spelled in escapes]
-    plain = [(kind, value) for kind, value in listed if not (kind is op.LITERAL and value in _SPECIALS)]
-    if negated:
-        ways.append(f"[^{inner}{_PLAIN}]")
-    elif plain:
-        ways.append(f"[[{inner}]&&[^{_PLAIN}]]")
-    return f"({'|'.join(ways)})"
-
-
-def _member(kind: Any, value: Any) -> Callable[[int], bool]:
-    """Whether an item of a set holds a character that JSON escapes."""
-    if kind is op.LITERAL:
-        return lambda code: code == value
-    if kind is op.RANGE:
-        return lambda code: value[0] <= code <= value[1]
-    if kind is op.CATEGORY:
-        holds = {op.CATEGORY_SPACE: range(9, 14)}.get(value, ())
-        outside = value in (op.CATEGORY_NOT_SPACE, op.CATEGORY_NOT_DIGIT, op.CATEGORY_NOT_WORD)
-        spaces = range(9, 14) if value is op.CATEGORY_NOT_SPACE else ()
-        return (lambda code: code not in spaces) if outside else (lambda code: code in holds)
+        return Repeat(_sequence(repeated, flags), least, None if most is op.MAXREPEAT else most)
+    if kind is op.AT and value in (op.AT_BEGINNING, op.AT_BEGINNING_STRING, op.AT_END, op.AT_END_STRING):
+        return EMPTY  # the expression is of the whole anyway
     raise UnsupportedError(f"{str(kind).lower()} is not supported")
 
 
+def _set(items: Sequence[tuple[Any, Any]], flags: int) -> Chars:
+    ranges: list[Range] = []
+    categories: list[tuple[str, bool]] = []
+    for kind, value in items:
+        if kind is op.CATEGORY:
+            ranges += _CATEGORIES[value].ranges
+            categories += _CATEGORIES[value].categories
+        elif kind is not op.NEGATE:
+            first, last = (value, value) if kind is op.LITERAL else value
+            ranges += _cases(first, last, flags)
+    return Chars(tuple(ranges), tuple(categories), negated=items[0][0] is op.NEGATE)
+
+
+def _cases(first: int, last: int, flags: int) -> Iterator[Range]:
+    """A range of characters; with its other case, if none counts."""
+    yield first, last
+    if flags & re.IGNORECASE and chr(first).isalpha():
+        yield ord(chr(first).swapcase()), ord(chr(last).swapcase())
+
+
+_SPACES = (
+    *((0x09, 0x0D), (0x20, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A)),
+    *((0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)),
+)
 _CATEGORIES = {
-    op.CATEGORY_DIGIT: r"\d",
-    op.CATEGORY_NOT_DIGIT: r"\D",
-    op.CATEGORY_SPACE: r"\s",
-    op.CATEGORY_NOT_SPACE: r"\S",
-    op.CATEGORY_WORD: r"\w",
-    op.CATEGORY_NOT_WORD: r"\W",
+    op.CATEGORY_DIGIT: Chars(categories=(("Nd", False),)),
+    op.CATEGORY_NOT_DIGIT: Chars(categories=(("Nd", True),)),
+    op.CATEGORY_SPACE: Chars(_SPACES),
+    op.CATEGORY_NOT_SPACE: Chars(inverted(_SPACES)),
+    op.CATEGORY_WORD: Chars(categories=tuple((name, False) for name in ("L", "M", "Nd", "Nl", "Pc"))),
+    op.CATEGORY_NOT_WORD: Chars(
+        categories=tuple((name, False) for name in ("No", "Z", "S", "C", "Pd", "Ps", "Pe", "Pi", "Pf", "Po"))
+    ),
 }
-
-
-def _class_item(kind: Any, value: Any, flags: _Flags) -> str:
-    """An item of a set as it's written in a class."""
-    if kind is op.CATEGORY:
-        return _CATEGORIES[value]
-    first, last = (value, value) if kind is op.LITERAL else value
-    cases = [(first, last)]
-    if flags.folds:
-        cases += [(ord(chr(first).swapcase()), ord(chr(last).swapcase()))] if chr(first).isalpha() else []
-    return "".join(
-        f"\\x{{{low:x}}}" if low == high else f"\\x{{{low:x}}}-\\x{{{high:x}}}" for low, high in cases if low <= high
-    )

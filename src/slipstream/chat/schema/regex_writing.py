@@ -261,6 +261,8 @@ def terminal(texts: Regex, alphabet: Alphabet) -> str:
         return quoted(alphabet.spelled(given))
     if not any(isinstance(part, Both | Except) for part in parts_of(texts)):
         written = _rust(texts, alphabet)
+        if written is None:
+            raise UnsupportedError("a pattern that nothing fits")
         return f"/{written}/" if written else '""'
     match texts:
         case Both(parts):
