@@ -14,7 +14,7 @@ from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
 from slipstream.engine.loop import EngineLoop, EngineStats
-from slipstream.engine.messages import Drain, Message, Note, Stop, Wake
+from slipstream.engine.messages import Drain, Message, Stop, Wake
 from slipstream.engine.request import EngineRequest, Output
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler
@@ -136,7 +136,7 @@ class EngineCore:
         """Have a command carried out that nobody waits for, in one go; a stopped engine ignores it."""
         with self._lock:
             if not self._stopped:
-                self._inbox.put(Note(command))
+                self._inbox.put(command)
 
     def stats(self) -> EngineStats:
         """Totals since the start, and how much runs and waits now."""

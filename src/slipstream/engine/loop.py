@@ -12,9 +12,9 @@ from typing import Any
 
 from slipstream.backend import Backend, Chunk, Ticket
 from slipstream.engine.active import ActiveRequest, Found, Phase, StepOutput
-from slipstream.engine.commands import Task
+from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill, IdleQueue
-from slipstream.engine.messages import Drain, Message, Note, Stop
+from slipstream.engine.messages import Drain, Message, Stop
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
 from slipstream.engine.step import Part, Step, early_rows, parts_of
@@ -169,8 +169,8 @@ class EngineLoop:
                     self._scheduler.enqueue(message)
             case Task():
                 self._calls.append(message)
-            case Note(command):
-                for _ in command.run(self._kv):
+            case Command():
+                for _ in message.run(self._kv):
                     pass
             case IdlePrefill():
                 self._idle.add(message)

@@ -10,13 +10,6 @@ from slipstream.engine.idle import IdlePrefill
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """A command that nobody waits for, and that no answer's last tokens have to be computed for."""
-
-    command: Command[None]
-
-
-@dataclass(frozen=True, slots=True)
 class Drain:
     """Take no more requests; end those that run at a `monotonic` time, and report when there are none."""
 
@@ -32,4 +25,5 @@ class Stop:
     """End the thread."""
 
 
-Message = ActiveRequest | IdlePrefill | Task[Any] | Note | Drain | Wake | Stop
+Message = ActiveRequest | IdlePrefill | Task[Any] | Command[None] | Drain | Wake | Stop
+"""A command by itself is one that nobody waits for, and that no answer's last tokens have to be computed for."""
