@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.kv import KVMemory, Sequence
-from slipstream.kv.eviction import AWAITED, value_of
+from slipstream.kv.eviction import AWAITED, Cached
 from tests.conformance.stores import KINDS, KVMemoryMachine, StoreMachine, compute, ids
 from tests.unit.toy_backend import ToyBackend
 
@@ -254,9 +254,15 @@ def test_a_conversation_that_only_begins_like_it_is_not_expected() -> None:
     assert kv.computed("", np.array([1] * 4, np.int32)) == 0
 
 
-def test_value_of_what_is_awaited() -> None:
-    assert value_of(7.0, awaited=False) == 8.0
-    assert value_of(7.0, awaited=True) == 7.0 + AWAITED > 8.0
+def test_what_is_awaited_outlives_as_many_others_as_it_is_worth() -> None:
+    cached, awaited = Cached(), Sequence(PagedState())
+    awaited.awaited = True
+    cached.use(awaited)
+    for _ in range(int(AWAITED)):
+        cached.use(other := Sequence(PagedState()))
+        assert cached.take_least() is other
+    cached.use(Sequence(PagedState()))
+    assert cached.take_least() is awaited
 
 
 def test_a_conversation_is_expected_before_its_tokens_are_computed() -> None:

@@ -66,7 +66,7 @@ class PrefixIndexMachine(RuleBasedStateMachine):
     @invariant()
     def compressed(self) -> None:
         """Every node but the root ends an entry or parts ways; edges start with the key they are filed under."""
-        assert len(self.index) == len(self.oracle)
+        assert len(self.index._ends) == len(self.oracle)
         pending = [self.index._root]
         while pending:
             node = pending.pop()

@@ -52,14 +52,7 @@ class HybridStore:
     Slots at intervals are shared by forks; all others are a state's own, so that it always has one to write to.
     """
 
-    def __init__(
-        self,
-        kv: PagedStore[HybridState],
-        states: SlotStates,
-        *,
-        first_slot: int,
-        interval: int,
-    ) -> None:
+    def __init__(self, kv: PagedStore[HybridState], states: SlotStates, *, first_slot: int, interval: int) -> None:
         assert interval % kv.block_size == 0
         self._kv = kv
         self._states = states

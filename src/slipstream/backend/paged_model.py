@@ -220,7 +220,9 @@ class _Blocks:
         tables = {layer: table for table in LayerTable.among(map(_name, inputs)) for layer in table.layers}
         seated: Counter[tuple[LayerTable | None, str]] = Counter()
         lanes: dict[tuple[str, int], list[tuple[ov.ConstOutput, int]]] = {}
-        for port in _caches_of(inputs):
+        for port in inputs:
+            if "_cache." not in port.any_name:
+                continue
             kind, _, layer = port.any_name.partition("_cache.")
             table = tables.get(layer)
             lane = kind, seated[table, kind]
@@ -301,11 +303,6 @@ def give(request: ov.InferRequest, inputs: StepInputs, names: Collection[str]) -
 def names_of(compiled: ov.CompiledModel) -> set[str]:
     """The inputs that a model has; mixtures alone ask which tokens are real."""
     return set(map(_name, compiled.inputs))
-
-
-def _caches_of(inputs: Sequence[ov.ConstOutput]) -> list[ov.ConstOutput]:
-    """The inputs that keys and values are in."""
-    return [port for port in inputs if "_cache." in port.any_name]
 
 
 def _name(port: ov.ConstOutput) -> str:

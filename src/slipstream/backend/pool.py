@@ -14,7 +14,7 @@ class Pool:
     The pieces named in one call are distinct. All operations cost O(pieces named).
     """
 
-    def __init__(self, size: int, first: int = 1) -> None:
+    def __init__(self, size: int, first: int) -> None:
         self.size = size
         self._references = np.zeros(first + size, np.int32)
         self._evictable = np.zeros(first + size, np.int32)
@@ -33,11 +33,11 @@ class Pool:
         self._count(taken, references=1, evictable=int(evictable))
         return taken
 
-    def share(self, pieces: IntArray, evictable: bool = False) -> None:
+    def share(self, pieces: IntArray) -> None:
         """Let one more hold the pieces."""
-        self._count(pieces, references=1, evictable=int(evictable))
+        self._count(pieces, references=1)
 
-    def give_back(self, pieces: IntArray, evictable: bool = False) -> None:
+    def give_back(self, pieces: IntArray, evictable: bool) -> None:
         """Let one fewer hold the pieces; what nobody holds is free."""
         self._count(pieces, references=-1, evictable=-int(evictable))
         freed = pieces[self._references[pieces] == 0]

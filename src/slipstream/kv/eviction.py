@@ -19,11 +19,6 @@ AWAITED = 4.0
 With 16, a little less is computed again, but conversations that were abandoned are kept longer."""
 
 
-def value_of(level: float, *, awaited: bool) -> float:
-    """The value of a sequence that is used when whatever was evicted last had the value `level`."""
-    return level + (AWAITED if awaited else 1.0)
-
-
 class Cached:
     """Cached sequences, and which of them goes first.
 
@@ -48,8 +43,8 @@ class Cached:
     def use(self, sequence: Sequence) -> None:
         """Count a sequence, cached or about to be, as used now."""
         self.discard(sequence)
-        queue = self._awaited if sequence.awaited else self._others
-        queue[sequence] = value_of(self._level, awaited=sequence.awaited)
+        queue, worth = (self._awaited, AWAITED) if sequence.awaited else (self._others, 1.0)
+        queue[sequence] = self._level + worth
 
     def discard(self, sequence: Sequence) -> None:
         """Have a sequence here no more, if it is."""

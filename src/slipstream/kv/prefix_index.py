@@ -46,9 +46,6 @@ class PrefixIndex(Generic[T]):
         self._root: _Node[T] = _Node(np.empty(0, np.int32), None)
         self._ends: dict[T, _Node[T]] = {}
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
     def __contains__(self, entry: T) -> bool:
         return entry in self._ends
 

