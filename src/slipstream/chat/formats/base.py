@@ -199,17 +199,6 @@ def call_opening(tool: Tool) -> str:
     return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}'
 
 
-def separated(rule: str, parts: Sequence[tuple[str, bool]], separator: str) -> list[str]:
-    """Lark rules for `rule`: the parts in their order, each with whether it must be there, and a separator between."""
-    rules = [f"{rule}: {rule}_first_0", f'{rule}_first_{len(parts)}: ""', f'{rule}_then_{len(parts)}: ""']
-    # After each part a separator if another follows: a rule for what may come from each place on.
-    for index, (part, required) in enumerate(parts):
-        for kind, before in (("first", ""), ("then", separator)):
-            left_out = "" if required else f" | {rule}_{kind}_{index + 1}"
-            rules.append(f"{rule}_{kind}_{index}: {before} {part} {rule}_then_{index + 1}{left_out}")
-    return rules
-
-
 def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> Written:
     """Lark rules for a call whose arguments are JSON that fits the tool's schema, between two expressions."""
     call = f"{rule}: {before} {rule}_arguments {after}"

@@ -5,7 +5,6 @@ import json
 import keyword
 from typing import Any
 
-from slipstream.chat.formats.base import separated
 from slipstream.chat.formats.json_calls import ListedCalls
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import Reading, Steps, whole_until
@@ -38,23 +37,19 @@ class LFM2(ListedCalls):
     def _call_rules(self, rule: str, tool: Tool) -> Written:
         """The arguments in the schema's order; any of those that are not required may be missing."""
         arguments = Arguments(tool.parameters, prefix=f"{rule}_value")
-        rules, ways = [], []
-        for way, members in enumerate(arguments.forms):
+        ways = []
+        for members in arguments.forms:
             parts = []
-            for index, member in enumerate(members):
-                argument = f"{rule}_{way}_{index}"
-                parts.append((argument, member.required))
+            for member in members:
                 # What is no name in Python is passed in a dictionary.
                 before, after = f"{member.key}=", ""
                 if not _is_name(member.key):
                     before, after = f"**{{{json.dumps(member.key)}: ", '"}"'
                 value = _words(member, arguments) or arguments.values.expression(member.node)
-                rules.append(f"{argument}: {literal(before)} {value} {after}")
-            ways.append(f"{rule}_{way}_arguments")
-            rules += separated(ways[-1], parts, '", "')
-        rules += arguments.values.rules
+                parts.append((f"{literal(before)} {value} {after}", member.required))
+            ways.append(arguments.values.separated(parts))
         call = f'{rule}: {literal(f"{tool.name}(")} ({" | ".join(ways)}) ")"'
-        return Written([call, *rules], tuple(arguments.meaning.losses))
+        return Written([call, *arguments.values.rules], tuple(arguments.meaning.losses))
 
     def _read_calls(self, reading: Reading, use: ToolUse) -> Steps[bool]:  # noqa: ARG002
         """Calls come when all of them are there."""

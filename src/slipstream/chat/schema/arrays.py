@@ -55,25 +55,16 @@ class ArrayRules:
         if self._arrays.contains:
             return f'"[" {self._state(0, (0,) * len(self._arrays.contains))}'
         least, most = self._arrays.least, self._most
-        if most == 0:
-            return '"[" "]"'
         prefix = min(self._prefix, most) if most is not None else self._prefix
         nodes = [self._rules.expression(self._arrays.node(index)) for index in range(prefix)]
-        tail = ""
+        members = ""
         if most is None or most > prefix:
-            item = self._rules.expression(self._tail)
-            low, high = max(least - prefix, 0), None if most is None else most - prefix
-            if not prefix:
-                times = _times(max(low - 1, 0), None if high is None else high - 1)
-                rest = "" if high == 1 else f"({self._rules.SEPARATOR} {item}){times}"
-                return f'"[" {item} {rest} "]"' if least else f'"[" ({item} {rest})? "]"'
-            tail = f" ({self._rules.SEPARATOR} {item}){_times(low, high)}"
-        members = tail
+            item, low, high = self._rules.expression(self._tail), max(least - prefix, 0), most and most - prefix
+            members = self._rules.repeated(item, low, high, first=not prefix)
         for index in reversed(range(prefix)):
             separator = f"{self._rules.SEPARATOR} " if index else ""
-            members = f"{separator}{nodes[index]}{members}"
+            members = f"{separator}{nodes[index]} {members}"
             members = members if index < least else f"({members})?"
-            members = f" {members}" if index else members
         return f'"[" {members} "]"'
 
     # Counted members: a state is a place, and how many members before it fit each of `contains`
@@ -143,12 +134,6 @@ class ArrayRules:
                     ways.append(f"{separator}{self._rules.expression(node)} {self._state(index + 1, after)}")
         self._rules.rules.append(f"{name}: {' | '.join(ways)}")
         return name
-
-
-def _times(least: int, most: int | None) -> str:
-    if most == 1:
-        return "" if least else "?"
-    return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
 
 
 def listed_arrays(arrays: Arrays, meaning: Meaning) -> list[tuple[Any, ...]] | None:

@@ -5,8 +5,9 @@ fewer tokens than what a model left to itself likes to write.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from slipstream.chat.schema.arrays import ArrayRules, listed_arrays
 from slipstream.chat.schema.losses import UnsupportedError
@@ -210,57 +211,59 @@ class JsonRules:
     # Objects
 
     def _object(self, form: Form) -> str:
-        form = replace(form, members=self.ordered(form.members))
-        count, needed = len(form.members), sum(member.required for member in form.members)
-        counted = form.least > needed or form.most is not None
+        members = self.ordered(form.members)
+        needed = sum(member.required for member in members)
+        least, most = form.least if form.least > needed else 0, form.most
         if form.free and form.least > needed + 1:  # keys that aren't listed may be the same one twice
             self.meaning.lose("minProperties")
-        if counted and not count:
-            return f'"{{" {self._free(form, form.least, form.most, after=False)} "}}"'
-        if counted:
-            try:
-                return f'"{{" {_Counted(form, self).expression()} "}}"'
-            except UnsupportedError as error:
-                self.meaning.lose(str(error))
-        return f'"{{" {self._members(form)} "}}"'
+        if len(members) > _MOST_COUNTED and (least or most is not None):
+            self.meaning.lose("minProperties" if most is None else "maxProperties")
+            least, most = 0, None
+        parts = [(f"{self.key(member.key)} {self.expression(member.node)}", member.required) for member in members]
+        free = self._free_member(form) if form.free else None
+        return f'"{{" {self.separated(parts, free, least, most)} "}}"'
 
-    def _members(self, form: Form) -> str:
-        """The members of an object, with separators between them."""
-        count = len(form.members)
-        needed = next((index for index, member in enumerate(form.members) if member.required), count)
-        if needed == count:
-            first = self._free(form, 0, None, after=False) or '""'
-        else:
-            first = f"{self.member(form, needed)} {self._then(form, range(needed + 1, count))}"
-        if needed == 0:
-            return first
-        # A rule for what may follow each member that may be the first, so that none is written twice.
-        rest = self._rule(self._then(form, range(needed, count)))
-        ways = [first]
-        for index in reversed(range(needed)):
-            member = self.member(form, index)
-            ways.append(f"{member} {rest}")
-            if index:
-                rest = self._rule(f"({self.SEPARATOR} {member})? {rest}")
-        return f"({' | '.join(reversed(ways))})"
+    def separated(
+        self, parts: Sequence[tuple[str, bool]], free: str | None = None, least: int = 0, most: int | None = None
+    ) -> str:
+        """The Lark expression of so many parts, of which there must be some way to take that many.
+
+        They come in their order, each with whether it must be there, and then any number of `free` ones.
+        """
+        highest = max(least, 1) if most is None else most  # more before a part make no difference to it
+        needed = [0, *accumulate(required for _, required in parts)]
+        after: dict[int, str] = {}
+        for count in range(min(needed[-1], highest), min(len(parts), highest) + 1):
+            if free is not None:
+                after[count] = self.repeated(free, max(least - count, 0), most and most - count, first=not count)
+            elif count >= least:
+                after[count] = '""'
+        for index in reversed(range(len(parts))):
+            (part, required), rest, after = parts[index], after, {}
+            for count in range(min(needed[index], highest), min(index, highest) + 1):
+                separator, more = (
+                    self.SEPARATOR if count else "",
+                    count + 1 if most is not None else min(count + 1, highest),
+                )
+                ways = [f"{separator} {part} {rest[more]}"] if more in rest else []
+                ways += [rest[count]] if count in rest and not required else []
+                if ways:
+                    after[count] = ways[0] if len(ways) == 1 else self._rule(" | ".join(ways))
+        return after[0]
+
+    def repeated(self, item: str, least: int, most: int | None, *, first: bool) -> str:
+        """So many of an item, with separators between them, or before each if they aren't the first."""
+        if most == 0:
+            return '""'
+        if not first:
+            return f"({self.SEPARATOR} {item}){_times(least, most)}"
+        rest = "" if most == 1 else f" ({self.SEPARATOR} {item}){_times(max(least - 1, 0), most and most - 1)}"
+        return f"{item}{rest}" if least else f"({item}{rest})?"
 
     def _rule(self, body: str) -> str:
         name = self.new_name()
-        self.rules.append(f"{name}: {body.strip() or chr(34) * 2}")
+        self.rules.append(f"{name}: {body}")
         return name
-
-    def _then(self, form: Form, indices: range) -> str:
-        """Members of these indices and free ones, after another."""
-        parts = []
-        for index in indices:
-            part = f"{self.SEPARATOR} {self.member(form, index)}"
-            parts.append(part if form.members[index].required else f"({part})?")
-        return " ".join((*parts, self._free(form, 0, None, after=True)))
-
-    def member(self, form: Form, index: int) -> str:
-        """The Lark expression of a member of known key."""
-        member = form.members[index]
-        return f"{self.key(member.key)} {self.expression(member.node)}"
 
     def key(self, key: str) -> str:
         """The Lark expression of a key and what stands after it."""
@@ -287,77 +290,14 @@ class JsonRules:
         """The members of an object in the order in which they are written."""
         return tuple(members)
 
-    def _free(self, form: Form, least: int, most: int | None, *, after: bool) -> str:
-        """So many members of other keys; `after` says whether there is another before them."""
-        if not form.free or most == 0:
-            return ""
-        free = self._free_member(form)
-        if after:
-            return f"({self.SEPARATOR} {free}){_times(least, most)}"
-        times = _times(max(least - 1, 0), None if most is None else most - 1)
-        members = free if most == 1 else f"{free} ({self.SEPARATOR} {free}){times}"
-        return members if least else f"({members})?"
-
     def _free_member(self, form: Form) -> str:
-        name = self.new_name()
         ways = [
             f"{key} {self.expression(each.node)}"
             for each in form.free
             for keys in each.keys
             if (key := self.free_key(keys)) is not None
         ]
-        self.rules.append(f"{name}: {' | '.join(ways)}")
-        return name
-
-
-class _Counted:
-    """Members of an object that must be so many: a rule for each place, and each count before it."""
-
-    def __init__(self, form: Form, rules: JsonRules) -> None:
-        self._form, self._rules = form, rules
-        self._known: dict[tuple[int, int], str | None] = {}
-        self._needed_after = [0]
-        for member in reversed(form.members):
-            self._needed_after.insert(0, self._needed_after[0] + member.required)
-        self._cap = form.least if form.most is None else max(form.most, form.least)
-        if len(form.members) > _MOST_COUNTED:
-            raise UnsupportedError("minProperties" if form.most is None else "maxProperties")
-
-    def expression(self) -> str:
-        found = self._from(0, 0)
-        assert found is not None  # or there is no form
-        return found
-
-    def _from(self, index: int, count: int) -> str | None:
-        """The rule of members from an index on, after so many; None if there is no way to the end."""
-        key = index, count
-        if key not in self._known:
-            body = self._body(index, count)
-            if body is None:
-                self._known[key] = None
-            else:
-                name = self._known[key] = self._rules.new_name()
-                self._rules.rules.append(f"{name}: {body}")
-        return self._known[key]
-
-    def _body(self, index: int, count: int) -> str | None:
-        form = self._form
-        if index == len(form.members):
-            least = max(form.least - count, 0)
-            most = None if form.most is None else form.most - count
-            if (least and not form.free) or (most is not None and most < 0):
-                return None
-            return self._rules._free(form, least, most, after=count > 0) or '""'
-        ways = []
-        member = form.members[index]
-        if form.most is None or count + 1 + self._needed_after[index + 1] <= form.most:
-            after = count + 1 if form.most is not None else min(count + 1, max(self._cap, 1))
-            if (rest := self._from(index + 1, after)) is not None:
-                separator = f"{self._rules.SEPARATOR} " if count else ""
-                ways.append(f"{separator}{self._rules.member(form, index)} {rest}")
-        if not member.required and (rest := self._from(index + 1, count)) is not None:
-            ways.append(rest)
-        return " | ".join(ways) or None
+        return self._rule(" | ".join(ways))
 
 
 def _times(least: int, most: int | None) -> str:
