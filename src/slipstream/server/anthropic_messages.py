@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, PrivateAttr, Tag
 
-from slipstream.chat import NO_TOOLS, Message, Schema, Setting, Tool, ToolUse
+from slipstream.chat import NO_TOOLS, Message, Setting, Tool, ToolUse
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
@@ -206,12 +206,14 @@ class MessagesRequest(PromptFields):
         self._check_support(runtime)
         prompt, setting = self.prompt(runtime)
         system = prompt[0] if prompt and prompt[0].role == "system" else None
+        given = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
+        form = (self.output_config and self.output_config.format) or self.output_format  # as older clients send it
         return TurnRequest(
             prompt=prompt if system is None else prompt[1:],
             system=system,
-            params=self._sampling_params(),
+            params=SamplingParams(**given, max_tokens=max(self.max_tokens, 1), stop=self.stop_sequences or ()),
             setting=setting,
-            response_schema=_response_schema(self.output_config, self.output_format),
+            response_schema=form.schema_ if form is not None else None,
             response_strict=True,  # as the protocol promises, which has no word for it
             answers=self.max_tokens > 0,
             warnings=self.warnings,
@@ -241,10 +243,6 @@ class MessagesRequest(PromptFields):
     def shows_thinking(self) -> bool:
         """Whether the client wants to see reasoning."""
         return self.thinking is None or self.thinking.display != "omitted"
-
-    def _sampling_params(self) -> SamplingParams:
-        given = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
-        return SamplingParams(**given, max_tokens=max(self.max_tokens, 1), stop=self.stop_sequences or ())
 
     def _check_support(self, runtime: Runtime) -> None:
         """Refuse what would make a difference and can't be had."""
@@ -321,9 +319,3 @@ def router(runner: TurnRunner) -> APIRouter:
         return TokenCount(input_tokens=counted, context_management=OriginalCount(original_input_tokens=original))
 
     return routes
-
-
-def _response_schema(config: OutputConfig | None, output_format: OutputFormat | None) -> Schema | None:
-    """The schema that an answer must fit, from `output_config` or, as older clients send it, `output_format`."""
-    wanted = (config and config.format) or output_format
-    return wanted.schema_ if wanted is not None else None

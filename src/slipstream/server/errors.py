@@ -71,8 +71,6 @@ class Failure:
 def failure_of(error: Exception, path: str) -> Failure:
     """The failure in the words of the protocol at `path`; what nobody foresaw goes to the log, not to the client."""
     names = names_at(path)
-    if isinstance(error, HTTPException) and isinstance(error.__cause__, SlipstreamError):
-        error = error.__cause__  # which the framework made an HTTP error of, while it read the body
     if isinstance(error, RequestValidationError):
         error = _invalid_body(error.errors())
     match error:
@@ -154,7 +152,7 @@ def install_error_handlers(app: FastAPI) -> None:
     """Give every error of the app its protocol's shape."""
     for kind in (RequestValidationError, SlipstreamError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=CLIENT_GONE))
     app.add_middleware(_LastResort)
 
 
@@ -184,11 +182,12 @@ class _LastResort:
 
 
 def _answer(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, SlipstreamError):
+        error = error.__cause__  # which the framework made an HTTP error of, while it read the body
     failure = failure_of(error, request.url.path)
-    cause = error.__cause__ if isinstance(error, HTTPException) else error
-    if isinstance(cause, LimitError | OverloadedError):
-        request.app.state.metrics.refused(cause.limit)
-    elif isinstance(error, HTTPException) and not isinstance(cause, SlipstreamError):
+    if isinstance(error, LimitError | OverloadedError):
+        request.app.state.metrics.refused(error.limit)
+    elif isinstance(error, HTTPException):
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             error.headers = {"Allow": _allowed_methods(request)}
         failure = replace(failure, message=_advice(request, error) or failure.message, headers=error.headers or {})
@@ -213,10 +212,6 @@ def _allowed_methods(request: Request) -> str:
     routes = request.app.routes
     taken = (name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes))
     return ", ".join(taken)
-
-
-def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=CLIENT_GONE)
 
 
 def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> InvalidRequestError:

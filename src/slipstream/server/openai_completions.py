@@ -53,7 +53,12 @@ class CompletionRequest(SamplingFields):
 
     def turns(self) -> list[TurnRequest]:
         """What it asks for, prompt by prompt, in no protocol's terms; raises `InvalidRequestError`."""
-        self._refuse_unsupported()
+        if self.echo:
+            raise unsupported("echo", "is not supported: leave it out and put the prompt before the answer")
+        if self.suffix:
+            raise unsupported("suffix", "is not supported: leave it out")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise unsupported("best_of", "is not supported: ask for as many with n and choose yourself")
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         params = self.sampling_params(max_tokens=limit, logprobs=self.logprobs)
         return [
@@ -65,14 +70,6 @@ class CompletionRequest(SamplingFields):
             )
             for prompt in self.prompt
         ]
-
-    def _refuse_unsupported(self) -> None:
-        if self.echo:
-            raise unsupported("echo", "is not supported: leave it out and put the prompt before the answer")
-        if self.suffix:
-            raise unsupported("suffix", "is not supported: leave it out")
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise unsupported("best_of", "is not supported: ask for as many with n and choose yourself")
 
 
 def router(runner: TurnRunner) -> APIRouter:
