@@ -10,12 +10,11 @@ from typing import NamedTuple
 from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
 from slipstream.engine.grammar import Constraint
-from slipstream.engine.request import EngineRequest, FinishReason, Output, TurnCounters
+from slipstream.engine.request import EngineRequest, FinishReason, Flow, Output, TurnCounters
 from slipstream.engine.text import TextStream
 from slipstream.kv import Sequence
 from slipstream.sampling import Choice, Row, Sampler, TokenLogprob
 from slipstream.tokenizer import IncrementalDecoder, Tokenizer
-from slipstream.types import IntArray
 
 
 class Phase(Enum):
@@ -46,7 +45,7 @@ class ActiveRequest:
         params = request.params
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         self.request = request
-        self.flow = request.flow
+        self.flow = Flow(request.tenant, request.priority)
         self.sink = sink
         self.phase = Phase.WAITING
         self.cancelled = False
@@ -85,12 +84,6 @@ class ActiveRequest:
         """Tokens that wait for their KV."""
         assert self.sequence is not None
         return self.sequence.pending
-
-    @property
-    def answer(self) -> IntArray:
-        """The tokens generated so far, int32 [n]."""
-        tokens = self.sequence.tokens if self.sequence is not None else self.tokens
-        return tokens[len(self.request.prompt) :]
 
     def start(self, sequence: Sequence, *, owed: int = 0) -> None:
         """Begin, or after a preemption go on, with a sequence that holds all tokens so far.

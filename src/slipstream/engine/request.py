@@ -48,11 +48,6 @@ class EngineRequest:
     response_cache: bool = True
     """Whether the answer may come from memory, if the request is deterministic and was answered before."""
 
-    @property
-    def flow(self) -> Flow:
-        """The requests it takes turns with."""
-        return Flow(self.tenant, self.priority)
-
 
 @dataclass(slots=True)
 class TurnCounters:

@@ -200,7 +200,8 @@ class Scheduler:
         self.running.remove(active)
         if active.sequence is not None:
             if active.constraint is not None:
-                self._drafter.remember(active.answer, active.request.tenant)
+                answer = active.sequence.tokens[len(active.request.prompt) :]
+                self._drafter.remember(answer, active.request.tenant)
             self._kv.cache(active.sequence)
             active.sequence = None
 
@@ -317,41 +318,29 @@ class Scheduler:
                 return sequence
 
     def _make_way(self, active: ActiveRequest) -> bool:
-        """Let a running request go in favour of one that waits, if that is fair; False if none has to."""
-        if self._give_up_settling():
-            return True
-        victim = self._shares.to_set_back_for(active, self.running)
+        """Let a running request go in favour of one that waits, if that is fair; False if none has to.
+
+        First the oldest answer, whose last tokens are left to whoever goes on.
+        """
+        settling = (each for each in self.running if each.phase is Phase.SETTLING)
+        victim = next(settling, None) or self._shares.to_set_back_for(active, self.running)
         if victim is not None:
             self._preempt(victim)
         return victim is not None
-
-    def _give_up_settling(self) -> bool:
-        """Leave the last tokens of the oldest answer to whoever goes on; False if all have their KV."""
-        for active in self.running:
-            if active.phase is Phase.SETTLING:
-                self._preempt(active)
-                return True
-        return False
 
     def _take_over(self, active: ActiveRequest) -> range:
         """Let go the turn before of the same conversation if it has yet to settle: this one computes its last tokens.
 
         Returns which those are; none if there's no such turn.
         """
-        for other in self.running:
-            if other.phase is Phase.SETTLING and self._goes_on_from(other, active):
+        for other in self.running if active.request.reuse else ():
+            if other.phase is Phase.SETTLING and other.request.tenant == active.request.tenant:
                 assert other.sequence is not None
-                last = range(other.sequence.computed, len(other.sequence))
-                self._preempt(other)
-                return last
+                if other.sequence.begins(active.tokens[:-1]):
+                    last = range(other.sequence.computed, len(other.sequence))
+                    self._preempt(other)
+                    return last
         return range(0)
-
-    @staticmethod
-    def _goes_on_from(other: ActiveRequest, active: ActiveRequest) -> bool:
-        """Whether a request's prompt goes on where another one ended, and may use its KV."""
-        if other.sequence is None or other.request.tenant != active.request.tenant or not active.request.reuse:
-            return False
-        return common_length(other.sequence.tokens, active.tokens[:-1]) == len(other.sequence)
 
     def _prefix_under_way(self, active: ActiveRequest) -> bool:
         """Whether a running request is computing the same prefix, and will soon have much more than memory does."""

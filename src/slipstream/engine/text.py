@@ -30,17 +30,13 @@ class TextStream:
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The text that these tokens make certain; sets `stopped` if they complete a stop string, which is left out."""
-        text = self._decoder.feed(tokens)
-        if not self._stop:
-            return text
-        return self._scan(text) if text else ""
+        return self._scan(self._decoder.feed(tokens))
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""
         if self.stopped:
             return ""
-        rest = self._decoder.flush()
-        certain = self._scan(rest) if self._stop and rest else rest
+        certain = self._scan(self._decoder.flush())
         held, self._held = self._held, ""
         return certain + ("" if self.stopped else held)
 
@@ -50,7 +46,7 @@ class TextStream:
         if found:
             at, self.stop_string = min(found)
             return self._held[:at]
-        certain = len(self._held) - max(_overlap(self._held, stop) for stop in self._stop)
+        certain = len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0)
         text, self._held = self._held[:certain], self._held[certain:]
         return text
 

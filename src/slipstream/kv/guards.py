@@ -1,7 +1,6 @@
 """States that somebody wants a copy of before they are given up."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,13 +17,6 @@ def joined(parts: Iterable[Blob | None]) -> Blob | None:
     return np.concatenate(whole) if len(whole) == len(found) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Guarded:
-    tenant: str
-    tokens: IntArray
-    start: int
-
-
 class Guards:
     """Parts of conversations by key, each from token `start` to the end of its `tokens`.
 
@@ -32,12 +24,12 @@ class Guards:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[bytes, _Guarded] = {}
+        self._parts: dict[bytes, tuple[str, IntArray, int]] = {}
         self.on_rescue: Callable[[bytes, Blob], None] = lambda *_: None
 
     def add(self, key: bytes, tenant: str, tokens: IntArray, start: int) -> None:
         """Guard a part."""
-        self._parts[key] = _Guarded(tenant, tokens, start)
+        self._parts[key] = tenant, tokens, start
 
     def remove(self, key: bytes) -> None:
         """Guard a part no more; harmless if it's not guarded."""
@@ -45,10 +37,9 @@ class Guards:
 
     def rescue(self, tenant: str, tokens: IntArray, export: Export) -> None:
         """Copy what is guarded of a sequence that is about to be evicted."""
-        for key, part in list(self._parts.items()):
-            size = len(part.tokens)
-            if part.tenant != tenant or size > len(tokens) or not np.array_equal(part.tokens, tokens[:size]):
+        for key, (owner, part, start) in list(self._parts.items()):
+            if owner != tenant or not np.array_equal(part, tokens[: len(part)]):
                 continue
-            if (blob := joined(export(tenant, part.tokens, part.start))) is not None:
+            if (blob := joined(export(tenant, part, start))) is not None:
                 del self._parts[key]
                 self.on_rescue(key, blob)
