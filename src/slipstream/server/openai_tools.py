@@ -1,13 +1,14 @@
 """Tools and response formats as OpenAI's clients ask for them, and what they mean."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, Field, PlainValidator
 
 from slipstream import fields
 from slipstream.chat import Schema, Tool, ToolCall, ToolUse
 from slipstream.chat.setting import TextGrammar
+from slipstream.server.by_type import ByType
 from slipstream.server.custom_tools import custom_tool, input_of
 from slipstream.server.errors import given
 from slipstream.server.field_names import CHAT
@@ -100,39 +101,15 @@ class AllowedToolsChoice(BaseModel):
     allowed_tools: AllowedTools[NamedTool]
 
 
-def _choice_validator(kinds: Mapping[str, type[BaseModel]]) -> PlainValidator:
-    """Reads a `tool_choice`: a word, or an object of one of the kinds."""
-
-    def read(value: object) -> object:
-        if value in ("none", "auto", "required"):
-            return value
-        kind = kinds.get(str(value.get("type"))) if isinstance(value, dict) else None
-        if kind is None:
-            raise ValueError(f"it must be none, auto, required, or an object of type {' or '.join(kinds)}")
-        try:
-            return kind.model_validate(value)
-        except ValidationError as error:
-            (first, *_) = error.errors()
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{where}: {first['msg'].lower()}") from None
-
-    return PlainValidator(read)
+def _word(value: object) -> object:
+    if value not in ("none", "auto", "required"):
+        raise ValueError("it must be none, auto, required, or an object whose type is allowed_tools or that of a tool")
+    return value
 
 
-_Word = Literal["none", "auto", "required"]
-ToolChoice = Annotated[
-    _Word | NamedTool | AllowedToolsChoice,
-    _choice_validator({"function": NamedTool, "custom": NamedTool, "allowed_tools": AllowedToolsChoice}),
-]
-FunctionChoice = Annotated[
-    _Word | NamedFunction | AllowedTools[NamedFunction],
-    _choice_validator(
-        {
-            **dict.fromkeys(("function", "custom", "local_shell"), NamedFunction),
-            "allowed_tools": AllowedTools[NamedFunction],
-        }
-    ),
-]
+_Word = Annotated[Literal["none", "auto", "required"], PlainValidator(_word)]
+ToolChoice = Annotated[NamedTool | AllowedToolsChoice | _Word, ByType()]
+FunctionChoice = Annotated[NamedFunction | AllowedTools[NamedFunction] | _Word, ByType()]
 """The same in the Responses API."""
 
 
