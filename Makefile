@@ -18,9 +18,9 @@ test: $(VENV)/.installed-dev  ## Run the test suite, in two processes (ARGS="-n0
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-torch: $(TORCH)/.installed  ## Run the tests of the torch backend, on this machine's processor
+test-torch: $(TORCH)/.installed  ## Run the tests of the torch backend, on this machine's processor, in two processes
 	$(TORCH)/bin/slipstream pull
-	$(TORCH)/bin/python -m pytest -m torch $(ARGS)
+	$(TORCH)/bin/python -m pytest -m torch -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gpu-check: $(TORCH)/.installed  ## Check and time the torch backend on a GPU: a table, and bench-results/gpu-check.json
 	$(TORCH)/bin/slipstream pull
