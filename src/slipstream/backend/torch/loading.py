@@ -129,6 +129,8 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
     """Lets `transformers` load such models with modules of ours in place of what was quantised."""
 
     requires_calibration = True
+    _each_apart = False
+    """Whether experts are loaded one by one."""
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         config = self.quantization_config
@@ -136,10 +138,11 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         for name, module in list(model.named_modules()):
             if (ours := _in_place_of(module, name, checkpoint)) is not None:
                 model.set_submodule(name, ours)
+                self._each_apart |= isinstance(ours, _Experts)
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
-        """Those that don't join experts."""
-        if not any(isinstance(module, _Experts) for module in model.modules()):
+    def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
+        """Those that don't join experts. Versions of `transformers` differ in whether they give the model as well."""
+        if not self._each_apart:
             return weight_conversions
         return [each for each in weight_conversions if not any("experts" in name for name in each.target_patterns)]
 
