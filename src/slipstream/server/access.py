@@ -116,7 +116,6 @@ def is_loopback(host: str) -> bool:
 
 
 def _offered(headers: Headers, *, basic: bool) -> Iterator[bytes]:
-    """The keys that a request brings."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         yield token.strip().encode("latin-1")

@@ -60,7 +60,6 @@ class MessageAnswer(Answer):
         return b"event: error\ndata: " + anthropic_body(failure) + b"\n\n"
 
     def _content(self, choice: Choice) -> list[dict[str, Any]]:
-        """The blocks of a finished message."""
         content: list[dict[str, Any]] = []
         message = choice.message
         if thought := choice.reader.reasoning:
@@ -74,7 +73,6 @@ class MessageAnswer(Answer):
         return content
 
     def _ending(self, choice: Choice) -> dict[str, str | None]:
-        """How it ended."""
         if not choice.request.answers:
             return {"stop_reason": "max_tokens", "stop_sequence": None}
         last = choice.outputs[-1]
@@ -86,11 +84,9 @@ class MessageAnswer(Answer):
         return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
     def _usage(self, choice: Choice) -> dict[str, Any]:
-        """What it cost in tokens."""
         return usage_of(choice, choice.counters)
 
     def _report(self) -> dict[str, Any]:
-        """The `slipstream` object."""
         return report_of(self.turn)
 
     def _start(self, choice: Choice) -> bytes:

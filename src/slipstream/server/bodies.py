@@ -176,7 +176,6 @@ def _measure_schemas(body: dict[str, Any], limits: LimitsConfig) -> None:
 
 
 def _schemas(body: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """The schemas of a request, and where they stand."""
     tools = body.get("tools")
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
         for path in _SCHEMAS_OF_TOOLS:

@@ -51,7 +51,6 @@ def _page(api: Mapping[str, Any]) -> str:
 
 
 def _operations(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Each request that the server takes, what it may bring and what comes back."""
     for path, methods in paths.items():
         for method, operation in methods.items():
             parameters = "".join(

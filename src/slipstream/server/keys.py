@@ -92,7 +92,6 @@ class KeyRing:
         return next((found for each in digests if (found := self._own.get(each) or known.get(each))), None)
 
     def _refresh(self) -> None:
-        """Read the file again if it has changed."""
         now = time.monotonic()
         if self._file is None or now - self._looked < _RELOAD_SECONDS or not self._lock.acquire(blocking=False):
             return

@@ -76,14 +76,16 @@ class LocalShellTool(BaseModel):
 AnyTool = Annotated[FunctionTool | CustomTool | NamespaceTool | LocalShellTool | HostedTool, ByType()]
 
 
+ClientTool = FunctionTool | CustomTool | LocalShellTool
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """A tool as the model knows it, and as the client does."""
 
     tool: Tool
-    kind: Literal["function", "custom", "local_shell"]
-    name: str
-    namespace: str | None = None
+    told: ClientTool
+    namespace: str | None
 
 
 class Toolbox:
@@ -99,20 +101,16 @@ class Toolbox:
     def call_item(self, call: ToolCall) -> Item:
         """A call as an item of the output, without its id and status."""
         known = self._known.get(call.name)
-        if known is None or known.kind == "function":
-            item = {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
-        elif known.kind == "custom":
-            item = {
-                "type": "custom_tool_call",
-                "call_id": call.id,
-                "name": call.name,
-                "input": input_of(call.arguments),
-            }
-        else:
+        told = known.told if known is not None else None
+        if isinstance(told, LocalShellTool):
             action = {"type": "exec", "env": {}, **members_of(call.arguments)}
             return {"type": "local_shell_call", "call_id": call.id, "action": action}
-        if known is not None:
-            item["name"] = known.name
+        item = {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+        if isinstance(told, CustomTool):
+            input = input_of(call.arguments)
+            item = {"type": "custom_tool_call", "call_id": call.id, "name": call.name, "input": input}
+        if known is not None and told is not None:
+            item["name"] = told.name
             if known.namespace is not None:
                 item["namespace"] = known.namespace
         return item
@@ -128,28 +126,23 @@ def _all(tools: Sequence[Any]) -> Iterator[_Known]:
     for index, tool in enumerate(tools):
         if isinstance(tool, NamespaceTool):
             for inner, each in enumerate(tool.tools):
-                yield _placed(each, f"{index}].tools[{inner}", tool)
+                yield _known(each, f"{index}].tools[{inner}", tool.name)
         elif not isinstance(tool, HostedTool):
-            yield _placed(tool, str(index), None)
+            yield _known(tool, str(index), None)
 
 
-def _placed(tool: FunctionTool | CustomTool | LocalShellTool, place: str, group: NamespaceTool | None) -> _Known:
-    known = _known(tool, f"tools[{place}]", group)
-    return replace(known, tool=replace(known.tool, place=place))
+def _known(told: ClientTool, place: str, namespace: str | None) -> _Known:
+    return _Known(replace(_tool(told, f"tools[{place}]", namespace), place=place), told, namespace)
 
 
-def _known(tool: FunctionTool | CustomTool | LocalShellTool, param: str, group: NamespaceTool | None) -> _Known:
-    if isinstance(tool, LocalShellTool):
-        return _Known(
-            Tool(SHELL_NAME, "Runs a command in the user's shell.", _SHELL_PARAMETERS), "local_shell", SHELL_NAME
-        )
-    namespace = group.name if group is not None else None
-    name = flat_name(namespace, tool.name)
-    if isinstance(tool, FunctionTool):
-        return _Known(function_tool(tool, name), "function", tool.name, namespace)
-    form, text = tool.format, TextGrammar()
+def _tool(told: ClientTool, param: str, namespace: str | None) -> Tool:
+    if isinstance(told, LocalShellTool):
+        return Tool(SHELL_NAME, "Runs a command in the user's shell.", _SHELL_PARAMETERS)
+    name = flat_name(namespace, told.name)
+    if isinstance(told, FunctionTool):
+        return function_tool(told, name)
+    form, text = told.format, TextGrammar()
     if form is not None and form.type == "grammar":
         definition = given(form.definition, f"{param}.format.definition")
         text = TextGrammar(given(form.syntax, f"{param}.format.syntax"), definition)
-    custom = custom_tool(name, tool.description, text, f"{param}.format.definition")
-    return _Known(custom, "custom", tool.name, namespace)
+    return custom_tool(name, told.description, text, f"{param}.format.definition")

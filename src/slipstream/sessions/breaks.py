@@ -215,7 +215,6 @@ def _message_difference(old: Sequence[Message], new: Sequence[Message]) -> Reuse
 
 
 def _edited(old: Message, new: Message, at: int) -> ReuseBreak:
-    """What of a message was changed."""
     if old.role != new.role:
         return ReuseBreak("message_edited", at, "role")
     if old.text != new.text:

@@ -292,7 +292,6 @@ class Database:
         return [key[len(self._model) :] for key in gone if key.startswith(self._model)]
 
     def _pointers(self, table: str, place: tuple[object, ...]) -> tuple[bytes | None, ...]:
-        """What the row at a place points to."""
         query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
         return self._connection.execute(query, place).fetchone() or ()
 
@@ -322,7 +321,6 @@ class Database:
         self._connection.executemany("DELETE FROM nodes WHERE key = ?", [(key,) for key in keys])
 
     def _begin_anew(self, error: Exception) -> None:
-        """Set the file aside."""
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
         logger.warning("%s is damaged (%s): it is kept as %s, and sessions begin anew", self._path, error, aside.name)
         self._path.replace(aside)

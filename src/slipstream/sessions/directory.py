@@ -299,7 +299,6 @@ class Directory:
         return [(entry.tenant, entry.id) for entry in entries if not entry.busy and chosen(entry)]
 
     def _free(self, states: Iterable[SessionState]) -> None:
-        """Free the memory of sessions that are no more."""
         for state in states:
             tokens = tokens_of(state, self._conversations)
             if len(tokens) and state.messages[-1].role == "assistant":

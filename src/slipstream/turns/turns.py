@@ -79,7 +79,6 @@ class Turns:
             turn.cancel()
 
     def _claim(self, turn: Turn, request: TurnRequest) -> SessionTurn | None:
-        """Claim the session of a request until it is answered."""
         if not isinstance(request.prompt, tuple):
             return None
         session_turn = self._session_turns.claim(
