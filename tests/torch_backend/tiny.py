@@ -72,8 +72,8 @@ def tiny_folder(parent: Path, name: str, vocabulary: int = _SHAPE["vocab_size"])
     shape = _SHAPE | (ARCHITECTURES | OTHERS)[name] | {"vocab_size": vocabulary}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shape), dtype=torch.float32).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms and sinks all alike would hide mistakes
+        for each, parameter in model.named_parameters():
+            if parameter.dim() == 1 or each.endswith("bias"):  # norms, sinks, biases all alike would hide mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     folder = parent / f"tiny-{name.replace('_', '-')}"
     model.save_pretrained(folder)

@@ -83,6 +83,7 @@ class _Experts(nn.Module):  # type: ignore[misc]
         found = [{part: stored.take(device) for part, stored in of_expert.items()} for of_expert in self._stored]
         self.gate_up_proj = of_experts([below(own["gate_proj"], own["up_proj"]) for own in found])
         self.down_proj = of_experts([own["down_proj"] for own in found])
+        self._modules.clear()  # they are empty now
 
     def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """See `Operators.experts`."""
