@@ -101,15 +101,22 @@ class AllowedToolsChoice(BaseModel):
     allowed_tools: AllowedTools[NamedTool]
 
 
-def _word(value: object) -> object:
-    if value not in ("none", "auto", "required"):
-        raise ValueError("it must be none, auto, required, or an object whose type is allowed_tools or that of a tool")
-    return value
+def _word_or(*kinds: str) -> PlainValidator:
+    """Reads a word, where an object of one of these types may be, too."""
+
+    def read(value: object) -> object:
+        if value not in ("none", "auto", "required"):
+            raise ValueError(f"it must be none, auto, required, or an object of type {' or '.join(kinds)}")
+        return value
+
+    return PlainValidator(read)
 
 
-_Word = Annotated[Literal["none", "auto", "required"], PlainValidator(_word)]
-ToolChoice = Annotated[NamedTool | AllowedToolsChoice | _Word, ByType()]
-FunctionChoice = Annotated[NamedFunction | AllowedTools[NamedFunction] | _Word, ByType()]
+_Word = Literal["none", "auto", "required"]
+_AnyWord = Annotated[_Word, _word_or("function", "custom", "allowed_tools")]
+_AnyWordOrShell = Annotated[_Word, _word_or("function", "custom", "local_shell", "allowed_tools")]
+ToolChoice = Annotated[NamedTool | AllowedToolsChoice | _AnyWord, ByType()]
+FunctionChoice = Annotated[NamedFunction | AllowedTools[NamedFunction] | _AnyWordOrShell, ByType()]
 """The same in the Responses API."""
 
 
