@@ -89,44 +89,35 @@ class CompactionBlock(BaseModel):
 Readable = TextBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock | ToolChangeBlock | Unknown
 
 
-def block_text(block: BaseModel, param: str, tools: Mapping[str, Tool], *, in_result: bool = False) -> str:
+def block_text(block: Readable, param: str, tools: Mapping[str, Tool], *, in_result: bool = False) -> str:
     """The text of a block; raises `InvalidRequestError` naming the field if it has none.
 
     In a call's result a text stands for what can't be read. The client keeps it in its history, so a refusal would
     end the conversation for ever.
     """
-    if isinstance(block, ToolChangeBlock) and block.type == "tool_removal":
-        return f"The tool {block.tool.name} is no longer available."
-    text = _text(block, param, tools)
-    if text is not None:
-        return text
-    kind, source = str(getattr(block, "type", "")), getattr(block, "source", None)
-    if not in_result:
-        raise unreadable(param, kind)
-    media_type = source.media_type if isinstance(source, DocumentSource) else None
-    if isinstance(source, dict):
-        media_type = source.get("media_type")
-    return not_read(str(media_type or kind))
-
-
-def _text(block: BaseModel, param: str, tools: Mapping[str, Tool]) -> str | None:
     match block:
         case TextBlock():
-            return block.text
-        case DocumentBlock():
-            text = _document_text(block)
-            return text and "\n".join(part for part in (block.title, block.context, text) if part)
+            text = block.text
+        case DocumentBlock() if (document := _document_text(block.source)) is not None:
+            text = document and "\n".join(part for part in (block.title, block.context, document) if part)
         case SearchResultBlock():
-            return "\n".join((f"{block.title} ({block.source})", *(part.text for part in block.content)))
+            text = "\n".join((f"{block.title} ({block.source})", *(part.text for part in block.content)))
         case ToolReferenceBlock():
-            return _described(block.tool_name, f"{param}.tool_name", tools)
+            text = _described(block.tool_name, f"{param}.tool_name", tools)
         case ToolChangeBlock(type="tool_addition"):
-            return _described(block.tool.name, f"{param}.tool.name", tools)
-    return None
+            text = _described(block.tool.name, f"{param}.tool.name", tools)
+        case ToolChangeBlock():
+            text = f"The tool {block.tool.name} is no longer available."
+        case _ if in_result:
+            source = getattr(block, "source", None)
+            media_type = source.get("media_type") if isinstance(source, dict) else getattr(source, "media_type", None)
+            text = not_read(str(media_type or block.type))
+        case _:
+            raise unreadable(param, block.type)
+    return text
 
 
-def _document_text(block: DocumentBlock) -> str | None:
-    source = block.source
+def _document_text(source: DocumentSource) -> str | None:
     if source.type == "text":
         return source.data
     if source.type == "content" and isinstance(source.content, str):

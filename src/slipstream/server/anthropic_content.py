@@ -153,6 +153,6 @@ class _Reader:
                 result = self.text(block.content or (), f"{param}.content", in_result=True)
                 said = f"Error: {result}" if block.is_error else result
                 return Message("tool", said, tool_call_id=block.tool_use_id)
-            case _, ToolUseBlock() | ToolResultBlock() | ThinkingBlock():
-                raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
+        if isinstance(block, ToolUseBlock | ToolResultBlock | ThinkingBlock):
+            raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
         return Message(role, block_text(block, param, self._tools))
