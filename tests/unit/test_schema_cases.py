@@ -107,6 +107,11 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         ['{"x1": 1, "x2": 1}', '{"x1": 1, "x2": 1, "x3": 1}'],
         ['{"x1": 1, "x1": 1}', '{"x1": 1}', "{}"],
     ),
+    "eight patterns": (
+        thing() | {"patternProperties": {f"^{key}": {"const": key} for key in "abcdefgh"}},
+        ['{"a1": "a", "h": "h"}'],
+        ['{"a1": "h"}', '{"x": "x"}'],
+    ),
     "never": (thing(a=INTEGER, b={"not": {}}), ["{}", '{"a": 1}'], ['{"b": 1}']),
     "if and else": (
         thing(**KINDS) | {"if": IF_A, "then": {"required": ["x"]}, "else": {"properties": {"x": False}}},
@@ -180,6 +185,13 @@ def test_what_is_left_out_is_listed(schema: Any, loss: str) -> None:
     assert losses == (loss,)
     matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(source), log_level=0)
     assert not matcher.is_error(), matcher.get_error()
+
+
+def test_integers_are_integers_if_what_they_are_multiples_of_is_left_out() -> None:
+    source, losses = loosened_grammar_of({"type": "integer", "multipleOf": 2**60})
+    assert losses == ("multipleOf",)
+    assert accepts(source, "1")
+    assert not accepts(source, "0.5")
 
 
 def test_the_judge_reads_patterns_as_ecma_does() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from slipstream.chat.formats.base import AnswerRules, TaggedCalls
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, text_before, whole_until
 from slipstream.chat.schema import JsonRules, Meaning, Written, literal, rules_of_arguments
-from slipstream.chat.schema.objects import Keys, Member
+from slipstream.chat.schema.objects import Member
 from slipstream.chat.schema.regex import NEVER, parse
 from slipstream.chat.schema.regex_writing import RAW, terminal
 from slipstream.chat.schema.shapes import Strings
@@ -19,7 +19,7 @@ from slipstream.chat.tags import Tag, Tags, rule_until
 
 _DEEPEST = 64
 _NAME = "[a-zA-Z0-9_.$-]{1,64}"
-_NAMES = parse(_NAME)
+_NAMES = Strings(patterns=((parse(f"^{_NAME}$"), True),))
 _WORDS = {"True": "true", "False": "false", "None": "null"}
 """What a template makes of values that it hands over to Python."""
 
@@ -146,12 +146,13 @@ class _Values(JsonRules):
         """A name and its colon; one that would be read otherwise stands as a text does."""
         return literal(f"{key}:") if re.fullmatch(_NAME, key) else f'{self._given(key)} ":"'
 
-    def free_key(self, keys: Keys) -> str | None:
+    def free_key(self, keys: Strings) -> str | None:
         """Keys that can be written as names."""
-        if keys.are_any:
+        if keys == Strings():
             return 'ANY_NAME ":"'
-        names = keys.texts(within=_NAMES)
-        return None if names == NEVER else f'{self.terminal(terminal(names, RAW))} ":"'
+        names = keys.and_also(_NAMES)
+        texts = NEVER if names is None else names.texts
+        return None if texts == NEVER else f'{self.terminal(terminal(texts, RAW))} ":"'
 
     def texts(self, strings: Strings, scalars: list[str], others: list[str]) -> None:  # noqa: ARG002
         """Texts between their quotes."""

@@ -1,5 +1,7 @@
 """What doesn't fit: the complement of a union of sets of values, as such a union again."""
 
+from collections.abc import Sequence
+
 from slipstream.chat.schema.numbers import Numbers
 from slipstream.chat.schema.shapes import (
     ANY_SHAPES,
@@ -9,8 +11,7 @@ from slipstream.chat.schema.shapes import (
     Arrays,
     Boolean,
     Contains,
-    Exists,
-    Layer,
+    Members,
     Node,
     Not,
     Null,
@@ -21,7 +22,7 @@ from slipstream.chat.schema.shapes import (
 )
 
 
-def complements(shapes: list[Shape]) -> tuple[list[Shape], bool]:
+def complements(shapes: Sequence[Shape]) -> tuple[list[Shape], bool]:
     """All values that fit none of the shapes, and whether some of them are missing as there's no way to say them."""
     result, narrow = ANY_SHAPES, False
     for shape in shapes:
@@ -45,7 +46,7 @@ def _within(shape: Shape) -> tuple[list[Shape], bool]:
             return [*shape.complements()], False
         case Arrays():
             return _other_arrays(shape)
-    return _other_objects(shape)
+    return _other_objects(shape), False
 
 
 def _complement(node: Node) -> Node:
@@ -83,45 +84,17 @@ def _other_arrays(arrays: Arrays) -> tuple[list[Shape], bool]:
     return result, missing
 
 
-def _other_objects(objects: Objects) -> tuple[list[Shape], bool]:
-    result: list[Shape] = []
-    missing = False
-    for key in objects.required:
-        result.append(Objects((Layer({key: NOTHING}, lists=False),)))
+def _other_objects(objects: Objects) -> list[Shape]:
+    result: list[Shape] = [Objects({key: NOTHING}) for key in objects.required]
     if objects.least:
         result.append(Objects(most=objects.least - 1))
     if objects.most is not None:
         result.append(Objects(least=objects.most + 1))
-    for layer in objects.layers:
-        result += _misfits(layer)
-    for fitting in objects.names:
-        result.append(Objects(exists=(Exists(ANYTHING, unfit=fitting),)))
-    for exists in objects.exists:
-        names, patterns = exists.besides
-        if exists.unfit is not None or (exists.among is not None and (names or patterns)):
-            missing = True
-            continue
-        node = _complement(exists.node)
-        if exists.among is not None:
-            layer = Layer(patterns=((exists.among, node),), lists=False)
-        else:
-            free = tuple((pattern, ANYTHING) for pattern in patterns)
-            layer = Layer(dict.fromkeys(names, ANYTHING), free, node, lists=False)
-        result.append(Objects((layer,)))
-    return result, missing
-
-
-def _misfits(layer: Layer) -> list[Shape]:
-    """Objects of which a member doesn't fit the layer."""
-    result: list[Shape] = []
-    for key, node in layer.properties.items():
+    for key, node in objects.properties.items():
         if node != ANYTHING:
-            other = Layer({key: _complement(node)}, lists=False)
-            result.append(Objects((other,), (key,), denied=frozenset({key})))
-    for pattern, node in layer.patterns:
-        if node != ANYTHING:
-            result.append(Objects(exists=(Exists(_complement(node), among=pattern),)))
-    if layer.others != ANYTHING:
-        besides = frozenset(layer.properties), tuple(pattern for pattern, _ in layer.patterns)
-        result.append(Objects(exists=(Exists(_complement(layer.others), besides=besides),)))
+            result.append(Objects({key: _complement(node)}, required=(key,), denied=frozenset({key})))
+    for each in objects.members:
+        result.append(Objects(exists=(Members(each.keys, _complement(each.node)),)))
+    for each in objects.exists:
+        result.append(Objects(members=(Members(each.keys, _complement(each.node)),)))
     return result

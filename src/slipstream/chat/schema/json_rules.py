@@ -13,19 +13,17 @@ from slipstream.chat.schema.arrays import ArrayRules, listed_arrays
 from slipstream.chat.schema.losses import UnsupportedError
 from slipstream.chat.schema.meaning import Meaning
 from slipstream.chat.schema.numbers import INTEGER, INTEGERS, NUMBER, Numbers
-from slipstream.chat.schema.objects import Form, Keys, Member, form_of, settled
-from slipstream.chat.schema.regex_writing import JSON, quoted, terminal
+from slipstream.chat.schema.objects import Form, Member, form_of, settled
+from slipstream.chat.schema.regex_writing import JSON, quoted
 from slipstream.chat.schema.shapes import (
     ANYTHING,
     Arrays,
     Boolean,
-    Layer,
     Node,
     Null,
     Objects,
     Shape,
     Strings,
-    in_quotes,
 )
 
 _SEPARATOR = '", "'
@@ -138,8 +136,7 @@ class JsonRules:
             return [form for each in settled(shape) if (form := form_of(each, is_nothing)) is not None]
         except UnsupportedError as error:
             self.meaning.lose(str(error))
-            layers = tuple(Layer(layer.properties, lists=layer.lists) for layer in shape.layers)
-            simple = replace(shape, layers=layers, names=(), exists=())
+            simple = replace(shape, members=(), exists=(), patterns=(), says=False)
             return [form for each in settled(simple) if (form := form_of(each, is_nothing)) is not None]
 
     def _countable(self, arrays: Arrays, is_nothing: Callable[[Node], bool]) -> ArrayRules:
@@ -189,7 +186,8 @@ class JsonRules:
             return "%json " + json.dumps(numbers.as_schema())
         except UnsupportedError:
             self.meaning.lose("multipleOf")
-            return self.terminal(replace(numbers, step=None, no_steps=frozenset()).terminal())
+            step = INTEGERS.step if numbers.step is not None and numbers.step.denominator == 1 else None
+            return self.terminal(replace(numbers, step=step, no_steps=frozenset()).terminal())
 
     def terminal(self, body: str) -> str:
         """A name for a terminal."""
@@ -269,12 +267,10 @@ class JsonRules:
         """The Lark expression of a key and what stands after it."""
         return f'{quoted(quoted(key))} ": "'
 
-    def free_key(self, keys: Keys) -> str | None:
+    def free_key(self, keys: Strings) -> str | None:
         """The Lark expression of any of the keys and what stands after it; None if none can be written."""
-        if keys.are_any:
-            return 'JSON_STRING ": "'
-        name = self.terminal(in_quotes(terminal(keys.texts(), JSON)))
-        return f'{name} ": "'
+        texts = keys.terminal()
+        return texts and f'{texts if texts.isidentifier() else self.terminal(texts)} ": "'
 
     def texts(self, strings: Strings, scalars: list[str], others: list[str]) -> None:  # noqa: ARG002
         """Add texts to the terminals of single values, or to other expressions if they have to stand apart."""
@@ -292,10 +288,7 @@ class JsonRules:
 
     def _free_member(self, form: Form) -> str:
         ways = [
-            f"{key} {self.expression(each.node)}"
-            for each in form.free
-            for keys in each.keys
-            if (key := self.free_key(keys)) is not None
+            f"{key} {self.expression(each.node)}" for each in form.free if (key := self.free_key(each.keys)) is not None
         ]
         return self._rule(" | ".join(ways))
 

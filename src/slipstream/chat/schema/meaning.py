@@ -5,6 +5,7 @@ else is exact, or narrower than the schema: whatever fits the result fits what i
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
@@ -23,7 +24,7 @@ from slipstream.chat.schema.shapes import (
     Arrays,
     Boolean,
     Contains,
-    Layer,
+    Members,
     Node,
     Not,
     Null,
@@ -31,6 +32,7 @@ from slipstream.chat.schema.shapes import (
     Part,
     Shape,
     Strings,
+    besides,
     intersection,
     joined,
     only,
@@ -199,7 +201,8 @@ class Meaning:
         for value in values:
             if isinstance(value, Mapping):
                 properties = {key: self.node({"const": each}) for key, each in value.items()}
-                result.append(Objects((Layer(properties, others=NOTHING, says=True),), tuple(value)))
+                others = (Members(besides(value, ()), NOTHING),)
+                result.append(Objects(properties, others, tuple(value), listed=tuple(value), says=True))
             elif isinstance(value, list):
                 prefix = tuple(self.node({"const": each}) for each in value)
                 result.append(Arrays((ArrayLayer(prefix, NOTHING, says=True),), len(value), len(value)))
@@ -258,7 +261,7 @@ class Meaning:
         result = ANY_SHAPES
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             for key, needed in schema.get(keyword, {}).items():
-                absent = Objects((Layer({key: NOTHING}, lists=False),))
+                absent = Objects({key: NOTHING})
                 if isinstance(needed, list):
                     present: list[Shape] = [Objects(required=tuple(dict.fromkeys((key, *needed))))]
                 else:
@@ -273,12 +276,15 @@ class Meaning:
         patterns = [(key, self.node(part)) for key, part in schema.get("patternProperties", {}).items()]
         others = self.node(schema.get("additionalProperties", True))
         try:
-            known = tuple((_supported(parse(key)), part) for key, part in patterns)
+            known = {_supported(parse(key)): part for key, part in patterns}
         except UnsupportedError:
             self.lose("patternProperties")
-            known, others = (), ANYTHING
-        lists = "properties" in schema or "patternProperties" in schema
-        return only(Objects((Layer(properties, known, others, "additionalProperties" in schema, lists),)))
+            known, others = {}, ANYTHING
+        members = [Members(Strings(patterns=((regex, True),)), node) for regex, node in known.items()]
+        members.append(Members(besides(properties, known), others))
+        spoken_of = tuple(each for each in members if each.node != ANYTHING)
+        says = "additionalProperties" in schema
+        return only(Objects(properties, spoken_of, listed=tuple(properties), patterns=tuple(known), says=says))
 
     def _required(self, schema: Schema) -> list[Shape]:
         required = schema["required"]
@@ -287,23 +293,18 @@ class Meaning:
         return only(Objects(required=tuple(dict.fromkeys(_texts(required)))))
 
     def _names(self, schema: Schema) -> list[Shape]:
-        shapes = self.shapes(self.node(schema["propertyNames"]))
-        names = tuple(shape for shape in shapes if isinstance(shape, Strings))
-        return ANY_SHAPES if Strings() in names else only(Objects(names=(names,)))
+        names = [shape for shape in self.shapes(self.node(schema["propertyNames"])) if isinstance(shape, Strings)]
+        others = (keys for keys in complements(names)[0] if isinstance(keys, Strings))
+        return only(Objects(members=tuple(Members(keys, NOTHING) for keys in others)))
 
     def _rest_of_object(self, schema: Schema, shapes: list[Shape]) -> list[Shape]:
         others = self.node(schema["unevaluatedProperties"])
-        result: list[Shape] = []
-        for shape in shapes:
-            if isinstance(shape, Objects) and not any(layer.says for layer in shape.layers):
-                known = {key: ANYTHING for layer in shape.layers if layer.lists for key in layer.properties}
-                patterns = tuple((regex, ANYTHING) for layer in shape.layers for regex, _ in layer.patterns)
-                both = shape.and_also(Objects((Layer(known, patterns, others, says=True),)))
-                assert both is not None
-                result.append(both)
-            else:
-                result.append(shape)
-        return result
+
+        def closed(objects: Objects) -> Objects:
+            rest = Members(besides(objects.listed, objects.patterns), others)
+            return replace(objects, members=(*objects.members, rest), says=True)
+
+        return [closed(shape) if isinstance(shape, Objects) and not shape.says else shape for shape in shapes]
 
     # Arrays
 

@@ -136,6 +136,11 @@ class Strings:
 _ANY_STRING = Strings()
 
 
+def besides(texts: Iterable[str], patterns: Iterable[Regex]) -> Strings:
+    """All other texts, in which none of the patterns is found."""
+    return Strings(patterns=tuple((regex, False) for regex in dict.fromkeys(patterns)), without=frozenset(texts))
+
+
 def in_quotes(inner: str) -> str:
     """The Lark terminal of what another fits between quotes."""
     return f"(/\\x22/ {inner} /\\x22/)"
@@ -193,66 +198,35 @@ class Arrays:
         return joined(layer.node(index) for layer in self.layers)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """What one schema says of the members of an object."""
-
-    properties: Mapping[str, Node] = field(default_factory=dict)
-    patterns: tuple[tuple[Regex, Node], ...] = ()
-    others: Node = ANYTHING
-    says: bool = False
-    """Whether it speaks of others."""
-    lists: bool = True
-    """Whether its properties are such as a writer would think of; they are not if they come out of a negation."""
-
-    def node(self, key: str) -> Node:
-        """What the member of a key must fit."""
-        found = [node for pattern, node in self.patterns if for_python(pattern).search(key)]
-        if key in self.properties:
-            found.insert(0, self.properties[key])
-        return joined(found) if found else self.others
-
-    def node_where(self, found: frozenset[Regex]) -> Node:
-        """What members must fit that are not listed, and in whose key just these patterns are found."""
-        nodes = [node for pattern, node in self.patterns if pattern in found]
-        return joined(nodes) if nodes else self.others
-
-
 @dataclass(frozen=True, slots=True)
-class Exists:
-    """That an object has a member of some key whose value fits a node."""
+class Members:
+    """Members of an object whose keys are among some and whose values fit a node."""
 
+    keys: Strings
     node: Node
-    among: Regex | None = None
-    """The pattern of the keys; any if there is none."""
-    besides: tuple[frozenset[str], tuple[Regex, ...]] = (frozenset(), ())
-    """Keys and patterns of keys that are left out."""
-    unfit: tuple[Strings, ...] | None = None
-    """Keys that are none of these, if so."""
-
-    def holds(self, key: str) -> bool:
-        """Whether a key may be the one."""
-        names, patterns = self.besides
-        if key in names or any(for_python(pattern).search(key) for pattern in patterns):
-            return False
-        if self.unfit is not None and any(key in strings for strings in self.unfit):
-            return False
-        return self.among is None or for_python(self.among).search(key) is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Objects:
-    """Objects that fit all layers."""
+    """Objects that fit all of this."""
 
-    layers: tuple[Layer, ...] = ()
+    properties: Mapping[str, Node] = field(default_factory=dict)
+    """What members must fit, by their keys."""
+    members: tuple[Members, ...] = ()
+    """What all members must fit whose keys are among some."""
     required: tuple[str, ...] = ()
     least: int = 0
     most: int | None = None
-    names: tuple[tuple[Strings, ...], ...] = ()
-    """What keys must fit: one of each."""
-    exists: tuple[Exists, ...] = ()
+    exists: tuple[Members, ...] = ()
+    """There is one of each."""
     denied: frozenset[str] = frozenset()
     """Required keys that only a negation speaks of."""
+    listed: tuple[str, ...] = ()
+    """Keys that a writer would think of, which those are not that come out of a negation."""
+    patterns: tuple[Regex, ...] = ()
+    """What keys look like that a writer would think of."""
+    says: bool = False
+    """Whether other keys are spoken of."""
     is_root: bool = False
     """Whether it's empty if nothing is said of it: a function's arguments."""
 
@@ -262,22 +236,26 @@ class Objects:
         required = tuple(dict.fromkeys((*self.required, *other.required)))
         if most is not None and max(self.least, other.least, len(required)) > most:
             return None
+        properties = dict(self.properties)
+        for key, node in other.properties.items():
+            properties[key] = joined((properties.get(key, ANYTHING), node))
         return Objects(
-            (*self.layers, *other.layers),
+            properties,
+            (*self.members, *other.members),
             required,
             max(self.least, other.least),
             most,
-            (*self.names, *other.names),
             (*self.exists, *other.exists),
             self.denied | other.denied,
+            (*self.listed, *other.listed),
+            (*self.patterns, *other.patterns),
+            self.says or other.says,
             self.is_root or other.is_root,
         )
 
     def node(self, key: str) -> Node:
         """What the member of a key must fit."""
-        if any(not any(key in strings for strings in either) for either in self.names):
-            return NOTHING
-        return joined(layer.node(key) for layer in self.layers)
+        return joined((self.properties.get(key, ANYTHING), *(each.node for each in self.members if key in each.keys)))
 
 
 Shape = Null | Boolean | Numbers | Strings | Arrays | Objects
