@@ -1,6 +1,7 @@
 """A model compiled from its lowered graph is the same to the bit, whatever becomes of the graph's files."""
 
 import itertools
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,20 @@ def test_where_nothing_can_be_kept_the_model_is_compiled_as_it_is(
     expected = bits(compiled_as_it_is(ir, monkeypatch))
     assert bits(PagedModel(ir)) == expected
     assert "starts take longer" in caplog.text
+
+
+def test_what_the_disk_has_no_room_for_is_tried_again(ir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Here no file may be as large, which the runtime's own error doesn't say."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+    try:
+        PagedModel(ir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in caplog.text
+    assert [path.name for path in (ir.parent / "lowered").iterdir()] == [".lock"]
+    PagedModel(ir)
+    assert graphs(ir)
 
 
 @pytest.mark.parametrize("fault", ["no export", "other bits"])

