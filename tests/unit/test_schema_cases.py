@@ -164,6 +164,7 @@ def test_arguments_are_objects(parameters: dict[str, Any]) -> None:
     ("schema", "loss"),
     [
         ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "uniqueItems"),
+        ({"type": "array", "contains": INTEGER, "maxItems": 500}, "contains"),
         (text(r"(a)\1"), "pattern"),
         (text("("), "pattern"),
         (text(r"\bword\b"), "pattern"),

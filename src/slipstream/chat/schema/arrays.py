@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from slipstream.chat.schema.losses import UnsupportedError
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from slipstream.chat.schema.json_rules import JsonRules
 
 _MOST_STATES = 150
-_MOST_MEMBERS = 1_000
+_State = tuple[int, tuple[int, ...]]
+"""A place in an array, and how many members before it fit each of `contains`."""
 
 # Arrays without repetitions are listed one by one, if they are not too many: of up to five values there are 326.
 _MOST_ARRAYS = 400
@@ -26,8 +27,8 @@ class ArrayRules:
 
     def __init__(self, arrays: Arrays, rules: "JsonRules", is_nothing: Callable[[Node], bool]) -> None:
         self._arrays, self._rules, self._is_nothing = arrays, rules, is_nothing
-        self._prefix = arrays.prefix
-        self._tail = arrays.node(self._prefix)
+        self._prefix = len(arrays.prefix)
+        self._tail = arrays.items
         self._most = arrays.most
         if is_nothing(self._tail):
             self._limit(self._prefix)
@@ -35,8 +36,7 @@ class ArrayRules:
             if is_nothing(arrays.node(index)):
                 self._limit(index)
                 break
-        self._live: dict[tuple[int, tuple[int, ...]], bool] = {}
-        self._names: dict[tuple[int, tuple[int, ...]], str] = {}
+        self._start: _State = 0, (0,) * len(arrays.contains)
 
     def _limit(self, most: int) -> None:
         self._most = most if self._most is None else min(self._most, most)
@@ -48,12 +48,12 @@ class ArrayRules:
             return False
         if not self._arrays.contains:
             return True
-        return self._is_live(0, (0,) * len(self._arrays.contains), ())
+        return self._start in self._states
 
     def expression(self) -> str:
         """The Lark expression of the arrays, of which there must be some."""
         if self._arrays.contains:
-            return f'"[" {self._state(0, (0,) * len(self._arrays.contains))}'
+            return self._counted()
         least, most = self._arrays.least, self._most
         prefix = min(self._prefix, most) if most is not None else self._prefix
         nodes = [self._rules.expression(self._arrays.node(index)) for index in range(prefix)]
@@ -67,10 +67,37 @@ class ArrayRules:
             members = members if index < least else f"({members})?"
         return f'"[" {members} "]"'
 
-    # Counted members: a state is a place, and how many members before it fit each of `contains`
+    def _counted(self) -> str:
+        """The Lark expression of members that are counted: a rule for each state."""
+        names = {state: self._rules.new_name() for state in self._states}
+        for state, choices in self._states.items():
+            separator = self._rules.SEPARATOR if state[0] else ""
+            ways = [f"{separator} {self._rules.expression(node)} {names[after]}" for node, after in choices]
+            ways += ['"]"'] if self._may_end(*state) else []
+            self._rules.rules.append(f"{names[state]}: {' | '.join(ways)}")
+        return f'"[" {names[self._start]}'
 
-    def _choices(self, index: int, counts: tuple[int, ...]) -> list[tuple[Node, tuple[int, ...]]]:
-        """What the member of an index may be, and the counts after it."""
+    @cached_property
+    def _states(self) -> dict[_State, list[tuple[Node, _State]]]:
+        """The states that lead to an end, each with what the next member may be, and the state after it."""
+        states: dict[_State, list[tuple[Node, _State]]] = {}
+        pending = [self._start]
+        while pending:
+            state = pending.pop()
+            if state not in states:
+                states[state] = [way for way in self._choices(*state) if not self._is_nothing(way[0])]
+                pending += (after for _, after in states[state])
+            if len(states) > _MOST_STATES:
+                raise UnsupportedError("contains")
+        live = {state for state in states if self._may_end(*state)}
+        while more := {state for state, ways in states.items() if any(after in live for _, after in ways)} - live:
+            live |= more
+        return {state: [way for way in ways if way[1] in live] for state, ways in states.items() if state in live}
+
+    def _choices(self, index: int, counts: tuple[int, ...]) -> list[tuple[Node, _State]]:
+        """What the member of an index may be, and the state after it."""
+        if index == self._most:
+            return []
         ways: list[tuple[Node, tuple[int, ...]]] = [(self._arrays.node(index), ())]
         for contains, count in zip(self._arrays.contains, counts, strict=True):
             grown: list[tuple[Node, tuple[int, ...]]] = []
@@ -84,56 +111,13 @@ class ArrayRules:
                 other = node if contains.most is None else joined((node, (Not(contains.node),)))
                 grown.append((other, (*after, count)))
             ways = grown
-        return ways
-
-    def _place(self, index: int) -> int:
-        """The index, or one that stands for it and all after it."""
-        last = max(self._prefix, self._arrays.least, 1)
-        return index if self._most is not None else min(index, last)
-
-    def _is_live(self, index: int, counts: tuple[int, ...], above: tuple[tuple[int, tuple[int, ...]], ...]) -> bool:
-        key = self._place(index), counts
-        if key in self._live:
-            return self._live[key]
-        if key in above:
-            return False
-        if len(above) > _MOST_STATES or max(self._arrays.least, self._most or 0) > _MOST_MEMBERS:
-            raise UnsupportedError("contains")
-        if self._may_end(index, counts):
-            self._live[key] = True
-            return True
-        if self._most is not None and index >= self._most:
-            self._live[key] = False
-            return False
-        found = any(
-            self._is_live(index + 1, after, (*above, key))
-            for node, after in self._choices(index, counts)
-            if not self._is_nothing(node)
-        )
-        if found or not above:
-            self._live[key] = found
-        return found
+        last = max(self._prefix, self._arrays.least, 1)  # stands for all places after it
+        place = index + 1 if self._most is not None else min(index + 1, last)
+        return [(node, (place, after)) for node, after in ways]
 
     def _may_end(self, index: int, counts: tuple[int, ...]) -> bool:
         enough = all(count >= each.least for count, each in zip(counts, self._arrays.contains, strict=True))
         return enough and index >= self._arrays.least
-
-    def _state(self, index: int, counts: tuple[int, ...]) -> str:
-        """The rule of the rest of an array."""
-        key = self._place(index), counts
-        if key in self._names:
-            return self._names[key]
-        if len(self._names) > _MOST_STATES:
-            raise UnsupportedError("contains")
-        name = self._names[key] = self._rules.new_name()
-        ways = ['"]"'] if self._may_end(index, counts) else []
-        if self._most is None or index < self._most:
-            for node, after in self._choices(index, counts):
-                if not self._is_nothing(node) and self._is_live(index + 1, after, ()):
-                    separator = f"{self._rules.SEPARATOR} " if index else ""
-                    ways.append(f"{separator}{self._rules.expression(node)} {self._state(index + 1, after)}")
-        self._rules.rules.append(f"{name}: {' | '.join(ways)}")
-        return name
 
 
 def listed_arrays(arrays: Arrays, meaning: Meaning) -> list[tuple[Any, ...]] | None:
@@ -142,10 +126,10 @@ def listed_arrays(arrays: Arrays, meaning: Meaning) -> list[tuple[Any, ...]] | N
         return None
     longest = arrays.most
     if longest is None or longest > _LONGEST_ARRAY:
-        tail = listed_values(arrays.node(arrays.prefix), meaning)
-        if tail is None or arrays.prefix + len(tail) > _LONGEST_ARRAY:
+        tail = listed_values(arrays.items, meaning)
+        if tail is None or len(arrays.prefix) + len(tail) > _LONGEST_ARRAY:
             return None
-        longest = arrays.prefix + len(tail)
+        longest = len(arrays.prefix) + len(tail)
     result: list[tuple[Any, ...]] = []
     grown: list[tuple[tuple[Any, ...], frozenset[str]]] = [((), frozenset())]
     for length in range(longest + 1):

@@ -7,7 +7,6 @@ from slipstream.chat.schema.shapes import (
     ANY_SHAPES,
     ANYTHING,
     NOTHING,
-    ArrayLayer,
     Arrays,
     Boolean,
     Contains,
@@ -63,20 +62,18 @@ def _other_arrays(arrays: Arrays) -> tuple[list[Shape], bool]:
         result.append(Arrays(most=arrays.least - 1))
     if arrays.most is not None:
         result.append(Arrays(least=arrays.most + 1))
-    for layer in arrays.layers:
-        for index, node in enumerate(layer.prefix):
-            if node != ANYTHING:
-                prefix = (*(ANYTHING,) * index, _complement(node))
-                result.append(Arrays((ArrayLayer(prefix),), least=index + 1))
-        if layer.items == NOTHING:
-            result.append(Arrays(least=len(layer.prefix) + 1))
-        elif layer.items != ANYTHING and not layer.prefix:
-            result.append(Arrays(contains=(Contains(_complement(layer.items), 1, None),)))
-        else:
-            missing = missing or layer.items != ANYTHING
+    for index, node in enumerate(arrays.prefix):
+        if node != ANYTHING:
+            result.append(Arrays((*(ANYTHING,) * index, _complement(node)), least=index + 1))
+    if arrays.items == NOTHING:
+        result.append(Arrays(least=len(arrays.prefix) + 1))
+    elif arrays.items != ANYTHING and not arrays.prefix:
+        result.append(Arrays(contains=(Contains(_complement(arrays.items), 1, None),)))
+    else:
+        missing = missing or arrays.items != ANYTHING
     for contains in arrays.contains:
         if contains.least == 1:
-            result.append(Arrays((ArrayLayer(items=_complement(contains.node)),)))
+            result.append(Arrays(items=_complement(contains.node)))
         elif contains.least:
             result.append(Arrays(contains=(Contains(contains.node, 0, contains.least - 1),)))
         if contains.most is not None:

@@ -20,7 +20,6 @@ from slipstream.chat.schema.shapes import (
     ANYTHING,
     MOST_SHAPES,
     NOTHING,
-    ArrayLayer,
     Arrays,
     Boolean,
     Contains,
@@ -205,7 +204,7 @@ class Meaning:
                 result.append(Objects(properties, others, tuple(value), listed=tuple(value), says=True))
             elif isinstance(value, list):
                 prefix = tuple(self.node({"const": each}) for each in value)
-                result.append(Arrays((ArrayLayer(prefix, NOTHING, says=True),), len(value), len(value)))
+                result.append(Arrays(prefix, NOTHING, True, len(value), len(value)))
         return result
 
     def _referred(self, schema: Schema) -> list[Shape]:
@@ -314,7 +313,7 @@ class Meaning:
         if isinstance(items, list):
             first, items = items, rest
         says = "items" in schema
-        return only(Arrays((ArrayLayer(tuple(map(self.node, _list(first))), self.node(items), says),)))
+        return only(Arrays(tuple(map(self.node, _list(first))), self.node(items), says))
 
     def _unique(self, schema: Schema) -> list[Shape]:
         return only(Arrays(unique=True)) if schema["uniqueItems"] is True else ANY_SHAPES
@@ -328,17 +327,13 @@ class Meaning:
 
     def _rest_of_array(self, schema: Schema, shapes: list[Shape]) -> list[Shape]:
         others = self.node(schema["unevaluatedItems"])
-        result: list[Shape] = []
-        for shape in shapes:
-            if isinstance(shape, Arrays) and not any(layer.says for layer in shape.layers):
-                if shape.contains:
-                    raise UnsupportedError("unevaluatedItems")
-                both = shape.and_also(Arrays((ArrayLayer((ANYTHING,) * shape.prefix, others, says=True),)))
-                assert both is not None
-                result.append(both)
-            else:
-                result.append(shape)
-        return result
+
+        def closed(arrays: Arrays) -> Arrays:
+            if arrays.contains:
+                raise UnsupportedError("unevaluatedItems")
+            return replace(arrays, items=joined((arrays.items, others)), says=True)
+
+        return [closed(shape) if isinstance(shape, Arrays) and not shape.says else shape for shape in shapes]
 
     # Texts and numbers
 

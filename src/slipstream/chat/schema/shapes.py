@@ -147,20 +147,6 @@ def in_quotes(inner: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayLayer:
-    """What one schema says of the members of an array: the first ones each, and all others."""
-
-    prefix: tuple[Node, ...] = ()
-    items: Node = ANYTHING
-    says: bool = False
-    """Whether others than the first are spoken of."""
-
-    def node(self, index: int) -> Node:
-        """What the member of an index must fit."""
-        return self.prefix[index] if index < len(self.prefix) else self.items
-
-
-@dataclass(frozen=True, slots=True)
 class Contains:
     """How many members of an array fit a node."""
 
@@ -171,9 +157,14 @@ class Contains:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Arrays that fit all layers."""
+    """Arrays that fit all of this."""
 
-    layers: tuple[ArrayLayer, ...] = ()
+    prefix: tuple[Node, ...] = ()
+    """What the first members must fit, one by one."""
+    items: Node = ANYTHING
+    """What all others must fit."""
+    says: bool = False
+    """Whether others are spoken of."""
     least: int = 0
     most: int | None = None
     contains: tuple[Contains, ...] = ()
@@ -185,17 +176,20 @@ class Arrays:
         least = max(self.least, other.least)
         if most is not None and least > most:
             return None
-        contains = (*self.contains, *other.contains)
-        return Arrays((*self.layers, *other.layers), least, most, contains, self.unique or other.unique)
-
-    @property
-    def prefix(self) -> int:
-        """How many members differ from all after them."""
-        return max((len(layer.prefix) for layer in self.layers), default=0)
+        length = max(len(self.prefix), len(other.prefix))
+        return Arrays(
+            tuple(joined((self.node(index), other.node(index))) for index in range(length)),
+            joined((self.items, other.items)),
+            self.says or other.says,
+            least,
+            most,
+            (*self.contains, *other.contains),
+            self.unique or other.unique,
+        )
 
     def node(self, index: int) -> Node:
         """What the member of an index must fit."""
-        return joined(layer.node(index) for layer in self.layers)
+        return self.prefix[index] if index < len(self.prefix) else self.items
 
 
 @dataclass(frozen=True, slots=True)
