@@ -77,12 +77,12 @@ def conversation(
     other with line ends between. Results of calls are messages of their own. Raises `InvalidRequestError` naming the
     field.
     """
-    reader = _Reader({tool.name: tool for tool in tools})
+    known = {tool.name: tool for tool in tools}
     parts = []
-    if instructions := _BILLING_LINE.sub("", reader.text(system or (), "system")):
+    if instructions := _BILLING_LINE.sub("", _text(system or (), "system", known)):
         parts.append(Message("system", instructions))
     for index, message in enumerate(messages):
-        parts += reader.parts(message, f"messages[{index}]")
+        parts += _parts(message, f"messages[{index}]", known)
     if parts and parts[-1].role == "assistant" and not may_be_answered:
         param = f"messages[{len(messages) - 1}]"
         raise unsupported(param, "is the assistant's, but answers can't be begun for it: end with a user's message")
@@ -110,49 +110,44 @@ def _joined(role: str, parts: Sequence[Message]) -> Message:
     return Message(role, between.join(part.text for part in parts), calls, reasoning=reasoning)
 
 
-class _Reader:
-    """Reads messages, block by block."""
+def _parts(message: InputMessage, param: str, tools: Mapping[str, Tool]) -> Iterator[Message]:
+    """A message for each block that says something."""
+    calls = any(isinstance(block, ToolUseBlock) for block in message.content)
+    compacted = any(isinstance(block, CompactionBlock) for block in message.content)
+    if message.role == "assistant" and not compacted:
+        yield Message("assistant")  # also when it has no blocks: so may an answer be
+    for index, block in enumerate(message.content):
+        if isinstance(block, CompactionBlock):
+            yield from _summary(block, f"{param}.content[{index}]", tools)
+        elif not (calls and isinstance(block, TextBlock) and block.stands_in):
+            yield _part(message.role, block, f"{param}.content[{index}]", tools)
 
-    def __init__(self, tools: Mapping[str, Tool]) -> None:
-        self._tools = tools
 
-    def parts(self, message: InputMessage, param: str) -> Iterator[Message]:
-        """A message for each block that says something."""
-        calls = any(isinstance(block, ToolUseBlock) for block in message.content)
-        compacted = any(isinstance(block, CompactionBlock) for block in message.content)
-        if message.role == "assistant" and not compacted:
-            yield Message("assistant")  # also when it has no blocks: so may an answer be
-        for index, block in enumerate(message.content):
-            if isinstance(block, CompactionBlock):
-                yield from self._summary(block, f"{param}.content[{index}]")
-            elif not (calls and isinstance(block, TextBlock) and block.stands_in):
-                yield self._part(message.role, block, f"{param}.content[{index}]")
+def _text(blocks: Sequence[Readable], param: str, tools: Mapping[str, Tool], *, in_result: bool = False) -> str:
+    places = enumerate(blocks)
+    return "\n".join(block_text(block, f"{param}[{index}]", tools, in_result=in_result) for index, block in places)
 
-    def text(self, blocks: Sequence[Readable], param: str, *, in_result: bool = False) -> str:
-        """The text of several blocks."""
-        texts = (
-            block_text(block, f"{param}[{index}]", self._tools, in_result=in_result)
-            for index, block in enumerate(blocks)
-        )
-        return "\n".join(texts)
 
-    def _summary(self, block: CompactionBlock, param: str) -> Iterator[Message]:
-        """The user's, whoever sends it: the assistant goes on from there."""
-        if block.content is not None:
-            changes = self.text(block.tool_changes or (), f"{param}.tool_changes")
-            yield Message("user", "\n".join(filter(None, (introduced(block.content), changes))))
+def _summary(block: CompactionBlock, param: str, tools: Mapping[str, Tool]) -> Iterator[Message]:
+    """The user's, whoever sends it: the assistant goes on from there."""
+    if block.content is not None:
+        changes = _text(block.tool_changes or (), f"{param}.tool_changes", tools)
+        yield Message("user", "\n".join(filter(None, (introduced(block.content), changes))))
 
-    def _part(self, role: str, block: Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock, param: str) -> Message:
-        match role, block:
-            case "assistant", ThinkingBlock():
-                return Message("assistant", reasoning=block.thinking)
-            case "assistant", ToolUseBlock():
-                call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
-                return Message("assistant", tool_calls=(call,))
-            case "user", ToolResultBlock():
-                result = self.text(block.content or (), f"{param}.content", in_result=True)
-                said = f"Error: {result}" if block.is_error else result
-                return Message("tool", said, tool_call_id=block.tool_use_id)
-        if isinstance(block, ToolUseBlock | ToolResultBlock | ThinkingBlock):
-            raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
-        return Message(role, block_text(block, param, self._tools))
+
+def _part(
+    role: str, block: Readable | ToolUseBlock | ToolResultBlock | ThinkingBlock, param: str, tools: Mapping[str, Tool]
+) -> Message:
+    match role, block:
+        case "assistant", ThinkingBlock():
+            return Message("assistant", reasoning=block.thinking)
+        case "assistant", ToolUseBlock():
+            call = ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+            return Message("assistant", tool_calls=(call,))
+        case "user", ToolResultBlock():
+            result = _text(block.content or (), f"{param}.content", tools, in_result=True)
+            said = f"Error: {result}" if block.is_error else result
+            return Message("tool", said, tool_call_id=block.tool_use_id)
+    if isinstance(block, ToolUseBlock | ToolResultBlock | ThinkingBlock):
+        raise unsupported(param, f"is of type {block.type!r}, which no {role}'s message can hold")
+    return Message(role, block_text(block, param, tools))

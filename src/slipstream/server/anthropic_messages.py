@@ -30,14 +30,6 @@ from slipstream.server.stream import respond
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import TurnRequest
 
-_MODES: dict[str, Literal["none", "auto", "required"]] = {
-    "none": "none",
-    "auto": "auto",
-    "any": "required",
-    "tool": "required",
-}
-
-
 _HOSTED = re.compile(r"(web_search|web_fetch|code_execution|tool_search_tool_\w+|mcp_toolset|advisor)(_\d{8})?")
 """Types of tools that Anthropic runs, or has run."""
 
@@ -184,7 +176,8 @@ class PromptFields(BaseModel):
         if choice is None or (choice.type == "auto" and not known):
             return ToolUse(known) if known else NO_TOOLS
         named = frozenset({given(choice.name, "tool_choice.name")}) if choice.type == "tool" else None
-        return ToolUse(known, _MODES[choice.type], named, parallel=not (named or choice.disable_parallel_tool_use))
+        mode = choice.type if choice.type in ("none", "auto") else "required"
+        return ToolUse(known, mode, named, parallel=not (named or choice.disable_parallel_tool_use))
 
 
 class MessagesRequest(PromptFields):

@@ -144,8 +144,10 @@ def _read(file: Path) -> _Keys:
         told = tomllib.loads(file.read_text())
     except (OSError, ValueError) as error:  # of which bad TOML and bad UTF-8 are kinds
         raise KeyFileError(f"{file} can't be read as a file of API keys: {error}") from error
-    tenants = {tenant: _tenant(file, tenant, table) for tenant, table in _table(file, told, "tenants").items()}
-    keys = told.get("keys", [])
+    keys, tables = told.get("keys", []), told.get("tenants", {})
+    if not isinstance(tables, dict):
+        raise KeyFileError(f"{file}: tenants must be tables: [tenants.NAME]")
+    tenants = {tenant: _tenant(file, tenant, table) for tenant, table in tables.items()}
     if not isinstance(keys, list) or set(told) - {"keys", "tenants"}:
         raise KeyFileError(f"{file} may have [[keys]] and [tenants.NAME] alone")
     clients: dict[bytes, Client] = {}
@@ -169,13 +171,6 @@ def _key(place: str, key: object, tenants: Mapping[str, Client]) -> tuple[bytes,
     tenant = tenants.get(name, Client(name))
     quotas = (*tenant.quotas, *_quota(place, "key", bytes.fromhex(digest), key))
     return bytes.fromhex(digest), replace(tenant, operator=operator, quotas=quotas)
-
-
-def _table(file: Path, told: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    table = told.get(name, {})
-    if not isinstance(table, dict):
-        raise KeyFileError(f"{file}: {name} must be tables: [{name}.NAME]")
-    return table
 
 
 def _tenant(file: Path, name: str, table: object) -> Client:

@@ -80,13 +80,12 @@ class ChatRequest(SamplingFields):
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter(route_class=BodyRoute)
-    runtime = runner.runtime
 
     @routes.post("/v1/chat/completions", responses=WHOLE_OR_STREAM)
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(lambda: [in_session(body.turn(), http)], http)
-        answer = ChatAnswer(runtime, turn, model, include_usage=body.include_usage)
+        answer = ChatAnswer(runner.runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
 
     return routes

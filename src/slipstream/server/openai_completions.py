@@ -75,13 +75,12 @@ class CompletionRequest(SamplingFields):
 def router(runner: TurnRunner) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter(route_class=BodyRoute)
-    runtime = runner.runtime
 
     @routes.post("/v1/completions", responses=WHOLE_OR_STREAM)
     async def completions(http: Request, body: CompletionRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(body.turns, http)
-        answer = TextAnswer(runtime, turn, model, include_usage=body.include_usage)
+        answer = TextAnswer(runner.runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
 
     return routes

@@ -90,7 +90,9 @@ class EventWriter:
         kind = "message" if delta.text else "reasoning" if delta.reasoning else "call"
         begun = b""
         if delta.id is not None:
-            begun = self._close() + self._begin_call(delta)
+            self._input = InputReader()
+            call = ToolCall(delta.id, delta.name or "", "")
+            begun = self._close() + self._added(self._toolbox.call_item(call))
         elif kind != "call" and (self._open is None or self._open["type"] != kind):
             begun = self._close() + self._begin(kind)
         if kind == "call":
@@ -120,11 +122,6 @@ class EventWriter:
         if self._open["type"] == "custom_tool_call":
             arguments = self._input.feed(arguments)
         return self._item_event(f"{name}.delta", delta=arguments) if name and arguments else b""
-
-    def _begin_call(self, delta: AnswerDelta) -> bytes:
-        self._input = InputReader()
-        begun = self._toolbox.call_item(ToolCall(delta.id or "", delta.name or "", ""))
-        return self._added(begun)
 
     def _begin(self, kind: str) -> bytes:
         begun: Item = {"role": "assistant", "content": []} if kind == "message" else {"summary": [], "content": []}

@@ -83,7 +83,7 @@ class _Server(uvicorn.Server):
         self._runtime = runtime
         self._settings = config
         self._listener = listener
-        self._background: asyncio.Task[None] | None = None
+        self._background: asyncio.Task[None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
@@ -97,8 +97,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let running requests finish; those that take too long are told so."""
-        if self._background is not None:
-            self._background.cancel()
+        self._background.cancel()
         closing = asyncio.create_task(self._close_runtime())
         self.config.timeout_graceful_shutdown = int(self._settings.drain_seconds + _LAST_WORDS_SECONDS)
         await super().shutdown(sockets)

@@ -36,6 +36,20 @@ class Demand:
     losses: tuple[Loss, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the answer to a tenant's request is to fit: calls of tools, or JSON of a schema.
+
+    A schema that is not `strict` is loosened where it can't be enforced, and costs its request nothing else.
+    """
+
+    tenant: str
+    use: ToolUse
+    schema: Schema | None
+    opens_reasoning: bool
+    strict: bool
+
+
 class Demands:
     """Makes grammars of tools and response schemas. Thread-safe."""
 
@@ -45,57 +59,41 @@ class Demands:
         self._lock = threading.Lock()
         self._recent: dict[Digest, AnswerGrammar | None] = {}  # oldest first
 
-    def demand(
-        self, tenant: str, use: ToolUse, schema: Schema | None, *, strict: bool, opens_reasoning: bool
-    ) -> Demand:
-        """What the answer must fit: calls of tools, or JSON of a schema, which is `strict` if it has to be enforced.
-
-        A schema that is not strict is loosened where it can't be enforced, and costs its request nothing else. Raises
-        `InvalidRequestError` for others.
-        """
-        field = fields.TOOLS if use.callable else fields.RESPONSE_SCHEMA
-        key = digest(repr((tenant, use, schema, opens_reasoning)))
+    def demand(self, wanted: Wanted) -> Demand:
+        """The grammar of an answer; raises `InvalidRequestError` for what has to be enforced and can't be."""
+        field = fields.TOOLS if wanted.use.callable else fields.RESPONSE_SCHEMA
+        key = digest(repr(replace(wanted, strict=False)))  # which is checked each time
         with self._lock:
             known, written = key in self._recent, self._recent.get(key)
         if not known:
             try:
-                written = self._written(tenant, use, schema, opens_reasoning=opens_reasoning)
+                written = self._written(wanted)
             except (InvalidRequestError, RecursionError) as error:
-                written = self._loosened(tenant, use, schema, error, strict=strict, opens_reasoning=opens_reasoning)
+                written = self._loosened(wanted, error)
             with self._lock:
                 self._recent[key] = written
                 if len(self._recent) > _RECENT:
                     del self._recent[next(iter(self._recent))]
         if written is None:
             return Demand()
-        self._refuse(written.losses, use, strict=strict)
-        return Demand(self._grammars.compile(written.source, param=field, tenant=tenant), written.losses)
+        self._refuse(written.losses, wanted.use, strict=wanted.strict)
+        return Demand(self._grammars.compile(written.source, param=field, tenant=wanted.tenant), written.losses)
 
-    def _written(
-        self, tenant: str, use: ToolUse, schema: Schema | None, *, opens_reasoning: bool
-    ) -> AnswerGrammar | None:
+    def _written(self, wanted: Wanted) -> AnswerGrammar | None:
         """The text of a grammar; raises `InvalidRequestError` or `RecursionError` if it does not compile."""
-        written = self._dialect.grammar(use, schema, opens_reasoning=opens_reasoning)
+        written = self._dialect.grammar(wanted.use, wanted.schema, opens_reasoning=wanted.opens_reasoning)
         if written is not None:
-            self._grammars.check(written.source, param=fields.TOOLS, tenant=tenant)
+            self._grammars.check(written.source, param=fields.TOOLS, tenant=wanted.tenant)
         return written
 
-    def _loosened(
-        self,
-        tenant: str,
-        use: ToolUse,
-        schema: Schema | None,
-        error: Exception,
-        *,
-        strict: bool,
-        opens_reasoning: bool,
-    ) -> AnswerGrammar:
+    def _loosened(self, wanted: Wanted, error: Exception) -> AnswerGrammar:
         """The same without the schemas that keep it from compiling; raises the error if there are none such."""
         losses: list[Loss] = []
         tools = []
+        use, schema = wanted.use, wanted.schema
         allowed = {tool.name for tool in use.callable}
         for index, tool in enumerate(use.tools):
-            if tool.name in allowed and (fault := self._fault(tenant, ToolUse((tool,), "required"), None)) is not None:
+            if tool.name in allowed and (fault := self._fault(wanted, ToolUse((tool,), "required"))) is not None:
                 if tool.text is None:
                     if tool.strict:
                         raise _refused(fields.TOOL_PARAMETERS.at(place_of(use.tools, index)), tool, _COMPLEX, fault)
@@ -107,8 +105,8 @@ class Demands:
                     losses.append(Loss("it takes too much to compile", tool.name, of_text=True))
                     tool = replace(tool, text=TextGrammar())  # noqa: PLW2901
             tools.append(tool)
-        if schema is not None and (fault := self._fault(tenant, ToolUse(), schema)) is not None:
-            if strict:
+        if schema is not None and (fault := self._fault(wanted, ToolUse(), schema)) is not None:
+            if wanted.strict:
                 raise _refused(fields.RESPONSE_SCHEMA, None, _COMPLEX, fault)
             losses.append(Loss(_COMPLEX))
             schema = {}
@@ -117,14 +115,15 @@ class Demands:
             if isinstance(error, InvalidRequestError) and error.code == UNSUPPORTED:  # but each schema is supported
                 raise GrammarBrokenError from error
             raise _refused(field, None, "schemas", error) from error
-        written = self._dialect.grammar(replace(use, tools=tuple(tools)), schema, opens_reasoning=opens_reasoning)
+        use = replace(use, tools=tuple(tools))
+        written = self._dialect.grammar(use, schema, opens_reasoning=wanted.opens_reasoning)
         assert written is not None
         return replace(written, losses=(*losses, *written.losses))
 
-    def _fault(self, tenant: str, use: ToolUse, schema: Schema | None) -> Exception | None:
+    def _fault(self, wanted: Wanted, use: ToolUse, schema: Schema | None = None) -> Exception | None:
         """Why a schema doesn't compile alone; None if it does."""
         try:
-            self._written(tenant, use, schema, opens_reasoning=False)
+            self._written(replace(wanted, use=use, schema=schema, opens_reasoning=False))
         except (InvalidRequestError, RecursionError) as error:
             return error
         return None

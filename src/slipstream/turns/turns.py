@@ -10,7 +10,7 @@ from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, EngineRequest, Output, as_prompt
 from slipstream.engine.grammar import GrammarCompiler
 from slipstream.sessions import SessionTurn, SessionTurns
-from slipstream.turns.demands import Demand, Demands
+from slipstream.turns.demands import Demand, Demands, Wanted
 from slipstream.turns.request import TurnRequest
 from slipstream.turns.turn import Choice, Notify, Piece, Turn
 
@@ -101,13 +101,8 @@ class Turns:
             setting = session_turn.setting
             prompt = self._conversations.prompt(session_turn.messages, setting, tenant=request.tenant)
             self._session_turns.prepare(session_turn, prompt, reuse=request.reuse)
-            demand = self._demands.demand(
-                request.tenant,
-                setting.tools,
-                request.response_schema,
-                strict=request.response_strict,
-                opens_reasoning=prompt.opens_reasoning,
-            )
+            schema, strict = request.response_schema, request.response_strict
+            demand = self._demands.demand(Wanted(request.tenant, setting.tools, schema, prompt.opens_reasoning, strict))
             token_ids, shown = prompt.token_ids, self._dialect.token_ids
         opens_reasoning = prompt is not None and prompt.opens_reasoning
         for offset in range(request.choices):
