@@ -10,7 +10,7 @@ from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import Reading, Steps, whole_until
 from slipstream.chat.schema import Arguments, Written, literal
 from slipstream.chat.schema.objects import Member
-from slipstream.chat.schema.shapes import Boolean, Null
+from slipstream.chat.schema.shapes import Words
 from slipstream.chat.setting import Tool, ToolUse
 
 
@@ -85,16 +85,12 @@ def _is_name(name: str) -> bool:
 
 def _words(member: Member, arguments: Arguments) -> str | None:
     """The Lark expression of a value that Python has words for, and nothing else."""
-    words: list[str] = []
+    words: set[str] = set()
     for shape in arguments.meaning.shapes(member.node):
-        match shape:
-            case Boolean(values):
-                words += map(str, sorted(values))
-            case Null():
-                words.append("None")
-            case _:
-                return None
-    return " | ".join(map(literal, words)).join("()")
+        if not isinstance(shape, Words):
+            return None
+        words.update(map(str, shape.values))
+    return " | ".join(map(literal, sorted(words))).join("()")
 
 
 def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:

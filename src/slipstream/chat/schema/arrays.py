@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slipstream.chat.schema.losses import UnsupportedError
 from slipstream.chat.schema.meaning import Meaning
 from slipstream.chat.schema.numbers import Numbers
-from slipstream.chat.schema.shapes import ANYTHING, NOTHING, Arrays, Boolean, Node, Not, Null, Strings, joined
+from slipstream.chat.schema.shapes import ANYTHING, NOTHING, Arrays, Node, Not, Strings, Words, joined
 
 if TYPE_CHECKING:
     from slipstream.chat.schema.json_rules import JsonRules
@@ -162,10 +162,8 @@ def listed_values(node: Node, meaning: Meaning) -> list[Any] | None:
         match shape:
             case Strings(values=values) | Numbers(values=values) if values is not None:
                 result += values
-            case Boolean(values):
-                result += sorted(values)
-            case Null():
-                result.append(None)
+            case Words(values):
+                result += sorted(values, key=str)
             case _:
                 return None
     return result

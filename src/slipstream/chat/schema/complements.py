@@ -8,15 +8,14 @@ from slipstream.chat.schema.shapes import (
     ANYTHING,
     NOTHING,
     Arrays,
-    Boolean,
     Contains,
     Members,
     Node,
     Not,
-    Null,
     Objects,
     Shape,
     Strings,
+    Words,
     intersection,
 )
 
@@ -35,10 +34,9 @@ def complements(shapes: Sequence[Shape]) -> tuple[list[Shape], bool]:
 def _within(shape: Shape) -> tuple[list[Shape], bool]:
     """The values of the shape's type that don't fit it, and whether some are missing."""
     match shape:
-        case Boolean(values):
-            return ([Boolean(frozenset({True, False}) - values)] if len(values) == 1 else []), False
-        case Null():
-            return [], False
+        case Words(values):
+            others = Words().values - values
+            return ([Words(others)] if others else []), False
         case Numbers():
             return [*shape.complements()], False
         case Strings():

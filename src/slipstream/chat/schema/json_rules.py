@@ -18,12 +18,11 @@ from slipstream.chat.schema.regex_writing import JSON, quoted
 from slipstream.chat.schema.shapes import (
     ANYTHING,
     Arrays,
-    Boolean,
     Node,
-    Null,
     Objects,
     Shape,
     Strings,
+    Words,
 )
 
 _SEPARATOR = '", "'
@@ -169,10 +168,8 @@ class JsonRules:
                         others.append(self._multiples(shape))
                 case Strings():
                     self.texts(shape, scalars, others)
-                case Boolean(values):
-                    scalars += [f'"{str(value).lower()}"' for value in sorted(values)]
-                case Null():
-                    scalars.append('"null"')
+                case Words(values):
+                    scalars += [f'"{json.dumps(value)}"' for value in sorted(values, key=str)]
         scalars = list(dict.fromkeys(scalars))
         if len(scalars) > 1 or (scalars and not (scalars[0].startswith("JSON_") or scalars[0].startswith('"'))):
             name = self.new_name().upper()

@@ -21,16 +21,15 @@ from slipstream.chat.schema.shapes import (
     MOST_SHAPES,
     NOTHING,
     Arrays,
-    Boolean,
     Contains,
     Members,
     Node,
     Not,
-    Null,
     Objects,
     Part,
     Shape,
     Strings,
+    Words,
     besides,
     intersection,
     joined,
@@ -167,7 +166,7 @@ class Meaning:
                     result = read_rest(self, schema, result)
                 except (UnsupportedError, TypeError, ValueError, AttributeError):
                     self.lose(keyword)
-        return [*result, Null()] if schema.get("nullable") is True and result is not ANY_SHAPES else result
+        return [*result, _TYPES["null"]] if schema.get("nullable") is True and result is not ANY_SHAPES else result
 
     # Any type
 
@@ -191,12 +190,11 @@ class Meaning:
             raise UnsupportedError("enum")
         texts = tuple(dict.fromkeys(value for value in values if isinstance(value, str)))
         numbers = tuple(value for value in values if not isinstance(value, bool | str | list | Mapping | None))
-        truths = frozenset(value for value in values if isinstance(value, bool))
+        words = frozenset(value for value in values if isinstance(value, bool | None))
         result: list[Shape] = [Strings(values=texts)] if texts else []
         if numbers:
             result.append(Numbers(values=tuple({exact(value): value for value in numbers}.values())))
-        result += [Boolean(truths)] if truths else []
-        result += [Null()] if None in values else []
+        result += [Words(words)] if words else []
         for value in values:
             if isinstance(value, Mapping):
                 properties = {key: self.node({"const": each}) for key, each in value.items()}
@@ -393,8 +391,8 @@ _TYPES: dict[str, Shape] = {
     "string": Strings(),
     "number": Numbers(),
     "integer": INTEGERS,
-    "boolean": Boolean(),
-    "null": Null(),
+    "boolean": Words(frozenset({True, False})),
+    "null": Words(frozenset({None})),
     "array": Arrays(),
     "object": Objects(),
 }

@@ -45,25 +45,15 @@ NOTHING: Node = (Not(()),)
 
 
 @dataclass(frozen=True, slots=True)
-class Null:
-    """Just `null`."""
+class Words:
+    """Some of `null`, `true` and `false`."""
 
-    def and_also(self, other: "Null") -> "Null":
-        """Those of both."""
-        assert isinstance(other, Null)
-        return self
+    values: frozenset[bool | None] = frozenset({None, True, False})
 
-
-@dataclass(frozen=True, slots=True)
-class Boolean:
-    """One or both of them."""
-
-    values: frozenset[bool] = frozenset({True, False})
-
-    def and_also(self, other: "Boolean") -> "Boolean | None":
+    def and_also(self, other: "Words") -> "Words | None":
         """Those of both; None if there are none."""
         values = self.values & other.values
-        return Boolean(values) if values else None
+        return Words(values) if values else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +242,8 @@ class Objects:
         return joined((self.properties.get(key, ANYTHING), *(each.node for each in self.members if key in each.keys)))
 
 
-Shape = Null | Boolean | Numbers | Strings | Arrays | Objects
-ANY_SHAPES: list[Shape] = [Strings(), Numbers(), Boolean(), Null(), Arrays(), Objects()]
+Shape = Words | Numbers | Strings | Arrays | Objects
+ANY_SHAPES: list[Shape] = [Strings(), Numbers(), Words(), Arrays(), Objects()]
 
 
 def joined(nodes: Iterable[Node]) -> Node:
