@@ -31,7 +31,7 @@ from slipstream.engine import (
     scheduler,
 )
 from slipstream.engine.commands import Command, Export, Guard, Install, Task
-from slipstream.engine.idle import Ahead, IdlePrefill
+from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.text import TextStream
 from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
 from slipstream.kv import KVMemory, KVUsage
@@ -747,7 +747,7 @@ class TestReuse:
             assert second.counters.delta_tokens == 4
             engine.clock.now += 0.02
             engine.core.call(Look(lambda kv: kv.usage()))
-            assert done.result(HANG).end == 44
+            assert done.result(HANG).stop == 44
 
     def test_the_same_prompt_at_the_same_time_is_computed_once(self) -> None:
         with toy_engine() as engine:
@@ -800,9 +800,9 @@ class TestReuse:
             assert_right(call)
 
 
-def ahead(engine: ToyEngine, tokens: list[int], *, at_least: int = 0, name: str = "") -> Future[Ahead]:
+def ahead(engine: ToyEngine, tokens: list[int], *, at_least: int = 0, name: str = "") -> Future[range]:
     """Have the tokens computed when there's time."""
-    done: Future[Ahead] = Future()
+    done: Future[range] = Future()
     engine.core.prefill(IdlePrefill(name, "", as_prompt(tokens), done.set_result, at_least))
     return done
 
@@ -810,7 +810,7 @@ def ahead(engine: ToyEngine, tokens: list[int], *, at_least: int = 0, name: str 
 class TestAheadOfTime:
     def test_what_was_computed_while_idle_costs_the_next_request_nothing(self) -> None:
         with toy_engine() as engine:
-            assert ahead(engine, prompt(100)).result(HANG) == Ahead(0, 100)
+            assert ahead(engine, prompt(100)).result(HANG) == range(0, 100)
             answer = engine.answer(request([*prompt(100), 7, 8], max_tokens=4))
             assert answer.counters.delta_tokens == 2
             assert engine.core.stats().idle_tokens == 100
@@ -827,7 +827,7 @@ class TestAheadOfTime:
 
             engine.backend.before_step = interrupt
             done = ahead(engine, prompt(200))
-            assert done.result(HANG) == Ahead(0, 200)
+            assert done.result(HANG) == range(0, 200)
             engine.wait(*calls)
             sizes = [step.tokens for step in engine.backend.steps]
             assert sizes[:3] == [8, 8, 40], "steps of idle work are short, and the request's own comes next"
@@ -856,7 +856,7 @@ class TestAheadOfTime:
             first = ahead(engine, prompt(50), name="mine")
             second = ahead(engine, prompt(60), name="mine")
             all_there.set()
-            assert second.result(HANG).end == 60
+            assert second.result(HANG).stop == 60
             engine.wait(running)
             assert not first.done()
 

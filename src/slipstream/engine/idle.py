@@ -11,27 +11,19 @@ MAX_JOBS = 256
 """Older ones are given up: their conversations compute the tokens when they need them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """Tokens `start` to `end` of a conversation, whose KV was computed before they were asked for."""
-
-    start: int
-    end: int
-
-
 @dataclass(slots=True)
 class IdlePrefill:
     """KV that is wanted for `tokens`, int32 [n], of the conversation called `name`.
 
-    It's not worth anything if `at_least` so many of them have lost theirs. `on_done` is called on the engine's thread,
-    and must not block, once all have it, unless the job is replaced by another one for the conversation, or memory has
-    no room for it.
+    It's not worth anything if `at_least` so many of them have lost theirs. `on_done` is called with the places of those
+    whose KV was computed, on the engine's thread, and must not block, once all have it, unless the job is replaced by
+    another one for the conversation, or memory has no room for it.
     """
 
     name: str
     tenant: str
     tokens: IntArray
-    on_done: Callable[[Ahead], None]
+    on_done: Callable[[range], None]
     at_least: int = 0
     start: int | None = None
     """How many tokens had their KV when the job began."""
@@ -85,7 +77,7 @@ class IdleQueue:
                 self._kv.cache(sequence)
         if computed == len(job.tokens):
             self._drop(job)
-            job.on_done(Ahead(job.start, computed))
+            job.on_done(range(job.start, computed))
 
     def _drop(self, job: IdlePrefill) -> None:
         del self._jobs[job.tenant, job.name]

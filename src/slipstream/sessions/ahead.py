@@ -8,7 +8,7 @@ import numpy as np
 from slipstream.chat import Conversations, Setting
 from slipstream.engine import EngineCore, TurnCounters
 from slipstream.engine.commands import Expect, Pin, Unpin
-from slipstream.engine.idle import Ahead, IdlePrefill
+from slipstream.engine.idle import IdlePrefill
 from slipstream.sessions.state import SessionState
 from slipstream.sessions.worker import Worker
 from slipstream.types import IntArray
@@ -44,11 +44,10 @@ class AheadOfTime:
     def compute(self, state: SessionState, tokens: IntArray, *, at_least: int = 0) -> None:
         """Have the tokens of a session computed, if `at_least` so many of them still are."""
 
-        def done(ahead: Ahead) -> None:
+        def done(ahead: range) -> None:
             if state.forgotten:
                 return
-            start = ahead.start if state.ahead is None else min(ahead.start, state.ahead.start)
-            state.ahead = Ahead(start, ahead.end)
+            state.ahead = range(min(ahead.start, state.ahead.start) if state.ahead else ahead.start, ahead.stop)
             if state.pinned:
                 self._worker.run(lambda: self._pin(state, tokens))
 
@@ -88,8 +87,8 @@ class AheadOfTime:
 
     def count(self, state: SessionState, counters: TurnCounters) -> None:
         """Count what a turn found computed ahead."""
-        if state.ahead is not None and counters.response_cache != "hit":
-            used = max(0, min(counters.reused_tokens, state.ahead.end) - state.ahead.start)
+        if counters.response_cache != "hit":
+            used = len(range(state.ahead.start, min(counters.reused_tokens, state.ahead.stop)))
             self.used_tokens += used
             self.saved_seconds += used * self._core.backend.cost.token(0)
-        state.ahead = None
+        state.ahead = range(0)

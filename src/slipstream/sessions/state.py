@@ -10,7 +10,6 @@ import numpy as np
 from slipstream import fields
 from slipstream.chat import Conversations, Message, Setting, Tool, ToolUse
 from slipstream.chat.messages import Digest
-from slipstream.engine.idle import Ahead
 from slipstream.errors import InvalidRequestError, SessionConflictError
 from slipstream.sessions.history import History
 from slipstream.types import IntArray
@@ -61,8 +60,8 @@ class SessionState:
     """The tokens of its prompt, or up to its last answer, int32 [n]; None until they are asked for after a restart."""
     turn: "SessionTurn | None" = field(default=None, compare=False)
     """The turn that is under way, if it has a session for itself."""
-    ahead: Ahead | None = field(default=None, compare=False)
-    """What was computed ahead of the next turn."""
+    ahead: range = field(default=range(0), compare=False)
+    """Which of its tokens were computed ahead of the next turn."""
 
     setting_size: tuple[object, object, int] = field(default=(None, None, 0), compare=False, repr=False)
     """The tools and variables that were measured last, and what they take."""
