@@ -1,7 +1,6 @@
 """The manifest: what the store knows about an imported model."""
 
 import json
-import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -48,13 +47,8 @@ class Manifest(Facts):
     """Every other file in the folder and its size in bytes."""
 
     def save(self, folder: Path) -> None:
-        """Write it to `folder`, whole or not at all."""
-        temporary = folder / f".{MANIFEST_FILE}.new"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST_FILE)
+        """Write it to `folder`, where nobody looks for a model yet: see `ModelStore`."""
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
