@@ -217,7 +217,9 @@ class _Blocks:
     """
 
     def __init__(self, inputs: Sequence[ov.ConstOutput], num_blocks: int) -> None:
-        tables = {layer: table for table in LayerTable.among(map(_name, inputs)) for layer in table.layers}
+        tables = {
+            layer: table for table in LayerTable.among(port.any_name for port in inputs) for layer in table.layers
+        }
         seated: Counter[tuple[LayerTable | None, str]] = Counter()
         lanes: dict[tuple[str, int], list[tuple[ov.ConstOutput, int]]] = {}
         for port in inputs:
@@ -231,7 +233,8 @@ class _Blocks:
         by_size: dict[int, list[list[tuple[ov.ConstOutput, int]]]] = {}
         for ports in lanes.values():
             port, of = ports[0]
-            by_size.setdefault(_block_elements(port) * of, []).append(ports)
+            elements = int(np.prod([size.get_length() for size in list(port.partial_shape)[1:]]))
+            by_size.setdefault(elements * of, []).append(ports)
         self.block_bytes = 2 * sum(elements * len(lanes) for elements, lanes in by_size.items())
         """Memory that a block takes, in all lanes."""
         self._groups = [
@@ -302,11 +305,7 @@ def give(request: ov.InferRequest, inputs: StepInputs, names: Collection[str]) -
 
 def names_of(compiled: ov.CompiledModel) -> set[str]:
     """The inputs that a model has; mixtures alone ask which tokens are real."""
-    return set(map(_name, compiled.inputs))
-
-
-def _name(port: ov.ConstOutput) -> str:
-    return str(port.any_name)
+    return {port.any_name for port in compiled.inputs}
 
 
 def _machine() -> list[str]:
@@ -343,8 +342,3 @@ def _gather_before_vocabulary(model: ov.Model) -> None:
     node.input(0).replace_source_output(gathered.output(0))
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
-
-
-def _block_elements(cache: ov.ConstOutput) -> int:
-    """Elements in one block of a key or value cache."""
-    return int(np.prod([size.get_length() for size in list(cache.partial_shape)[1:]]))

@@ -112,7 +112,7 @@ class StepCost:
         expected = sum(parts) + self._change(load, prepared)
         excess = _SMOOTHING * (min(seconds / expected, 2.0) - 1)
         by_size, by_context, by_pair, by_state = (1 + excess * part / expected for part in parts)
-        index = min(self._index(load.tokens), len(self._sizes) - 1)
+        index = min(bisect.bisect_left(self._sizes, load.tokens), len(self._sizes) - 1)
         self._seconds[index] = max(self._seconds[index] * by_size, self.measured.seconds[index][1] * _CHEAPEST)
         self._per_context = max(self._per_context * by_context, self.measured.per_context * _CHEAPEST)
         self._per_pair = max(self._per_pair * by_pair, self.measured.per_pair * _CHEAPEST)
@@ -143,7 +143,7 @@ class StepCost:
 
     def _parts(self, load: Load) -> tuple[float, float, float, float]:
         """The seconds that a step's size, its contexts, its tokens' looks at them, and its states take."""
-        index = self._index(load.tokens)
+        index = bisect.bisect_left(self._sizes, load.tokens)
         beyond = max(1.0, load.tokens / self._sizes[-1])
         by_size = self._seconds[min(index, len(self._sizes) - 1)] * beyond
         by_state = self._per_state * max(0, load.states - 1)
@@ -151,6 +151,3 @@ class StepCost:
 
     def _change(self, load: Load, prepared: Collection[int]) -> float:
         return 0.0 if not prepared or self.rounded(load.tokens) in prepared else self.measured.change
-
-    def _index(self, tokens: int) -> int:
-        return bisect.bisect_left(self._sizes, tokens)

@@ -10,7 +10,7 @@ one layer's memory, and sequences have a block table as always.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -93,7 +93,8 @@ def set_apart(model: ov.Model) -> None:
     side_by_side = -(-len(full) // (width // full[0].elements))
     for kind, visible, first in ((full, seen, 0), (windowed, window, 1)):
         of = width // kind[0].elements
-        for number, group in enumerate(_runs(kind, side_by_side)):
+        groups = (kind[at : at + side_by_side] for at in range(0, len(kind), side_by_side))
+        for number, group in enumerate(groups):
             table = LayerTable(visible, first + number // of, of, number % of, tuple(layer.number for layer in group))
             if (table.window, table.row, of) == (0, 0, 1):
                 continue  # the graph's own
@@ -126,7 +127,3 @@ def _constant(output: ov.Output) -> int:
     folding.register_pass(ConstantFolding())
     folding.run_passes(alone)
     return int(alone.get_results()[0].input_value(0).get_node().get_data().item())
-
-
-def _runs(layers: Sequence[_Layer], size: int) -> Iterator[Sequence[_Layer]]:
-    return (layers[first : first + size] for first in range(0, len(layers), size))

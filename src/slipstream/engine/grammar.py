@@ -89,13 +89,13 @@ class _Closers:
         """Tokens that the matcher allows, and that get it nearer to an end; empty if none is known."""
         if self._in_text(matcher):
             ends = (end for end in self._text_ends if self._leaves_text(matcher, end))
-            return next(ends, None) or _any_allowed(matcher)
+            return next(ends, None) or _allowed(matcher)[:1]  # as inside a value of an enum
         tried = (*self._ends, *self._closers)
         known = [tokens for tokens in tried if matcher.validate_tokens(tokens) == len(tokens)]
         if known and known[0] in self._digits:  # any number of zeros may be allowed, and none bring the end nearer
             ending = (digit for digit in known if digit in self._digits and self._may_end(matcher, digit))
             return next(ending, known[0])
-        return known[0] if known else _any_allowed(matcher)
+        return known[0] if known else _allowed(matcher)[:1]
 
     def _in_text(self, matcher: LLMatcher) -> bool:
         """Whether any brackets are allowed, which is so inside of a text alone, where they would lead nowhere."""
@@ -114,11 +114,6 @@ class _Closers:
         ahead = matcher.deep_copy()
         ahead.consume_tokens(digit)
         return any(ahead.validate_tokens([end]) for end in self.value_ends)
-
-
-def _any_allowed(matcher: LLMatcher) -> list[int]:
-    """The first token that can come next, as inside a value of an enum; empty if none can."""
-    return _allowed(matcher)[:1]
 
 
 def _allowed(matcher: LLMatcher) -> list[int]:

@@ -5,19 +5,9 @@ import re
 _PART = re.compile(r"-(?P<index>\d{5})-of-(?P<count>\d{5})(?=\.gguf$)", re.IGNORECASE)
 
 
-def is_part(file: str) -> bool:
-    """Whether a file's name says that it is one of several."""
-    return _PART.search(file) is not None
-
-
 def without_part(file: str) -> str:
     """The name that the model would have in one file."""
     return _PART.sub("", file)
-
-
-def first_part(file: str) -> str:
-    """The first file of the model that `file` is a part of; `file` if it's whole."""
-    return all_parts(file)[0]
 
 
 def all_parts(file: str) -> list[str]:

@@ -7,7 +7,6 @@ safetensors.
 import errno
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 from slipstream.errors import ModelError
 from slipstream.models import safetensors
 from slipstream.models.catalog import CatalogEntry, Repository, Wheel
-from slipstream.models.parts import all_parts, first_part, is_part, without_part
+from slipstream.models.parts import all_parts, without_part
 from slipstream.models.progress import Advance, Progress
 from slipstream.tokenizer.from_gguf import tokenizer_kind
 
@@ -68,7 +67,7 @@ def parse_source(spec: str) -> "Source | None":
         return LocalSource(path.resolve())
     match = _HUB_SPEC.fullmatch(spec)
     if match and not match["repo"].lower().endswith(".gguf"):
-        return HubSource(match["repo"], match["file"] and first_part(match["file"]), match["quantisation"])
+        return HubSource(match["repo"], match["file"] and all_parts(match["file"])[0], match["quantisation"])
     if path.suffix == ".gguf" or "/" in spec:
         raise ModelError(f"there is no file or folder {spec}")
     return None
@@ -148,7 +147,8 @@ class LocalSource:
         """Differs after a file was written to or replaced, and is had without hashing gigabytes."""
         parts = [self.path.with_name(name) for name in all_parts(self.path.name)]
         files = sorted(self.path.iterdir()) if self.path.is_dir() else parts
-        facts = [(file.name, *_identity(file.stat())) for file in files if file.exists()]
+        states = [(file.name, file.stat()) for file in files if file.exists()]
+        facts = [(name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
@@ -264,10 +264,10 @@ def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str
     A model that is there both whole and in parts is taken whole.
     """
     models = {}
-    for file in sorted(files, key=lambda file: (not is_part(file), file)):
+    for file in sorted(files, key=lambda file: (file == without_part(file), file)):
         # What a vision model sees with is a file of its own, of no use here.
         if file.lower().endswith(".gguf") and not Path(file).name.lower().startswith("mmproj"):
-            models[without_part(file)] = first_part(file)
+            models[without_part(file)], *_ = all_parts(file)
     if not models:
         raise ModelError(
             f"hub repository {repo} has neither an OpenVINO IR nor a GGUF file of a language model nor safetensors"
@@ -325,10 +325,6 @@ def ir_files(folder: Path) -> dict[str, Path]:
     if not found["openvino_model.xml"].exists():
         found |= {name: folder / part for name, part in _TEXT_PART.items()}
     return {name: path for name, path in found.items() if path.is_file()}
-
-
-def _identity(file: os.stat_result) -> tuple[int, ...]:
-    return file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _artefact(path: Path, progress: Progress) -> Artefact:
