@@ -41,12 +41,10 @@ class VLLMNames(Collector):
         for source in self._sources:
             for metric in source.collect():
                 for name in _NAMES.get(metric.name, ()):
-                    yield self._renamed(metric, f"vllm:{name}")
-
-    def _renamed(self, metric: Metric, name: str) -> Metric:
-        renamed = Metric(name, f"{metric.documentation} The same as {metric.name}.", metric.type)
-        renamed.samples = [self._sample(sample, metric.name, name) for sample in metric.samples]
-        return renamed
+                    help = f"{metric.documentation} The same as {metric.name}."
+                    renamed = Metric(f"vllm:{name}", help, metric.type)
+                    renamed.samples = [self._sample(each, metric.name, renamed.name) for each in metric.samples]
+                    yield renamed
 
     def _sample(self, sample: Sample, old: str, new: str) -> Sample:
         labels = dict(sample.labels)

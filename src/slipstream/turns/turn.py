@@ -68,11 +68,6 @@ class Choice:
         """What of its request was left out or loosened, and what came of that."""
         return (*self.request.warnings, *warnings_of(self.losses), *self.misfits)
 
-    def check(self) -> None:
-        """Find the misfits of a finished answer; one that was cut off has none."""
-        if self.reader.calls_to_run or self.outputs[-1].finish_reason == "stop":
-            self.misfits = tuple(misfits(self.message, self.losses, self.tools, self.request.response_schema))
-
     @property
     def finished(self) -> bool:
         """Whether the engine is done with it."""
@@ -159,20 +154,21 @@ class Turn:
             raise output.error
         if output.finish_reason == "cancelled":
             raise EngineStoppedError("the request was cancelled")
-        if choice.conversation is None:
+        session_turn, schema = choice.session_turn, choice.request.response_schema
+        if session_turn is None or choice.conversation is None:
             return Piece(choice, output, [])
         if not choice.request.answers:
-            if last and choice.session_turn is not None:
-                self._session_turns.release(choice.session_turn)
+            if last:
+                self._session_turns.release(session_turn)
             return Piece(choice, output, [])
         deltas = choice.reader.feed(output.text, last=last)
         if last:
-            choice.check()
-        if last and choice.session_turn is not None:
+            if choice.reader.calls_to_run or output.finish_reason == "stop":  # what was cut off need not fit
+                choice.misfits = tuple(misfits(choice.message, choice.losses, choice.tools, schema))
             whole = choice.answer
             answer = choice.conversation, choice.message, whole.token_ids, whole.text
             if choice.index == 0:
-                choice.session_id = self._session_turns.answered(choice.session_turn, *answer, whole.counters)
+                choice.session_id = self._session_turns.answered(session_turn, *answer, whole.counters)
             else:  # known if the client goes on with it, but not what the session is now
                 self._conversations.record(*answer)
         return Piece(choice, output, deltas)
