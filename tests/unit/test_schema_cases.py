@@ -59,6 +59,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "ampersands in a class": (text("^[a&&b]+$"), ['"a&b"'], ['"c"']),
     "hyphens in a class": (text("^[+--]+$"), ['"+,-"'], ['"."', '"a"']),
     "tildes in a class": (text("^[a~~b]+$"), ['"a~b"'], ['"c"']),
+    "an empty class": (text(r"^(a|b[]|[^\s\S])$"), ['"a"'], ['""', '"b"']),
     "digits": (text(r"^\d$"), ['"1"'], ['"\u0661"']),
     "words": (text(r"^\w$"), ['"_"'], ['"é"']),
     "the end is no line end": (text("^a$"), ['"a"'], [r'"a\n"']),
@@ -178,6 +179,7 @@ def test_arguments_are_objects(parameters: dict[str, Any]) -> None:
         (thing("a", a=INTEGER) | {"additionalProperties": True, "minProperties": 3}, "minProperties"),
         (thing() | {"patternProperties": {"^[a-f]{3}$": INTEGER}, "minProperties": 2}, "minProperties"),
         (False, NOTHING_FITS),
+        (text("[]"), NOTHING_FITS),
         (thing("a", a={"allOf": [{"const": 1}, {"const": 2}]}), NOTHING_FITS),
     ],
 )

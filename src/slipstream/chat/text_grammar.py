@@ -12,7 +12,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
 from slipstream.chat.schema.losses import UnsupportedError
-from slipstream.chat.schema.regex import ANY, EMPTY, Chars, Range, Regex, Repeat, inverted
+from slipstream.chat.schema.regex import ANY, EMPTY, Chars, Range, Regex, Repeat, inverted, one_of
 from slipstream.chat.schema.regex_writing import JSON, either, sequence, terminal
 from slipstream.chat.setting import TextGrammar
 
@@ -152,7 +152,7 @@ def _node(kind: Any, value: Any, flags: int) -> Regex:  # noqa: PLR0911 - one fo
     raise UnsupportedError(f"{str(kind).lower()} is not supported")
 
 
-def _set(items: Sequence[tuple[Any, Any]], flags: int) -> Chars:
+def _set(items: Sequence[tuple[Any, Any]], flags: int) -> Regex:
     ranges: list[Range] = []
     categories: list[tuple[str, bool]] = []
     for kind, value in items:
@@ -162,7 +162,7 @@ def _set(items: Sequence[tuple[Any, Any]], flags: int) -> Chars:
         elif kind is not op.NEGATE:
             first, last = (value, value) if kind is op.LITERAL else value
             ranges += _cases(first, last, flags)
-    return Chars(tuple(ranges), tuple(categories), negated=items[0][0] is op.NEGATE)
+    return one_of(ranges, categories, negated=items[0][0] is op.NEGATE)
 
 
 def _cases(first: int, last: int, flags: int) -> Iterator[Range]:

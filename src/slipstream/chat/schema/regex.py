@@ -11,6 +11,7 @@ from functools import lru_cache
 from slipstream.chat.schema.losses import UnsupportedError
 
 HIGHEST = 0x10FFFF
+SURROGATES = 0xD800, 0xDFFF
 _MOST_REPEATS = 100_000
 Range = tuple[int, int]
 """From a code point to another, both included."""
@@ -129,6 +130,13 @@ def inverted(ranges: Iterable[Range]) -> tuple[Range, ...]:
             result.append((next_point, low - 1))
         next_point = max(next_point, high + 1)
     return (*result, (next_point, HIGHEST)) if next_point <= HIGHEST else tuple(result)
+
+
+def one_of(ranges: Iterable[Range], categories: Iterable[tuple[str, bool]], *, negated: bool) -> Regex:
+    """One character of a set."""
+    chars = Chars(tuple(ranges), tuple(categories), negated)
+    others = chars.ranges if negated else inverted(chars.ranges)
+    return chars if chars.categories or inverted((*others, SURROGATES)) else NEVER
 
 
 def text(literal: str) -> Regex:
@@ -309,7 +317,7 @@ class _Parser:
             raise self.error()
         return point
 
-    def _class(self) -> Chars:
+    def _class(self) -> Regex:
         negated = self._skip("^")
         ranges: list[Range] = []
         categories: list[tuple[str, bool]] = []
@@ -324,7 +332,7 @@ class _Parser:
             else:
                 ranges += first.ranges
                 categories += first.categories
-        return Chars(tuple(ranges), tuple(categories), negated)
+        return one_of(ranges, categories, negated=negated)
 
     def _next_is_bound(self) -> bool:
         """Whether what follows a hyphen is the upper end of a range: not the class's end, nor a set."""

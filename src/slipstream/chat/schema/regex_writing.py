@@ -20,6 +20,7 @@ from slipstream.chat.schema.regex import (
     EMPTY,
     HIGHEST,
     NEVER,
+    SURROGATES,
     Both,
     Chars,
     Either,
@@ -38,7 +39,6 @@ from slipstream.chat.schema.regex import (
 
 _LARGEST = 5_000
 """Nodes of an expression."""
-_SURROGATES = (0xD800, 0xDFFF)
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _ESCAPED = [*map(chr, range(32)), '"', "\\"]
 
@@ -60,7 +60,7 @@ class Alphabet:
 
     def any_text(self) -> str:
         """The terminal of any text."""
-        return f"/{_any(self)}*/"
+        return f"/{self.char(ANY)}*/"
 
 
 JSON = Alphabet(escapes=True)
@@ -78,11 +78,6 @@ def _char(alphabet: Alphabet, chars: Chars) -> str:
     ways = [*([f"[{short}]"] if short else []), *_merged(long)]
     escape = f"\\x{{5c}}(?:{'|'.join(ways)})" if ways else ""
     return f"(?:{plain}|{escape})" if plain and escape else plain or (escape and f"(?:{escape})")
-
-
-@lru_cache(maxsize=8)
-def _any(alphabet: Alphabet) -> str:
-    return alphabet.char(ANY)
 
 
 @lru_cache(maxsize=4096)
@@ -260,17 +255,15 @@ def terminal(texts: Regex, alphabet: Alphabet) -> str:
     if (given := _given(texts)) is not None:
         return quoted(alphabet.spelled(given))
     if not any(isinstance(part, Both | Except) for part in parts_of(texts)):
-        written = _rust(texts, alphabet)
-        if written is None:
-            raise UnsupportedError("a pattern that nothing fits")
+        written = _written(texts, alphabet.char)
         return f"/{written}/" if written else '""'
     match texts:
         case Both(parts):
             wanted = [terminal(part, alphabet) for part in parts if not isinstance(part, Except)]
             others = [f"~{terminal(part.body, alphabet)}" for part in parts if isinstance(part, Except)]
-            return f"({' & '.join((*(wanted or [f'/{_any(alphabet)}*/']), *others))})"
-        case Except(body):
-            return f"(/{_any(alphabet)}*/ & ~{terminal(body, alphabet)})"
+            return f"({' & '.join((*(wanted or [alphabet.any_text()]), *others))})"
+        case Except():
+            return terminal(Both((texts,)), alphabet)
         case Either(branches):
             return f"({' | '.join(terminal(branch, alphabet) for branch in branches)})"
         case Sequence(parts):
@@ -286,32 +279,37 @@ def _given(regex: Regex) -> str | None:
         if not isinstance(part, Chars) or part.negated or part.categories or len(part.ranges) != 1:
             return None
         (low, high) = part.ranges[0]
-        if low != high or _SURROGATES[0] <= low <= _SURROGATES[1]:
+        if low != high or SURROGATES[0] <= low <= SURROGATES[1]:
             return None
         text += chr(low)
     return text
 
 
-def _rust(regex: Regex, alphabet: Alphabet) -> str | None:
-    """The expression in Rust's syntax; None if nothing fits."""
+def _written(regex: Regex, char: Callable[[Chars], str]) -> str:  # noqa: PLR0911 - one for each kind
+    """The expression as Rust and Python have it; `char` writes one of some characters, or nothing if there are none."""
     match regex:
         case Chars():
-            return alphabet.char(regex) or None
+            return char(regex) or _NOTHING
         case Sequence(parts):
-            written = [_rust(part, alphabet) for part in parts]
-            return None if None in written else "".join(each for each in written if each is not None)
+            return "".join(_written(part, char) for part in parts)
         case Either(branches):
-            known = [each for branch in branches if (each := _rust(branch, alphabet)) is not None]
-            return f"(?:{'|'.join(known)})" if known else None
+            return f"(?:{'|'.join(_written(branch, char) for branch in branches)})" if branches else _NOTHING
         case Repeat(body, least, most):
-            inner = _rust(body, alphabet)
-            if inner is None or most == 0:
-                return "" if least == 0 else None
-            if not inner:
-                return ""
+            inner = _written(body, char)
             times = "*" if (least, most) == (0, None) else f"{{{least},{'' if most is None else most}}}"
             return f"{inner if isinstance(body, Chars) else f'(?:{inner})'}{times}"
+        case Start():
+            return r"\A"
+        case End():
+            return r"\Z"
+        case Look(body, ahead, wanted):
+            return f"(?{'' if ahead else '<'}{'=' if wanted else '!'}{_written(body, char)})"
+        case Other(python):
+            return f"(?a:{python})"
     raise UnsupportedError("pattern")
+
+
+_NOTHING = r"[^\s\S]"
 
 
 def _rust_class(chars: Chars, without: Iterable[str] = ()) -> str:
@@ -319,11 +317,11 @@ def _rust_class(chars: Chars, without: Iterable[str] = ()) -> str:
     taken = [(ord(char), ord(char)) for char in without]
     if not chars.categories:
         ranges = inverted(chars.ranges) if chars.negated else chars.ranges
-        left = inverted([*inverted(ranges), *taken, _SURROGATES])
+        left = inverted([*inverted(ranges), *taken, SURROGATES])
         written = _rust_ranges(left)
         alone = len(left) == 1 and left[0][0] == left[0][1]
         return written if alone or not left else f"[{written}]"
-    left = inverted([*inverted(chars.ranges), _SURROGATES])
+    left = inverted([*inverted(chars.ranges), SURROGATES])
     categories = "".join(f"\\{'P' if outside else 'p'}{{{name}}}" for name, outside in chars.categories)
     among = f"[{'^' if chars.negated else ''}{_rust_ranges(left)}{categories}]"
     return f"[{among}&&[^{_rust_ranges(taken)}]]" if taken else among
@@ -348,35 +346,15 @@ def _merged(escapes: list[str]) -> list[str]:
 def for_python(regex: Regex) -> re.Pattern[str]:
     """The same for `re.search`."""
     try:
-        return re.compile(_python(regex))
+        return re.compile(_written(regex, _python_char))
     except (re.error, OverflowError, RecursionError) as error:
         raise UnsupportedError("pattern") from error
 
 
-def _python(regex: Regex) -> str:  # noqa: PLR0911 - one for each kind
-    match regex:
-        case Chars():
-            ranges = [*regex.ranges, *(each for name, outside in regex.categories for each in _category(name, outside))]
-            if not ranges:
-                return r"[\s\S]" if regex.negated else r"(?!)"
-            written = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in ranges)
-            return f"[{'^' if regex.negated else ''}{written}]"
-        case Sequence(parts):
-            return "".join(map(_python, parts))
-        case Either(branches):
-            return f"(?:{'|'.join(map(_python, branches))})" if branches else "(?!)"
-        case Repeat(body, least, most):
-            return f"(?:{_python(body)}){{{least},{'' if most is None else most}}}"
-        case Start():
-            return r"\A"
-        case End():
-            return r"\Z"
-        case Look(body, ahead, wanted):
-            return f"(?{'' if ahead else '<'}{'=' if wanted else '!'}{_python(body)})"
-        case Other(python):
-            return f"(?a:{python})"
-        case Both() | Except():
-            raise UnsupportedError("pattern")
+def _python_char(chars: Chars) -> str:
+    ranges = [*chars.ranges, *(each for name, outside in chars.categories for each in _category(name, outside))]
+    written = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in ranges)
+    return f"[{'^' if chars.negated else ''}{written}]" if written else r"[\s\S]" * chars.negated
 
 
 @lru_cache(maxsize=64)
