@@ -7,6 +7,7 @@ safetensors.
 import errno
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
