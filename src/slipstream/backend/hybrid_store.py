@@ -7,6 +7,7 @@ any of them, and what follows is computed again.
 
 import bisect
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -201,11 +202,10 @@ class HybridStore:
 
     def spans(self, start: int, end: int) -> Iterator[Span]:
         """The tokens from `start` to `end` in spans that all but the last end where a state is kept."""
-        first = start
-        for last in (*range((start // self.interval + 1) * self.interval, end, self.interval), end):
+        every = self.interval
+        for first, last in pairwise([start, *range((start // every + 1) * every, end, every), end]):
             blocks = -(-last // self._kv.block_size) - first // self._kv.block_size
             yield Span(first, last, blocks + self.slot_rows)
-            first = last
 
     def aligned(self, start: int) -> int:
         """Any token may be the first of an export."""

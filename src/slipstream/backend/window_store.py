@@ -9,6 +9,7 @@ follows is computed again.
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -226,12 +227,11 @@ class WindowStore:
 
     def spans(self, start: int, end: int) -> Iterator[Span]:
         """The tokens from `start` to `end` in spans that all but the last end at an interval."""
-        first = start
-        for last in (*range((start // self.interval + 1) * self.interval, end, self.interval), end):
+        every = self.interval
+        for first, last in pairwise([start, *range((start // every + 1) * every, end, every), end]):
             rows = self._seen(first, last)
             blocks = self._up_to(last) - first // self._size
             yield Span(first, last, blocks + self._tables * (rows.stop - rows.start))
-            first = last
 
     def aligned(self, start: int) -> int:
         """Any token may be the first of an export."""

@@ -14,6 +14,8 @@ class TextStream:
     def __init__(self, decoder: IncrementalDecoder, stop: tuple[str, ...]) -> None:
         self._decoder = decoder
         self._stop = stop
+        self.watchful = bool(stop)
+        """Whether there are stop strings, so that each token has to be fed alone."""
         self._held = ""
         self.stop_string: str | None = None
         """The one that was completed."""
@@ -22,11 +24,6 @@ class TextStream:
     def stopped(self) -> bool:
         """Whether a stop string was completed; nothing follows it."""
         return self.stop_string is not None
-
-    @property
-    def watchful(self) -> bool:
-        """Whether there are stop strings, so that each token has to be fed alone."""
-        return bool(self._stop)
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The text that these tokens make certain; sets `stopped` if they complete a stop string, which is left out."""

@@ -357,14 +357,14 @@ class KVMemory:
         store = self._store
         if cost <= store.free:
             return True
-        spared = spare is not None and spare in self._cached
-        if spared:
-            store.set_evictable(spare.state, evictable=False)  # type: ignore[union-attr]
+        spared = spare if spare is not None and spare in self._cached else None
+        if spared is not None:
+            store.set_evictable(spared.state, evictable=False)
         possible = cost <= store.free + store.evictable
         while possible and cost > store.free:
             self._evict(spare)
-        if spared:
-            store.set_evictable(spare.state, evictable=True)  # type: ignore[union-attr]
+        if spared is not None:
+            store.set_evictable(spared.state, evictable=True)
         return possible
 
     def _evict(self, spare: Sequence | None = None) -> bool:
