@@ -10,7 +10,6 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from slipstream import fields
 from slipstream.config import LimitsConfig
 from slipstream.errors import InvalidRequestError, LimitError
 from slipstream.fields import Option
@@ -21,11 +20,11 @@ _SMALL = 64 * 1024
 
 # Where the protocols have what a request may not have too much of.
 _COUNTED = (
-    (("messages", "input", "items"), "entries", fields.MAX_MESSAGES),
-    (("tools",), "entries", fields.MAX_TOOLS),
-    (("stop", "stop_sequences", "stop_token_ids"), "entries", fields.MAX_STOP),
-    (("logit_bias",), "entries", fields.MAX_LOGIT_BIAS),
-    (("n",), "choices", fields.MAX_CHOICES),
+    (("messages", "input", "items"), "entries", "max_messages"),
+    (("tools",), "entries", "max_tools"),
+    (("stop", "stop_sequences", "stop_token_ids"), "entries", "max_stop"),
+    (("logit_bias",), "entries", "max_logit_bias"),
+    (("n",), "choices", "max_choices"),
 )
 _SCHEMAS_OF_TOOLS: tuple[tuple[str, ...], ...] = (
     ("function", "parameters"),
@@ -76,7 +75,7 @@ def parsed(body: bytes, limits: LimitsConfig) -> Any:
     `ValueError` for what is no JSON.
     """
     if len(body) > limits.max_values:
-        _require(None, count_values(body, limits.max_values), "values", fields.MAX_VALUES, limits)
+        _require(None, count_values(body, limits.max_values), "values", "max_values", limits)
     try:
         value = from_json(body, allow_inf_nan=False, cache_strings=False)
     except ValueError:  # what is wrong, or just deep, the slower parser tells
@@ -158,12 +157,12 @@ def _measure(body: dict[str, Any], size: int, limits: LimitsConfig) -> None:
             _require(name, count, unit, limit, limits)
     prompts = body.get("prompt")
     if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
-        _require("prompt", len(prompts), "entries", fields.MAX_CHOICES, limits)
+        _require("prompt", len(prompts), "entries", "max_choices", limits)
     if size > limits.max_schema:
         _measure_schemas(body, limits)
     if size > limits.max_characters:
         characters = sum(len(each) for _, each in _scalars(body) if isinstance(each, str))
-        _require(None, characters, "characters", fields.MAX_CHARACTERS, limits)
+        _require(None, characters, "characters", "max_characters", limits)
 
 
 def _measure_schemas(body: dict[str, Any], limits: LimitsConfig) -> None:
@@ -172,7 +171,7 @@ def _measure_schemas(body: dict[str, Any], limits: LimitsConfig) -> None:
         size = len(json.dumps(schema, ensure_ascii=False))
         total += size
         for param, count in ((field_path(path), size), ("tools", total)):
-            _require(param, count, "bytes of JSON Schema", fields.MAX_SCHEMA, limits, code="schema_too_large")
+            _require(param, count, "bytes of JSON Schema", "max_schema", limits, code="schema_too_large")
 
 
 def _schemas(body: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -193,8 +192,8 @@ def _at(value: Any, path: tuple[str, ...]) -> Any:
 
 
 def _require(
-    param: str | None, count: int, unit: str, limit: Option, limits: LimitsConfig, *, code: str = "limit_exceeded"
+    param: str | None, count: int, unit: str, limit: str, limits: LimitsConfig, *, code: str = "limit_exceeded"
 ) -> None:
     most = int(getattr(limits, limit))
     if count > most:
-        raise LimitError(param, count, unit, limit, most, code=code)
+        raise LimitError(param, count, unit, Option(limit), most, code=code)

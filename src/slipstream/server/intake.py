@@ -10,7 +10,6 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slipstream import fields
 from slipstream.config import LimitsConfig
 from slipstream.errors import OverloadedError, SlipstreamError
 from slipstream.fields import Option
@@ -56,10 +55,7 @@ class Intake:
                 await error_response(failure_of(refusal, scope["path"]), scope["path"])(scope, receive, send)
         finally:
             self._requests -= 1
-            for quota in client.quotas:
-                self._by_quota[quota.id] -= 1
-                if not self._by_quota[quota.id]:
-                    del self._by_quota[quota.id]
+            self._by_quota -= Counter(quota.id for quota in client.quotas)  # which keeps no zeros
             self._bytes -= body.size
 
     async def _received(self, body: "_Body", receive: Receive) -> Message:
@@ -69,7 +65,7 @@ class Intake:
         try:
             message = await asyncio.wait_for(receive(), self._limits.read_timeout)
         except TimeoutError:
-            self._metrics.refused(fields.READ_TIMEOUT)
+            self._metrics.refused("read_timeout")
             patience = f"{self._limits.read_timeout:g} s (--read-timeout)"
             raise HTTPException(408, f"the body did not come within {patience}: send it again") from None
         body.complete = message["type"] != "http.request" or not message.get("more_body", False)
@@ -79,7 +75,7 @@ class Intake:
         if body.size > self._limits.max_body:
             raise self._too_large()
         if self._bytes > self._limits.max_bodies:
-            raise self._full(fields.MAX_BODIES)
+            raise self._full("max_bodies")
         return message
 
     def _refusal(self, client: Client, headers: Mapping[str, str]) -> Exception | None:
@@ -88,14 +84,14 @@ class Intake:
         if size > self._limits.max_body:
             return self._too_large()
         if self._requests > self._limits.max_requests:
-            return self._full(fields.MAX_REQUESTS)
+            return self._full("max_requests")
         for quota in client.quotas:
             if self._by_quota[quota.id] > quota.max_requests:
                 return self._used_up(quota)
-        return self._full(fields.MAX_BODIES) if self._bytes + size > self._limits.max_bodies else None
+        return self._full("max_bodies") if self._bytes + size > self._limits.max_bodies else None
 
     def _too_large(self) -> HTTPException:
-        self._metrics.refused(fields.MAX_BODY)
+        self._metrics.refused("max_body")
         most = self._limits.max_body.human_readable()
         return HTTPException(413, f"the body is too large: send at most {most} (--max-body)")
 
@@ -103,9 +99,9 @@ class Intake:
         message = f"this {quota.holder} has {quota.max_requests} requests under way, as many as it may have: try again"
         return OverloadedError(message, retry_after=RETRY_AFTER_SECONDS, limit=f"max_requests_of_{quota.holder}")
 
-    def _full(self, limit: Option) -> SlipstreamError:
+    def _full(self, limit: str) -> SlipstreamError:
         message = "the server has as many requests as it takes at a time ("
-        return OverloadedError(message, limit, "): try again", retry_after=RETRY_AFTER_SECONDS, limit=limit)
+        return OverloadedError(message, Option(limit), "): try again", retry_after=RETRY_AFTER_SECONDS, limit=limit)
 
 
 @dataclass(slots=True)

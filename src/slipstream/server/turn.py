@@ -12,7 +12,7 @@ from fastapi import Request
 from slipstream.config import ServerConfig
 from slipstream.engine import Output
 from slipstream.errors import LimitError
-from slipstream.fields import CHOICES, MAX_CHOICES
+from slipstream.fields import CHOICES, Option
 from slipstream.runtime import Runtime
 from slipstream.server.access import client_of
 from slipstream.server.keys import Client
@@ -152,7 +152,7 @@ class TurnRunner:
         """The client's requests without what is switched off; raises `LimitError` if they are for too many answers."""
         asked, most = sum(request.choices for request in requests), self.config.limits.max_choices
         if asked > most:
-            raise LimitError(CHOICES, asked, "choices (prompts times n)", MAX_CHOICES, most)
+            raise LimitError(CHOICES, asked, "choices (prompts times n)", Option("max_choices"), most)
         return [
             replace(
                 request,
