@@ -112,22 +112,6 @@ class Traced(str):
         """As `str` does; what is put in keeps where it comes from."""
         return joined(new, self.split(old, count)) if old else all_content(str.replace(self, old, new, count))
 
-    def upper(self) -> "Traced":
-        """As `str` does."""
-        return self._like(str.upper(self))
-
-    def lower(self) -> "Traced":
-        """As `str` does."""
-        return self._like(str.lower(self))
-
-    def title(self) -> "Traced":
-        """As `str` does."""
-        return self._like(str.title(self))
-
-    def capitalize(self) -> "Traced":
-        """As `str` does."""
-        return self._like(str.capitalize(self))
-
     def join(self, pieces: Iterable[str], /) -> "Traced":
         """As `str` does; what is joined keeps where it comes from."""
         return joined(self, pieces)
@@ -147,25 +131,22 @@ class Traced(str):
             at += len(piece) + len(separator or "")
         return cut
 
-    def _like(self, text: str) -> "Traced":
-        """A text whose characters stand for these."""
-        return Traced(text, self.mask) if len(text) == len(self) else all_content(text)
 
-
-def _untraceable(name: str) -> Callable[..., Traced]:
-    method = getattr(str, name)
+def _made_by(name: str) -> Callable[..., Traced]:
+    method, keeps = getattr(str, name), name in _KEEPING
 
     def call(self: Traced, *args: Any, **kwargs: Any) -> Traced:
-        return all_content(method(self, *args, **kwargs))
+        text = method(self, *args, **kwargs)
+        return Traced(text, self.mask) if keeps and len(text) == len(self) else all_content(text)
 
     return call
 
 
-for _name in (
-    *("casefold", "center", "expandtabs", "format", "format_map", "ljust", "rjust", "swapcase", "translate", "zfill"),
-    "__format__",
-):
-    setattr(Traced, _name, _untraceable(_name))
+_KEEPING = ("capitalize", "casefold", "lower", "swapcase", "title", "upper")
+"""What makes a text whose characters stand for those of another, if they are as many."""
+_OTHERS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill", "__format__")
+for _name in (*_KEEPING, *_OTHERS):
+    setattr(Traced, _name, _made_by(_name))
 
 
 def origin(message: int) -> int:
