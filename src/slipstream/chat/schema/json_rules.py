@@ -7,6 +7,7 @@ fewer tokens than what a model left to itself likes to write.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 from slipstream.chat.schema.arrays import ArrayRules, listed_arrays
@@ -85,38 +86,26 @@ class JsonRules:
                 self.rules.append(f"{name}: {body}")
         return self._written[node]
 
-    def is_nothing(self, node: Node) -> bool:
-        """Whether no value fits a node, not even one with members that refer back to it."""
+    def is_nothing(self, node: Node, above: frozenset[Node] = frozenset()) -> bool:
+        """Whether no value fits a node that comes to an end, and so holds none of the nodes `above`."""
         if node == ANYTHING or node in self._inhabited:
             return False
-        if node in self._empty:
+        if node in above or node in self._empty:
             return True
-        if not self._fits_some(node, set()):
+        is_nothing = partial(self.is_nothing, above=above | {node})
+        if any(self._has_value(shape, is_nothing) for shape in self.meaning.shapes(node)):
+            self._inhabited.add(node)
+            return False
+        if not above:
             self._empty.add(node)
-            return True
-        return False
+        return True
 
     def new_name(self) -> str:
         """A name for another rule."""
         self._count += 1
         return f"{self._prefix}_{self._count}"
 
-    def _fits_some(self, node: Node, above: set[Node]) -> bool:
-        """Whether some value fits that holds none of the nodes `above`, so that it comes to an end."""
-        if node == ANYTHING or node in self._inhabited:
-            return True
-        if node in above or node in self._empty:
-            return False
-        inner = {*above, node}
-        if any(self._has_value(shape, inner) for shape in self._shapes(node)):
-            self._inhabited.add(node)
-            return True
-        return False
-
-    def _has_value(self, shape: Shape, above: set[Node]) -> bool:
-        def is_nothing(node: Node) -> bool:
-            return not self._fits_some(node, above)
-
+    def _has_value(self, shape: Shape, is_nothing: Callable[[Node], bool]) -> bool:
         match shape:
             case Objects():
                 return bool(self.forms(shape, is_nothing))
@@ -148,17 +137,14 @@ class JsonRules:
             return ArrayRules(replace(arrays, contains=()), self, is_nothing)
         return rules
 
-    def _shapes(self, node: Node) -> list[Shape]:
-        return self.meaning.shapes(node)
-
     def _body(self, node: Node) -> str:
         """The alternatives of a node's rule."""
         scalars: list[str] = []
         others: list[str] = []
-        for shape in self._shapes(node):
+        for shape in self.meaning.shapes(node):
             match shape:
                 case Objects():
-                    others += map(self._object, self.forms(shape, self.is_nothing))
+                    others += map(self._object, self.forms(shape))
                 case Arrays():
                     others += self._array(shape)
                 case Numbers():
