@@ -17,7 +17,7 @@ from slipstream.engine.idle import IdlePrefill, IdleQueue
 from slipstream.engine.messages import Drain, Message, Stop
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
-from slipstream.engine.step import Part, Step, early_rows, parts_of
+from slipstream.engine.step import Step, early_rows
 from slipstream.errors import EngineStoppedError
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Choice, Row
@@ -259,13 +259,12 @@ class EngineLoop:
 
         What the step before brought is given out while the device is at this one.
         """
-        parts = parts_of(work)
-        for part in parts:
-            part.item.active.counters.forward_passes += part.item.active.phase is not Phase.SETTLING
+        for item in work:
+            item.active.counters.forward_passes += item.active.phase is not Phase.SETTLING
         try:
-            step = self._launch(parts)
+            step = self._launch(work)
         except Exception as error:
-            self._fail_step(parts, error)
+            self._fail_step(work, error)
             return
         self._give_out()
         sound = self._finish_queued()
@@ -274,10 +273,10 @@ class EngineLoop:
         else:
             self._finish(step)
 
-    def _launch(self, parts: list[Part]) -> Step:
-        chunks = [part.item.chunk() for part in parts]
+    def _launch(self, work: list[Work]) -> Step:
+        chunks = [item.chunk() for item in work]
         started = time.perf_counter()
-        return Step(parts, self._backend.launch(chunks), sum(len(chunk.tokens) for chunk in chunks), started)
+        return Step(work, self._backend.launch(chunks), sum(len(chunk.tokens) for chunk in chunks), started)
 
     def _finish_queued(self) -> bool:
         """Wait for the queued step, if there is one; False if it failed."""
@@ -287,23 +286,22 @@ class EngineLoop:
     def _finish(self, step: Step) -> bool:
         """Wait for a step, and let each request have its part of it; False if it failed."""
         try:
-            rows = early_rows(step.parts)
+            rows = early_rows(step.work)
             early = {row.index: choice for row, choice in zip(rows, self._wait(step, rows), strict=True)}
-            accepting: list[tuple[Part, _Accepting]] = []
-            for part in step.parts:
-                active = part.item.active
+            accepting: list[tuple[Work, _Accepting]] = []
+            for item in step.work:
+                active = item.active
                 self._settle(active)
-                if part.error is not None:
-                    self._fail(part, part.error)
-                elif part.item.chooses:
-                    accepting.append((part, active.accept(part.item.draft, part.first, early)))
+                if item.error is not None:
+                    self._fail(item, item.error)
+                elif item.chooses:
+                    accepting.append((item, active.accept(item.draft, item.first, early)))
             self._accept(step.ticket, accepting)
         except Exception as error:
             if step.ticket.queued:  # others may have gone on from what it was to compute
-                for part in step.parts:
-                    tenant, before = part.item.active.request.tenant, part.computed - part.item.count
-                    self._kv.distrust(tenant, part.sequence.tokens, before)
-            self._fail_step(step.parts, error)
+                for item in step.work:
+                    self._kv.distrust(item.active.request.tenant, item.sequence.tokens, item.past)
+            self._fail_step(step.work, error)
             return False
         return True
 
@@ -323,54 +321,54 @@ class EngineLoop:
             active.phase = Phase.DONE
             self._scheduler.retire(active)
 
-    def _accept(self, ticket: Ticket, choosing: list[tuple[Part, "_Accepting"]]) -> None:
+    def _accept(self, ticket: Ticket, choosing: list[tuple[Work, "_Accepting"]]) -> None:
         """Let requests take their tokens; what they still ask for is chosen for all of them at once."""
         answers: list[Choice | None] = [None] * len(choosing)
         while choosing:
             asking, rows = [], []
-            for (part, accepting), answer in zip(choosing, answers, strict=True):
+            for (item, accepting), answer in zip(choosing, answers, strict=True):
                 try:
                     rows.append(accepting.send(answer))  # type: ignore[arg-type]  # None starts it
-                    asking.append((part, accepting))
+                    asking.append((item, accepting))
                 except StopIteration as end:
-                    self._deliver(part, end.value)
+                    self._deliver(item, end.value)
                 except Exception as error:
-                    self._fail(part, error)
+                    self._fail(item, error)
             choosing = asking
             answers = [*ticket.choose(rows)] if rows else []
 
-    def _fail_step(self, parts: list[Part], error: Exception) -> None:
+    def _fail_step(self, work: list[Work], error: Exception) -> None:
         """End the requests of a step that went wrong."""
         logger.error("a step failed; its requests are answered with the error", exc_info=error)
-        for part in parts:
-            if part.item.active in self._scheduler.running:
-                self._give_back(part, error)
+        for item in work:
+            if item.active in self._scheduler.running:
+                self._give_back(item, error)
         self._kv.check()  # what is not sound must not go on: no answer is better than a wrong one
 
-    def _fail(self, part: Part, error: Exception) -> None:
+    def _fail(self, item: Work, error: Exception) -> None:
         """End one request of a step, in which the others go on."""
         logger.warning("a request failed, others go on", exc_info=error)
-        part.item.active.failure = error
-        self._give_back(part, error)
+        item.active.failure = error
+        self._give_back(item, error)
 
-    def _give_back(self, part: Part, error: Exception) -> None:
+    def _give_back(self, item: Work, error: Exception) -> None:
         """End a request whose step went wrong; what was computed of its draft is nobody's."""
-        if part.sequence.computed > part.computed:
-            self._kv.rewind(part.sequence, part.computed)
-        self._end(part.item.active, error)
+        if item.sequence.computed > item.end:
+            self._kv.rewind(item.sequence, item.end)
+        self._end(item.active, error)
 
-    def _deliver(self, part: Part, output: StepOutput) -> None:
+    def _deliver(self, item: Work, output: StepOutput) -> None:
         """Take in what came of a step for a request."""
-        active, sequence = part.item.active, part.sequence
+        active, sequence = item.active, item.sequence
         if active.failure is not None:
-            self._give_back(part, active.failure)
+            self._give_back(item, active.failure)
             return
-        if output.confirmed < len(part.item.draft.tokens):
-            self._kv.rewind(sequence, part.computed + output.confirmed)
+        if output.confirmed < len(item.draft.tokens):
+            self._kv.rewind(sequence, item.end + output.confirmed)
         if output.last is not None:
             active.conclude()
             self._patient_until = self._scheduler.settles_at(active)
-        self._scheduler.accepted(part.item, output.chosen)
+        self._scheduler.accepted(item, output.chosen)
         if active.phase is Phase.DONE:  # before its client hears of it, and comes back for more
             self._scheduler.retire(active)
             self._publish()

@@ -47,12 +47,22 @@ class Work:
     draft: Draft = field(default_factory=Draft)
     looked_up: bool = False
     """Whether a draft was looked up for it, worth having or not."""
+    first: int = 0
+    """Its first row in the step."""
+    error: Exception | None = None
+    """What went wrong while rows were asked for, such as a grammar that met a limit."""
+    sequence: Sequence = field(init=False)
+    past: int = field(init=False)
+    """How many tokens of the request have their KV already."""
+
+    def __post_init__(self) -> None:
+        assert self.active.sequence is not None
+        self.sequence, self.past = self.active.sequence, self.active.sequence.computed
 
     @property
-    def past(self) -> int:
-        """How many tokens of the request have their KV already."""
-        assert self.active.sequence is not None
-        return self.active.sequence.computed
+    def end(self) -> int:
+        """How many have it after the step, without the draft."""
+        return self.past + self.count
 
     @property
     def rows(self) -> int:
@@ -63,13 +73,12 @@ class Work:
     def marks(self) -> tuple[int, ...]:
         """Lengths at which others are likely to part from it."""
         again = len(self.active.request.prompt) - 1  # where it's answered again
-        past, end = self.past, self.past + self.count
-        return (*self.active.message_ends(past + 1, min(end, again)), *([again] if past < again < end else ()))
+        ends = self.active.message_ends(self.past + 1, min(self.end, again))
+        return (*ends, *([again] if self.past < again < self.end else ()))
 
     def chunk(self) -> Chunk:
         """It as work for the backend."""
-        assert self.active.sequence is not None
-        return self.active.sequence.chunk(self.count, self.rows, self.draft.tokens, self.marks)
+        return self.sequence.chunk(self.count, self.rows, self.draft.tokens, self.marks)
 
 
 class Scheduler:
@@ -177,8 +186,10 @@ class Scheduler:
         budget = self._prefill_budget(work, due, now) if due else 0
         work += self._chunks(self._shares.prompts_in_turn(due), budget)
         self._add_drafts(work)
+        rows = 0
         for item in work:
             item.active.last_step = self._steps
+            item.first, rows = rows, rows + item.rows
         self._charge([item for item in work if item.active.phase is Phase.DECODE])
         return work
 
@@ -191,9 +202,8 @@ class Scheduler:
 
     def accepted(self, item: Work, chosen: list[int]) -> None:
         """Learn from the tokens that a step brought, those at positions `chosen` by the model, at least one."""
-        active = item.active
-        if item.looked_up and active.sequence is not None:
-            self._drafter.learn(active.sequence, active.request.tenant, chosen[0], chosen)
+        if item.looked_up:
+            self._drafter.learn(item.sequence, item.active.request.tenant, chosen[0], chosen)
 
     def retire(self, active: ActiveRequest) -> None:
         """Let a running request go, and keep its KV for whoever comes next."""
@@ -286,7 +296,7 @@ class Scheduler:
         if not able or len(able) > _MAX_DRAFTING:
             return
         for item in able:
-            item.draft, item.looked_up = self._propose(item.active), True
+            item.draft, item.looked_up = self._propose(item), True
         offers = [self._offer(item) for item in able]
         lengths = admit_drafts(offers, load=self._load(work), cost=self._cost)
         for item, length in zip(able, lengths, strict=True):
@@ -294,15 +304,13 @@ class Scheduler:
 
     def _offer(self, item: Work) -> Offer:
         """The draft of a request as admission sees it."""
-        sequence, draft = item.active.sequence, item.draft
-        assert sequence is not None
-        kept = not draft.tokens or self._kv.keeps_draft(sequence, item.count, len(draft), item.marks)
+        draft = item.draft
+        kept = not draft.tokens or self._kv.keeps_draft(item.sequence, item.count, len(draft), item.marks)
         return Offer(draft.chances, draft.guessed, item.past, item.count, kept)
 
-    def _propose(self, active: ActiveRequest) -> Draft:
-        sequence, request = active.sequence, active.request
-        assert sequence is not None
-        draft = self._drafter.propose(sequence, active.constraint, request.tenant, forced=active.jumps_forward)
+    def _propose(self, item: Work) -> Draft:
+        sequence, active = item.sequence, item.active
+        draft = self._drafter.propose(sequence, active.constraint, active.request.tenant, forced=active.jumps_forward)
         room = active.limit - 1 - len(sequence)  # nothing follows the last token that an answer may have
         draft = draft.cut(max(0, room if self._largest_draft is None else min(room, self._largest_draft)))
         fits = self._kv.grow_freely(sequence, len(sequence) + len(draft))  # nothing is evicted for a guess
