@@ -204,8 +204,7 @@ class Directory:
             most = self._limits.memory
             raise LimitError(None, state.size, "bytes for the session", fields.MAX_SESSION_MEMORY, most)
         if pinned and not state.pinned:
-            with self.lock:
-                pins = self._pins(state.tenant) + 1
+            pins = self._pins(state.tenant) + 1
             if pins > self._limits.pins:
                 raise LimitError(fields.PINNED, pins, "sessions", fields.MAX_PINS, self._limits.pins)
 
@@ -251,10 +250,7 @@ class Directory:
         return unsaved + (self._database.session_count(tenant) if self._database is not None else 0)
 
     def _pins(self, tenant: str) -> int:
-        """How many sessions of a tenant are pinned. The lock is held."""
-        in_memory = {key for key, state in self._states.items() if state.pinned and key[0] == tenant}
-        listed = self._database.listed(pinned=True) if self._database is not None else []
-        return len(in_memory | {(of, id) for of, id, *_ in listed if of == tenant and (of, id) not in self._states})
+        return sum(entry.tenant == tenant and entry.expires is None for entry in self.entries())
 
     def _measure(self, key: tuple[str, str], size: int) -> None:
         """Note what a session takes. The lock is held."""
