@@ -115,13 +115,10 @@ def _processor_advice(report: Report) -> list[str]:
     advice = []
     if threads < cores:
         advice.append(f"{cores} cores are there, {threads} are used: raise --threads, or leave it out.")
-    if not {"avx512f", "asimd"} & sets:
+    if not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
+        lack = "bfloat16" if {"avx512f", "asimd"} & sets else "AVX-512"
         advice.append(
-            "Without AVX-512, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
-        )
-    elif not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
-        advice.append(
-            "Without bfloat16, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
+            f"Without {lack}, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
         )
     return advice
 

@@ -109,10 +109,7 @@ class CompactedAnswer(MessageAnswer):
         return opened + self._delta({"type": "compaction_delta", "content": summary["content"]})
 
     def _summary(self) -> dict[str, Any]:
-        block = self._block.model_dump()
-        if block["tool_changes"] is None:
-            del block["tool_changes"]
-        return block
+        return self._block.model_dump(exclude={"tool_changes"} if self._block.tool_changes is None else None)
 
     def _content(self, choice: Choice) -> list[dict[str, Any]]:
         return [self._summary(), *([] if self._go_on is None else super()._content(choice))]

@@ -79,7 +79,5 @@ def _tokens(runtime: Runtime, body: TokenizeRequest, tenant: str) -> list[int]:
         setting = Setting(tool_use(chat_tools(body.tools)), body.chat_template_kwargs or {})
         prompt = runtime.conversations.prompt(chat_messages(body.messages), setting, tenant=tenant)
         return list(map(int, prompt.token_ids))
-    text = body.content if body.content is not None else body.prompt
-    assert text is not None
-    special = body.add_special and body.add_special_tokens
-    return runtime.encode(text) if special else runtime.tokenizer.encode(text)
+    encode = runtime.encode if body.add_special and body.add_special_tokens else runtime.tokenizer.encode
+    return encode(getattr(body, given[0]))
