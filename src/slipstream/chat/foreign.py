@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from slipstream.chat.template import ChatTemplate, Template
@@ -78,13 +79,10 @@ class Rendering:
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self._given = source, variables
-        self._compiled: ChatTemplate | None = None
 
-    @property
+    @cached_property
     def _template(self) -> ChatTemplate:
-        if self._compiled is None:
-            self._compiled = ChatTemplate(*self._given)
-        return self._compiled
+        return ChatTemplate(*self._given)
 
     def facts(self) -> tuple[list[str], str]:
         """The names of its variables, and what it shows of itself."""

@@ -133,7 +133,8 @@ def _followed(regex: Regex, rest: _Rest) -> _Rest:  # noqa: PLR0911 - one for ea
         both_ways = sequence((regex, later))
         if at_start == later or not nullable(regex):
             return both_ways, both_ways
-        return either((sequence((nonempty(regex), later)), at_start)), both_ways
+        some = both((regex, Repeat(ANY, 1, None)))
+        return either((sequence((some, later)), at_start)), both_ways
     match regex:
         case Start():
             return at_start, NEVER
@@ -226,25 +227,6 @@ def nullable(regex: Regex) -> bool:
         case Look():
             raise UnsupportedError("pattern")
     return False
-
-
-def nonempty(regex: Regex) -> Regex:  # noqa: PLR0911 - one for each kind
-    """The same without the empty text; there are no anchors."""
-    if not nullable(regex):
-        return regex
-    match regex:
-        case Both() | Except():
-            return both((regex, Repeat(ANY, 1, None)))
-        case Either(branches):
-            return either(map(nonempty, branches))
-        case Sequence(parts) if parts:
-            rest = Sequence(parts[1:])
-            return either((sequence((nonempty(parts[0]), rest)), nonempty(rest)))
-        case Repeat(body, least, most):
-            if most == 0:
-                return NEVER
-            return sequence((nonempty(body), Repeat(body, max(least - 1, 0), None if most is None else most - 1)))
-    return NEVER
 
 
 # Writing

@@ -117,23 +117,15 @@ class Strings:
         """The Lark terminal of how they stand in JSON; None if there are none."""
         if self.values is not None:
             return " | ".join(quoted(quoted(value)) for value in self.values).join("()")
-        if self == _ANY_STRING:
+        if self == Strings():
             return "JSON_STRING"
         texts = self.texts
-        return None if texts == NEVER else in_quotes(terminal(texts, JSON))
-
-
-_ANY_STRING = Strings()
+        return None if texts == NEVER else f"(/\\x22/ {terminal(texts, JSON)} /\\x22/)"
 
 
 def besides(texts: Iterable[str], patterns: Iterable[Regex]) -> Strings:
     """All other texts, in which none of the patterns is found."""
     return Strings(patterns=tuple((regex, False) for regex in dict.fromkeys(patterns)), without=frozenset(texts))
-
-
-def in_quotes(inner: str) -> str:
-    """The Lark terminal of what another fits between quotes."""
-    return f"(/\\x22/ {inner} /\\x22/)"
 
 
 @dataclass(frozen=True, slots=True)
