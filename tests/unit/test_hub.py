@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             "some/Parts-GGUF": {f"Q5_K_M/Parts-Q5_K_M{part.name[1:]}": part for part in parts},
             "some/Eights-GGUF": {"a-Q8_0.gguf": small, "b-q8_0.gguf": large},
             "some/Nothing": {"README.md": small},
-            getattr(entry, "name", ""): {"Qwen3-4B-Q4_K_M.gguf": small},
+            getattr(entry, "repo", ""): {"Qwen3-4B-Q4_K_M.gguf": small},
         }
     ) as server:
         yield server

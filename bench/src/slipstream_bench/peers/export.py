@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from slipstream.errors import ModelError
 from slipstream.models import CATALOG, Model, Progress
-from slipstream.models.sources import HubSource, LocalSource, WheelSource, catalog_source
+from slipstream.models.sources import HubSource, LocalSource, WheelSource
 from slipstream.tokenizer import Tokenizer
 from slipstream_bench.peers.base import PeerError, bench_home
 
@@ -120,9 +120,9 @@ def unpermuted(weights: Array, heads: int) -> Array:
 
 
 def _source(model: Model) -> WheelSource | HubSource | LocalSource:
-    for name, entry in CATALOG.items():
+    for entry in CATALOG.values():
         if entry.sha256 == model.manifest.sha256:
-            return catalog_source(name, entry)
+            return entry.source
     path = Path(model.manifest.source)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return LocalSource(path)
