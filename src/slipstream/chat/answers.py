@@ -1,8 +1,6 @@
 """Answers: the grammar that a request demands of one, and reading one as it comes."""
 
-from dataclasses import dataclass
-
-from slipstream.chat.formats import ToolFormat, choose_format
+from slipstream.chat.formats import AnswerGrammar, ToolFormat, choose_format
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import AnswerDelta, Reading, Steps
 from slipstream.chat.reasoning import Reasoning, choose_reasoning
@@ -11,14 +9,6 @@ from slipstream.chat.setting import Schema, ToolUse
 from slipstream.chat.tags import Tags
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerGrammar:
-    """What an answer must fit: a Lark grammar, and the keywords of its schemas that it leaves out."""
-
-    source: str
-    losses: tuple[Loss, ...] = ()
 
 
 class Dialect:
@@ -59,7 +49,7 @@ class Dialect:
         if may_call:
             required = ToolUse(use.tools, "required", use.allowed, use.parallel)
             calls = self.tool_format.grammar(use if response_schema is None else required)
-            rules.append(calls.text.replace("start:", "answer:", 1))
+            rules.append(calls.source.replace("start:", "answer:", 1))
             losses += calls.losses
         if response_schema is not None:
             json = json_rules("json", response_schema)

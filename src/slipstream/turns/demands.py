@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from slipstream import fields
 from slipstream.chat import Schema, Tool, ToolUse
-from slipstream.chat.answers import AnswerGrammar, Dialect
+from slipstream.chat.answers import Dialect
+from slipstream.chat.formats import AnswerGrammar
 from slipstream.chat.formats.base import TEXT
 from slipstream.chat.messages import Digest, digest
 from slipstream.chat.schema import Loss

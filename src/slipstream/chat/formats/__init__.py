@@ -1,6 +1,6 @@
 """Tool-call formats, one file a kind, one class a family."""
 
-from slipstream.chat.formats.base import ToolFormat
+from slipstream.chat.formats.base import AnswerGrammar, ToolFormat
 from slipstream.chat.formats.gemma import Gemma4
 from slipstream.chat.formats.generic import Generic
 from slipstream.chat.formats.harmony import Harmony
@@ -32,4 +32,4 @@ def choose_format(template: str, tags: Tags, wanted: str | None = None) -> ToolF
     return FORMATS[wanted or next(shown, Generic.name)](tags)
 
 
-__all__ = ["FORMATS", "ToolFormat", "choose_format"]
+__all__ = ["FORMATS", "AnswerGrammar", "ToolFormat", "choose_format"]

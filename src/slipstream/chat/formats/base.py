@@ -19,10 +19,10 @@ from slipstream.tokenizer.provenance import Traced, content, origin_of, own
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerRules:
-    """Lark rules of an answer, and what of the tools' schemas they leave out."""
+class AnswerGrammar:
+    """What an answer must fit: a Lark grammar, and the keywords of its schemas that it leaves out."""
 
-    text: str
+    source: str
     losses: tuple[Loss, ...] = ()
 
 
@@ -77,7 +77,7 @@ class ToolFormat(ABC):
         return [tool.as_dict() for tool in use.described] or None
 
     @abstractmethod
-    def grammar(self, use: ToolUse) -> AnswerRules:
+    def grammar(self, use: ToolUse) -> AnswerGrammar:
         """The Lark rules of an answer, from `start`: with mode "auto" text or calls, with "required" calls alone."""
 
     def said(self, rule: str) -> str:
@@ -99,7 +99,7 @@ class ToolFormat(ABC):
         """An id that no other call has, in the form that the template wants: here such as OpenAI's."""
         return f"call_{secrets.token_hex(12)}"
 
-    def _with_calls(self, start: str, use: ToolUse) -> AnswerRules:
+    def _with_calls(self, start: str, use: ToolUse) -> AnswerGrammar:
         """The Lark rules `start`, and those for a `call` of any of the tools."""
         names = [f"call_{index}" for index in range(len(use.callable))]
         written = [self._call_rules(name, tool) for name, tool in zip(names, use.callable, strict=True)]
@@ -111,7 +111,7 @@ class ToolFormat(ABC):
         if not self.JSON_ARGUMENTS:
             losses += [Loss(_NO_TEXT, tool.name, of_text=True) for tool in use.callable if _has_grammar(tool)]
         rules = (rule for each in written for rule in each.rules)
-        return AnswerRules("\n".join((start, f"call: {' | '.join(names)}", *rules)), tuple(losses))
+        return AnswerGrammar("\n".join((start, f"call: {' | '.join(names)}", *rules)), tuple(losses))
 
     def _call_rules(self, rule: str, tool: Tool) -> Written:
         """Lark rules for a call of a tool, from one of this name; by default it's a JSON object."""
@@ -126,7 +126,7 @@ class MarkedCalls(ToolFormat):
     def __init__(self, tags: Tags) -> None:
         self._begin, self._end = tags(self.BEGIN), tags(self.END)
 
-    def grammar(self, use: ToolUse) -> AnswerRules:
+    def grammar(self, use: ToolUse) -> AnswerGrammar:
         """See `ToolFormat.grammar`."""
         calls = f"{self._calls(use)} {self._end.expression}"
         if use.mode == "required":

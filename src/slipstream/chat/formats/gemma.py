@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from slipstream.chat.formats.base import AnswerRules, TaggedCalls
+from slipstream.chat.formats.base import AnswerGrammar, TaggedCalls
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, text_before, whole_until
 from slipstream.chat.schema import JsonRules, Meaning, Written, literal, rules_of_arguments
 from slipstream.chat.schema.objects import Member
@@ -38,10 +38,10 @@ class Gemma4(TaggedCalls):
         self._quote = tags('<|"|>')
         self.ends = (self._quote, self._end)
 
-    def grammar(self, use: ToolUse) -> AnswerRules:
+    def grammar(self, use: ToolUse) -> AnswerGrammar:
         """See `ToolFormat.grammar`."""
         rules = super().grammar(use)
-        return replace(rules, text="\n".join((rules.text, *_anything(self._quote))))
+        return replace(rules, source="\n".join((rules.source, *_anything(self._quote))))
 
     def _call_rules(self, rule: str, tool: Tool) -> Written:
         values = _Values(Meaning(tool.parameters), f"{rule}_arguments", self._quote)

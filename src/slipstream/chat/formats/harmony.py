@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from slipstream.chat.formats.base import AnswerRules, ToolFormat, with_json_arguments
+from slipstream.chat.formats.base import AnswerGrammar, ToolFormat, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
@@ -53,7 +53,7 @@ class Harmony(ToolFormat):
             made["thinking"] = message.reasoning
         return made
 
-    def grammar(self, use: ToolUse) -> AnswerRules:
+    def grammar(self, use: ToolUse) -> AnswerGrammar:
         """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
         said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
         if use.mode == "required":

@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import MORE, AnswerRules, MarkedCalls, TaggedCalls, ToolFormat, call_opening
+from slipstream.chat.formats.base import MORE, AnswerGrammar, MarkedCalls, TaggedCalls, ToolFormat, call_opening
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, cut_off_in, skip, skip_space
 from slipstream.chat.setting import ToolUse
@@ -111,7 +111,7 @@ class Llama3(ToolFormat):
     SIGNS = ("<|start_header_id|>", '"parameters"')
     ARGUMENTS = "parameters"
 
-    def grammar(self, use: ToolUse) -> AnswerRules:
+    def grammar(self, use: ToolUse) -> AnswerGrammar:
         """See `ToolFormat.grammar`."""
         start = "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
         return self._with_calls(start, use)

@@ -1,14 +1,13 @@
 """Arrays as they are written: members one by one, counted where a schema counts them."""
 
-import json
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from slipstream.chat.schema.losses import UnsupportedError
 from slipstream.chat.schema.meaning import Meaning
 from slipstream.chat.schema.numbers import Numbers
-from slipstream.chat.schema.shapes import ANYTHING, NOTHING, Arrays, Node, Not, Strings, Words, joined
+from slipstream.chat.schema.shapes import Arrays, Node, Not, Strings, Words, joined
 
 if TYPE_CHECKING:
     from slipstream.chat.schema.json_rules import JsonRules
@@ -131,32 +130,22 @@ def listed_arrays(arrays: Arrays, meaning: Meaning) -> list[tuple[Any, ...]] | N
             return None
         longest = len(arrays.prefix) + len(tail)
     result: list[tuple[Any, ...]] = []
-    grown: list[tuple[tuple[Any, ...], frozenset[str]]] = [((), frozenset())]
+    grown: list[tuple[Any, ...]] = [()]
     for length in range(longest + 1):
         if length >= arrays.least:
-            result += [array for array, _ in grown]
+            result += grown
         if len(grown) > _MOST_ARRAYS or len(result) > _MOST_ARRAYS:
             return None
         if length < longest:
             values = listed_values(arrays.node(length), meaning)
             if values is None:
                 return None
-            named = [(value, _identity(value)) for value in values]
-            grown = [
-                ((*array, value), before | {name})
-                for array, before in grown
-                for value, name in named
-                if name not in before
-            ]
+            grown = [(*array, new) for array in grown for new in values if not any(_same(new, each) for each in array)]
     return result
 
 
 def listed_values(node: Node, meaning: Meaning) -> list[Any] | None:
     """The values of a node; None if they can't be listed."""
-    if node == ANYTHING:
-        return None
-    if node == NOTHING:
-        return []
     result: list[Any] = []
     for shape in meaning.shapes(node):
         match shape:
@@ -169,11 +158,5 @@ def listed_values(node: Node, meaning: Meaning) -> list[Any] | None:
     return result
 
 
-def _identity(value: Any) -> str:
-    """Equal for values that are."""
-    return _written(value) if isinstance(value, bool | str | None) else f"{float(value)!r} {int(value)}"
-
-
-@lru_cache(maxsize=256)
-def _written(value: Any) -> str:
-    return json.dumps(value)
+def _same(first: Any, second: Any) -> bool:
+    return first == second and isinstance(first, bool) == isinstance(second, bool)

@@ -149,7 +149,7 @@ class JsonRules:
                     others += self._array(shape)
                 case Numbers():
                     try:
-                        scalars.append(_number(shape))
+                        scalars.append(shape.terminal())
                     except UnsupportedError:
                         others.append(self._multiples(shape))
                 case Strings():
@@ -280,9 +280,3 @@ def _times(least: int, most: int | None) -> str:
     if most == 1:
         return "" if least else "?"
     return "*" if not least and most is None else f"{{{least},{'' if most is None else most}}}"
-
-
-def _number(numbers: Numbers) -> str:
-    if numbers == Numbers():
-        return "JSON_NUMBER"
-    return "JSON_INTEGER" if numbers == INTEGERS else numbers.terminal()

@@ -98,6 +98,8 @@ class Numbers:
 
     def terminal(self) -> str:
         """The Lark terminal of how they are written. Raises `UnsupportedError` for multiples, see `as_schema`."""
+        if self in (Numbers(), INTEGERS):
+            return "JSON_INTEGER" if self.step else "JSON_NUMBER"
         if self.values is not None:
             return " | ".join(json.dumps(json.dumps(_plain(value))) for value in self.values).join("()")
         if (written := _WRITTEN.get((self.step, self.no_steps))) is None:
