@@ -111,7 +111,7 @@ class Engine(Runtime):
         except SessionNotFoundError:
             messages = [Message("system", system)] if system is not None else []
             state = self.sessions.create("", id, messages, Setting(tools, template_kwargs or {}), pinned=pinned)
-        return Session(self, state.id, tools if tools.tools else replace(tools, tools=state.tools))
+        return Session(self, state.id, tools if tools.tools else replace(tools, tools=state.setting.tools.tools))
 
 
 class Session:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from slipstream.chat import Message, Tool
+from slipstream.chat import Message, Setting, Tool, ToolUse
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import ToolCall
 from slipstream.chat.setting import TextGrammar
@@ -49,14 +49,15 @@ def state(
     name: str = "agent",
     messages: tuple[Message, ...] = MESSAGES,
     *,
+    tools: tuple[Tool, ...] = (WEATHER,),
     node: bytes | None = None,
     tenant: str = "",
     used: float = 2.5,
     **more: Any,
 ) -> SessionState:
-    fields = {"tools": (WEATHER,), "template_kwargs": {"enable_thinking": False}, "tokens": 77}
-    fields |= {"created": 1.25, "ttl": 60.0} | more
-    return SessionState(id=name, tenant=tenant, history=History().then(*messages), used=used, node=node, **fields)
+    fields = {"tokens": 77, "created": 1.25, "ttl": 60.0} | more
+    setting, history = Setting(ToolUse(tools), {"enable_thinking": False}), History().then(*messages)
+    return SessionState(id=name, tenant=tenant, history=history, setting=setting, used=used, node=node, **fields)
 
 
 def stored(history: History, response: str = "") -> StoredResponse:
@@ -137,7 +138,7 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: li
     saved = state(
         used=used,
         messages=tuple(Message("user", text, (ToolCall(text, text, text),), text, text, text) for text in texts),
-        tools=tuple(Tool(text, text, {text: [text, None, 1.5, {text: True}]}) for text in texts),
+        tools=tuple(Tool(text, text, {text: [text, None, 1.5, {text: True}]}) for text in dict.fromkeys(texts)),
     )
     database.save(saved)
     assert sessions(database) == [saved]
@@ -149,7 +150,7 @@ def test_order_of_a_schema_stays(database: Database) -> None:
     tool = Tool("f", "", {"z": {"y": 1, "b": 2}, "a": [{"d": 1, "c": 2}]})
     database.save(state(tools=(tool,)))
     (back,) = sessions(database)
-    assert repr(back.tools[0].as_dict()) == repr(tool.as_dict())
+    assert repr(back.setting.tools.tools[0].as_dict()) == repr(tool.as_dict())
 
 
 def test_all_of_a_tool_comes_back(database: Database) -> None:
@@ -385,10 +386,11 @@ def test_what_was_committed_outlives_a_killed_process(path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
+from slipstream.chat import NO_SETTING
 from slipstream.sessions import Database, History, SessionState
 database = Database(Path({str(path)!r}), "m")
 for number in range(50):
-    database.save(SessionState(str(number), "", History(), (), {{}}, 1.0, float(number), 1.0))
+    database.save(SessionState(str(number), "", History(), NO_SETTING, 1.0, float(number), 1.0))
     if number == 20: database.checkpoint()
 os.kill(os.getpid(), signal.SIGKILL)
 """

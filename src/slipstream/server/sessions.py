@@ -144,11 +144,12 @@ def router(sessions: Sessions) -> APIRouter:
     async def one(id: str, tenant: TenantName) -> Response:
         def look() -> str:
             state = sessions.get(tenant, id)
+            tools = state.setting.tools.tools
             whole = WholeSession(
                 **_object(*sessions.infos([state])).model_dump(),
-                messages=[_message(message, state.tools) for message in state.messages],
-                tools=list(map(tool_object, state.tools)),
-                chat_template_kwargs=dict(state.template_kwargs),
+                messages=[_message(message, tools) for message in state.messages],
+                tools=list(map(tool_object, tools)),
+                chat_template_kwargs=dict(state.setting.template_kwargs),
             )
             return json.dumps(whole.model_dump())  # ASCII, for a client may have sent half of a surrogate pair
 

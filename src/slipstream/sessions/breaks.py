@@ -130,7 +130,7 @@ class ReuseBreaks:
         if not any(message.digest in common for message in _said(turn.messages)):
             return None
         setting = self._relevant(turn.setting)
-        before = self._relevant(Setting(ToolUse(old.tools), old.template_kwargs))
+        before = self._relevant(old.setting)
         return (
             _tools_difference(before.tools.tools, setting.tools.tools)
             or _kwargs_difference(before, setting)

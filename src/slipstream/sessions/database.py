@@ -15,7 +15,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from slipstream.chat import Message, Tool
+from slipstream.chat import Message, Setting, Tool, ToolUse
 from slipstream.chat.ledger import LedgerEntry
 from slipstream.chat.messages import Digest
 from slipstream.chat.setting import TextGrammar
@@ -167,10 +167,10 @@ class Database:
             kept = created, used, ttl, bool(named), bool(shared), bool(pinned), parent
             (row_of_setting,) = self._tree.path(setting)
             tools, kwargs = json.loads(row_of_setting.value)
-            stood_in = tuple(map(_tool, tools)), kwargs
+            stood_in = Setting(ToolUse(tuple(map(_tool, tools))), kwargs)
             node = self._row("nodes", (tenant, id, self._model))
             key = node[3][len(self._model) :] if node is not None and is_intact(node) else None
-            return SessionState(id, tenant, History.read(self._tree.path(head), tenant), *stood_in, *kept, key, tokens)
+            return SessionState(id, tenant, History.read(self._tree.path(head), tenant), stood_in, *kept, key, tokens)
 
         return self._read("sessions", (tenant, id), read)
 
@@ -380,8 +380,8 @@ def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 def _setting_row(state: SessionState) -> Row:
     """What messages stand in, as a row of its own: sessions share it, and turns don't write it again."""
-    tools = list(map(_row_of_tool, state.tools))
-    value = json.dumps([tools, state.template_kwargs]).encode()
+    tools = list(map(_row_of_tool, state.setting.tools.tools))
+    value = json.dumps([tools, state.setting.template_kwargs]).encode()
     key = hashlib.blake2b(b"setting" + owner_of(state.tenant) + value, digest_size=16).digest()
     return Row(key, None, value)
 

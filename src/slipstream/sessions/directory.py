@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from slipstream import fields
-from slipstream.chat import NO_SETTING, Conversations, Setting
+from slipstream.chat import NO_SETTING, Conversations, Setting, ToolUse
 from slipstream.engine import EngineCore
 from slipstream.engine.commands import Discard, Unpin
 from slipstream.errors import EngineStoppedError, LimitError, StorageError
@@ -132,8 +132,8 @@ class Directory:
     ) -> SessionState:
         """A session that nobody can find before it is added."""
         now, kept_for = time.time(), self._ttl if ttl is None else ttl
-        tools, kwargs = setting.tools.tools, setting.template_kwargs
-        return SessionState(name, tenant, history or History.begin(tenant), tools, kwargs, now, now, kept_for)
+        setting = Setting(ToolUse(setting.tools.tools), setting.template_kwargs)
+        return SessionState(name, tenant, history or History.begin(tenant), setting, now, now, kept_for)
 
     def add(self, state: SessionState) -> None:
         """Have a session found from now on, as the one that was used last."""

@@ -1,14 +1,14 @@
 """What a session is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from slipstream import fields
-from slipstream.chat import Conversations, Message, Setting, Tool, ToolUse
+from slipstream.chat import Conversations, Message, Setting
 from slipstream.chat.messages import Digest
 from slipstream.errors import InvalidRequestError, SessionConflictError
 from slipstream.sessions.history import History
@@ -37,9 +37,8 @@ class SessionState:
     id: str
     tenant: str
     history: History
-    tools: tuple[Tool, ...]
-    template_kwargs: Mapping[str, Any]
-    """What else the chat template is told."""
+    setting: Setting
+    """What its messages stand in: all tools that it has, and variables of the chat template."""
     created: float
     used: float
     ttl: float
@@ -63,8 +62,8 @@ class SessionState:
     ahead: range = field(default=range(0), compare=False)
     """Which of its tokens were computed ahead of the next turn."""
 
-    setting_size: tuple[object, object, int] = field(default=(None, None, 0), compare=False, repr=False)
-    """The tools and variables that were measured last, and what they take."""
+    setting_size: tuple[Setting | None, int] = field(default=(None, 0), compare=False, repr=False)
+    """The setting that was measured last, and what it takes."""
     forgotten: bool = field(default=False, compare=False)
     """Whether it is no session any more."""
 
@@ -74,18 +73,14 @@ class SessionState:
         return self.history.messages
 
     @property
-    def setting(self) -> Setting:
-        """What its messages stand in."""
-        return Setting(ToolUse(self.tools), self.template_kwargs)
-
-    @property
     def size(self) -> int:
         """Bytes of its messages, tools and variables, about."""
-        tools, kwargs, setting = self.setting_size
-        if tools is not self.tools or kwargs is not self.template_kwargs:
-            setting = len(json.dumps([[tool.as_dict() for tool in self.tools], dict(self.template_kwargs)]))
-            self.setting_size = self.tools, self.template_kwargs, setting
-        return setting + self.history.size
+        measured, size = self.setting_size
+        if measured is not self.setting:
+            tools = [tool.as_dict() for tool in self.setting.tools.tools]
+            size = len(json.dumps([tools, dict(self.setting.template_kwargs)]))
+            self.setting_size = self.setting, size
+        return size + self.history.size
 
     @property
     def pin_name(self) -> str:

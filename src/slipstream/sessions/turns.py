@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Sequence
 
-from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting
+from slipstream.chat import NO_SETTING, Conversations, Message, Part, Prompt, Setting, ToolUse
 from slipstream.engine import TurnCounters
 from slipstream.sessions.ahead import AheadOfTime
 from slipstream.sessions.breaks import ReuseBreaks
@@ -111,9 +111,8 @@ class SessionTurns:
             self._ahead.count(state, counters)
             asked = turn.history or History.of(turn.messages, state.history)
             turn.history = state.history = asked.then(answer)
-            described, variables = turn.setting.tools.described, turn.setting.template_kwargs
-            if (state.tools, state.template_kwargs) != (described, variables):
-                state.tools, state.template_kwargs = described, variables
+            setting = Setting(ToolUse(turn.setting.tools.described), turn.setting.template_kwargs)
+            state.setting = state.setting if state.setting == setting else setting  # which was measured
             state.named = state.named or turn.alone
             state.token_ids = part.token_ids if part is not None else prompt.token_ids
             state.node = part.key if part is not None else prompt.parent
