@@ -136,9 +136,7 @@ class Runtime:
             connector=self._open_connector(config.state_dir, config) if config.state_dir is not None else None,
         )
         self.conversations.check_length = self.core.limits.check_characters
-        self.turns = Turns(
-            self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self._encode_prompt
-        )
+        self.turns = Turns(self.core, self.sessions.turns, self.conversations, self.dialect, self.grammars, self.encode)
         give_back_memory()  # what it took to compile the model and its tables
         self._model_bytes = max(0, resident_bytes() - before)
 
@@ -188,10 +186,6 @@ class Runtime:
         ids = self.tokenizer.encode(text)
         bos = self.model.manifest.bos_token_id
         return [bos, *ids] if self.model.manifest.add_bos and bos is not None and ids[:1] != [bos] else ids
-
-    def _encode_prompt(self, text: str) -> list[int]:
-        self.core.limits.check_characters(len(text))
-        return self.encode(text)
 
     def _open_connector(self, state_dir: Path, config: EngineConfig) -> KVConnector:
         fingerprint = f"{self.model.fingerprint}; {self.backend.fingerprint}"

@@ -124,12 +124,8 @@ class Turn:
         self._core = core
         self._session_turns = session_turns
         self._conversations = conversations
-        self._held: list[SessionTurn] = []
-
-    def hold(self, session_turn: SessionTurn) -> SessionTurn:
-        """Let go of a session's turn when this one is over."""
-        self._held.append(session_turn)
-        return session_turn
+        self.held: list[SessionTurn] = []
+        """The turns of sessions that are let go when this one is over."""
 
     def submit(self, choice: Choice, request: EngineRequest, notify: Notify) -> None:
         """Have the engine generate a choice; raises what `EngineCore.submit` raises."""
@@ -175,7 +171,7 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop what is unfinished before the engine's next step; harmless when nothing is."""
-        for session_turn in self._held:
+        for session_turn in self.held:
             self._session_turns.release(session_turn)
         for choice in self.choices:
             if choice.active is not None and not choice.finished:

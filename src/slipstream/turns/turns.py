@@ -90,13 +90,17 @@ class Turns:
             system=request.system,
             continues=request.continues,
         )
-        return turn.hold(session_turn)
+        turn.held.append(session_turn)
+        return session_turn
 
     def _prepare(self, request: TurnRequest, session_turn: SessionTurn | None) -> Iterator[Ready]:
         """Make the prompt and the grammar of a request, for each of its choices."""
         setting, prompt, demand, shown = request.setting, None, Demand(), frozenset[int]()
-        if session_turn is None:
-            token_ids = as_prompt(self._encode(request.prompt) if isinstance(request.prompt, str) else request.prompt)
+        if isinstance(request.prompt, str):
+            self._core.limits.check_characters(len(request.prompt))
+            token_ids = as_prompt(self._encode(request.prompt))
+        elif session_turn is None:
+            token_ids = as_prompt(request.prompt)
         else:
             setting = session_turn.setting
             prompt = self._conversations.prompt(session_turn.messages, setting, tenant=request.tenant)
