@@ -262,7 +262,9 @@ class EngineLoop:
         for item in work:
             item.active.counters.forward_passes += item.active.phase is not Phase.SETTLING
         try:
-            step = self._launch(work)
+            chunks = [item.chunk() for item in work]
+            started = time.perf_counter()
+            step = Step(work, self._backend.launch(chunks), sum(len(chunk.tokens) for chunk in chunks), started)
         except Exception as error:
             self._fail_step(work, error)
             return
@@ -272,11 +274,6 @@ class EngineLoop:
             self._queued = step
         else:
             self._finish(step)
-
-    def _launch(self, work: list[Work]) -> Step:
-        chunks = [item.chunk() for item in work]
-        started = time.perf_counter()
-        return Step(work, self._backend.launch(chunks), sum(len(chunk.tokens) for chunk in chunks), started)
 
     def _finish_queued(self) -> bool:
         """Wait for the queued step, if there is one; False if it failed."""
@@ -291,7 +288,9 @@ class EngineLoop:
             accepting: list[tuple[Work, _Accepting]] = []
             for item in step.work:
                 active = item.active
-                self._settle(active)
+                if active.phase is Phase.SETTLING and not active.pending:  # its last tokens have their state now, too
+                    active.phase = Phase.DONE
+                    self._scheduler.retire(active)
                 if item.error is not None:
                     self._fail(item, item.error)
                 elif item.chooses:
@@ -314,12 +313,6 @@ class EngineLoop:
         self._totals.steps += 1
         self._totals.tokens_forwarded += step.tokens
         return choices
-
-    def _settle(self, active: ActiveRequest) -> None:
-        """Let a request go if it has its answer, and now the state of its last tokens, too."""
-        if active.phase is Phase.SETTLING and not active.pending:
-            active.phase = Phase.DONE
-            self._scheduler.retire(active)
 
     def _accept(self, ticket: Ticket, choosing: list[tuple[Work, "_Accepting"]]) -> None:
         """Let requests take their tokens; what they still ask for is chosen for all of them at once."""
