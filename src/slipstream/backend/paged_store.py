@@ -251,7 +251,6 @@ class PagedStore(Generic[AnyState]):
             raise OutOfMemoryError(f"KV memory for {size} tokens was asked for, {self.free} are free")
 
     def _take(self, state: AnyState, size: int) -> None:
-        """Give a state free blocks for `size` tokens."""
         self._require(size)
         state.append(self.pool.take(size // self.block_size, state.evictable))
         self._note_room(state)

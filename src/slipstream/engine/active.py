@@ -212,7 +212,6 @@ class ActiveRequest:
         self._push(token, found)
 
     def _push_forced(self, found: "Found") -> None:
-        """Add the tokens that the grammar forces."""
         assert self.constraint is not None
         while found.reason is None and (forced := self.constraint.forced()):
             if forced[0] in self._stop_token_ids:

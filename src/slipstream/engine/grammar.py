@@ -102,7 +102,6 @@ class _Closers:
         return all(matcher.validate_tokens(bracket) for bracket in self._closers[:2])
 
     def _leaves_text(self, matcher: LLMatcher, end: list[int]) -> bool:
-        """Whether a text ends with these tokens."""
         if matcher.validate_tokens(end) < len(end):
             return False
         ahead = matcher.deep_copy()
@@ -110,14 +109,12 @@ class _Closers:
         return ahead.is_accepting() or not self._in_text(ahead)
 
     def _may_end(self, matcher: LLMatcher, digit: list[int]) -> bool:
-        """Whether a value may end after the digit."""
         ahead = matcher.deep_copy()
         ahead.consume_tokens(digit)
         return any(ahead.validate_tokens([end]) for end in self.value_ends)
 
 
 def _allowed(matcher: LLMatcher) -> list[int]:
-    """All tokens that can come next."""
     bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
     return np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist()
 

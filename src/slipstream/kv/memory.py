@@ -327,7 +327,6 @@ class KVMemory:
         return self._take_back(source, room)
 
     def _take_back(self, source: Sequence, room: int) -> Sequence:
-        """A sequence out of the cache."""
         self._cached.discard(source)
         self._store.set_evictable(source.state, evictable=False)
         self._store.reserve(source.state, room)

@@ -84,7 +84,6 @@ class _Graph:
         return self._attention(index, layer, x)
 
     def _attention(self, index: int, layer: Layer, x: ov.Output) -> ov.Output:
-        """Attention over normalised tokens."""
         decoder, block = self._decoder, f"blk.{index}."
         if decoder.latent is not None:
             return self._latent_attention(index, layer, decoder.latent, x)

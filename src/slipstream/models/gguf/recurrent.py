@@ -148,7 +148,6 @@ def make_operator(kind: str, arguments: Sequence[ov.Node | ov.Output], attribute
 
 @cache
 def _operators() -> NodeFactory:
-    """A maker of the CPU plugin's operators."""
     factory = NodeFactory()
     (plugin,) = (Path(ov.__file__).parent / "libs").glob("*openvino_intel_cpu_plugin*")
     factory.add_extension(str(plugin))

@@ -118,7 +118,6 @@ def _constant(kind: Kind, contents: Contents) -> ov.Output:
 
 
 def _plain(values: npt.NDArray[Any], kind: Kind) -> ov.Output:
-    """Weights that aren't quantised."""
     if kind == Kind.F32:
         return ops.constant(np.ascontiguousarray(values)).output(0)
     wide = _of_type(ov.Type.bf16 if kind == Kind.BF16 else ov.Type.f16, values.shape, values)
