@@ -52,28 +52,21 @@ def fits_nothing(texts: Regex) -> bool:
 
 def listed(texts: Regex, most: int) -> list[str] | None:
     """All texts that fit, if they are no more than that, as far as it's easy to see."""
-    found = _listed(texts, most)
-    return None if found is None else list(dict.fromkeys(found))
-
-
-def _listed(texts: Regex, most: int) -> list[str] | None:
     result: list[str] | None = None
     match texts:
         case Chars(ranges, (), False) if sum(high - low + 1 for low, high in ranges) <= most:
             result = [chr(point) for low, high in ranges for point in range(low, high + 1)]
         case Either(branches):
-            each = [_listed(branch, most) for branch in branches]
+            each = [listed(branch, most) for branch in branches]
             result = None if None in each else [text for some in each for text in some or ()]
         case Sequence(parts):
-            result = _products([_listed(part, most) for part in parts], most)
+            result = _products([listed(part, most) for part in parts], most)
         case Repeat(body, least, int(times)) if times <= most:
-            some = _listed(body, most)
-            each = [_products([some] * count, most) for count in range(least, times + 1)]
-            result = None if None in each else [text for some in each for text in some or ()]
+            result = listed(Either(tuple(Sequence((body,) * count) for count in range(least, times + 1))), most)
         case Both(parts):
-            some = next((found for part in parts if (found := _listed(part, most)) is not None), None)
+            some = next((found for part in parts if (found := listed(part, most)) is not None), None)
             result = some and [text for text in some if all(_fits(part, text) for part in parts)]
-    return None if result is None or len(result) > most else result
+    return None if result is None or len(result) > most else list(dict.fromkeys(result))
 
 
 def _products(parts: list[list[str] | None], most: int) -> list[str] | None:

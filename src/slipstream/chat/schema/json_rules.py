@@ -158,9 +158,7 @@ class JsonRules:
                     scalars += [f'"{json.dumps(value)}"' for value in sorted(values, key=str)]
         scalars = list(dict.fromkeys(scalars))
         if len(scalars) > 1 or (scalars and not (scalars[0].startswith("JSON_") or scalars[0].startswith('"'))):
-            name = self.new_name().upper()
-            self.rules.append(f"{name}: {' | '.join(scalars)}")
-            scalars = [name]
+            scalars = [self.terminal(" | ".join(scalars))]
         return " | ".join(dict.fromkeys((*scalars, *others)))
 
     def _multiples(self, numbers: Numbers) -> str:
