@@ -61,7 +61,7 @@ class MessageAnswer(Answer):
 
     def _content(self, choice: Choice) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = []
-        message = choice.message
+        message = choice.reader.message
         if thought := choice.reader.reasoning:
             content.append({"type": "thinking", "thinking": thought if self._shows_thinking else "", "signature": ""})
         if message.text:

@@ -88,7 +88,7 @@ class CompactedAnswer(MessageAnswer):
             if not batch:
                 yield batch
         (choice,) = self.turn.choices
-        self._block = CompactionBlock(content=choice.message.text.strip() or None, tool_changes=self._changes)
+        self._block = CompactionBlock(content=choice.reader.message.text.strip() or None, tool_changes=self._changes)
         self._spent = usage_of(choice, choice.counters)
         self._cut = choice.outputs[-1].finish_reason == "length"
         if self._go_on is not None:

@@ -105,7 +105,7 @@ class ChatAnswer(CompletionAnswer):
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """The answer as a message; its `content` is null where there are calls alone."""
-        text, calls = choice.message.text, choice.message.tool_calls
+        text, calls = choice.reader.message.text, choice.reader.message.tool_calls
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if calls and not text else text,

@@ -28,7 +28,7 @@ class CompactionAnswer(Answer):
         response, report = f"resp_{secrets.token_hex(12)}", report_of(self.turn)
         said = [message for message in self._messages if message.role == "user"]
         output = [_user_item(response, place, message.text) for place, message in enumerate(said)]
-        summary = {"type": "compaction", "encrypted_content": sealed(choice.message.text)}
+        summary = {"type": "compaction", "encrypted_content": sealed(choice.reader.message.text)}
         output.append({"id": item_id(response, "compaction", len(output)), **summary})
         head = {"id": response, "object": "response.compaction", "created_at": int(time.time()), "output": output}
         usage = response_usage(report, kept=choice.request.reuse, reasoning=0)

@@ -31,7 +31,7 @@ def output_items(choice: Choice, response_id: str, toolbox: Toolbox) -> list[Ite
 
     What is not there yet comes after what is, so an item's place does not change.
     """
-    message = choice.message
+    message = choice.reader.message
     items: list[Item] = []
     if reasoning := choice.reader.reasoning:
         items.append({"type": "reasoning", "summary": [], "content": [_part("reasoning", reasoning)]})
@@ -52,7 +52,7 @@ def cut_short(choice: Choice) -> dict[str, Any] | None:
     """Why a finished answer is not all there, as the protocol puts it; None if it is. A stop string has no word."""
     if choice.answer.finish_reason == "length":
         return {"reason": "max_output_tokens"}
-    return {"reason": None} if choice.message.tool_calls and not choice.reader.calls_to_run else None
+    return {"reason": None} if choice.reader.message.tool_calls and not choice.reader.calls_to_run else None
 
 
 class EventWriter:

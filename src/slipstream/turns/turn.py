@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from slipstream.chat import NO_TOOLS, AnswerDelta, AnswerReader, Conversations, Message, Prompt, ToolUse
+from slipstream.chat import NO_TOOLS, AnswerDelta, AnswerReader, Conversations, Prompt, ToolUse
 from slipstream.chat.schema import Loss
 from slipstream.engine import (
     ActiveRequest,
@@ -89,11 +89,6 @@ class Choice:
         )
 
     @property
-    def message(self) -> Message:
-        """The answer as a message of its conversation, once it's finished."""
-        return self.reader.message
-
-    @property
     def counters(self) -> TurnCounters:
         """What it has cost so far; there must be a first piece."""
         if (counters := self.outputs[-1].counters) is not None:
@@ -160,9 +155,9 @@ class Turn:
         deltas = choice.reader.feed(output.text, last=last)
         if last:
             if choice.reader.calls_to_run or output.finish_reason == "stop":  # what was cut off need not fit
-                choice.misfits = tuple(misfits(choice.message, choice.losses, choice.tools, schema))
+                choice.misfits = tuple(misfits(choice.reader.message, choice.losses, choice.tools, schema))
             whole = choice.answer
-            answer = choice.conversation, choice.message, whole.token_ids, whole.text
+            answer = choice.conversation, choice.reader.message, whole.token_ids, whole.text
             if choice.index == 0:
                 choice.session_id = self._session_turns.answered(session_turn, *answer, whole.counters)
             else:  # known if the client goes on with it, but not what the session is now

@@ -95,7 +95,7 @@ class Agent:
         self.times["commit"].append(time.perf_counter() - self.stub.last_choice)
         self.tokens = last.choice.counters.prompt_tokens
         self._wait()
-        self.messages += [last.choice.message, self._result()]
+        self.messages += [last.choice.reader.message, self._result()]
 
     def append(self) -> None:
         """Append to a session without an answer, and take it back."""
