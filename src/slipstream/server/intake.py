@@ -14,7 +14,7 @@ from slipstream.config import LimitsConfig
 from slipstream.errors import OverloadedError, SlipstreamError
 from slipstream.fields import Option
 from slipstream.server.errors import error_response, failure_of
-from slipstream.server.keys import Client, Quota
+from slipstream.server.keys import Client
 from slipstream.server.metrics import Metrics
 
 RETRY_AFTER_SECONDS = 1
@@ -87,17 +87,15 @@ class Intake:
             return self._full("max_requests")
         for quota in client.quotas:
             if self._by_quota[quota.id] > quota.max_requests:
-                return self._used_up(quota)
+                message = f"this {quota.holder} has {quota.max_requests} requests under way, as many as it may have: "
+                limit = f"max_requests_of_{quota.holder}"
+                return OverloadedError(message, "try again", retry_after=RETRY_AFTER_SECONDS, limit=limit)
         return self._full("max_bodies") if self._bytes + size > self._limits.max_bodies else None
 
     def _too_large(self) -> HTTPException:
         self._metrics.refused("max_body")
         most = self._limits.max_body.human_readable()
         return HTTPException(413, f"the body is too large: send at most {most} (--max-body)")
-
-    def _used_up(self, quota: Quota) -> SlipstreamError:
-        message = f"this {quota.holder} has {quota.max_requests} requests under way, as many as it may have: try again"
-        return OverloadedError(message, retry_after=RETRY_AFTER_SECONDS, limit=f"max_requests_of_{quota.holder}")
 
     def _full(self, limit: str) -> SlipstreamError:
         message = "the server has as many requests as it takes at a time ("

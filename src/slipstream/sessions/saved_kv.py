@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -44,7 +43,7 @@ class SavedKV:
         for left_over in [*folder.glob("*.tmp"), *(folder.glob(f"*{_SUFFIX}") if anew else ())]:
             left_over.unlink(missing_ok=True)
         found = sorted((path.stat().st_mtime, path) for path in folder.glob(f"*{_SUFFIX}"))
-        self._sizes: OrderedDict[Path, int] = OrderedDict((path, path.stat().st_size) for _, path in found)
+        self._sizes = {path: path.stat().st_size for _, path in found}  # least recently used first
         self.total_bytes = sum(self._sizes.values())
         self.removals = 0
         """Files that were removed since the start."""

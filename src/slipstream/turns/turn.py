@@ -69,11 +69,6 @@ class Choice:
         return (*self.request.warnings, *warnings_of(self.losses), *self.misfits)
 
     @property
-    def finished(self) -> bool:
-        """Whether the engine is done with it."""
-        return bool(self.outputs) and self.outputs[-1].finish_reason is not None
-
-    @property
     def answer(self) -> Completion:
         """All of it, once it's finished."""
         last = self.outputs[-1]
@@ -169,5 +164,6 @@ class Turn:
         for session_turn in self.held:
             self._session_turns.release(session_turn)
         for choice in self.choices:
-            if choice.active is not None and not choice.finished:
+            finished = choice.outputs and choice.outputs[-1].finish_reason is not None
+            if choice.active is not None and not finished:
                 self._core.cancel(choice.active)
