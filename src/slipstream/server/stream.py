@@ -110,7 +110,6 @@ class _EventStream(StreamingResponse):
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the stream."""
         try:
             await super().__call__(scope, receive, send)
         finally:
