@@ -14,6 +14,7 @@ class RequestCounter:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, and note the status."""
         status = CLIENT_GONE
 
         async def noting(message: Message) -> None:
@@ -40,6 +41,7 @@ class RootPath:
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, at its own path."""
         path = scope["path"]
         if self._root_path and (path + "/").startswith(self._root_path + "/"):
             scope = {**scope, "path": path[len(self._root_path) :] or "/"}
