@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from slipstream.backend.pages import Bytes, joined, whole_pages
 from slipstream.backend.place import place_beside
@@ -59,17 +59,13 @@ class Lowered:
     weights: Bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(BaseModel):
     """What is kept with a graph."""
 
     sha256: str
     """Of the graph's file and its weights, one after the other."""
     heads: dict[str, dict[str, int]]
     """By the name of an attention operation: how many heads it has and how large they are."""
-
-
-_RECORDS = TypeAdapter(_Record)
 
 
 def lowered(
@@ -121,7 +117,7 @@ def lowered(
 def _load(core: ov.Core, model: Path, place: Path) -> Lowered | None:
     """The graph that is kept there, if it is whole."""
     try:
-        record = _RECORDS.validate_json((place / _RECORD).read_bytes())
+        record = _Record.model_validate_json((place / _RECORD).read_bytes())
         if _sha256(place) != record.sha256:
             logger.warning("the lowered graph %s is damaged, and is made again", place)
             return None
@@ -157,7 +153,7 @@ def _save(
     staging.mkdir()
     expected = _write(core, model, options, compute, staging / _GRAPH)
     _share_weights(path, staging / _GRAPH)
-    (staging / _RECORD).write_bytes(_RECORDS.dump_json(_Record(_sha256(staging), heads), indent=2))
+    (staging / _RECORD).write_text(_Record(sha256=_sha256(staging), heads=heads).model_dump_json(indent=2))
     made = _load(core, path, staging)
     if made is None or compute(core.compile_model(made.graph, "CPU", options)) != expected:
         raise RuntimeError("its lowered graph gives other bits")
