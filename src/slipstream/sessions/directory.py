@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
@@ -204,7 +204,7 @@ class Directory:
             most = self._limits.memory
             raise LimitError(None, state.size, "bytes for the session", fields.MAX_SESSION_MEMORY, most)
         if pinned and not state.pinned:
-            pins = self._pins(state.tenant) + 1
+            pins = 1 + sum(entry.expires is None and entry.tenant == state.tenant for entry in self.entries())
             if pins > self._limits.pins:
                 raise LimitError(fields.PINNED, pins, "sessions", fields.MAX_PINS, self._limits.pins)
 
@@ -225,14 +225,16 @@ class Directory:
         tenant = newest.tenant
         with self.lock:
             surplus = len(self) - self._limits.sessions  # of all tenants, which is quick to know
-            if surplus > 0 and (surplus := self._count(tenant) - self._limits.sessions) > 0:
-                surplus -= self._pins(tenant)
+            if surplus > 0:
+                surplus = self._count(tenant) - self._limits.sessions
             excess = self._memory[tenant] - self._limits.memory
             if surplus <= 0 and excess <= 0:
                 return
-            idle = self._idle(
-                lambda entry: entry.expires is not None and entry.state is not newest and entry.tenant == tenant
-            )
+            own = [entry for entry in self.entries() if entry.tenant == tenant]
+            surplus -= sum(entry.expires is None for entry in own)
+            idle = [
+                entry[:2] for entry in own if entry.expires is not None and not entry.busy and entry.state is not newest
+            ]
             chosen = idle[: max(0, surplus)]
             for key in idle[len(chosen) :]:
                 if excess <= sum(self._sizes.get(each, 0) for each in chosen):
@@ -248,9 +250,6 @@ class Directory:
     def _count(self, tenant: str) -> int:
         unsaved = sum(1 for key in self._unsaved if key[0] == tenant)
         return unsaved + (self._database.session_count(tenant) if self._database is not None else 0)
-
-    def _pins(self, tenant: str) -> int:
-        return sum(entry.tenant == tenant and entry.expires is None for entry in self.entries())
 
     def _measure(self, key: tuple[str, str], size: int) -> None:
         """Note what a session takes. The lock is held."""
@@ -283,16 +282,11 @@ class Directory:
         self._worker.run(self._tidy, after=_EXPIRY_INTERVAL)
         now = time.time()
         with self.lock:
-            expired = self._idle(lambda entry: entry.expires is not None and entry.expires < now)
-            gone = self.remove(expired)
+            idle = [entry for entry in self.entries() if not entry.busy]
+            gone = self.remove(entry[:2] for entry in idle if entry.expires is not None and entry.expires < now)
         self._free(gone)
         self.save_late()
         self._checkpoint()
-
-    def _idle(self, chosen: Callable[[Entry], bool]) -> list[tuple[str, str]]:
-        """Chosen sessions that have no turn under way."""
-        entries = self.entries()
-        return [(entry.tenant, entry.id) for entry in entries if not entry.busy and chosen(entry)]
 
     def _free(self, states: Iterable[SessionState]) -> None:
         for state in states:
