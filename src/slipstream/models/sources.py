@@ -269,7 +269,7 @@ def _file_of_quantisation(repo: str, files: list[str], quantisation: str) -> str
     for file in sorted(files, key=lambda file: (file == without_part(file), file)):
         # What a vision model sees with is a file of its own, of no use here.
         if file.lower().endswith(".gguf") and not Path(file).name.lower().startswith("mmproj"):
-            models[without_part(file)], *_ = all_parts(file)
+            models[without_part(file)] = all_parts(file)[0]
     if not models:
         raise ModelError(
             f"hub repository {repo} has neither an OpenVINO IR nor a GGUF file of a language model nor safetensors"
