@@ -124,6 +124,14 @@ def test_schema_of_the_api(http: httpx.Client) -> None:
     assert {"bearer": []} in api["security"]
 
 
+def test_schema_of_the_api_takes_a_named_tool_for_one_thing(http: httpx.Client) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    for name in ("ChatRequest", "ResponseRequest"):
+        word, *objects = schemas[name]["properties"]["tool_choice"]["anyOf"][0]["oneOf"]
+        assert word == {"type": "string", "enum": ["none", "auto", "required"]}, "which no object is"
+        assert len(objects) == 2
+
+
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
 def test_nobody_waits_while_the_schema_is_made(model: Model, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made_on: list[threading.Thread] = []

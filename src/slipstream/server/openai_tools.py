@@ -101,6 +101,9 @@ class AllowedToolsChoice(BaseModel):
     allowed_tools: AllowedTools[NamedTool]
 
 
+_Word = Literal["none", "auto", "required"]
+
+
 def _word_or(*kinds: str) -> PlainValidator:
     """Reads a word, where an object of one of these types may be, too."""
 
@@ -109,10 +112,9 @@ def _word_or(*kinds: str) -> PlainValidator:
             raise ValueError(f"it must be none, auto, required, or an object of type {' or '.join(kinds)}")
         return value
 
-    return PlainValidator(read)
+    return PlainValidator(read, json_schema_input_type=_Word)
 
 
-_Word = Literal["none", "auto", "required"]
 _AnyWord = Annotated[_Word, _word_or("function", "custom", "allowed_tools")]
 _AnyWordOrShell = Annotated[_Word, _word_or("function", "custom", "local_shell", "allowed_tools")]
 ToolChoice = Annotated[NamedTool | AllowedToolsChoice | _AnyWord, ByType()]
