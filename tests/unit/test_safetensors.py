@@ -60,6 +60,19 @@ def test_a_broken_index_is_named(models: ModelStore, folder: Path) -> None:
         models.ensure(str(folder))
 
 
+def rotated(*locations: str) -> dict[str, Any]:
+    """What a `config.json` says of weights in compressed-tensors that products were rotated for."""
+    rotations = {"R1": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": each} for each in locations]}}
+    return {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "sparsity_config": {"format": "dense"},
+            "transform_config": {"config_groups": rotations},
+        }
+    }
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -86,6 +99,17 @@ def test_a_broken_index_is_named(models: ModelStore, folder: Path) -> None:
             },
             "quantised by compressed-tensors",
         ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "float-quantized",
+                    "sparsity_config": {"format": "sparse-24-bitmask"},
+                }
+            },
+            r"compressed-tensors \(float-quantized, sparse\)",
+        ),
+        (rotated("weight_input", "input"), r"compressed-tensors \(pack-quantized, activations rotated\)"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "qwen3 quantised by mxfp4: .* or gptq"),
         (
             {"model_type": "gpt_oss", "quantization_config": {"quant_method": "fp8"}},
@@ -104,6 +128,11 @@ def test_what_cannot_be_computed_exactly_is_refused(
     with pytest.raises(UnsupportedModelError, match=named):
         models.ensure(str(folder))
     assert models.list() == []
+
+
+def test_rotated_weights_are_taken(models: ModelStore, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(CONFIG | rotated("weight_input", "weight_output")))
+    assert models.ensure(str(folder)).weights == "safetensors"
 
 
 def test_other_rotations_are_taken(models: ModelStore, folder: Path) -> None:

@@ -121,10 +121,21 @@ def _stored(method: str, quantisation: dict[str, Any]) -> tuple[str, bool]:
         layout = str(quantisation.get("format"))
         weights = [group.get("weights") or {} for group in (quantisation.get("config_groups") or {}).values()]
         kinds = {(each.get("num_bits"), each.get("type")) for each in weights}
+        if more := _beyond_weights(quantisation):
+            return f"{layout}, {more}", False
         return layout, layout in _COMPRESSED and kinds <= {_COMPRESSED[layout]}
     layouts, bits = _PACKED.get(method, ("an unknown layout",)), quantisation.get("bits")
     layout = str(quantisation.get("version" if method == "awq" else "checkpoint_format") or layouts[0])
     return f"{bits} bits, {layout}", method in _PACKED and bits == 4 and layout.lower() in layouts
+
+
+def _beyond_weights(compressed: dict[str, Any]) -> str:
+    """What compressed-tensors did beside quantising weights and needs code of its own, in words; empty if nothing."""
+    if (compressed.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        return "sparse"
+    rotations = ((compressed.get("transform_config") or {}).get("config_groups") or {}).values()
+    places = [str(each.get("location")) for rotation in rotations for each in rotation.get("apply") or ()]
+    return "" if all(place.startswith("weight_") for place in places) else "activations rotated"
 
 
 def _weights_of(folder: Path) -> list[str]:
