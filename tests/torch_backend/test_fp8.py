@@ -122,7 +122,7 @@ def test_a_weight_without_a_scale_is_named(tmp_path: Path) -> None:
     lost = "model.layers.1.mlp.up_proj.weight_scale_inv"
     del weights[lost]
     save_file(weights, packed / WEIGHTS_FILE, {"format": "pt"})
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj has a weight of 8 bits, and no scale"):
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj has a quantised weight, and no scale"):
         TorchModel.load(packed, CPU, PlainOperators())
 
 

@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from slipstream.backend.torch.kernel_operators import KernelOperators
+from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Quantised
+from slipstream.errors import ModelError
+from slipstream.models.safetensors import WEIGHTS_FILE
 from tests.torch_backend.cuts import logits_over_cuts
 from tests.torch_backend.tiny import quantised_folders
 
@@ -36,6 +40,16 @@ def test_a_model_computes_as_if_its_weights_were_taken_apart(tmp_path: Path) -> 
     packed, apart = quantised_folders(tmp_path, "gpt_oss", CONFIG, quantised)
     found, expected = logits_over_cuts(packed), logits_over_cuts(apart)
     np.testing.assert_allclose(found, expected, atol=1e-5)  # products of weights that lie the other way round
+
+
+def test_blocks_that_are_not_there_are_named(tmp_path: Path) -> None:
+    packed, _ = quantised_folders(tmp_path, "gpt_oss", CONFIG, quantised)
+    weights = load_file(packed / WEIGHTS_FILE)
+    lost = "model.layers.1.mlp.experts.gate_up_proj_blocks"
+    del weights[lost]
+    save_file(weights, packed / WEIGHTS_FILE, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"lacks weights .*{lost}"):
+        TorchModel.load(packed, torch.device("cpu"), PlainOperators())
 
 
 def test_the_kernel_reads_every_number() -> None:

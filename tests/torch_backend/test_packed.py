@@ -1,5 +1,6 @@
 """Models whose weights have 4 bits, packed as each tool does, against the same weights taken apart."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,45 @@ def test_weights_are_taken_apart_in_the_models_precision() -> None:
     assert torch.equal(packed.unpacked(3, 9, torch.bfloat16), weight[3:9].bfloat16())
 
 
-@pytest.mark.parametrize("lost", ["q_proj.scales", "input_layernorm.weight"])
-def test_a_weight_that_is_not_there_is_named(lost: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "scales"), [("gptq", "scales"), ("compressed", "weight_scale")])
+def test_scales_keep_their_own_precision(name: str, scales: str, tmp_path: Path) -> None:
+    """Tools store them in float16 beside a bfloat16 model, which has fewer bits of fraction."""
+    packed, _ = two_folders(tmp_path, name)
+    weights = load_file(packed / WEIGHTS_FILE)
+    given = weights[f"model.layers.0.mlp.up_proj.{scales}"].half()
+    save_file({each: of.half() if each.endswith(scales) else of for each, of in weights.items()}, packed / WEIGHTS_FILE)
+    facts = json.loads((packed / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (packed / "config.json").write_text(json.dumps(facts))
+    model = TorchModel.load(packed, CPU, PlainOperators())
+    assert model.precision == "bfloat16"
+    found = model._model.get_submodule("model.layers.0.mlp.up_proj").weight.scales
+    assert torch.equal(found, given if name == "compressed" else given.T)
+
+
+def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
     packed, _ = two_folders(tmp_path, "awq")
+    path = packed / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ModelError, match="can't be loaded"):
+        TorchModel.load(packed, CPU, PlainOperators())
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "message"),
+    [
+        ("awq", "input_layernorm.weight", "lacks weights .*input_layernorm.weight"),
+        ("awq", "q_proj.qzeros", "lacks weights .*q_proj.qzeros"),
+        ("awq", "q_proj.scales", "q_proj has a quantised weight, and no scale"),
+        ("compressed", "q_proj.weight_scale", "q_proj has a quantised weight, and no scale"),
+    ],
+)
+def test_a_weight_that_is_not_there_is_named(name: str, lost: str, message: str, tmp_path: Path) -> None:
+    packed, _ = two_folders(tmp_path, name)
     weights = load_file(packed / WEIGHTS_FILE)
     save_file(
         {name: each for name, each in weights.items() if lost not in name},
         packed / WEIGHTS_FILE,
         {"format": "pt"},
     )
-    with pytest.raises(ModelError, match=rf"lacks weights .*{lost}"):
+    with pytest.raises(ModelError, match=message):
         TorchModel.load(packed, CPU, PlainOperators())

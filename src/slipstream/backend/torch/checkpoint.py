@@ -8,7 +8,7 @@ tool describes it in its own way. Activations keep the model's precision, and sc
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -23,6 +23,8 @@ Tensors: TypeAlias = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 SCALES = ("weight_scale_inv", "weight_scale")
 """Names of the scales of a weight of 8 bits; it is multiplied by either."""
+_PRECISIONS = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Of scales, if it isn't float32; that of the model may be another, and have fewer bits of fraction."""
 _BLOCK = 32
 """Numbers of MXFP4 that share a scale."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -58,29 +60,37 @@ class Checkpoint:
 
     def format(self, name: str, n: int, k: int) -> Format | None:
         """How a layer's weight [n, k] is stored, None if as it is; raises `ModelError` if that isn't known."""
-        if f"{name}.qweight" in self._tensors:
-            return self._codes
+        if self._codes is not None and f"{name}.qweight" in self._tensors:
+            _, precision, _ = self._scales(name, "scales")
+            return replace(self._codes, precision=precision)
         if f"{name}.weight_packed" in self._tensors:
-            groups = self._tensors[f"{name}.weight_scale"][1][-1]
+            _, precision, shape = self._scales(name, "weight_scale")
             others = [each for each in ("weight_zero_point", "weight_g_idx") if f"{name}.{each}" in self._tensors]
-            return _Compressed(groups, tuple(others))
+            return _Compressed(shape[-1], precision, tuple(others))
         if self._tensors.get(f"{name}.weight", ("", ()))[0] != "F8_E4M3":
             return None
-        scales = next((each for each in SCALES if f"{name}.{each}" in self._tensors), None)
-        if scales is None:
-            raise ModelError(f"{name} has a weight of 8 bits, and no scale")
-        shape = self._tensors[f"{name}.{scales}"][1]
+        scales, precision, shape = self._scales(name, *SCALES)
         places = {(): (n, k), (1,): (n, k), (1, 1): (n, k), (n,): (1, k), (n, 1): (1, k)}
         if self._block is not None:
             rows, columns = self._block
             places[-(-n // rows), -(-k // columns)] = rows, columns
         if shape not in places:
             raise ModelError(f"{name} has a weight of {n} x {k} in 8 bits, and scales of {shape}")
-        return _Fp8(scales, shape, *places[shape])
+        return _Fp8(scales, precision, shape, *places[shape])
 
-    def joined(self, name: str, product: str) -> Format | None:
-        """How the weights of all experts of a layer are stored, None if each is by itself or they are as they are."""
-        return _Mxfp4(product) if f"{name}.{product}_blocks" in self._tensors else None
+    def _scales(self, name: str, *names: str) -> tuple[str, torch.dtype, tuple[int, ...]]:
+        """The name, dtype and shape of a weight's scales, which have one of these names."""
+        found = next((each for each in names if f"{name}.{each}" in self._tensors), None)
+        if found is None:
+            raise ModelError(f"{name} has a quantised weight, and no scale")
+        dtype, shape = self._tensors[f"{name}.{found}"]
+        return found, _PRECISIONS.get(dtype, torch.float32), shape
+
+    def joined(self, name: str) -> dict[str, Format]:
+        """How a layer's experts are stored, by product; empty unless they are joined and quantised."""
+        products = "gate_up_proj", "down_proj"
+        quantised = any(f"{name}.{product}_blocks" in self._tensors for product in products)
+        return {product: _Mxfp4(product) for product in products} if quantised else {}
 
 
 class Whole:
@@ -103,6 +113,8 @@ class Codes:
     group: int
     zero_offset: int = 0
     """What is added to zeros as they are stored."""
+    precision: torch.dtype = torch.float32
+    """Of scales."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Codes":
@@ -111,11 +123,11 @@ class Codes:
         older = method == "gptq" and config.get("checkpoint_format", "gptq") == "gptq"
         return cls(method, int(config["group_size"]), int(older))
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:
+    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
         """See `Format.tensors`."""
         n, k = shape
         group = k if self.group == -1 else self.group
-        common = {"qzeros": ((k // group, n // CODES), torch.int32), "scales": ((k // group, n), dtype)}
+        common = {"qzeros": ((k // group, n // CODES), torch.int32), "scales": ((k // group, n), self.precision)}
         if self.method == "awq":
             return {"qweight": ((k, n // CODES), torch.int32), **common}
         return {"qweight": ((k // CODES, n), torch.int32), **common, "g_idx": ((k,), torch.int32)}
@@ -126,21 +138,21 @@ class Codes:
         if self.method == "awq":
             place = torch.tensor(_AWQ_ORDER, device=found["qweight"].device)
             numbers, zeros = (codes(found[name])[..., place].flatten(1).T for name in ("qweight", "qzeros"))
+            held = pack(numbers)
         else:
-            numbers = codes(found["qweight"].T.contiguous()).flatten(1)
             zeros = codes(found["qzeros"]).flatten(1).T + self.zero_offset
-            order, numbers = _by_group(found["g_idx"], numbers)
+            order, held = _by_group(found["g_idx"], found["qweight"].T.contiguous())
         scales = found["scales"].T.contiguous()
-        group = numbers.shape[1] // scales.shape[1]
-        return Quantised("int4", pack(numbers), scales, 1, group, zeros.to(torch.int8).contiguous(), order)
+        group = held.shape[1] * CODES // scales.shape[1]
+        return Quantised("int4", held, scales, 1, group, zeros.to(torch.int8).contiguous(), order)
 
 
-def _by_group(groups: Tensor, numbers: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The order of columns that brings those of a group together, None if they are, and the numbers in that order."""
+def _by_group(groups: Tensor, held: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The order of columns that brings those of a group together, None if they are, and the codes in that order."""
     order = torch.argsort(groups, stable=True)
     if torch.equal(order, torch.arange(len(order), device=order.device)):
-        return None, numbers
-    return order, numbers[:, order]
+        return None, held
+    return order, pack(codes(held).flatten(1)[:, order])
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +161,16 @@ class _Compressed:
 
     groups: int
     """Of columns, each with a scale."""
+    precision: torch.dtype
+    """Of scales."""
     others: tuple[str, ...]
     """Which of zeros and groups of columns there are."""
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:
+    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
         """See `Format.tensors`."""
         n, k = shape
         sizes = {"weight_zero_point": (-(-n // CODES), self.groups), "weight_g_idx": (k,)}
-        packed = {"weight_packed": ((n, k // CODES), torch.int32), "weight_scale": ((n, self.groups), dtype)}
+        packed = {"weight_packed": ((n, k // CODES), torch.int32), "weight_scale": ((n, self.groups), self.precision)}
         return packed | {name: (sizes[name], torch.int32) for name in self.others}
 
     def weight(self, found: Mapping[str, Tensor]) -> Quantised:
@@ -168,8 +182,7 @@ class _Compressed:
             zeros = torch.full_like(scales, 8)
         order = None
         if "weight_g_idx" in found:
-            order, numbers = _by_group(found["weight_g_idx"], codes(held).flatten(1))
-            held = held if order is None else pack(numbers)
+            order, held = _by_group(found["weight_g_idx"], held)
         columns = held.shape[1] * CODES // self.groups
         return Quantised("int4", held, scales, 1, columns, zeros.to(torch.int8).contiguous(), order)
 
@@ -180,6 +193,8 @@ class _Fp8:
 
     name: str
     """Of the scales."""
+    precision: torch.dtype
+    """Of the scales."""
     shape: tuple[int, ...]
     """Of the scales."""
     rows: int
@@ -188,7 +203,7 @@ class _Fp8:
 
     def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
         """See `Format.tensors`."""
-        return {"weight": (shape, torch.float8_e4m3fn), self.name: (self.shape, torch.float32)}
+        return {"weight": (shape, torch.float8_e4m3fn), self.name: (self.shape, self.precision)}
 
     def weight(self, found: Mapping[str, Tensor]) -> Quantised:
         """See `Format.weight`."""

@@ -167,7 +167,7 @@ def _in_place_of(module: nn.Module, name: str, checkpoint: Checkpoint) -> nn.Mod
         return None if form is None else _Linear(form, module)
     if not hasattr(module, "_apply_gate"):
         return None
-    forms = {product: form for product in ("gate_up_proj", "down_proj") if (form := checkpoint.joined(name, product))}
+    forms = checkpoint.joined(name)
     return _JoinedExperts(module, forms) if forms else _Experts(module, name, checkpoint)
 
 

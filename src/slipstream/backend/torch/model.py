@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
 from slipstream.backend.store import Blob
@@ -255,5 +256,5 @@ def _load(folder: Path, device: torch.device) -> Any:
             raise ModelError(f"{folder} has scales of weights that have none in the model: {', '.join(scales[:5])}")
         repack(model, device)
         return model.eval().to(device)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} can't be loaded: {error}") from error

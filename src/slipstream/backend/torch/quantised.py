@@ -117,6 +117,6 @@ def codes(held: Tensor) -> Tensor:
 
 def pack(found: Tensor) -> Tensor:
     """Codes of 0 to 15 [n, k], eight in an int32 [n, k / 8]."""
-    eight = found.reshape(len(found), -1, CODES).to(torch.int64)
-    joined = (eight << torch.arange(0, 4 * CODES, 4, device=found.device)).sum(-1)
-    return joined.to(torch.int32)  # keeps the lower bits
+    eight = found.reshape(len(found), -1, CODES).to(torch.int32)
+    shifts = torch.arange(0, 4 * CODES, 4, device=found.device, dtype=torch.int32)
+    return (eight << shifts).sum(-1, dtype=torch.int32)
