@@ -114,9 +114,9 @@ class TorchModel:
     def warm_up(self) -> None:
         """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them."""
         self.allocate(1)
-        for tile in TOKEN_TILES:
-            table = np.full(-(-tile // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
-            self.start(lay_out([PagedChunk(np.zeros(tile, np.int32), 0, table, 1)], tile, 1))
+        for size in (*TOKEN_TILES, TOKEN_TILES[-1] + 1):  # the last in several tiles
+            table = np.full(-(-size // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
+            self.start(lay_out([PagedChunk(np.zeros(size, np.int32), 0, table, size)], size, size))
             self.finish()
 
     def start(self, inputs: StepInputs) -> None:
