@@ -163,6 +163,15 @@ def test_scales_keep_their_own_precision(name: str, scales: str, tmp_path: Path)
     assert torch.equal(found, given if name == "compressed" else given.T)
 
 
+def test_scales_of_an_unknown_shape_are_named(tmp_path: Path) -> None:
+    packed, _ = two_folders(tmp_path, "compressed")
+    weights = load_file(packed / WEIGHTS_FILE)
+    name = "model.layers.0.self_attn.q_proj.weight_scale"
+    save_file(weights | {name: torch.ones(64, 3)}, packed / WEIGHTS_FILE)
+    with pytest.raises(ModelError, match=r"q_proj has a weight of 64 x 64 in 4 bits, and scales of \(64, 3\)"):
+        TorchModel.load(packed, CPU, PlainOperators())
+
+
 def test_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
     packed, _ = two_folders(tmp_path, "awq")
     path = packed / WEIGHTS_FILE

@@ -65,8 +65,10 @@ class Checkpoint:
             return replace(self._codes, precision=precision)
         if f"{name}.weight_packed" in self._tensors:
             _, precision, shape = self._scales(name, "weight_scale")
+            if len(shape) != 2 or k % shape[1]:
+                raise ModelError(f"{name} has a weight of {n} x {k} in 4 bits, and scales of {shape}")
             others = [each for each in ("weight_zero_point", "weight_g_idx") if f"{name}.{each}" in self._tensors]
-            return _Compressed(shape[-1], precision, tuple(others))
+            return _Compressed(shape[1], precision, tuple(others))
         if self._tensors.get(f"{name}.weight", ("", ()))[0] != "F8_E4M3":
             return None
         scales, precision, shape = self._scales(name, *SCALES)
