@@ -116,7 +116,9 @@ def test_experts_compute_as_if_their_weights_were_taken_apart(
     assert np.array_equal(logits_over_cuts(packed), logits_over_cuts(apart))
 
 
-def test_experts_in_the_order_of_activations_are_named(tmp_path: Path) -> None:
+def test_experts_in_the_order_of_activations_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a `config.json` that doesn't say so lets through."""
+    monkeypatch.setitem(CONFIGS, "compressed in order of activations", compressed(symmetric=True))
     packed, _ = two_folders(tmp_path, "compressed in order of activations", "qwen3_moe")
     with pytest.raises(ModelError, match="experts have columns in the order of activations"):
         TorchModel.load(packed, CPU, PlainOperators())

@@ -117,7 +117,18 @@ def rotated(*locations: str) -> dict[str, Any]:
         ),
         (
             {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq", "bits": 4, "desc_act": True}},
-            r"experts of qwen3_moe quantised by gptq in the order of activations \(desc_act\)",
+            r"experts of qwen3_moe quantised by gptq in the order of activations",
+        ),
+        (
+            {
+                "model_type": "glm4_moe",
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "pack-quantized",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "actorder": "group"}}},
+                },
+            },
+            r"experts of glm4_moe .* in the order of activations",
         ),
     ],
 )

@@ -104,9 +104,11 @@ def _check_quantisation(kind: str, quantisation: dict[str, Any]) -> None:
     if method not in methods:
         others = " or ".join(methods)
         raise UnsupportedModelError(f"{kind} quantised by {method}: take it in bfloat16, or quantised by {others}")
-    if kind in _MIXTURES and quantisation.get("desc_act"):
+    ordered = any(weights.get("actorder") in ("group", "dynamic") for weights in _groups(quantisation))
+    if kind in _MIXTURES and (ordered or quantisation.get("desc_act")):
         raise UnsupportedModelError(
-            f"experts of {kind} quantised by {method} in the order of activations (desc_act): take the model without it"
+            f"experts of {kind} quantised by {method} in the order of activations (desc_act, or actorder of groups): "
+            "take the model without it"
         )
 
 
@@ -119,14 +121,18 @@ def _stored(method: str, quantisation: dict[str, Any]) -> tuple[str, bool]:
         return "4 bits", True
     if method == "compressed-tensors":
         layout = str(quantisation.get("format"))
-        weights = [group.get("weights") or {} for group in (quantisation.get("config_groups") or {}).values()]
-        kinds = {(each.get("num_bits"), each.get("type")) for each in weights}
+        kinds = {(each.get("num_bits"), each.get("type")) for each in _groups(quantisation)}
         if more := _beyond_weights(quantisation):
             return f"{layout}, {more}", False
         return layout, layout in _COMPRESSED and kinds <= {_COMPRESSED[layout]}
     layouts, bits = _PACKED.get(method, ("an unknown layout",)), quantisation.get("bits")
     layout = str(quantisation.get("version" if method == "awq" else "checkpoint_format") or layouts[0])
     return f"{bits} bits, {layout}", method in _PACKED and bits == 4 and layout.lower() in layouts
+
+
+def _groups(quantisation: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is said of the weights of each group of layers in compressed-tensors."""
+    return [group.get("weights") or {} for group in (quantisation.get("config_groups") or {}).values()]
 
 
 def _beyond_weights(compressed: dict[str, Any]) -> str:
