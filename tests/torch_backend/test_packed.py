@@ -101,6 +101,21 @@ def test_a_model_computes_as_if_its_weights_were_taken_apart(name: str, tmp_path
         assert np.array_equal(found[0], found[1])
 
 
+def test_a_quantised_head_has_its_own_weight(tmp_path: Path) -> None:
+    """Also if a `config.json` says that embeddings are tied to it."""
+
+    def packed_of(weight: str, n: int, k: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor] | None:
+        if weight != "lm_head.weight":
+            return None
+        tensors, whole = quantised(n, k, "compressed", seed)
+        return {f"lm_head.{part}": tensor for part, tensor in tensors.items()}, whole
+
+    packed, apart = quantised_folders(tmp_path, "qwen2", CONFIGS["compressed"], packed_of)
+    facts = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(facts | {"tie_word_embeddings": True}))
+    assert np.array_equal(logits_over_cuts(packed), logits_over_cuts(apart))
+
+
 @pytest.mark.parametrize(
     ("name", "architecture", "kept"),
     [

@@ -139,6 +139,7 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         for name, module in list(model.named_modules()):
             if (ours := _in_place_of(module, name, checkpoint)) is not None:
                 model.set_submodule(name, ours)
+                model.all_tied_weights_keys.pop(f"{name}.weight", None)  # it has its own, whatever the file says
                 self._each_apart |= isinstance(ours, _Experts)
 
     def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
