@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import kernel_operators
@@ -103,6 +105,24 @@ def test_plain_attention_keeps_its_bits_over_cuts() -> None:
 
     whole = attend(0, 40)
     assert torch.equal(torch.cat([attend(0, 15), attend(15, 16), attend(16, 19), attend(19, 40)]), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [8, 344, 20_000])
+@pytest.mark.parametrize("function", [F.silu, partial(F.gelu, approximate="tanh"), torch.sigmoid])
+def test_plain_activations_keep_their_bits_over_cuts(function: Any, width: int, dtype: torch.dtype) -> None:
+    """The last elements of what a thread computes have another `exp` than the others, which shows in few bits."""
+    rows = 16 if width > 1000 else 1000
+    x = random(1, rows, width).to(dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        whole = PLAIN.activate(function, x)
+        parts = [PLAIN.activate(function, part) for part in x.split((1, 2, rows - 10, 7), 1)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.cat(parts, 1), whole)
+    torch.testing.assert_close(whole, function(x))
 
 
 def test_writing() -> None:

@@ -37,10 +37,10 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 
 
 class Counting(PlainOperators):
-    """Operators that count the norms of sums, other norms, and rotations."""
+    """Operators that count the norms of sums, other norms, rotations, and activations."""
 
     def __init__(self) -> None:
-        self.sums = self.others = self.rotations = 0
+        self.sums = self.others = self.rotations = self.activations = 0
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, norm: Norm, terms: Any = None) -> torch.Tensor:
         self.sums += terms is not None
@@ -50,6 +50,10 @@ class Counting(PlainOperators):
     def rotate(self, query: torch.Tensor, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.rotations += 1
         return super().rotate(query, *more)
+
+    def activate(self, *given: Any, **options: Any) -> torch.Tensor:
+        self.activations += 1
+        return super().activate(*given, **options)
 
 
 def logits_of(folder: Path, operators: PlainOperators) -> torch.Tensor:
@@ -72,6 +76,7 @@ def test_all_norms_and_rotations_are_known_and_have_the_bits_of_the_class(
     assert counting.sums + counting.others == norms
     assert counting.sums == ({"cohere2": 2, "olmo3": 1}.get(name, 4)), "those behind a residual"
     assert counting.rotations == 2
+    assert counting.activations >= 2, "one in each layer"
     monkeypatch.setattr(hooks, "norm_of", lambda _: None)
     monkeypatch.setattr(hooks, "rotation_of", lambda *_: None)
     unhooked = Counting()

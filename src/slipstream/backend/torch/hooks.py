@@ -50,8 +50,11 @@ def operators_now() -> Operators:
     return _running.get().operators
 
 
+_ACTIVATIONS = (F.silu, F.gelu, torch.sigmoid, torch.Tensor.sigmoid)
+
+
 class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not looked at
-    """Every product with a weight, wherever the model's code asks for one, and sums of residuals.
+    """Every product with a weight, wherever the model's code asks for one, activations, and sums of residuals.
 
     A sum waits until something else is called, for if that is a norm of it, both are computed together.
     """
@@ -62,10 +65,12 @@ class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are 
         self._sum: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take over `F.linear` and sums; inside, torch's own functions are themselves."""
+        """Take over `F.linear`, activations and sums; inside, torch's own functions are themselves."""
         self.settle()
         if func is F.linear:
             return self._operators.linear(*args, **(kwargs or {}))
+        if func in _ACTIVATIONS:
+            return self._operators.activate(func, *args, **(kwargs or {}))
         if func is torch.Tensor.add and not kwargs and _are_residuals(*args):
             self._sum = torch.empty_like(args[0]), args
             return self._sum[0]

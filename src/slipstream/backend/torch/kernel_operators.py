@@ -1,5 +1,6 @@
 """`Operators` as Triton kernels: how they are launched."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,10 @@ class KernelOperators:
         if apart:
             kernels.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
         return out.view(*x.shape[:-1], n_size)
+
+    def activate(self, function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
+        """See `Operators.activate`: on a GPU all elements are computed alike."""
+        return function(x, **options)
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """See `Operators.attend`."""

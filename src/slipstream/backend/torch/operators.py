@@ -1,5 +1,6 @@
 """What a model's sums are computed with, and a step as it lies on the device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -112,6 +113,10 @@ class Operators(Protocol):
 
         Elements of a quantised weight have the precision of `x` once they are unpacked.
         """
+        ...
+
+    def activate(self, function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
+        """A function of each element of `x`, by what `torch` has for it."""
         ...
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:

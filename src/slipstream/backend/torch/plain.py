@@ -3,6 +3,7 @@
 They run anywhere, and are what other operators are compared with.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ _ROWS = 16
 """Rows of each product. A library chooses its kernel, and with it the order of sums, by the number of rows."""
 _QUERY_ROWS = 32
 """Rows of queries that are compared with keys at a time: a few tokens, times the heads that share keys."""
+_VECTORS = 64
+"""Elements: a multiple of what any processor computes at once."""
+_OF_A_THREAD = 1 << 14
+"""Elements that torch does not yet divide among threads."""
 _UNPACKED = 1024
 """Rows of a weight of 4 or 8 bits that are taken apart at a time."""
 
@@ -37,7 +42,7 @@ class PlainNorms:
 class PlainOperators(PlainNorms):
     """`Operators` for any device; slow where there are many tokens."""
 
-    name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}"
+    name = f"plain 2, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}"
     recordable = False
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -52,6 +57,16 @@ class PlainOperators(PlainNorms):
             rows = weight.unpacked(begin, end, x.dtype)
             out[..., begin:end] = _linear(x, rows, None if bias is None else bias[begin:end])
         return out
+
+    def activate(self, function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
+        """Whole rows at a time, as few as one thread computes, and padded; see `Operators.activate`.
+
+        On a processor the last elements of a thread's part have another `exp` than those that fill vectors.
+        """
+        width = x.shape[-1]
+        rows = F.pad(x.reshape(-1, width), (0, -width % _VECTORS))
+        out = torch.cat([function(part, **options) for part in rows.split(max(1, _OF_A_THREAD // rows.shape[1]))])
+        return out[:, :width].reshape(x.shape)
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """Chunk by chunk; see `Operators.attend`."""
