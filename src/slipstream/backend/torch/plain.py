@@ -42,7 +42,7 @@ class PlainNorms:
 class PlainOperators(PlainNorms):
     """`Operators` for any device; slow where there are many tokens."""
 
-    name = f"plain 2, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}"
+    name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}, {_OF_A_THREAD}"
     recordable = False
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
