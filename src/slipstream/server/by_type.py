@@ -19,18 +19,16 @@ class ByType:
 
     def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         *members, last = get_args(union)
+        # Members' names in the places of errors; `field_path` leaves out what is in brackets.
         choices = {"[other]": handler.generate_schema(last)}
+        tags: dict[str, str] = {}
         for member in members:
             kinds = get_args(member.model_fields["type"].annotation)
-            choices |= dict.fromkeys(map(_tag, kinds), handler.generate_schema(member))
+            tags |= {kind: f"[{kind}]" for kind in kinds}
+            choices |= dict.fromkeys((tags[kind] for kind in kinds), handler.generate_schema(member))
 
         def chosen(value: Any) -> str:
             kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-            return _tag(kind) if _tag(kind) in choices else "[other]"
+            return tags.get(kind, "[other]") if isinstance(kind, str) else "[other]"
 
         return core_schema.tagged_union_schema(choices, chosen)
-
-
-def _tag(kind: object) -> str:
-    """A member's name in the places of errors; `field_path` leaves out what is in brackets."""
-    return f"[{kind}]"
