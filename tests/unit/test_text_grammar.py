@@ -36,6 +36,7 @@ def fits(grammar: TextGrammar, text: str) -> bool:
         ('start: "a"{1,2} [ "b" ]', ["a", "aab"], ["", "abb"]),
         (r'start: "\d" "\x41" "\""', ['\\dA"'], ["1A", "dA"]),
         ('start: "a".."c"+', ["abc"], ["d", ""]),
+        (r"start: /[a-c\x7e]ß[X-b]/i", ["BßX", "~ßb"], ["DßX", "aSSX", "aßc"]),
         ('start: A.2\nA: /[^"]/ // as it comes', ["a", "\\", "\n"], ['"', "ab"]),
         ('%import common.INT -> COUNT\nstart: "\\n" COUNT', ["\n12"], ["12", "\n"]),
     ],

@@ -168,8 +168,9 @@ def _set(items: Sequence[tuple[Any, Any]], flags: int) -> Regex:
 def _cases(first: int, last: int, flags: int) -> Iterator[Range]:
     """A range of characters; with its other case, if none counts."""
     yield first, last
-    if flags & re.IGNORECASE and chr(first).isalpha():
-        yield ord(chr(first).swapcase()), ord(chr(last).swapcase())
+    others = chr(first).swapcase() + chr(last).swapcase()
+    if flags & re.IGNORECASE and chr(first).isalpha() and len(others) == 2 and others[0] <= others[1]:  # ß has none
+        yield ord(others[0]), ord(others[1])
 
 
 _SPACES = (
