@@ -1,5 +1,4 @@
-"""How checkpoints in safetensors store weights of 4 and 8 bits: AWQ, GPTQ, compressed-tensors,
-MXFP4 and FP8.
+"""How checkpoints in safetensors store weights of 4 and 8 bits: AWQ, GPTQ, compressed-tensors, MXFP4 and FP8.
 
 Each packs in its own way (AutoAWQ's `gemm` layout, AutoGPTQ's). They are brought into one, `Quantised`, when a model is
 loaded. Which weights are quantised, and what a scale of 8 bits is for, is read from the tensors themselves, since each
@@ -34,8 +33,8 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 class Format(Protocol):
     """How a weight is stored."""
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:
-        """Those of a weight of this shape in a model of some precision."""
+    def tensors(self, *shape: int) -> Tensors:
+        """Those of a weight of this shape."""
         ...
 
     def weight(self, found: Mapping[str, Tensor]) -> Weight:
@@ -95,12 +94,15 @@ class Checkpoint:
         return {product: _Mxfp4(product) for product in products} if quantised else {}
 
 
+@dataclass(frozen=True, slots=True)
 class Whole:
     """As it is."""
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:
+    precision: torch.dtype
+
+    def tensors(self, *shape: int) -> Tensors:
         """See `Format.tensors`."""
-        return {"weight": (shape, dtype)}
+        return {"weight": (shape, self.precision)}
 
     def weight(self, found: Mapping[str, Tensor]) -> Weight:
         """See `Format.weight`."""
@@ -125,7 +127,7 @@ class Codes:
         older = method == "gptq" and config.get("checkpoint_format", "gptq") == "gptq"
         return cls(method, int(config["group_size"]), int(older))
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
+    def tensors(self, *shape: int) -> Tensors:
         """See `Format.tensors`."""
         n, k = shape
         group = k if self.group == -1 else self.group
@@ -168,7 +170,7 @@ class _Compressed:
     others: tuple[str, ...]
     """Which of zeros and groups of columns there are."""
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
+    def tensors(self, *shape: int) -> Tensors:
         """See `Format.tensors`."""
         n, k = shape
         sizes = {"weight_zero_point": (-(-n // CODES), self.groups), "weight_g_idx": (k,)}
@@ -203,7 +205,7 @@ class _Fp8:
     columns: int
     """That share a scale."""
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
+    def tensors(self, *shape: int) -> Tensors:
         """See `Format.tensors`."""
         return {"weight": (shape, torch.float8_e4m3fn), self.name: (self.shape, self.precision)}
 
@@ -220,7 +222,7 @@ class _Mxfp4:
 
     product: str
 
-    def tensors(self, *shape: int, dtype: torch.dtype) -> Tensors:  # noqa: ARG002
+    def tensors(self, *shape: int) -> Tensors:
         """See `Format.tensors`."""
         *rows, k = shape
         blocks = (*rows, k // _BLOCK)

@@ -22,11 +22,11 @@ METHOD = "slipstream-quantised"
 class _Stored:
     """A checkpoint's tensors of a weight, as buffers of a module under the names that they have there."""
 
-    def __init__(self, module: nn.Module, form: Format, shape: tuple[int, ...], like: Tensor) -> None:
+    def __init__(self, module: nn.Module, form: Format, shape: tuple[int, ...], device: torch.device) -> None:
         self._module, self._form = module, form
-        self._names = tuple(tensors := form.tensors(*shape, dtype=like.dtype))
+        self._names = tuple(tensors := form.tensors(*shape))
         for name, (size, dtype) in tensors.items():
-            module.register_buffer(name, torch.empty(size, dtype=dtype, device=like.device))
+            module.register_buffer(name, torch.empty(size, dtype=dtype, device=device))
 
     def take(self, device: torch.device) -> Weight:
         """The weight on its device, as products take it, in place of the tensors."""
@@ -41,7 +41,7 @@ class _Linear(nn.Module):  # type: ignore[misc]  # torch's types are not looked 
 
     def __init__(self, form: Format, linear: nn.Linear) -> None:
         super().__init__()
-        self._stored = _Stored(self, form, (linear.out_features, linear.in_features), linear.weight)
+        self._stored = _Stored(self, form, (linear.out_features, linear.in_features), linear.weight.device)
         self.register_buffer("bias", linear.bias.data if linear.bias is not None else None)
 
     def repack(self, device: torch.device) -> None:
@@ -55,17 +55,28 @@ class _Linear(nn.Module):  # type: ignore[misc]  # torch's types are not looked 
 
 
 class _Experts(nn.Module):  # type: ignore[misc]
-    """Takes the place of a mixture's experts; from `repack` on their weights are there as `Operators.experts` has them.
+    """Takes the place of a mixture's experts; from `repack` on it has their weights as `Operators.experts` asks."""
 
-    In a checkpoint each expert has its own; `transformers` joins only those that aren't quantised, and isn't asked to.
+    is_transposed = False
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        self.num_experts, self.has_bias = experts.num_experts, experts.has_bias
+        self._apply_gate = experts._apply_gate
+
+    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """See `Operators.experts`."""
+        return operators_now().experts(self, x, index, weights)
+
+
+class _ExpertsApart(_Experts):
+    """Those of which each has its own weights in a checkpoint.
+
+    `transformers` joins only those that aren't quantised, and isn't asked to.
     """
 
-    is_transposed = has_bias = False
-
     def __init__(self, experts: Any, name: str, checkpoint: Checkpoint) -> None:
-        super().__init__()
-        self.num_experts = experts.num_experts
-        self._apply_gate = experts._apply_gate
+        super().__init__(experts)
         like = experts.down_proj
         _, width, inner = like.shape
         self._stored: list[dict[str, _Stored]] = []
@@ -74,8 +85,9 @@ class _Experts(nn.Module):  # type: ignore[misc]
             modules = nn.ModuleDict({part: nn.Module() for part in parts})
             self.add_module(str(expert), modules)
             form_of = {part: checkpoint.format(f"{name}.{expert}.{part}", *shape) for part, shape in parts.items()}
+            whole = Whole(like.dtype)
             self._stored.append(
-                {part: _Stored(modules[part], form_of[part] or Whole(), parts[part], like) for part in parts}
+                {part: _Stored(modules[part], form_of[part] or whole, parts[part], like.device) for part in parts}
             )
 
     def repack(self, device: torch.device) -> None:
@@ -85,25 +97,17 @@ class _Experts(nn.Module):  # type: ignore[misc]
         self.down_proj = of_experts([own["down_proj"] for own in found])
         self._modules.clear()  # they are empty now
 
-    def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """See `Operators.experts`."""
-        return operators_now().experts(self, x, index, weights)
 
-
-class _JoinedExperts(nn.Module):  # type: ignore[misc]
-    """The same for experts whose weights a checkpoint has joined."""
-
-    is_transposed = False
+class _ExpertsJoined(_Experts):
+    """Those whose weights a checkpoint has joined."""
 
     def __init__(self, experts: Any, forms: dict[str, Format]) -> None:
-        super().__init__()
-        self.num_experts, self.has_bias = experts.num_experts, experts.has_bias
-        self._apply_gate = experts._apply_gate
+        super().__init__(experts)
         self._stored = {}
         for product, form in forms.items():
             whole = getattr(experts, product)
             shape = tuple(whole.mT.shape if experts.is_transposed else whole.shape)
-            self._stored[product] = _Stored(self, form, shape, whole)
+            self._stored[product] = _Stored(self, form, shape, whole.device)
             if self.has_bias:
                 self.register_parameter(f"{product}_bias", getattr(experts, f"{product}_bias"))
 
@@ -111,8 +115,6 @@ class _JoinedExperts(nn.Module):  # type: ignore[misc]
         """Bring the weights into one layout, on their device."""
         for product, stored in self._stored.items():
             setattr(self, product, stored.take(device))
-
-    forward = _Experts.forward
 
 
 @register_quantization_config(METHOD)
@@ -140,7 +142,7 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
             if (ours := _in_place_of(module, name, checkpoint)) is not None:
                 model.set_submodule(name, ours)
                 model.all_tied_weights_keys.pop(f"{name}.weight", None)  # it has its own, whatever the file says
-                self._each_apart |= isinstance(ours, _Experts)
+                self._each_apart |= isinstance(ours, _ExpertsApart)
 
     def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
         """Those that don't join experts. Versions of `transformers` differ in whether they give the model as well."""
@@ -169,11 +171,11 @@ def _in_place_of(module: nn.Module, name: str, checkpoint: Checkpoint) -> nn.Mod
     if not hasattr(module, "_apply_gate"):
         return None
     forms = checkpoint.joined(name)
-    return _JoinedExperts(module, forms) if forms else _Experts(module, name, checkpoint)
+    return _ExpertsJoined(module, forms) if forms else _ExpertsApart(module, name, checkpoint)
 
 
 def repack(model: nn.Module, device: torch.device) -> None:
     """Bring all such weights of a model into one layout, on the device that it goes to."""
     for module in model.modules():
-        if isinstance(module, (_Linear, _Experts, _JoinedExperts)):
+        if isinstance(module, (_Linear, _ExpertsApart, _ExpertsJoined)):
             module.repack(device)
