@@ -55,6 +55,9 @@ _KINDS: Mapping[type[SlipstreamError], tuple[int, str, str]] = {
 }
 """The status, type and code of errors that are not about a field."""
 
+_HTTP_CODES = {413: "request_entity_too_large"}
+"""The codes of statuses that Python calls differently from version to version; of others, the status's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -88,8 +91,9 @@ def failure_of(error: Exception, path: str) -> Failure:
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
             return Failure(status, error.worded(names), kind, code=code, headers=headers)
         case HTTPException():
-            code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-            return Failure(error.status_code, str(error.detail), code=code, headers=error.headers or {})
+            status = error.status_code
+            code = _HTTP_CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
+            return Failure(status, str(error.detail), code=code, headers=error.headers or {})
     id = f"err_{secrets.token_hex(8)}"
     logger.error("%s failed (%s)", path, id, exc_info=error)
     message = f"the server failed to answer this request; its log says more, under {id}"
