@@ -1,16 +1,18 @@
 """Verbs to the engine about its memory, as data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 from slipstream.backend import Blob
 from slipstream.kv import KVMemory
 from slipstream.kv.guards import joined
 from slipstream.types import IntArray
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+Arguments = TypeVarTuple("Arguments")
 
 
 class Command(Generic[T_co]):
@@ -22,47 +24,26 @@ class Command(Generic[T_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pin(Command[bool]):
-    """Hold on to what is computed of `tokens`; False if there's no room for it, see `KVMemory.pin`."""
+class _Call(Command[T_co]):
+    """A method of the memory, and what to call it with."""
 
-    name: str
-    tenant: str
-    tokens: IntArray
+    method: Callable[..., T_co]
+    arguments: tuple[object, ...]
 
-    def run(self, kv: KVMemory) -> Iterator[bool]:
-        yield kv.pin(self.name, self.tenant, self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Unpin(Command[None]):
-    """Let go of what is held under a name."""
-
-    name: str
-
-    def run(self, kv: KVMemory) -> Iterator[None]:
-        kv.unpin(self.name)
-        yield None
+    def run(self, kv: KVMemory) -> Iterator[T_co]:
+        yield self.method(kv, *self.arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class Discard(Command[None]):
-    """Free the cached sequence of just these tokens, or fewer, if there is one."""
-
-    tenant: str
-    tokens: IntArray
-
-    def run(self, kv: KVMemory) -> Iterator[None]:
-        kv.discard(self.tenant, self.tokens)
-        yield None
+def _verb(method: Callable[[KVMemory, Unpack[Arguments]], T]) -> Callable[[Unpack[Arguments]], Command[T]]:
+    """A maker of commands that call a method of the memory; they take what it takes, and mean what it says."""
+    return lambda *arguments: _Call(method, arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class Clear(Command[None]):
-    """Free all cached sequences."""
-
-    def run(self, kv: KVMemory) -> Iterator[None]:
-        kv.clear()
-        yield None
+Pin = _verb(KVMemory.pin)
+Unpin = _verb(KVMemory.unpin)
+Discard = _verb(KVMemory.discard)
+Clear = _verb(KVMemory.clear)
+Expect = _verb(KVMemory.expect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +83,6 @@ class Install(Command[bool]):
 
     def run(self, kv: KVMemory) -> Iterator[bool]:
         yield from kv.install(self.tenant, self.tokens, self.start, self.blob)
-
-
-@dataclass(frozen=True, slots=True)
-class Expect(Command[None]):
-    """Keep a conversation of these tokens rather than others, since it will go on soon."""
-
-    tenant: str
-    tokens: IntArray
-
-    def run(self, kv: KVMemory) -> Iterator[None]:
-        kv.expect(self.tenant, self.tokens)
-        yield None
 
 
 @dataclass(frozen=True, slots=True)
