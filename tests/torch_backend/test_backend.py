@@ -54,10 +54,10 @@ def test_logits_are_those_of_transformers_and_the_same_over_cuts(name: str, tmp_
     with torch.inference_mode():
         expected = reference(input_ids=torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
     model = TorchModel.load(folder, torch.device("cpu"), PlainOperators())
-    model.allocate(16)
+    model.allocate(16 * (1 + model.window_tables))
     whole = STEPS.run(model, [PagedChunk(tokens, 0, table, len(tokens))])
     assert np.abs(whole - expected).max() < 1e-5 * np.abs(expected).max()
-    model.allocate(16)
+    model.allocate(16 * (1 + model.window_tables))
     found = []
     for number, (start, end) in enumerate(pairwise((0, 1, 41, 42, 45, 145, 162, 163, 300))):
         beside = PagedChunk(others[number * 7 : (number + 1) * 7], number * 7, other_table, 0)

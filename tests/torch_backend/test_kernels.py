@@ -128,8 +128,8 @@ def test_plain_activations_keep_their_bits_over_cuts(function: Any, width: int, 
 def test_writing() -> None:
     key, value = (random(KV_HEADS, STEP.tokens.shape[1], DIM, seed=seed).transpose(0, 1) for seed in (1, 2))
     found, expected = (random(16, 3, 2, KV_HEADS, BLOCK, DIM)[:, 1] for _ in range(2))
-    KERNELS.write(found, key, value, STEP)
-    PLAIN.write(expected, key, value, STEP)
+    KERNELS.write(found, key, value, STEP.blocks[0], STEP.slots)
+    PLAIN.write(expected, key, value, STEP.blocks[0], STEP.slots)
     assert torch.equal(found[1:], expected[1:])  # several dummies share a slot of the scratch block
 
 
@@ -186,11 +186,12 @@ def quantised(number: Number, n: int, k: int, seed: int) -> Quantised:
 @pytest.mark.parametrize("tiny", ["gpt_oss"], indirect=True)
 def test_a_whole_model(tiny: Model) -> None:
     model = TorchModel.load(tiny.path, CPU, PLAIN)
-    inputs = lay_out([PagedChunk(np.arange(5, 12, dtype=np.int32), 0, np.array([1], np.int32), 2)], 8, 2)
+    chunk = PagedChunk(np.arange(5, 12, dtype=np.int32), 0, np.array([1], np.int32), 2)
+    inputs = lay_out([chunk], 8, 2, windows=model.window_tables)
     found = []
     for operators in (PLAIN, KERNELS):
         model.operators = operators
-        model.allocate(2)
+        model.allocate(4)
         model.start(inputs)
         found.append(torch.from_numpy(model.finish().host().copy()))
     assert_close(found[1], found[0])

@@ -23,7 +23,7 @@ from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
 pytestmark = pytest.mark.torch
 KERNELS, PLAIN = KernelOperators(), PlainOperators()
 CPU = torch.device("cpu")
-INPUTS = lay_out([PagedChunk(np.arange(20, dtype=np.int32), 0, np.array([1], np.int32), 20)], 20, 20)
+CHUNK = PagedChunk(np.arange(20, dtype=np.int32), 0, np.array([1], np.int32), 20)
 NORMS = [Norm(1e-6, *flags) for flags in product((True, False), repeat=3)]
 ROTATIONS = [
     Rotation(width, neighbours, by_pair, wide)
@@ -60,8 +60,8 @@ def logits_of(folder: Path, operators: PlainOperators) -> torch.Tensor:
     """What a model computes in bfloat16, where it shows what is rounded."""
     options = {"dtype": torch.bfloat16, "attn_implementation": NAME, "experts_implementation": NAME}
     model = TorchModel(AutoModelForCausalLM.from_pretrained(folder, **options).eval(), folder, operators)
-    model.allocate(2)
-    model.start(INPUTS)
+    model.allocate(2 * (1 + model.window_tables))
+    model.start(lay_out([CHUNK], 20, 20, windows=model.window_tables))
     return torch.from_numpy(model.finish().host().copy())
 
 
@@ -72,11 +72,12 @@ def test_all_norms_and_rotations_are_known_and_have_the_bits_of_the_class(
     folder, counting = tiny_folder(tmp_path, name, vocabulary=320), Counting()
     found = logits_of(folder, counting)
     module = AutoModelForCausalLM.from_pretrained(folder)
+    layers = module.config.num_hidden_layers
     norms = len([each for each in module.modules() if type(each).__name__.endswith("Norm")])
     assert counting.sums + counting.others == norms
-    assert counting.sums == ({"cohere2": 2, "olmo3": 1}.get(name, 4)), "those behind a residual"
-    assert counting.rotations == 2
-    assert counting.activations >= 2, "one in each layer"
+    assert counting.sums == ({"cohere2": 2, "olmo3": 1}.get(name, 2 * layers)), "those behind a residual"
+    assert counting.rotations == layers
+    assert counting.activations >= layers, "one in each layer"
     monkeypatch.setattr(hooks, "norm_of", lambda _: None)
     monkeypatch.setattr(hooks, "rotation_of", lambda *_: None)
     unhooked = Counting()
@@ -107,12 +108,12 @@ def test_what_is_not_known_stays_as_it_is() -> None:
 
 
 def step() -> Step:
-    return Step.of(INPUTS, 32, Staging(CPU))
+    return Step.of(lay_out([CHUNK], 20, 20), 32, Staging(CPU))
 
 
 def test_a_sum_waits_for_a_norm_and_for_nothing_else() -> None:
     a, b = random(1, 3, 16), random(1, 3, 16, seed=1)
-    with computing(PLAIN, step(), torch.empty(0)):
+    with computing(PLAIN, step(), torch.empty(0), []):
         total = a + b
         doubled = total * 2
         first = a + b

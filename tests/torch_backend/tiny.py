@@ -26,15 +26,15 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
-_WINDOW = 40
+WINDOW = 40
 """Shorter than any test's longest sequence, and no multiple of a block."""
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {},
-    "mistral": {"sliding_window": _WINDOW},  # in every layer
+    "mistral": {"sliding_window": WINDOW},  # in every layer
     "gpt_oss": {  # windows in every other layer, sinks, biases, experts
-        "sliding_window": _WINDOW,
+        "sliding_window": WINDOW,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     },
@@ -42,10 +42,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 """The five that all suites run over, and what of their shape differs."""
 OTHERS: dict[str, dict[str, Any]] = {
-    "cohere2": {"sliding_window": _WINDOW},
+    "cohere2": {"sliding_window": WINDOW},
     "ernie4_5": {},
-    "gemma2": {"sliding_window": _WINDOW, "query_pre_attn_scalar": 16},  # capped scores
-    "gemma3_text": {"sliding_window": _WINDOW, "query_pre_attn_scalar": 16},
+    "gemma2": {"sliding_window": WINDOW, "query_pre_attn_scalar": 16},  # capped scores
+    "gemma3_text": {  # two layers of three with windows, which have a table each
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 16,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "glm4": {},
     "glm4_moe": {
         "moe_intermediate_size": 32,
@@ -57,7 +62,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "granite": {},
     "ministral3": {},
-    "olmo3": {"sliding_window": _WINDOW},
+    "olmo3": {"sliding_window": WINDOW},
     "phi3": {},
     "qwen2": {},
     "seed_oss": {},

@@ -225,7 +225,10 @@ class PagedTicket:
             self._logits, choices = self._finish(rows)
         except Exception:
             for chunk, paged in zip(self._chunks, self._paged, strict=True):
-                chunk.state.length = min(chunk.state.length, paged.past)
+                if isinstance(chunk.state, WindowState):  # a step queued behind may have given back what it sees
+                    chunk.state.store.rewind(chunk.state, paged.past)
+                else:
+                    chunk.state.length = min(chunk.state.length, paged.past)
             raise
         if not self.queued:
             self._advance()

@@ -28,7 +28,7 @@ WORTH = 3
 _MOST = 64
 """Recordings that are kept; each has its own logits, and memory for its kernels' arguments."""
 _BUFFER_BYTES = 1 << 20
-"""For the inputs of a step: block tables of some 250,000 blocks, or eight million tokens."""
+"""For the inputs of a step, by table: some 250,000 blocks, or eight million tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,14 @@ class Graphs:
     """Recordings of the steps of one model over one allocation of blocks, made as they turn out to be worth it."""
 
     def __init__(
-        self, recorder: Recorder, staging: Staging, block_size: int, compute: Callable[[Step], Tensor]
+        self, recorder: Recorder, staging: Staging, block_size: int, tables: int, compute: Callable[[Step], Tensor]
     ) -> None:
         self._recorder = recorder
         self._staging = staging
         self._block_size = block_size
+        self._tables = tables
         self._compute = compute
-        self._buffer = staging.room(_BUFFER_BYTES)
+        self._buffer = staging.room(tables * _BUFFER_BYTES)
         self._seen: Counter[Shape] = Counter()
         self._failed = False
         self.recordings: OrderedDict[Shape, Recording] = OrderedDict()
@@ -113,7 +114,8 @@ class Graphs:
             return None
         inputs_there = self._staging.upload(arrays, self._buffer)
         if shape not in self.recordings:
-            inputs_there["table"] = self._buffer[places["table"] :].view(torch.int32)  # later ones may be longer
+            rest = self._buffer[places["tables"] :].view(torch.int32)  # later ones may be longer
+            inputs_there["tables"] = rest[: len(rest) // self._tables * self._tables].view(-1, self._tables)
             if not self._record(shape, Step(**inputs_there, chunks=(), segments=shape.segments)):
                 return None
         self.recordings.move_to_end(shape)
@@ -134,12 +136,11 @@ class Graphs:
 
 
 def padded(arrays: dict[str, npt.NDArray[Any]], shape: Shape) -> dict[str, npt.NDArray[Any]]:
-    """A step's arrays at the sizes of its shape, so that each has its place; the table, whose size varies, is last."""
+    """A step's arrays at the sizes of its shape, so that each has its place; the tables vary, and are last."""
     chunks = shape.tokens // 2 + 2  # of two tokens at least, but for padding; and an empty one
-    table = arrays["table"]
-    found = {name: array for name, array in arrays.items() if name != "table"}
+    found = {name: array for name, array in arrays.items() if name != "tables"}
     for name, length in (("pasts", chunks), ("begins", chunks + 1), ("table_begins", chunks + 1)):
         array = found[name]
         last = 0 if name == "pasts" else array[-1]
         found[name] = np.concatenate((array, np.full(length - len(array), last, array.dtype)))
-    return found | {"table": table}
+    return found | {"tables": arrays["tables"]}

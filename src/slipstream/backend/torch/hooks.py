@@ -1,11 +1,11 @@
 """How a `transformers` class comes to compute with our operators, without a line of its code being changed."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,17 @@ from slipstream.backend.torch.operators import AttentionShape, Operators, Step, 
 NAME = "slipstream"
 """Of the implementation of attention and experts, as `from_pretrained` takes it."""
 
+Seat: TypeAlias = tuple[int, int]
+"""Where a layer has its keys and values: by which of a step's tables, and at which place in a block."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     operators: Operators
     step: Step
     kv: Tensor
-    """[blocks, layers, 2, kv_heads, block size, dim]."""
+    """[blocks, layers side by side, 2, kv_heads, block size, dim]."""
+    seats: Sequence[Seat]
     functions: "_Functions"
 
 
@@ -33,10 +37,10 @@ _running: ContextVar[_Running] = ContextVar("running")
 
 
 @contextmanager
-def computing(operators: Operators, step: Step, kv: Tensor) -> Iterator[None]:
-    """What models do in here is a step over these keys and values."""
+def computing(operators: Operators, step: Step, kv: Tensor, seats: Sequence[Seat]) -> Iterator[None]:
+    """What models do in here is a step over these keys and values, in which layers have such seats."""
     functions = _Functions(operators)
-    token = _running.set(_Running(operators, step, kv, functions))
+    token = _running.set(_Running(operators, step, kv, seats, functions))
     try:
         with functions:
             yield
@@ -119,12 +123,13 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention as `transformers` calls it, on tensors [1, heads, n, dim]; [1, n, heads, dim]."""
     now = _running.get()
-    kv = now.kv[:, module.layer_idx]
+    table, place = now.seats[module.layer_idx]
+    kv = now.kv[:, place]
     queries, keys, values = (each[0].transpose(0, 1) for each in (query, key, value))
-    now.operators.write(kv, keys, values, now.step)
+    now.operators.write(kv, keys, values, now.step.blocks[table], now.step.slots)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
-    shape = AttentionShape(scale, window or 0, softcap or 0.0)
+    shape = AttentionShape(scale, window or 0, softcap or 0.0, table)
     return now.operators.attend(queries.contiguous(), kv, now.step, shape, s_aux)[None], None
 
 

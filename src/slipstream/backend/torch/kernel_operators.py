@@ -74,13 +74,13 @@ class KernelOperators:
         size = most * heads * segments
         part = query.new_empty(size * (dim + 2), dtype=torch.float32)
         sums, peaks, totals = part[: size * dim], part[size * dim : size * (dim + 1)], part[size * (dim + 1) :]
-        out = torch.empty_like(query)
+        out, table = torch.empty_like(query), step.tables[:, shape.table]
         common = {"HEADS": heads, "DIM": dim, "DIMS": triton.next_power_of_2(dim), "SEGMENT": SEGMENT}
         for first in range(0, count, most):
             end = min(first + most, count)
             kernels.attend[len(tiles), kv_heads, segments](
-                query, kv, step.table, step.table_begins, step.pasts, step.begins, tiles, sums, peaks, totals, first,
-                end, segments, shape.scale, *kv.stride()[:3],
+                query, kv, table, step.table_begins, step.pasts, step.begins, tiles, sums, peaks, totals, first, end,
+                segments, shape.scale, table.stride(0), *kv.stride()[:3],
                 GROUP=group, BLOCK=block, ROWS=rows, WINDOW=shape.window, CAP=shape.softcap,
                 **common, **OPTIONS,
             )  # fmt: skip
@@ -90,12 +90,12 @@ class KernelOperators:
             )  # fmt: skip
         return out
 
-    def write(self, kv: Tensor, key: Tensor, value: Tensor, step: Step) -> None:
+    def write(self, kv: Tensor, key: Tensor, value: Tensor, blocks: Tensor, slots: Tensor) -> None:
         """See `Operators.write`."""
         count, heads, dim = key.shape
         assert key.stride(2) == value.stride(2) == 1
         kernels.write[count, heads](
-            kv, key, value, step.blocks, step.slots, *kv.stride()[:3], *key.stride()[:2], *value.stride()[:2],
+            kv, key, value, blocks, slots, *kv.stride()[:3], *key.stride()[:2], *value.stride()[:2],
             DIM=dim, DIMS=triton.next_power_of_2(dim), **OPTIONS,
         )  # fmt: skip
 

@@ -241,14 +241,14 @@ def write(
 @triton.jit(do_not_specialize=["first_token", "end_token", "segments"])
 def attend(
     query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, end_token, segments,
-    scale, block_stride, value_stride, head_stride,
+    scale, table_stride, block_stride, value_stride, head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, a few tokens times the heads that share keys, against one segment of its sequence's keys.
 
-    Of the step's tokens, those from `first_token` to `end_token` are wanted. Leaves, for each token, head and segment,
-    the values summed by weight, the highest score and the sum of weights.
+    Of the step's tokens, those from `first_token` to `end_token` are wanted. `table` is a column of the step's tables.
+    Leaves, for each token, head and segment, the values summed by weight, the highest score and the sum of weights.
     """
     tile, head, segment = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     TOKENS: tl.constexpr = ROWS // GROUP
@@ -275,9 +275,9 @@ def attend(
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIMS], tl.float32)
     slots = tl.arange(0, BLOCK)
-    blocks = table + tl.load(table_begins + chunk)
+    blocks = table + tl.load(table_begins + chunk) * table_stride
     for start in range(segment * SEGMENT, tl.minimum(last, (segment + 1) * SEGMENT), BLOCK):
-        block = tl.load(blocks + start // BLOCK).to(tl.int64)
+        block = tl.load(blocks + start // BLOCK * table_stride).to(tl.int64)
         base = kv + block * block_stride + head * head_stride + slots[:, None] * DIM + d[None, :]
         key = start + slots
         there = (key < last)[:, None] & (d < DIM)[None, :]

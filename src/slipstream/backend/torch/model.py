@@ -18,6 +18,7 @@ from slipstream.backend.torch.checkpoint import SCALES
 from slipstream.backend.torch.chooser import DeviceLogits
 from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
 from slipstream.backend.torch.hooks import NAME, computing, hook
+from slipstream.backend.torch.layers import seated, windows_of
 from slipstream.backend.torch.loading import METHOD, repack
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
 from slipstream.backend.torch.side_stream import SideStream
@@ -33,8 +34,9 @@ _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 class TorchModel:
     """A model on its device: a `BlockModel`.
 
-    KV is `[blocks, layers, 2, kv_heads, 32, head_dim]` in the weights' precision: a block is contiguous over layers, so
-    that copying one is one copy, and exporting some is one gather. `path` is the file of the weights, or their index.
+    KV is `[blocks, layers, 2, kv_heads, 32, head_dim]` in the weights' precision, of those layers that lie side by side
+    (see `layers.seated`): a block is contiguous over these, so that copying one is one copy, and exporting some is one
+    gather. `path` is the file of the weights, or their index.
     """
 
     def __init__(self, model: Any, path: Path, operators: Operators) -> None:
@@ -52,11 +54,14 @@ class TorchModel:
         self.precision = str(self._dtype).removeprefix("torch.")
         """Of weights, keys and values: `bfloat16`, `float16` or `float32`."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._block = (config.num_hidden_layers, 2, config.num_key_value_heads, BLOCK_SIZE, head_dim)
+        windows = windows_of(model)
+        self._seats = seated(windows)
+        self.window_tables, self.window = max(table for table, _ in self._seats), max(windows)
+        self.has_full_attention = 0 in windows
+        side_by_side = 1 + max(place for _, place in self._seats)
+        self._block = (side_by_side, 2, config.num_key_value_heads, BLOCK_SIZE, head_dim)
         self.block_bytes = int(np.prod(self._block)) * self._dtype.itemsize
         self.states = None
-        self.window_tables = self.window = 0
-        self.has_full_attention = True
         self.queues = on_gpu
         self._new_clock: Callable[[], _DeviceClock | _HostClock] = _DeviceClock if on_gpu else _HostClock
         self._under_way: deque[StepInputs | tuple[torch.Tensor, _DeviceClock | _HostClock]] = deque()
@@ -93,7 +98,7 @@ class TorchModel:
 
     def record_with(self, recorder: Recorder) -> None:
         """Record small steps and replay them, from now on, as far as the operators allow it."""
-        self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, self._compute)
+        self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, 1 + self.window_tables, self._compute)
 
     def read_with(self, side: SideStream) -> None:
         """Read blocks beside the steps that don't name them, from now on."""
@@ -116,7 +121,8 @@ class TorchModel:
         self.allocate(1)
         for size in (*TOKEN_TILES, TOKEN_TILES[-1] + 1):  # the last in several tiles
             table = np.full(-(-size // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
-            self.start(lay_out([PagedChunk(np.zeros(size, np.int32), 0, table, size)], size, size))
+            chunk = PagedChunk(np.zeros(size, np.int32), 0, table, size)
+            self.start(lay_out([chunk], size, size, windows=self.window_tables))
             self.finish()
 
     def start(self, inputs: StepInputs) -> None:
@@ -141,7 +147,7 @@ class TorchModel:
                 replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
                 logits = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
             clock.stop()
-            self._wrote(inputs["block_indices"])
+            self._wrote(inputs["block_tables"])
         except RuntimeError as error:
             raise ModelError(f"the forward pass failed: {error}") from error
         return logits, clock
@@ -159,7 +165,7 @@ class TorchModel:
 
     def _compute(self, step: Step) -> torch.Tensor:
         """The logits [rows, vocab_size] of a step."""
-        with computing(self.operators, step, self._kv):
+        with computing(self.operators, step, self._kv, self._seats):
             found = self._model(
                 input_ids=step.tokens, position_ids=step.positions, use_cache=False, logits_to_keep=step.logit_rows
             )

@@ -32,23 +32,24 @@ class Step:
     positions: Tensor
     """Int64 [1, n], of each token in its sequence."""
     blocks: Tensor
-    """Int64 [n], the block that takes a token's KV."""
+    """Int64 [tables, n], the block that takes a token's KV, by table."""
     slots: Tensor
     """Int64 [n], its place in the block."""
     pasts: Tensor
     """[chunks], tokens before a chunk. The last chunk is empty, and others may be."""
     begins: Tensor
     """[chunks + 1], where chunks begin in the step."""
-    table: Tensor
-    """[sum of block counts], the blocks of all chunks, one chunk after the other."""
+    tables: Tensor
+    """[sum of block counts, tables], the blocks of all chunks, one chunk after the other. Layers without windows have
+    the first table; see `layers.seated`."""
     table_begins: Tensor
-    """[chunks + 1], where a chunk's blocks begin in the table."""
+    """[chunks + 1], where a chunk's blocks begin in the tables."""
     logit_rows: Tensor
     """Int64 [rows], the tokens that give logits."""
     segments: int
     """Those of its longest sequence, or more."""
     chunks: tuple[tuple[int, int, int], ...]
-    """On the host: the past, length and first block in the table of chunks that have tokens; none if it's recorded."""
+    """On the host: the past, length and first block in the tables of chunks that have tokens; none if it's recorded."""
 
     @classmethod
     def of(cls, inputs: StepInputs, block_size: int, staging: Staging) -> "Step":
@@ -66,17 +67,17 @@ class Step:
     def arrays(inputs: StepInputs, block_size: int) -> dict[str, npt.NDArray[Any]]:
         """What the device has of it, by name."""
         positions, begins = inputs["position_ids"], inputs["subsequence_begins"]
-        tables = inputs["block_indices_begins"]
-        places = tables[:-1].repeat(np.diff(begins)) + positions // block_size
+        begins_of_tables = inputs["block_indices_begins"]
+        places = begins_of_tables[:-1].repeat(np.diff(begins)) + positions // block_size
         return {
             "tokens": inputs["input_ids"][None],
             "positions": positions[None],
-            "blocks": inputs["block_indices"][places].astype(np.int64),
+            "blocks": inputs["block_tables"][:, places].astype(np.int64),
             "slots": positions % block_size,
             "pasts": np.append(inputs["past_lens"], np.int32(0)),
             "begins": np.append(begins, begins[-1]),
-            "table": inputs["block_indices"],
-            "table_begins": np.append(tables, tables[-1]),
+            "tables": inputs["block_tables"].T,
+            "table_begins": np.append(begins_of_tables, begins_of_tables[-1]),
             "logit_rows": inputs["logit_rows"],
         }
 
@@ -95,6 +96,8 @@ class AttentionShape:
     """Keys that a token sees, its own included; 0 for all before it."""
     softcap: float = 0.0
     """What scores are squeezed between, by a hyperbolic tangent; 0 for no limit."""
+    table: int = 0
+    """Which of a step's tables names the layer's blocks."""
 
 
 class Operators(Protocol):
@@ -126,8 +129,8 @@ class Operators(Protocol):
         """
         ...
 
-    def write(self, kv: Tensor, key: Tensor, value: Tensor, step: Step) -> None:
-        """Put keys and values [n, kv_heads, dim] into their slots."""
+    def write(self, kv: Tensor, key: Tensor, value: Tensor, blocks: Tensor, slots: Tensor) -> None:
+        """Put keys and values [n, kv_heads, dim] into slots of blocks, int64 [n] each."""
         ...
 
     def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:

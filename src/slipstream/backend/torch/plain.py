@@ -71,17 +71,17 @@ class PlainOperators(PlainNorms):
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """Chunk by chunk; see `Operators.attend`."""
         out, begin = torch.empty_like(query), 0
-        for past, length, table in step.chunks:
+        for past, length, first in step.chunks:
             queries = query[begin : begin + length]
-            blocks = step.table[table : table + -(-(past + length) // kv.shape[3])]
+            blocks = step.tables[first : first + -(-(past + length) // kv.shape[3]), shape.table]
             out[begin : begin + length] = _attend(queries, kv, blocks, past, shape, sinks)
             begin += length
         return out
 
-    def write(self, kv: Tensor, key: Tensor, value: Tensor, step: Step) -> None:
+    def write(self, kv: Tensor, key: Tensor, value: Tensor, blocks: Tensor, slots: Tensor) -> None:
         """Scatter; see `Operators.write`."""
-        kv[step.blocks, 0, :, step.slots] = key
-        kv[step.blocks, 1, :, step.slots] = value
+        kv[blocks, 0, :, slots] = key
+        kv[blocks, 1, :, slots] = value
 
     def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Expert by expert, and then a sum in the router's order; see `Operators.experts`."""
