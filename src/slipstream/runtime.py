@@ -130,8 +130,7 @@ class Runtime:
         self.sessions = Sessions(
             self.core,
             self.conversations,
-            ttl=config.session_ttl,
-            limits=SessionLimits(config.max_sessions, config.max_pins, config.max_session_memory),
+            limits=SessionLimits(config.max_sessions, config.max_pins, config.max_session_memory, config.session_ttl),
             database=self.database if config.state_dir is not None else None,
             connector=self._open_connector(config.state_dir, config) if config.state_dir is not None else None,
         )

@@ -16,7 +16,7 @@ from slipstream.tokenizer import Tokenizer
 from tests.unit.test_sessions import TEMPLATE, ToyChatTokenizer
 from tests.unit.toy_backend import STOP, ToyBackend
 
-LIMITS = SessionLimits(sessions=3, pins=2, memory=20_000)
+LIMITS = SessionLimits(sessions=3, pins=2, memory=20_000, ttl=1000.0)
 Open = Callable[..., Sessions]
 
 
@@ -31,7 +31,7 @@ def opened() -> Iterator[Open]:
         core = EngineCore(ToyBackend(num_blocks=80), tokenizer, context_length=64, stop_token_ids=frozenset({STOP}))
         cores.append(core)
         conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
-        made.append(Sessions(core, conversations, ttl=1000.0, limits=LIMITS, database=database))
+        made.append(Sessions(core, conversations, limits=LIMITS, database=database))
         return made[-1]
 
     yield make

@@ -70,7 +70,7 @@ class SessionsMachine(RuleBasedStateMachine):
             stop_token_ids=frozenset({STOP}),
         )
         self.conversations = Conversations(ChatTemplate(TEMPLATE, {}), tokenizer, Dialect(TEMPLATE))
-        self.sessions = Sessions(self.core, self.conversations, ttl=1000, limits=SessionLimits(self.limit))
+        self.sessions = Sessions(self.core, self.conversations, limits=SessionLimits(self.limit, ttl=1000))
         self.expected: dict[str, Expected] = {}  # least recently used first
 
     def teardown(self) -> None:

@@ -52,8 +52,8 @@ class Entry(NamedTuple):
 class Directory:
     """All sessions by tenant and name. Hold `lock` from finding a session to changing it.
 
-    `ttl` is how many seconds a session stays without being used, unless it says otherwise. Without a database, all
-    sessions are in memory alone. What no session leads to any more, in the ledger and on disk, goes with the last one.
+    Without a database, all sessions are in memory alone. What no session leads to any more, in the ledger and on disk,
+    goes with the last one.
     """
 
     def __init__(
@@ -62,8 +62,6 @@ class Directory:
         conversations: Conversations,
         ahead: AheadOfTime,
         worker: Worker,
-        *,
-        ttl: float,
         limits: SessionLimits,
         database: Database | None,
         connector: KVConnector | None,
@@ -73,7 +71,6 @@ class Directory:
         self._conversations = conversations
         self._ahead = ahead
         self._worker = worker
-        self._ttl = ttl
         self._database = database
         self._connector = connector
         self._states: dict[tuple[str, str], SessionState] = {}  # least recently used first
@@ -131,7 +128,7 @@ class Directory:
         ttl: float | None = None,
     ) -> SessionState:
         """A session that nobody can find before it is added."""
-        now, kept_for = time.time(), self._ttl if ttl is None else ttl
+        now, kept_for = time.time(), self._limits.ttl if ttl is None else ttl
         setting = Setting(ToolUse(setting.tools.tools), setting.template_kwargs)
         return SessionState(name, tenant, history or History.begin(tenant), setting, now, now, kept_for)
 

@@ -32,18 +32,14 @@ logger = logging.getLogger(__name__)
 
 
 class Sessions:
-    """All sessions of an engine. Thread-safe.
-
-    `ttl` is how many seconds a session stays without being used, unless it says otherwise.
-    """
+    """All sessions of an engine. Thread-safe."""
 
     def __init__(
         self,
         core: EngineCore,
         conversations: Conversations,
         *,
-        ttl: float,
-        limits: SessionLimits | None = None,
+        limits: SessionLimits,
         database: Database | None = None,
         connector: KVConnector | None = None,
     ) -> None:
@@ -52,16 +48,7 @@ class Sessions:
         self._worker = Worker("slipstream-sessions")
         self.connector = connector
         self.ahead = AheadOfTime(core, conversations, self._worker)
-        self._directory = Directory(
-            core,
-            conversations,
-            self.ahead,
-            self._worker,
-            ttl=ttl,
-            limits=limits or SessionLimits(),
-            database=database,
-            connector=connector,
-        )
+        self._directory = Directory(core, conversations, self.ahead, self._worker, limits, database, connector)
         self.turns = SessionTurns(self._directory, conversations, self.ahead, connector)
         for state in self._directory.pinned():
             self._worker.run(lambda state=state: self._make_ready(state))  # type: ignore[misc]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What the sessions of one tenant may take together."""
+    """How long a session stays, and what those of one tenant may take together."""
 
     sessions: int = 2048
     """When there are more, the least recently used are forgotten; pinned ones don't count."""
@@ -28,6 +28,8 @@ class SessionLimits:
     """How many may be pinned."""
     memory: int = 256 * 2**20
     """Bytes of messages, tools and variables in memory. The least recently used leave it first."""
+    ttl: float = 86_400.0
+    """Seconds that a session stays without being used, unless it says otherwise."""
 
 
 @dataclass(slots=True)
