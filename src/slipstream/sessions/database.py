@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -283,17 +284,13 @@ class Database:
 
         Returns the keys of the parts of this model's ledger that nothing leads to any more.
         """
-        old = self._pointers(table, place)
-        if row is None:
-            self._connection.execute(f"DELETE FROM {table} WHERE {_where(place)}", place)
-        else:
-            self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-        gone = self._tree.move(old, self._pointers(table, place))
+        execute, pointers = self._connection.execute, _POINTERS[table]
+        old, new = execute(f"DELETE FROM {table} WHERE {_where(place)} RETURNING {pointers}", place).fetchall(), []
+        if row is not None:
+            values = ", ".join("?" * len(row))
+            new = execute(f"INSERT INTO {table} VALUES ({values}) RETURNING {pointers}", row).fetchall()
+        gone = self._tree.move(chain(*old), chain(*new))
         return [key[len(self._model) :] for key in gone if key.startswith(self._model)]
-
-    def _pointers(self, table: str, place: tuple[object, ...]) -> tuple[bytes | None, ...]:
-        query = f"SELECT {_POINTERS[table]} FROM {table} WHERE {_where(place)}"
-        return self._connection.execute(query, place).fetchone() or ()
 
     def _read(self, table: str, place: tuple[str, str], read: Callable[[tuple[Any, ...]], T]) -> T | None:
         """What a row stands for, if it's there. One that is damaged, or whose messages are, is dropped."""
