@@ -81,7 +81,7 @@ class Draft:
 
 
 class NGramIndex:
-    """Where each n-gram of a growing list of tokens last stood.
+    """Tokens to look things up in: where each n-gram of a growing list last stood.
 
     Costs O(1) for each token added and each lookup, whatever the length. Keys are hashes: a collision, or an entry for
     tokens that were since taken back, gives a bad draft, which is rejected like any other. So does what is missing: of
@@ -90,13 +90,15 @@ class NGramIndex:
     """
 
     def __init__(self, base: "NGramIndex | None" = None, length: int = 0) -> None:
+        self.tokens: IntArray = np.empty(0, np.int32)
         self._next: dict[int, dict[int, int]] = {size: {} for size in NGRAM_SIZES}
         self._base = base if base is not None and base.depth < _DEEPEST else None
         self._indexed = self._base_length = length if self._base is not None else 0
         self.depth: int = 1 + (self._base.depth if self._base is not None else 0)
 
     def update(self, tokens: IntArray) -> None:
-        """Index what was added to `tokens`, int32 [n], since the last call."""
+        """Take `tokens`, int32 [n], as they are now: those from before and more, or fewer; and index what was added."""
+        self.tokens = tokens
         start = max(1, min(self._indexed, len(tokens)), len(tokens) - _WINDOW)
         count = len(tokens) - start
         self._indexed = len(tokens)
@@ -111,6 +113,14 @@ class NGramIndex:
             if size in self._next:
                 skipped = max(0, size - start)  # those that have fewer tokens before them
                 self._next[size].update(zip(keys[skipped:].tolist(), range(start + skipped, len(tokens)), strict=True))
+
+    def add(self, answer: IntArray) -> None:
+        """Add an answer; when there are too many tokens, the older half goes."""
+        tokens = np.concatenate((self.tokens, answer))
+        if len(tokens) > _POOL_TOKENS:
+            tokens = tokens[-_POOL_TOKENS // 2 :]
+            self._next, self._indexed = {size: {} for size in NGRAM_SIZES}, 0
+        self.update(tokens)
 
     def find(self, size: int, key: int) -> int | None:
         """The position that last followed the n-gram of that size and key (see `_keys`)."""
@@ -131,27 +141,6 @@ def _keys(context: list[int]) -> Iterator[tuple[int, int]]:
             yield size, key
 
 
-class _Text:
-    """Tokens to look things up in."""
-
-    def __init__(self) -> None:
-        self.tokens: IntArray = np.empty(0, np.int32)
-        self.index = NGramIndex()
-
-    def follow(self, tokens: IntArray) -> None:
-        """Take `tokens` as they are now: those from before and more, or fewer."""
-        self.tokens = tokens
-        self.index.update(tokens)
-
-    def add(self, answer: IntArray) -> None:
-        """Add an answer; when there are too many tokens, the older half goes."""
-        tokens = np.concatenate((self.tokens, answer))
-        if len(tokens) > _POOL_TOKENS:
-            tokens = tokens[-_POOL_TOKENS // 2 :]
-            self.index = NGramIndex()
-        self.follow(tokens)
-
-
 class _Guess(NamedTuple):
     """A token that may come next, and where it was found; guesses are ordered by rate and kind."""
 
@@ -162,7 +151,7 @@ class _Guess(NamedTuple):
     token: int
     position: int
     """Of the token in the text."""
-    text: _Text
+    text: NGramIndex
     name: int
     """Of the n-gram before it and the kind."""
 
@@ -185,14 +174,14 @@ class Experience:
         self._kinds = [self._PRIOR] * (2 * len(NGRAM_SIZES) + 2)
         self._names: dict[int, tuple[float, int]] = {}
 
-    def guess(self, kind: int, key: int, text: _Text, position: int) -> _Guess:
+    def guess(self, kind: int, key: int, text: NGramIndex, position: int) -> _Guess:
         """What stands at a place in a text, with how likely it is to be right after an n-gram of that key."""
         name = key * 16 + kind
         known = self._names.get(name)
         rate = known[0] if known is not None else self._kinds[kind]
         return _Guess(rate, kind, text.tokens.item(position), position, text, name)
 
-    def sure(self, kind: int, before: int, text: _Text, start: int, limit: int) -> list[_Guess]:
+    def sure(self, kind: int, before: int, text: NGramIndex, start: int, limit: int) -> list[_Guess]:
         """The tokens from a place in a text on, up to `limit`, of which each is sure to follow the one before."""
         found: list[_Guess] = []
         known, usual = self._names.get, (self._kinds[kind], 0)
@@ -223,7 +212,7 @@ class _Cursor:
 
     __slots__ = ("context", "run")
 
-    def __init__(self, context: list[int], run: tuple[_Text, int] | None = None) -> None:
+    def __init__(self, context: list[int], run: tuple[NGramIndex, int] | None = None) -> None:
         self.context = context
         self.run = run
 
@@ -249,8 +238,8 @@ class _Cursor:
 class _Lookup:
     """What drafts for one sequence are made from."""
 
-    def __init__(self, recent: _Text, experience: Experience) -> None:
-        self.conversation = _Text()
+    def __init__(self, recent: NGramIndex, experience: Experience) -> None:
+        self.conversation = NGramIndex()
         self.recent = recent
         self.experience = experience
         self.cursor = _Cursor([])
@@ -282,9 +271,9 @@ class _Lookup:
                 yield found[0]
         for size, key in _keys(cursor.context):
             kind = _KINDS[size]
-            if (place := conversation.index.find(size, key)) is not None and place < len(conversation.tokens):
+            if (place := conversation.find(size, key)) is not None and place < len(conversation.tokens):
                 found.append(guess(kind, key, conversation, place))
-            if (place := recent.index.find(size, key)) is not None and place < len(recent.tokens):
+            if (place := recent.find(size, key)) is not None and place < len(recent.tokens):
                 found.append(guess(kind + 1, key, recent, place))
         found.sort(reverse=True)
         yield from found
@@ -295,12 +284,12 @@ class Drafter:
 
     def __init__(self) -> None:
         self._lookups: WeakKeyDictionary[Sequence, _Lookup] = WeakKeyDictionary()
-        self._tenants: dict[str, tuple[_Text, Experience]] = {}
+        self._tenants: dict[str, tuple[NGramIndex, Experience]] = {}
 
     def propose(self, sequence: Sequence, constraint: Constraint | None, tenant: str, *, forced: bool) -> Draft:
         """A draft of what follows the sequence's tokens; `forced` lets the grammar's forced tokens take part."""
         lookup = self._lookup(sequence, tenant)
-        lookup.conversation.follow(sequence.tokens)
+        lookup.conversation.update(sequence.tokens)
         lookup.move_to(sequence.tokens, len(sequence))
         draft = Draft()
         ahead = constraint.copy() if constraint is not None else None
@@ -344,8 +333,8 @@ class Drafter:
         """Keep an answer that followed a grammar, for others to look up."""
         self._tenant(tenant)[0].add(answer)
 
-    def _tenant(self, tenant: str) -> tuple[_Text, Experience]:
-        return self._tenants.setdefault(tenant, (_Text(), Experience()))
+    def _tenant(self, tenant: str) -> tuple[NGramIndex, Experience]:
+        return self._tenants.setdefault(tenant, (NGramIndex(), Experience()))
 
     def _lookup(self, sequence: Sequence, tenant: str) -> _Lookup:
         known = self._lookups.get(sequence)
@@ -353,8 +342,8 @@ class Drafter:
             known = self._lookups[sequence] = _Lookup(*self._tenant(tenant))
             source = sequence.forked_from() if sequence.forked_from is not None else None
             if source is not None and source in self._lookups:
-                index = self._lookups[source].conversation.index
-                known.conversation.index = NGramIndex(index, common_length(source.tokens, sequence.tokens))
+                base = self._lookups[source].conversation
+                known.conversation = NGramIndex(base, common_length(source.tokens, sequence.tokens))
         return known
 
 
