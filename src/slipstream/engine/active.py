@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
@@ -132,7 +131,7 @@ class ActiveRequest:
         chosen = [place for place, guessed in enumerate(draft.guessed) if guessed]  # the grammar decides the others
         return [Row(first + place, self._sampler, position + place) for place in (*chosen, len(draft))]
 
-    def accept(self, draft: Draft, first: int, early: Mapping[int, Choice]) -> Generator[Row, Choice, "StepOutput"]:
+    def accept(self, draft: Draft, first: int, early: Mapping[int, Choice]) -> Generator[Row, Choice, "Found"]:
         """Take the next tokens into the sequence, up to where the answer ends; asks for the rows it needs besides.
 
         The step's rows from `first` on follow the sequence's last token and each token of the draft. Tokens are chosen
@@ -144,10 +143,9 @@ class ActiveRequest:
         assert self.sequence is not None
         found = Found()
         drafted, tokens, confirmed = draft.tokens, found.tokens, 0
-        chosen = []
         while found.reason is None and confirmed == len(tokens):
             index, position = first + confirmed, len(self.sequence)
-            chosen.append(position)
+            found.chosen.append(position)
             if self.constraint is None:
                 self._take(early.get(index) or (yield Row(index, self._sampler, position)), found)
             else:
@@ -159,7 +157,10 @@ class ActiveRequest:
         if drafted:
             self.counters.drafted_tokens += sum(draft.guessed)
             self.counters.accepted_tokens += sum(draft.guessed[:confirmed])
-        return StepOutput(found, self.output(found) if found.reason is not None else None, confirmed, chosen)
+        found.confirmed = confirmed
+        if found.reason is not None:
+            found.last = self.output(found)
+        return found
 
     def conclude(self) -> None:
         """Note that the last output is out: what is left to do is the KV of its last tokens, if anything."""
@@ -263,23 +264,17 @@ class ActiveRequest:
         )
 
 
-class StepOutput(NamedTuple):
-    """What a step brought a request."""
-
-    found: "Found"
-    last: Output | None
-    """The output of it if it ends the answer; others are made when the next step is under way."""
-    confirmed: int
-    """How many tokens of its draft came true."""
-    chosen: list[int]
-    """The positions in the sequence at which the model chose, not the grammar."""
-
-
 @dataclass(slots=True)
 class Found:
-    """What a step has brought so far."""
+    """What a step has brought a request so far."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason | None = None
+    last: Output | None = None
+    """The output of it if it ends the answer; others are made when the next step is under way."""
+    confirmed: int = 0
+    """How many tokens of the step's draft came true."""
+    chosen: list[int] = field(default_factory=list)
+    """The positions in the sequence at which the model chose, not the grammar."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from slipstream.backend import Backend, Chunk, Ticket
-from slipstream.engine.active import ActiveRequest, Found, Phase, StepOutput
+from slipstream.engine.active import ActiveRequest, Found, Phase
 from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill, IdleQueue
 from slipstream.engine.messages import Drain, Message, Stop
@@ -350,25 +350,25 @@ class EngineLoop:
             self._kv.rewind(item.sequence, item.end)
         self._end(item.active, error)
 
-    def _deliver(self, item: Work, output: StepOutput) -> None:
+    def _deliver(self, item: Work, found: Found) -> None:
         """Take in what came of a step for a request."""
         active, sequence = item.active, item.sequence
         if active.failure is not None:
             self._give_back(item, active.failure)
             return
-        if output.confirmed < len(item.draft.tokens):
-            self._kv.rewind(sequence, item.end + output.confirmed)
-        if output.last is not None:
+        if found.confirmed < len(item.draft.tokens):
+            self._kv.rewind(sequence, item.end + found.confirmed)
+        if found.last is not None:
             active.conclude()
             self._patient_until = self._scheduler.settles_at(active)
-        self._scheduler.accepted(item, output.chosen)
+        self._scheduler.accepted(item, found.chosen)
         if active.phase is Phase.DONE:  # before its client hears of it, and comes back for more
             self._scheduler.retire(active)
             self._publish()
-        if output.last is not None:
-            self._emit(active, output.last)
+        if found.last is not None:
+            self._emit(active, found.last)
         else:
-            self._to_give_out.append((active, output.found))
+            self._to_give_out.append((active, found))
 
     def _give_out(self) -> None:
         """Let the sinks have what came of the last step."""
@@ -395,7 +395,7 @@ class EngineLoop:
         self._totals.idle_seconds += time.perf_counter() - started
 
 
-_Accepting = Generator[Row, Choice, StepOutput]
+_Accepting = Generator[Row, Choice, Found]
 
 
 def _shut_down() -> EngineStoppedError:
