@@ -225,10 +225,7 @@ class EngineLoop:
             return
         answered = active.phase is Phase.SETTLING
         output = None if answered else active.abort("error" if error else "cancelled", error)
-        if active in self._scheduler.running:
-            self._scheduler.retire(active)
-        else:
-            self._scheduler.waiting.remove(active)
+        self._scheduler.retire(active)
         if output is not None:
             self._emit(active, output)
 

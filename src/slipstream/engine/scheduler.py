@@ -206,8 +206,8 @@ class Scheduler:
             self._drafter.learn(item.sequence, item.active.request.tenant, chosen[0], chosen)
 
     def retire(self, active: ActiveRequest) -> None:
-        """Let a running request go, and keep its KV for whoever comes next."""
-        self.running.remove(active)
+        """Let a request go, and keep its KV for whoever comes next."""
+        (self.running if active in self.running else self.waiting).remove(active)
         if active.sequence is not None:
             if active.constraint is not None:
                 answer = active.sequence.tokens[len(active.request.prompt) :]
