@@ -68,123 +68,109 @@ class _Record(BaseModel):
     """By the name of an attention operation: how many heads it has and how large they are."""
 
 
-def lowered(
-    core: ov.Core,
-    model: Path,
-    facts: str,
-    read: Callable[[], ov.Model],
-    options: Mapping[str, object],
-    compute: Callable[[ov.CompiledModel], bytes],
-) -> Lowered | None:
-    """The lowered graph of a model file, made from what `read` gives if there is none yet under these `facts`.
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """Lowers the graph of a model file, compiled with these options; `compute` gives bits to compare two of them by."""
 
-    `facts` are all that may decide what the passes do, besides the model. There is one graph for each model file;
-    that of other facts makes room. `compute` gives bits by which two compiled models are compared. None if it can't be
-    made or kept: with a warning, and if it's not for want of room once and for all.
-    """
-    file = model.stat()
-    place = place_beside(model, _FOLDER, _VERSION, file.st_size, file.st_mtime_ns, facts)
-    damaged = False
-    refused = place.with_suffix(_REFUSED)
-    if refused.exists():
-        return None
-    if place.exists():
-        if (found := _load(core, model, place)) is not None:
-            return found
-        damaged = True
-    try:
-        place.parent.mkdir(exist_ok=True)
-        with (place.parent / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if damaged or not place.exists():  # another process may have made it meanwhile
-                _make_room(place.parent)
-                try:
-                    _save(core, model, read(), options, place, compute)
-                except (LookupError, ValueError, RuntimeError) as error:
-                    logger.warning("the model can't be lowered here, so starts take longer: %s", error)
-                    _make_room(place.parent)
-                    refused.touch()
-                    return None
-                except OSError:
-                    _make_room(place.parent)
-                    raise
-            return _load(core, model, place)
-    except OSError as error:
-        logger.warning("no lowered graph in %s, so starts take longer: %s", place.parent, error)
-        return None
+    core: ov.Core
+    path: Path
+    options: Mapping[str, object]
+    compute: Callable[[ov.CompiledModel], bytes]
 
+    def lowered(self, facts: str, read: Callable[[], ov.Model]) -> Lowered | None:
+        """The lowered graph, made from what `read` gives if there is none yet under these `facts`.
 
-def _load(core: ov.Core, model: Path, place: Path) -> Lowered | None:
-    """The graph that is kept there, if it is whole."""
-    try:
-        record = _Record.model_validate_json((place / _RECORD).read_bytes())
-        if _sha256(place) != record.sha256:
-            logger.warning("the lowered graph %s is damaged, and is made again", place)
+        `facts` are all that may decide what the passes do, besides the model. There is one graph for each model file;
+        that of other facts makes room. None if it can't be made or kept: with a warning, and if it's not for want of
+        room once and for all.
+        """
+        file = self.path.stat()
+        place = place_beside(self.path, _FOLDER, _VERSION, file.st_size, file.st_mtime_ns, facts)
+        damaged = False
+        refused = place.with_suffix(_REFUSED)
+        if refused.exists():
             return None
-        core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings the operations that passes put in
-        weights = joined(model.with_suffix(".bin"), (place / _GRAPH).with_suffix(".bin"))
-        graph = core.read_model((place / _GRAPH).read_bytes(), ov.Tensor(weights, shared_memory=True))
-        for node in graph.get_ops():
-            if node.get_type_name() == ATTENTION:
-                note(node, record.heads[node.get_friendly_name()])
-            elif node.get_type_name() == "Constant":
-                note(node, _AS_IT_IS)
-    except (OSError, ValidationError, KeyError, RuntimeError) as error:
-        logger.warning("the lowered graph %s can't be used, and is made again: %s", place, error)
-        return None
-    return Lowered(graph, weights)
+        if place.exists():
+            if (found := self._load(place)) is not None:
+                return found
+            damaged = True
+        try:
+            place.parent.mkdir(exist_ok=True)
+            with (place.parent / _LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if damaged or not place.exists():  # another process may have made it meanwhile
+                    _make_room(place.parent)
+                    try:
+                        self._save(read(), place)
+                    except (LookupError, ValueError, RuntimeError) as error:
+                        logger.warning("the model can't be lowered here, so starts take longer: %s", error)
+                        _make_room(place.parent)
+                        refused.touch()
+                        return None
+                    except OSError:
+                        _make_room(place.parent)
+                        raise
+                return self._load(place)
+        except OSError as error:
+            logger.warning("no lowered graph in %s, so starts take longer: %s", place.parent, error)
+            return None
 
+    def _load(self, place: Path) -> Lowered | None:
+        """The graph that is kept there, if it is whole."""
+        try:
+            record = _Record.model_validate_json((place / _RECORD).read_bytes())
+            if _sha256(place) != record.sha256:
+                logger.warning("the lowered graph %s is damaged, and is made again", place)
+                return None
+            self.core.get_property("CPU", "FULL_DEVICE_NAME")  # the plugin brings the operations that passes put in
+            weights = joined(self.path.with_suffix(".bin"), (place / _GRAPH).with_suffix(".bin"))
+            graph = self.core.read_model((place / _GRAPH).read_bytes(), ov.Tensor(weights, shared_memory=True))
+            for node in graph.get_ops():
+                if node.get_type_name() == ATTENTION:
+                    note(node, record.heads[node.get_friendly_name()])
+                elif node.get_type_name() == "Constant":
+                    note(node, _AS_IT_IS)
+        except (OSError, ValidationError, KeyError, RuntimeError) as error:
+            logger.warning("the lowered graph %s can't be used, and is made again: %s", place, error)
+            return None
+        return Lowered(graph, weights)
 
-def _save(
-    core: ov.Core,
-    path: Path,
-    model: ov.Model,
-    options: Mapping[str, object],
-    place: Path,
-    compute: Callable[[ov.CompiledModel], bytes],
-) -> None:
-    """Lower a model and keep its graph, whole or not at all; raises `RuntimeError` if the two are not the same."""
-    heads = {
-        node.get_friendly_name(): {name: int(node.get_rt_info()[name].get()) for name in _HEAD_FACTS}
-        for node in model.get_ops()
-        if node.get_type_name() == ATTENTION
-    }
-    staging = place.with_suffix(".tmp")
-    staging.mkdir()
-    expected = _write(core, model, options, compute, staging / _GRAPH)
-    _share_weights(path, staging / _GRAPH)
-    (staging / _RECORD).write_text(_Record(sha256=_sha256(staging), heads=heads).model_dump_json(indent=2))
-    made = _load(core, path, staging)
-    if made is None or compute(core.compile_model(made.graph, "CPU", options)) != expected:
-        raise RuntimeError("its lowered graph gives other bits")
-    staging.rename(place)
+    def _save(self, model: ov.Model, place: Path) -> None:
+        """Lower a model and keep its graph, whole or not at all; raises `RuntimeError` if the two are not the same."""
+        heads = {
+            node.get_friendly_name(): {name: int(node.get_rt_info()[name].get()) for name in _HEAD_FACTS}
+            for node in model.get_ops()
+            if node.get_type_name() == ATTENTION
+        }
+        staging = place.with_suffix(".tmp")
+        staging.mkdir()
+        expected = self._write(model, staging / _GRAPH)
+        _share_weights(self.path, staging / _GRAPH)
+        (staging / _RECORD).write_text(_Record(sha256=_sha256(staging), heads=heads).model_dump_json(indent=2))
+        made = self._load(staging)
+        if made is None or self.compute(self.core.compile_model(made.graph, "CPU", self.options)) != expected:
+            raise RuntimeError("its lowered graph gives other bits")
+        staging.rename(place)
 
+    def _write(self, model: ov.Model, path: Path) -> bytes:
+        """Write what the runtime exports of a model, mended, with all its weights; returns what the model computes."""
+        texts: list[bytes] = []
 
-def _write(
-    core: ov.Core,
-    model: ov.Model,
-    options: Mapping[str, object],
-    compute: Callable[[ov.CompiledModel], bytes],
-    path: Path,
-) -> bytes:
-    """Write what the runtime exports of a model, mended, with all its weights; returns what the model computes."""
-    texts: list[bytes] = []
+        def take(text: bytes) -> bytes:
+            texts.append(text)
+            return b""
 
-    def take(text: bytes) -> bytes:
-        texts.append(text)
-        return b""
-
-    compiled = core.compile_model(model, "CPU", {**options, "CACHE_ENCRYPTION_CALLBACKS": [take, take]})
-    blob = compiled.export_model().getbuffer()
-    expected = compute(compiled)
-    del compiled  # there's memory for so many copies of the weights, see `can_be_lowered`
-    (text,) = texts
-    size = max(int(offset) + int(size) for offset, size in _SPAN.findall(text))
-    weights = np.frombuffer(blob, np.uint8)[-size:]  # the text would stand behind them
-    graph = core.read_model(text, ov.Tensor(weights, shared_memory=True))
-    _mend(graph)
-    serialize(graph, path)
-    return expected
+        compiled = self.core.compile_model(model, "CPU", {**self.options, "CACHE_ENCRYPTION_CALLBACKS": [take, take]})
+        blob = compiled.export_model().getbuffer()
+        expected = self.compute(compiled)
+        del compiled  # there's memory for so many copies of the weights, see `can_be_lowered`
+        (text,) = texts
+        size = max(int(offset) + int(size) for offset, size in _SPAN.findall(text))
+        weights = np.frombuffer(blob, np.uint8)[-size:]  # the text would stand behind them
+        graph = self.core.read_model(text, ov.Tensor(weights, shared_memory=True))
+        _mend(graph)
+        serialize(graph, path)
+        return expected
 
 
 def _share_weights(model: Path, graph: Path) -> None:

@@ -11,7 +11,7 @@ from openvino._offline_transformations import paged_attention_transformation
 
 from slipstream.backend.aligned import zeros_aligned
 from slipstream.backend.logits import HostLogits
-from slipstream.backend.lowered import ATTENTION, Lowered, can_be_lowered, lowered, note, open_caches
+from slipstream.backend.lowered import ATTENTION, Lowered, Lowering, can_be_lowered, note, open_caches
 from slipstream.backend.pages import forget_pages
 from slipstream.backend.self_test import ROW_COUNTS
 from slipstream.backend.slot_memory import SlotMemory
@@ -176,7 +176,7 @@ class PagedModel:
     def _lower(self) -> Lowered | None:
         """The same, after the runtime's passes; None if it can't be had."""
         facts = "; ".join(map(str, [*_machine(), this_processor().cores, *self._options.values()]))
-        return lowered(self._core, self.path, facts, self._read, self._options, _sample)
+        return Lowering(self._core, self.path, self._options, _sample).lowered(facts, self._read)
 
     def _compile(self, model: ov.Model, **more: object) -> ov.CompiledModel:
         return self._core.compile_model(model, "CPU", {**self._options, **more})
