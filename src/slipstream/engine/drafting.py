@@ -207,14 +207,12 @@ class Experience:
         self._kinds[guess.kind] = kind + (right - kind) * self._SLOWEST_KIND
 
 
+@dataclass(slots=True)
 class _Cursor:
     """The end of a text that is being written: its last tokens, and the place elsewhere that it has been following."""
 
-    __slots__ = ("context", "run")
-
-    def __init__(self, context: list[int], run: tuple[NGramIndex, int] | None = None) -> None:
-        self.context = context
-        self.run = run
+    context: list[int]
+    run: tuple[NGramIndex, int] | None = None
 
     def copy(self) -> "_Cursor":
         return _Cursor(list(self.context), self.run)
