@@ -61,6 +61,8 @@ class StepCost:
     ) -> None:
         self._sizes = [size for size, _ in measured.seconds]
         self._seconds = [seconds for _, seconds in measured.seconds]
+        self.smallest, self.largest = self._sizes[0], self._sizes[-1]
+        """The smallest and the largest measured step size."""
         self._per_context = measured.per_context
         self._per_pair = measured.per_pair
         self._per_state = measured.per_state
@@ -126,16 +128,6 @@ class StepCost:
             if size > load.tokens and self.seconds(load + self.load([(size - load.tokens, past)])) <= seconds
         ]
         return max(fitting, default=0)
-
-    @property
-    def smallest(self) -> int:
-        """The smallest measured step size."""
-        return self._sizes[0]
-
-    @property
-    def largest(self) -> int:
-        """The largest measured step size."""
-        return self._sizes[-1]
 
     def _parts(self, load: Load) -> tuple[float, float, float, float]:
         """The seconds that a step's size, its contexts, its tokens' looks at them, and its states take."""

@@ -44,6 +44,8 @@ class KVMemory:
 
     def __init__(self, store: Store[Any], *, reserved: int = 0) -> None:
         self._store = store
+        self.capacity = store.capacity
+        """How many tokens one sequence can have at most."""
         self._size = store.free
         self._peak = 0
         self._pinnable = max(0, self._size - (store.open_cost(reserved) if reserved else 0))
@@ -56,11 +58,6 @@ class KVMemory:
         """How often cached sequences were given up."""
         self.guards = Guards()
         """Of what somebody wants a copy before it is given up."""
-
-    @property
-    def capacity(self) -> int:
-        """How many tokens one sequence can have at most."""
-        return self._store.capacity
 
     def usage(self) -> KVUsage:
         """What the memory holds now."""
