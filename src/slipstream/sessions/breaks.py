@@ -64,10 +64,7 @@ class ReuseBreaks:
     """
 
     def __init__(
-        self,
-        find: Callable[[str, str], SessionState | None],
-        relevant: Callable[[Setting], Setting],
-        missing: Callable[[], Kind],
+        self, find: Callable[[str, str], SessionState | None], relevant: Callable[[Setting], Setting], missing: Kind
     ) -> None:
         self._find = find
         self._relevant = relevant
@@ -107,7 +104,7 @@ class ReuseBreaks:
         if prompt.known_length - reused < _WORTH_TELLING:
             return None
         if prompt.parent is not None:
-            return ReuseBreak(self._missing())
+            return ReuseBreak(self._missing)
         candidates = self._candidates(turn, prompt)
         dropped = next(filter(None, (_dropped_reasoning(state.messages, turn.messages) for state in candidates)), None)
         return dropped or ReuseBreak("template_rewrote")
@@ -122,7 +119,7 @@ class ReuseBreaks:
         if (found := self._difference(nearest, turn)) is not None:
             return found if known > reused else None  # the template may not show it
         lost = min(known, len(prompt.tokens)) - reused if _starts_alike(nearest, turn) else 0
-        return ReuseBreak(self._missing()) if lost >= _WORTH_TELLING else None
+        return ReuseBreak(self._missing) if lost >= _WORTH_TELLING else None
 
     def _difference(self, old: SessionState, turn: SessionTurn) -> ReuseBreak | None:
         """The first difference before something that both have, or that was an answer."""

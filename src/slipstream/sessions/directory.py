@@ -80,6 +80,8 @@ class Directory:
         self._outdated: set[tuple[str, str]] = set()
         """Of those in the database, which are not there as they are now."""
         self._scrubbing = False
+        self.missing_kind: Kind = "evicted" if core.backend.exact or connector is None else "not_exact"
+        """Why KV of a known conversation is not in memory."""
         self.lock = threading.RLock()
         if database is not None:
             conversations.recall = database.recorded
@@ -88,10 +90,6 @@ class Directory:
     def __len__(self) -> int:
         with self.lock:
             return len(self._unsaved) + (self._database.session_count() if self._database is not None else 0)
-
-    def missing_kind(self) -> Kind:
-        """Why KV of a known conversation is not in memory."""
-        return "evicted" if self._core.backend.exact or self._connector is None else "not_exact"
 
     def entries(self) -> list[Entry]:
         """All sessions, least recently used first."""

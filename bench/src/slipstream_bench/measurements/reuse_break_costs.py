@@ -43,7 +43,7 @@ def main() -> None:
         for number in range(_CONVERSATIONS):
             history = History().then(*_messages(number, count))
             states[str(number)] = SessionState(str(number), "", history, Setting(), 0.0, 0.0, 0.0, token_ids=tokens)
-        breaks = ReuseBreaks(find, lambda setting: setting, lambda: "evicted")
+        breaks = ReuseBreaks(find, lambda setting: setting, "evicted")
         for state in states.values():
             breaks.note(state)
         known = _messages(7, count)
