@@ -2,12 +2,12 @@
 
 from slipstream.chat.answers import AnswerReader
 from slipstream.chat.conversations import Conversations, Part, Prompt
-from slipstream.chat.foreign import template_of
+from slipstream.chat.foreign import Template, template_of
 from slipstream.chat.ledger import Ledger
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import AnswerDelta
 from slipstream.chat.setting import NO_SETTING, NO_TOOLS, Schema, Setting, Tool, ToolUse
-from slipstream.chat.template import ChatTemplate, Template
+from slipstream.chat.template import ChatTemplate
 
 __all__ = [
     "NO_SETTING",

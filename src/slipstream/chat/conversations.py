@@ -10,12 +10,12 @@ from os.path import commonprefix  # of any texts, not of paths
 from typing import Any
 
 from slipstream.chat.answers import Dialect
+from slipstream.chat.foreign import Template
 from slipstream.chat.ledger import Ledger, LedgerEntry
 from slipstream.chat.messages import Digest, History, Message, digest
 from slipstream.chat.placing import Placing
 from slipstream.chat.rendering import Renderer
 from slipstream.chat.setting import NO_SETTING, SWITCHES, Setting
-from slipstream.chat.template import Template
 from slipstream.errors import InvalidRequestError
 from slipstream.fields import MESSAGES
 from slipstream.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from slipstream.chat.template import ChatTemplate, Template
+from slipstream.chat.template import ChatTemplate
 from slipstream.errors import InvalidRequestError, ModelError
 from slipstream.fields import MESSAGES, SANDBOX_MEMORY, SANDBOX_SECONDS
 from slipstream.sandbox import Allowance, Sandbox, SandboxDiedError, SandboxError
@@ -18,7 +18,7 @@ _KNOWN = frozenset({"872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54
 _RUN = re.compile(rb"(.)\1*", re.DOTALL)
 
 
-def template_of(source: str, variables: Mapping[str, str], allowance: Allowance | None = None) -> Template:
+def template_of(source: str, variables: Mapping[str, str], allowance: Allowance | None = None) -> "Template":
     """A model's chat template: rendered here if it's a known one, else in a sandbox, with an allowance for each time.
 
     Raises `ModelError` if it does not compile, or takes too much to.
@@ -31,7 +31,6 @@ class ForeignTemplate:
     """A chat template whose code runs in a process with limits of time and memory; as `ChatTemplate` else."""
 
     def __init__(self, source: str, variables: Mapping[str, str], allowance: Allowance | None = None) -> None:
-        self.source = source
         self.sandbox = Sandbox("slipstream.chat.foreign:Rendering", source, dict(variables), allowance=allowance)
         try:
             names, self.shown = self.sandbox.call("facts")
@@ -64,6 +63,10 @@ class ForeignTemplate:
     def close(self) -> None:
         """End the process."""
         self.sandbox.close()
+
+
+Template = ChatTemplate | ForeignTemplate
+"""What a chat template is to others."""
 
 
 def _traced(text: str, runs: Sequence[tuple[int, int]]) -> Traced:

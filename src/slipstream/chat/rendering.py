@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from slipstream.chat.answers import Dialect
+from slipstream.chat.foreign import Template
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.placing import Placing
 from slipstream.chat.setting import Setting, Tool, ToolUse
-from slipstream.chat.template import Template
 from slipstream.errors import InvalidRequestError
 from slipstream.tokenizer.provenance import Traced, origin
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
 from itertools import groupby, product
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes, pass_environment
 from jinja2.compiler import CodeGenerator, Frame, optimizeconst
@@ -21,26 +21,6 @@ from slipstream.fields import MESSAGES
 from slipstream.tokenizer.provenance import Traced, as_content, joined, made_of, origin
 
 
-class Template(Protocol):
-    """What a chat template is to others."""
-
-    shown: str
-    """Its source, and what it makes of a call."""
-    variables: frozenset[str]
-    """What it can be told, by name."""
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Traced:
-        """See `ChatTemplate.render`."""
-
-    def close(self) -> None:
-        """Give back what it holds."""
-
-
 class ChatTemplate:
     """Renders messages to the text that a model was trained on.
 
@@ -49,7 +29,6 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
-        self.source = source
         environment = _environment()
         try:
             self._template = environment.from_string(source, globals=dict(variables))
