@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.chat.answers import Dialect
+from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.chat.messages import Message
 from slipstream.chat.setting import Schema, ToolUse
 from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
@@ -106,7 +106,7 @@ class Answer:
     """An answer that was read as it came, and whole."""
 
     def __init__(self, dialect: Dialect, use: ToolUse, opened: bool) -> None:
-        self._readers = [dialect.reader(use, opens_reasoning=opened) for _ in range(2)]
+        self._readers = [AnswerReader(dialect, use, opens_reasoning=opened) for _ in range(2)]
         self._text = content("")
         self.reason: str | None = None
         self.tokens: list[int] = []

@@ -102,7 +102,7 @@ class _Trial:
     def run(self) -> Report:
         """Have the conversations."""
         self.report.format = self._dialect.tool_format.name
-        self.report.reasoning = str(self._dialect.reasoning.end) if self._dialect.reasons else "-"
+        self.report.reasoning = str(self._dialect.reasoning.end) if self._dialect.reasoning.expected else "-"
         try:
             self._talk()
         except SlipstreamError as error:

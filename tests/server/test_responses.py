@@ -15,7 +15,7 @@ from openai import OpenAI
 from openai.types.responses import Response, ResponseItemList, ResponseOutputItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from slipstream.chat.answers import Dialect
+from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.engine import Output, SamplingParams
 from slipstream.server.responses_output import EventWriter, output_items
 from slipstream.server.responses_tools import Toolbox
@@ -365,7 +365,8 @@ def assert_item(own: list[Any], item: Any) -> None:
 
 def test_reasoning_is_an_item_of_its_own() -> None:
     request = TurnRequest(prompt="", params=SamplingParams())
-    choice = Choice(0, request, None, Dialect("<think></think>").reader(request.setting.tools, opens_reasoning=True))
+    reader = AnswerReader(Dialect("<think></think>"), request.setting.tools, opens_reasoning=True)
+    choice = Choice(0, request, None, reader)
     toolbox = Toolbox(())
     writer = EventWriter({"id": "resp_1"}, lambda: output_items(choice, "resp_1", toolbox), toolbox)
     sent = b""

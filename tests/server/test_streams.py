@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 
 from slipstream.chat import Tool, ToolUse
-from slipstream.chat.answers import Dialect
+from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.models import Model
 from tests.server.process import MODEL, Server, running_server
 
@@ -94,7 +94,7 @@ def test_first_delta_of_a_call_has_no_text(client: OpenAI) -> None:
 
 def test_line_ends_of_javascript_are_escaped_in_arguments() -> None:
     tool = Tool("note", "", {"type": "object", "properties": {"text": {"type": "string"}}})
-    reader = Dialect("<tool_call>{").reader(ToolUse((tool,)), opens_reasoning=False)
+    reader = AnswerReader(Dialect("<tool_call>{"), ToolUse((tool,)), opens_reasoning=False)
     text = '<tool_call>\n{"name": "note", "arguments": {"text": "a\u2028b\u2029c"}}\n</tool_call>'
     deltas = reader.feed(text, last=True)
     arguments = "".join(delta.arguments for delta in deltas)

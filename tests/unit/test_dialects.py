@@ -73,7 +73,7 @@ class Model(Rambler):
 
     def read(self, tokens: Sequence[int]) -> AnswerReader:
         """What tokens read as, one by one."""
-        reader = self.dialect.reader(ToolUse(TOOLS), opens_reasoning=False)
+        reader = AnswerReader(self.dialect, ToolUse(TOOLS), opens_reasoning=False)
         decoder = IncrementalDecoder(self.tokenizer, shown=self.dialect.token_ids)
         for token in tokens:
             reader.feed(decoder.feed((token,)))
@@ -328,7 +328,7 @@ def test_any_tokens_read_alike_however_they_come(name: str, flag: Flag, data: st
     )
     cut = data.draw(st.integers(0, len(likely)))
     ids = [*likely[:cut], *ids]
-    whole, streamed = (known.reader(ToolUse(TOOLS), opens_reasoning=False) for _ in range(2))
+    whole, streamed = (AnswerReader(known, ToolUse(TOOLS), opens_reasoning=False) for _ in range(2))
     decoder = IncrementalDecoder(vocabulary, shown=known.token_ids)
     text = decoder.feed(ids) + decoder.flush()
     whole.feed(text, last=True)

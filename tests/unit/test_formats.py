@@ -87,7 +87,7 @@ def dialect(name: str, reasoning: str = "<think></think>") -> Dialect:
 
 def read(name: str, pieces: Iterable[str], *, opens_reasoning: bool = False) -> AnswerReader:
     """The reader after all pieces, having checked that its deltas add up to its message."""
-    reader = dialect(name).reader(USE, opens_reasoning=opens_reasoning)
+    reader = AnswerReader(dialect(name), USE, opens_reasoning=opens_reasoning)
     deltas: list[AnswerDelta] = []
     for piece in pieces:
         deltas += reader.feed(piece)
@@ -190,7 +190,7 @@ def test_a_piece_costs_the_same_however_much_came_before(name: str, before: str,
             reader.feed(piece)
         return time.thread_time() - started
 
-    short, long = (dialect(name).reader(USE, opens_reasoning=False) for _ in range(2))
+    short, long = (AnswerReader(dialect(name), USE, opens_reasoning=False) for _ in range(2))
     short.feed(before)
     long.feed(before + piece * (2**20 // len(piece)))
     # In turn, and the least of ten: whatever else the machine does, it does to both. A reader that copied or read

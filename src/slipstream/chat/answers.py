@@ -1,8 +1,10 @@
 """Answers: the grammar that a request demands of one, and reading one as it comes."""
 
+from itertools import chain
+
 from slipstream.chat.formats import AnswerGrammar, ToolFormat, choose_format
 from slipstream.chat.messages import Message, ToolCall
-from slipstream.chat.reading import AnswerDelta, Reading, Steps
+from slipstream.chat.reading import AnswerDelta, Reading
 from slipstream.chat.reasoning import Reasoning, choose_reasoning
 from slipstream.chat.schema import Loss, json_rules, shared_rules
 from slipstream.chat.setting import Schema, ToolUse
@@ -26,14 +28,9 @@ class Dialect:
         """The tags that are tokens: part of an answer's text, whatever the vocabulary says of them."""
 
     @property
-    def reasons(self) -> bool:
-        """Whether the model may reason before it answers."""
-        return self.reasoning.expected
-
-    @property
     def ends(self) -> tuple[Traced, ...]:
         """What may end a text or a call in an answer, beside what JSON ends with."""
-        ends = (*self.tool_format.ends, *((self.reasoning.end,) if self.reasons else ()))
+        ends = (*self.tool_format.ends, *((self.reasoning.end,) if self.reasoning.expected else ()))
         return tuple(end.mark for end in ends)
 
     def grammar(self, use: ToolUse, response_schema: Schema | None, *, opens_reasoning: bool) -> AnswerGrammar | None:
@@ -61,10 +58,6 @@ class Dialect:
         rules.insert(0, self.reasoning.grammar(answer, opened=opens_reasoning))
         return AnswerGrammar("\n".join((*rules, *shared_rules(rules))), tuple(losses))
 
-    def reader(self, use: ToolUse, *, opens_reasoning: bool) -> "AnswerReader":
-        """What takes an answer apart."""
-        return AnswerReader(self, use, opens_reasoning=opens_reasoning)
-
 
 class AnswerReader:
     """Takes an answer apart as it comes: reasoning, text, calls.
@@ -74,23 +67,19 @@ class AnswerReader:
     """
 
     def __init__(self, dialect: Dialect, use: ToolUse, *, opens_reasoning: bool) -> None:
-        self._pieces: list[str] = []
-        self._reading = Reading(dialect.tool_format.new_call_id)
-        self._steps = _read(self._reading, dialect, use, opens_reasoning=opens_reasoning)
+        tool_format = dialect.tool_format
+        self._reading = Reading(tool_format.new_call_id)
+        thoughts = dialect.reasoning.read(self._reading, opened=opens_reasoning)
+        reads = use.callable or tool_format.reasoning is not None  # which is in channels, as all of the answer is
+        self._steps = chain(thoughts, tool_format.read(self._reading, use) if reads else self._reading.say_all())
 
     def feed(self, text: str, *, last: bool = False) -> list[AnswerDelta]:
         """What becomes certain with this text."""
-        self._pieces.append(text)
         self._reading.rest += content(text)
         self._reading.ended = last
         self._reading.deltas = []
         next(self._steps, None)
         return self._reading.deltas
-
-    @property
-    def generated(self) -> str:
-        """All text so far, as generated."""
-        return "".join(self._pieces)
 
     @property
     def message(self) -> Message:
@@ -107,9 +96,3 @@ class AnswerReader:
     def reasoning(self) -> str:
         """The reasoning so far."""
         return "".join(self._reading.reasoning)
-
-
-def _read(reading: Reading, dialect: Dialect, use: ToolUse, *, opens_reasoning: bool) -> Steps[None]:
-    yield from dialect.reasoning.read(reading, opened=opens_reasoning)
-    tool_format = dialect.tool_format
-    yield from tool_format.read(reading, use) if use.callable else tool_format.read_text(reading)

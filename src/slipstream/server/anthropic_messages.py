@@ -110,7 +110,7 @@ class Thinking(BaseModel):
 
     def asks_too_much(self, runtime: Runtime) -> bool:
         """Whether the model would have to reason otherwise than it can."""
-        if not runtime.dialect.reasons:
+        if not runtime.dialect.reasoning.expected:
             return False
         stuck = not self.enabled and not runtime.conversations.can_switch_reasoning
         return stuck or self.type == "between_tools"

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
-from slipstream.chat import Conversations
+from slipstream.chat import AnswerReader, Conversations
 from slipstream.chat.answers import Dialect
 from slipstream.engine import EngineCore, EngineRequest, Output, as_prompt
 from slipstream.engine.grammar import GrammarCompiler
@@ -110,7 +110,7 @@ class Turns:
             token_ids, shown = prompt.token_ids, self._dialect.token_ids
         opens_reasoning = prompt is not None and prompt.opens_reasoning
         for offset in range(request.choices):
-            reader = self._dialect.reader(setting.tools, opens_reasoning=opens_reasoning)
+            reader = AnswerReader(self._dialect, setting.tools, opens_reasoning=opens_reasoning)
             seed = request.params.seed
             active = EngineRequest(
                 prompt=token_ids,

@@ -91,10 +91,6 @@ class ToolFormat(ABC):
         How the text was cut into pieces makes no difference to what they add up to.
         """
 
-    def read_text(self, reading: Reading) -> Steps[None]:
-        """Read an answer that can't call."""
-        return reading.say_all()
-
     def new_call_id(self) -> str:
         """An id that no other call has, in the form that the template wants: here such as OpenAI's."""
         return f"call_{secrets.token_hex(12)}"

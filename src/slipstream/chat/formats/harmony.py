@@ -95,7 +95,3 @@ class Harmony(ToolFormat):
                 return
             yield from skip(reading, self._call.mark)
             yield from skip_space(reading)
-
-    def read_text(self, reading: Reading) -> Steps[None]:
-        """Out of its channels too."""
-        return self.read(reading, ToolUse())
