@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class ToolFormat(ABC):
     TEXT_ARGUMENTS = False
     """Whether its templates take arguments as JSON text, to which they add strings."""
 
+    SHORT_IDS = False
+    """Whether its templates refuse ids of calls other than nine letters and digits."""
+    TOOLS_IN_MESSAGES = False
+    """Whether tools are part of the messages that its templates take."""
+
     ends: tuple[Tag, ...] = ()
     """What ends a text inside of a call, beside the quotation mark of JSON, and what ends calls."""
     reasoning: Reasoning | None = None
@@ -74,7 +80,7 @@ class ToolFormat(ABC):
 
     def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:
         """The tools as the template takes them; None where there are none, or they are part of the messages."""
-        return [tool.as_dict() for tool in use.described] or None
+        return [tool.as_dict() for tool in use.described if not self.TOOLS_IN_MESSAGES] or None
 
     @abstractmethod
     def grammar(self, use: ToolUse) -> AnswerGrammar:
@@ -92,7 +98,9 @@ class ToolFormat(ABC):
         """
 
     def new_call_id(self) -> str:
-        """An id that no other call has, in the form that the template wants: here such as OpenAI's."""
+        """An id that no other call has: such as OpenAI's, unless the template wants a short one."""
+        if self.SHORT_IDS:
+            return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
         return f"call_{secrets.token_hex(12)}"
 
     def _with_calls(self, start: str, use: ToolUse) -> AnswerGrammar:

@@ -26,10 +26,7 @@ class Generic(Hermes):
     """Writes tools, calls and results as text, so that any template will do."""
 
     name = "generic"
-
-    def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:  # noqa: ARG002
-        """None: they are in the system message."""
-        return None
+    TOOLS_IN_MESSAGES = True
 
     def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
         """System, user and assistant messages of text alone; results of one turn's calls come as one user message."""

@@ -2,8 +2,6 @@
 
 import json
 import re
-import secrets
-import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,10 +58,7 @@ class Mistral(ListedCalls):
     name = "mistral"
     BEGIN = "[TOOL_CALLS]"
     SIGNS = (BEGIN,)
-
-    def new_call_id(self) -> str:
-        """See `short_call_id`."""
-        return short_call_id()
+    SHORT_IDS = True
 
 
 class Granite3(ListedCalls):
@@ -80,6 +75,7 @@ class Phi4Mini(ListedCalls):
     name = "phi4-mini"
     BEGIN, END = "<|tool_call|>", "<|/tool_call|>"
     SIGNS = ("<|tool|>", "<|/tool|>")
+    TOOLS_IN_MESSAGES = True
 
     def messages(self, messages: Sequence[Message], use: ToolUse) -> list[dict[str, Any]]:
         """See `ToolFormat.messages`."""
@@ -98,10 +94,6 @@ class Phi4Mini(ListedCalls):
             listed = json.dumps([call["function"] for call in calls], ensure_ascii=False)
             made["content"] = self._as_text(message, listed)
         return made
-
-    def template_tools(self, use: ToolUse) -> list[dict[str, Any]] | None:  # noqa: ARG002
-        """None: they are with the system message."""
-        return None
 
 
 class Llama3(ToolFormat):
@@ -122,11 +114,6 @@ class Llama3(ToolFormat):
             yield from read_json_call(reading)
         else:
             yield from reading.say_all()
-
-
-def short_call_id() -> str:
-    """Nine letters and digits: Mistral's templates refuse anything else."""
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
 def read_json_call(reading: Reading) -> Steps[bool]:

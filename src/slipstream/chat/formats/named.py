@@ -1,7 +1,7 @@
 """Formats with a call's name between tags and its arguments as JSON: Mistral from v11 on, DeepSeek, Kimi K2."""
 
 from slipstream.chat.formats.base import MORE, MarkedCalls, with_json_arguments
-from slipstream.chat.formats.json_calls import read_json_arguments, short_call_id
+from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.reading import Reading, Steps, skip, whole_until
 from slipstream.chat.schema import Written, literal
 from slipstream.chat.setting import Tool, ToolUse
@@ -59,14 +59,11 @@ class Mistral13(NamedCalls):
     name = "mistral-v13"
     BEGIN, NAMED = "[TOOL_CALLS]", "[ARGS]"
     SIGNS: tuple[str, ...] = (NAMED,)
+    SHORT_IDS = True
 
     def __init__(self, tags: Tags) -> None:
         super().__init__(tags)
         self._call_id = tags("[CALL_ID]")
-
-    def new_call_id(self) -> str:
-        """See `short_call_id`."""
-        return short_call_id()
 
     def _head(self, text: str) -> tuple[str, str | None]:
         name, _, id = text.partition(str(self._call_id))
