@@ -82,9 +82,19 @@ class ToolFormat(ABC):
         """The tools as the template takes them; None where there are none, or they are part of the messages."""
         return [tool.as_dict() for tool in use.described if not self.TOOLS_IN_MESSAGES] or None
 
-    @abstractmethod
     def grammar(self, use: ToolUse) -> AnswerGrammar:
         """The Lark rules of an answer, from `start`: with mode "auto" text or calls, with "required" calls alone."""
+        names = [f"call_{index}" for index in range(len(use.callable))]
+        written = [self._call_rules(name, tool) for name, tool in zip(names, use.callable, strict=True)]
+        losses = [
+            Loss(keyword, tool.name, of_text=_has_grammar(tool))
+            for tool, each in zip(use.callable, written, strict=True)
+            for keyword in each.losses
+        ]
+        if not self.JSON_ARGUMENTS:
+            losses += [Loss(_NO_TEXT, tool.name, of_text=True) for tool in use.callable if _has_grammar(tool)]
+        rules = (rule for each in written for rule in each.rules)
+        return AnswerGrammar("\n".join((self._start(use), f"call: {' | '.join(names)}", *rules)), tuple(losses))
 
     def said(self, rule: str) -> str:
         """The Lark expression of an answer that is no call and fits a rule."""
@@ -103,19 +113,9 @@ class ToolFormat(ABC):
             return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
         return f"call_{secrets.token_hex(12)}"
 
-    def _with_calls(self, start: str, use: ToolUse) -> AnswerGrammar:
-        """The Lark rules `start`, and those for a `call` of any of the tools."""
-        names = [f"call_{index}" for index in range(len(use.callable))]
-        written = [self._call_rules(name, tool) for name, tool in zip(names, use.callable, strict=True)]
-        losses = [
-            Loss(keyword, tool.name, of_text=_has_grammar(tool))
-            for tool, each in zip(use.callable, written, strict=True)
-            for keyword in each.losses
-        ]
-        if not self.JSON_ARGUMENTS:
-            losses += [Loss(_NO_TEXT, tool.name, of_text=True) for tool in use.callable if _has_grammar(tool)]
-        rules = (rule for each in written for rule in each.rules)
-        return AnswerGrammar("\n".join((start, f"call: {' | '.join(names)}", *rules)), tuple(losses))
+    @abstractmethod
+    def _start(self, use: ToolUse) -> str:
+        """The Lark rules of `start`, in which `call` is one of any of the tools."""
 
     def _call_rules(self, rule: str, tool: Tool) -> Written:
         """Lark rules for a call of a tool, from one of this name; by default it's a JSON object."""
@@ -130,15 +130,6 @@ class MarkedCalls(ToolFormat):
     def __init__(self, tags: Tags) -> None:
         self._begin, self._end = tags(self.BEGIN), tags(self.END)
 
-    def grammar(self, use: ToolUse) -> AnswerGrammar:
-        """See `ToolFormat.grammar`."""
-        calls = f"{self._calls(use)} {self._end.expression}"
-        if use.mode == "required":
-            start = f"start: {self._begin.expression} {calls}"
-        else:
-            start = f"start: TEXT | head {calls}\n{rule_until(self._begin, 'head')}\nTEXT: /(.|\\n)*/"
-        return self._with_calls(start, use)
-
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
         """See `ToolFormat.read`. What stands between tags and is no call is text, and so are the tags."""
         while (yield from text_until(reading, self._begin.mark, reading.say)):
@@ -150,6 +141,12 @@ class MarkedCalls(ToolFormat):
                 return
             yield from skip_space(reading)
         reading.say_rest()
+
+    def _start(self, use: ToolUse) -> str:
+        calls = f"{self._calls(use)} {self._end.expression}"
+        if use.mode == "required":
+            return f"start: {self._begin.expression} {calls}"
+        return f"start: TEXT | head {calls}\n{rule_until(self._begin, 'head')}\nTEXT: /(.|\\n)*/"
 
     @abstractmethod
     def _calls(self, use: ToolUse) -> str:

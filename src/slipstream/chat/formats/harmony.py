@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from slipstream.chat.formats.base import AnswerGrammar, ToolFormat, with_json_arguments
+from slipstream.chat.formats.base import ToolFormat, with_json_arguments
 from slipstream.chat.formats.json_calls import read_json_arguments
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, skip_space, text_until, whole_until
@@ -36,13 +36,11 @@ class Harmony(ToolFormat):
     SIGNS = ("<|channel|>", "<|call|>")
 
     def __init__(self, tags: Tags) -> None:
-        self.reasoning = HarmonyReasoning(
-            tags("<|channel|>", "analysis", "<|message|>"), tags("<|end|>", "<|start|>", "assistant")
-        )
+        self._next = tags("<|end|>", "<|start|>", "assistant")
+        self.reasoning = HarmonyReasoning(tags("<|channel|>", "analysis", "<|message|>"), self._next)
         self._channel, self._message, self._call = tags("<|channel|>"), tags("<|message|>"), tags("<|call|>")
         self._final = tags("<|channel|>", "final", "<|message|>")
         self._said = tags("<|channel|>", "commentary", "<|message|>")
-        self._next = tags("<|end|>", "<|start|>", "assistant")
         self._call_begin = tags("<|channel|>", f"commentary to={_FUNCTIONS}")
         self._json = tags(" ", "<|constrain|>", "json", "<|message|>")
 
@@ -53,14 +51,12 @@ class Harmony(ToolFormat):
             made["thinking"] = message.reasoning
         return made
 
-    def grammar(self, use: ToolUse) -> AnswerGrammar:
-        """See `ToolFormat.grammar`. The token that ends a call ends the answer too."""
-        said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
+    def _start(self, use: ToolUse) -> str:
+        """The token that ends a call ends the answer too."""
         if use.mode == "required":
-            rules = ["start: call"]
-        else:
-            rules = [f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"]
-        return self._with_calls("\n".join(rules), use)
+            return "start: call"
+        said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
+        return f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"
 
     def _call_rules(self, rule: str, tool: Tool) -> Written:
         head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slipstream.chat.formats.base import MORE, AnswerGrammar, MarkedCalls, TaggedCalls, ToolFormat, call_opening
+from slipstream.chat.formats.base import MORE, MarkedCalls, TaggedCalls, ToolFormat, call_opening
 from slipstream.chat.messages import Message
 from slipstream.chat.reading import Reading, Steps, comes_next, cut_off_in, skip, skip_space
 from slipstream.chat.setting import ToolUse
@@ -103,10 +103,8 @@ class Llama3(ToolFormat):
     SIGNS = ("<|start_header_id|>", '"parameters"')
     ARGUMENTS = "parameters"
 
-    def grammar(self, use: ToolUse) -> AnswerGrammar:
-        """See `ToolFormat.grammar`."""
-        start = "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
-        return self._with_calls(start, use)
+    def _start(self, use: ToolUse) -> str:
+        return "start: call" if use.mode == "required" else "start: call | TEXT\nTEXT: /([^{](.|\n)*)?/"
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:
         """See `ToolFormat.read`. An object that doesn't begin as a call is text: a response schema may ask for it."""
