@@ -215,6 +215,15 @@ def with_json_arguments(rule: str, tool: Tool, before: str, after: str = "") -> 
     return Written([call, *arguments.rules], (*losses, *arguments.losses))
 
 
+def as_json(text: str) -> str:
+    """A text as it stands, but for white space around it, if it's JSON, else as a string of JSON."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return json.dumps(text, ensure_ascii=False)
+    return text.strip()
+
+
 def _has_grammar(tool: Tool) -> bool:
     """Whether it takes a text that must fit something."""
     return tool.text is not None and tool.text.syntax != "text"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from slipstream.chat.formats.base import AnswerGrammar, TaggedCalls
+from slipstream.chat.formats.base import AnswerGrammar, TaggedCalls, as_json
 from slipstream.chat.reading import Reading, Steps, cut_off_in, skip, text_before, whole_until
 from slipstream.chat.schema import JsonRules, Meaning, Written, literal, rules_of_arguments
 from slipstream.chat.schema.objects import Member
@@ -83,8 +83,11 @@ class Gemma4(TaggedCalls):
                 members: list[str] = []
                 whole = yield from _read_members(reading, end, partial(read, reading, depth + 1), members.append)
                 return f"{begin}{''.join(members)}{end}" if whole else None
-        bare = yield from text_before(reading, ",", "}", "]")
-        return _bare_value(str.__str__(bare).strip()) if bare is not None else None
+        bare = yield from text_before(reading, ",", "}", "]")  # a number, a word, or a string all the same
+        if bare is None:
+            return None
+        text = str.__str__(bare).strip()
+        return as_json(_WORDS.get(text, text))
 
 
 def _read_members(
@@ -107,16 +110,6 @@ def _read_members(
 
 def _as_text(text: str) -> str:
     return json.dumps(str.__str__(text), ensure_ascii=False)
-
-
-def _bare_value(text: str) -> str:
-    """What stands without quotes, as JSON text: a number, a word, or a string all the same."""
-    text = _WORDS.get(text, text)
-    try:
-        json.loads(text)
-    except ValueError:
-        return _as_text(text)
-    return text
 
 
 def _anything(quote: Tag) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 
-from slipstream.chat.formats.base import TaggedCalls
+from slipstream.chat.formats.base import TaggedCalls, as_json
 from slipstream.chat.reading import Reading, Steps, comes_next, skip, text_before, whole_until
 from slipstream.chat.schema import Arguments, Written, literal, text_arguments
 from slipstream.chat.schema.objects import Member
@@ -10,7 +10,6 @@ from slipstream.chat.schema.regex_writing import RAW, either, terminal
 from slipstream.chat.schema.shapes import Strings
 from slipstream.chat.setting import Tool, ToolUse
 from slipstream.chat.tags import Tag, Tags, rule_until
-from slipstream.tokenizer.provenance import content
 
 
 class ParameterCalls(TaggedCalls):
@@ -34,9 +33,8 @@ class ParameterCalls(TaggedCalls):
         """The Lark expressions of what stands after all arguments, and after each."""
 
     def _end_of_value(self, tags: Tags) -> Tag:  # noqa: ARG002
-        """What ends an argument's value."""
-        end = f"{self.AROUND_VALUE}</parameter>"
-        return Tag(literal(end), content(end))
+        """What ends an argument's value: a text, whatever the vocabulary has."""
+        return Tags()(f"{self.AROUND_VALUE}</parameter>")
 
     def _call_head(self, name: str) -> str:
         """The Lark expression of what stands before the arguments."""
@@ -90,7 +88,8 @@ class ParameterCalls(TaggedCalls):
         """The arguments come one by one, when they are whole."""
         if (name := (yield from self._read_call_head(reading))) is None:
             return False
-        texts = {each for tool in use.callable if tool.name == name for each in _texts(tool)}
+        called = [tool for tool in use.callable if tool.name == name]
+        texts = {each for tool in called for each in text_arguments(json.dumps(tool.parameters))}
         reading.begin_call(name)
         reading.add_arguments("{")
         separator = ""
@@ -99,7 +98,7 @@ class ParameterCalls(TaggedCalls):
             if value is None:
                 return False
             value = value.removeprefix(self.AROUND_VALUE).removesuffix(self.AROUND_VALUE)
-            value = _as_json(value, is_text=parameter in texts)
+            value = json.dumps(value, ensure_ascii=False) if parameter in texts else as_json(value)
             reading.add_arguments(f"{separator}{json.dumps(parameter, ensure_ascii=False)}: {value}")
             separator = ", "
         if not (yield from self._read_call_tail(reading)):
@@ -185,20 +184,3 @@ class GLM47(GLM4):
     name = "glm-4.7"
     SIGNS = ("</arg_key><arg_value>",)
     LINE_END = ""
-
-
-def _texts(tool: Tool) -> frozenset[str]:
-    """The names of the parameters whose values stand without quotes."""
-    return text_arguments(json.dumps(tool.parameters))
-
-
-def _as_json(value: str, *, is_text: bool) -> str:
-    """The value as JSON text: as it stands, unless the schema says text or it isn't JSON."""
-    if not is_text:
-        try:
-            json.loads(value)
-        except ValueError:
-            pass
-        else:
-            return value.strip()
-    return json.dumps(value, ensure_ascii=False)
