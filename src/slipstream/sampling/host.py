@@ -9,13 +9,14 @@ summed; and only if the token is none of those that matter, the definition is as
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from slipstream.sampling.params import SamplingParams
 from slipstream.sampling.philox import uniforms
-from slipstream.sampling.sampler import Choice, Row, masked, ranked, weigh
+from slipstream.sampling.sampler import Choice, Row, ranked, weigh
 from slipstream.types import FloatArray
 
 _FOLD = 4
@@ -31,7 +32,10 @@ def choose_on_host(logits: FloatArray, rows: Sequence[Row]) -> list[Choice]:
     scratch = _Scratch(logits.shape[-1])
     random = any(not row.sampler.params.greedy for row in rows)
     chances: list[float] = chances_of(rows).tolist() if random else [0.0] * len(rows)
-    return [_choose(logits[row.index], row, chance, scratch) for row, chance in zip(rows, chances, strict=True)]
+    return [
+        row.choose(logits[row.index], partial(_draw, params=row.sampler.params, chance=chance, scratch=scratch))
+        for row, chance in zip(rows, chances, strict=True)
+    ]
 
 
 def chances_of(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
@@ -49,21 +53,7 @@ class _Scratch:
         self.weights = np.empty(size, np.float32)
 
 
-def _choose(logits: FloatArray, row: Row, chance: float, scratch: _Scratch) -> Choice:
-    sampler = row.sampler
-    params = sampler.params
-    token = row.token
-    if token is None:
-        adjusted = logits if row.mask is None else masked(logits, row.mask)
-        if sampler.adjusts:
-            adjusted = sampler.adjust(adjusted)
-        token = int(adjusted.argmax()) if params.greedy else _draw(adjusted, params, chance, scratch)
-        if token is None:
-            token = sampler.draw(adjusted, row.position)
-    return Choice(token, None if params.logprobs is None else sampler.logprob(logits, token))
-
-
-def _draw(logits: FloatArray, params: SamplingParams, chance: float, scratch: _Scratch) -> int | None:
+def _draw(logits: FloatArray, *, params: SamplingParams, chance: float, scratch: _Scratch) -> int | None:
     """The token that `Sampler.draw` chooses, or None if it's none of those that matter."""
     temperature = params.temperature
     folded = logits.reshape(scratch.fold, -1)

@@ -1,5 +1,6 @@
 """Choosing the next token from a row of logits, as a pure function of (logits, seed, position, tokens before)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +38,10 @@ class Choice(NamedTuple):
     logprob: TokenLogprob | None = None
 
 
+Draw = Callable[[FloatArray], int | None]
+"""Draws from adjusted logits the token that `Sampler.draw` does, in a faster way; None where that is too rough."""
+
+
 class Sampler:
     """Chooses the tokens of one request. `choose` defines the choice; other choosers must agree with it.
 
@@ -48,24 +53,23 @@ class Sampler:
         self.params = params
         self.key = seed % 2**64
         """Of the request's random numbers."""
-        self._bias: tuple[npt.NDArray[np.intp], FloatArray] | None = None
-        if params.logit_bias:
-            ids = np.fromiter(params.logit_bias.keys(), np.intp, len(params.logit_bias))
-            self._bias = ids, np.fromiter(params.logit_bias.values(), np.float32, len(ids))
+        bias = params.logit_bias
+        self._bias = np.array([*bias], np.intp), np.array([*bias.values()], np.float32)
         self._penalised = params.penalised
-        self.adjusts = params.penalised or self._bias is not None
+        self.adjusts = params.penalised or bool(bias)
         """Whether logits are changed, by penalties or a bias, before a token is chosen."""
         if params.penalised:
             self._generated = np.zeros(vocab_size, np.int32)
             self._seen = np.zeros(vocab_size, np.bool_)
             self._seen[prompt] = True
 
-    def sample(self, logits: FloatArray, position: int) -> int:
+    def sample(self, logits: FloatArray, position: int, draw: Draw = lambda _: None) -> int:
         """The token for `position` (index in its sequence), from float32 logits [vocab_size], which it leaves alone."""
         adjusted = self.adjust(logits)
         if self.params.greedy:
             return int(adjusted.argmax())
-        return self.draw(adjusted, position)
+        drawn = draw(adjusted)
+        return self.draw(adjusted, position) if drawn is None else drawn
 
     def uniform(self, position: int) -> float:
         """The random number in [0, 1) that decides at a position."""
@@ -111,7 +115,7 @@ class Sampler:
             ids = np.flatnonzero(self._generated)
             penalty = params.presence_penalty + params.frequency_penalty * self._generated[ids]
             added.append((ids, -penalty.astype(np.float32)))
-        if self._bias is not None:
+        if params.logit_bias:
             added.append(self._bias)
         return Adjustment(scaled, np.float32(params.repetition_penalty), tuple(added))
 
@@ -150,11 +154,12 @@ class Row:
     token: int | None = None
     """The token, if it is chosen already and only its log-probability is wanted."""
 
-    def choose(self, logits: FloatArray) -> Choice:
+    def choose(self, logits: FloatArray, draw: Draw = lambda _: None) -> Choice:
         """The choice from float32 logits [vocab_size]."""
         token = self.token
         if token is None:
-            token = self.sampler.sample(logits if self.mask is None else masked(logits, self.mask), self.position)
+            allowed = logits if self.mask is None else masked(logits, self.mask)
+            token = self.sampler.sample(allowed, self.position, draw)
         wanted = self.sampler.params.logprobs is not None
         return Choice(token, self.sampler.logprob(logits, token) if wanted else None)
 
