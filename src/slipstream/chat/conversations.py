@@ -138,7 +138,8 @@ class Conversations:
         """
         setting = self.relevant(setting)
         texts = [self._whole([*messages, Message("user", probe)], setting) for probe in _PROBES]
-        return Prompt(self._common(texts, begins=True), _new_id(), self._history(messages, setting, tenant))
+        tokens = Tokens(self._encode_after((), commonprefix(texts)))  # noqa: RUF071
+        return Prompt(tokens, _new_id(), self._history(messages, setting, tenant))
 
     @property
     def can_switch_reasoning(self) -> bool:
@@ -199,7 +200,7 @@ class Conversations:
             messages = [Message("user", "?"), answer, Message(role, probe, tool_call_id=call_id)]
             with suppress(InvalidRequestError):
                 tails.append(self._renderer.tail(messages, 1, generated, setting) or content(""))
-        ids = self._common(tails, begins=self._tokenizer.begins_after(int(token_ids[-1]))).ids
+        ids = Tokens(self._encode_after(token_ids, commonprefix(tails))).ids  # noqa: RUF071
         with self._lock:
             self._certain_tails[kind] = ids
             _forget_oldest(self._certain_tails, _RECENT_TAILS)
@@ -209,30 +210,27 @@ class Conversations:
         self, messages: Sequence[Message], setting: Setting, history: History, known: tuple[int, Part] | None
     ) -> Prompt:
         """The prompt, rendered from what follows the last known answer."""
-        if known is None:
-            self.renders["first"] += 1
-            text = self._whole(messages, setting)
-            opened = self._dialect.reasoning.opened_by(text)
-            return Prompt(Tokens(self._tokenizer.encode(text)), _new_id(), history, opens_reasoning=opened)
-        number, part = known
-        plain = messages[number].text and not messages[number].tool_calls  # which ends with its text
-        generated = "" if plain else self._written(part.token_ids)
-        tail = self._renderer.tail(messages, number, generated, setting)
-        if tail is None:
-            self.renders["full"] += 1
-            text = self._whole(messages, setting)
+        number, part = known if known is not None else (-1, None)
+        tail = None
+        if part is not None:
+            plain = messages[number].text and not messages[number].tool_calls  # which ends with its text
+            generated = "" if plain else self._written(part.token_ids)
+            tail = self._renderer.tail(messages, number, generated, setting)
+        if part is None or tail is None:
+            self.renders["first" if part is None else "full"] += 1
+            text, parent = self._whole(messages, setting), None
             tokens = self._with_answers(text, messages, history)
-            opened = self._dialect.reasoning.opened_by(text)
-            identified = tokens, part.entry.conversation_id, history
-            return Prompt(*identified, opens_reasoning=opened, known=number + 1, known_length=len(part.tokens))
-        self.renders["spliced"] += 1
-        self.check_length(len(tail))
-        ids = self._tokenizer.encode(tail, begins=self._tokenizer.begins_after(int(part.tokens.ids[-1])))
-        with self._lock:
-            tokens = part.tokens.extended(ids)
-        opened = self._dialect.reasoning.opened_by(tail)
-        length = len(part.tokens)
-        return Prompt(tokens, part.entry.conversation_id, history, part.key, length, opened, number + 1, length)
+        else:
+            self.renders["spliced"] += 1
+            self.check_length(len(tail))
+            text, parent = tail, part.key
+            ids = self._encode_after(part.token_ids, tail)
+            with self._lock:
+                tokens = part.tokens.extended(ids)
+        opened = self._dialect.reasoning.opened_by(text)
+        conversation_id, length = (part.entry.conversation_id, len(part.tokens)) if part else (_new_id(), 0)
+        parent_length = length if parent is not None else 0
+        return Prompt(tokens, conversation_id, history, parent, parent_length, opened, number + 1, length)
 
     def _whole(self, messages: Sequence[Message], setting: Setting) -> Traced:
         """A whole conversation, rendered, unless it's longer than any prompt can be."""
@@ -247,17 +245,11 @@ class Conversations:
     def _last_known(self, history: History) -> tuple[int, Part] | None:
         """The last answer in the ledger: its message's number, and the conversation up to it."""
         with self._lock:
-            found = history.last_known(lambda key: self._entry(key) is not None)
-            part = self._part(found[1]) if found is not None else None
-            return (found[0], part) if found is not None and part is not None else None
+            return history.last_known(self._part)
 
     def _part(self, key: Digest) -> Part | None:
         entry = self._entry(key)
         return Part(key, entry, self._ledger.tokens(key)) if entry is not None else None
-
-    def _common(self, texts: Sequence[Traced], *, begins: bool) -> Tokens:
-        """The tokens of what texts begin with alike."""
-        return Tokens(self._tokenizer.encode(commonprefix(texts), begins=begins))  # noqa: RUF071
 
     def _entry(self, key: Digest) -> LedgerEntry | None:
         """What the ledger has under a key, or had. The lock is held."""
@@ -296,9 +288,10 @@ class Conversations:
                 at = end
         return Tokens(ids + self._encode_after(ids, text[at:]))
 
-    def _encode_after(self, ids: Sequence[int], text: Traced) -> list[int]:
+    def _encode_after(self, ids: Sequence[int] | IntArray, text: str) -> list[int]:
         """The tokens of text that goes on from others."""
-        return self._tokenizer.encode(text, begins=not ids or self._tokenizer.begins_after(ids[-1]))
+        begins = len(ids) == 0 or self._tokenizer.begins_after(int(ids[-1]))
+        return self._tokenizer.encode(text, begins=begins)
 
     def _written(self, token_ids: IntArray) -> str:
         """The last that a model wrote, control tokens and all."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from typing import TypeVar
 
 from slipstream.tokenizer.provenance import Traced, as_content, content, origin_of
 
@@ -12,6 +13,7 @@ Digest = bytes
 """Identifies a message, or a list of messages with all that precedes it, 16 bytes."""
 
 _SIZE = 16
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,8 @@ class History:
             hasher.update(self._digests[at : at + _SIZE])
             yield hasher.copy().digest()
 
-    def last_known(self, is_known: Callable[[Digest], bool]) -> tuple[int, Digest] | None:
-        """The last message that ends a beginning whose key is known, and that key.
+    def last_known(self, find: Callable[[Digest], _Found | None]) -> tuple[int, _Found] | None:
+        """The last message that ends a beginning for whose key something is found, and what that is.
 
         Looks at the last messages first, and each time at twice as many: what goes on is known near its end.
         """
@@ -109,9 +111,9 @@ class History:
         while end:
             start = max(0, end - width)
             keys = list(zip(range(start, end), self.keys(start), strict=False))
-            found = next((each for each in reversed(keys) if is_known(each[1])), None)
-            if found is not None:
-                return found
+            for number, key in reversed(keys):
+                if (found := find(key)) is not None:
+                    return number, found
             end, width = start, 2 * width
         return None
 
