@@ -9,9 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.tokenizer.pre_tokenizers import ALIASES, RULES, rule_of
-
-_SPACE = "▁"
-"""How SentencePiece spells a space in its vocabulary."""
+from slipstream.tokenizer.tokenizer import SPACE, piece_decoder
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Backend:
@@ -145,7 +143,7 @@ def _byte_fallback(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     # Runs of spaces are added tokens of Gemma's, which the file spells as spaces, unlike the vocabulary.
     for id, (token, type) in enumerate(zip(tokens, types, strict=True)):
         if type == TokenType.USER_DEFINED and not token.strip(" "):
-            tokens[id] = _SPACE * len(token)
+            tokens[id] = SPACE * len(token)
     merges = metadata.get("tokenizer.ggml.merges")
     pairs = _pairs(merges) if merges else _merges(tokens, types, _wanted(metadata, "scores"))
     backend = Backend(
@@ -157,23 +155,17 @@ def _byte_fallback(metadata: Mapping[str, Any], tokens: list[str], types: list[i
             byte_fallback=True,
         )
     )
-    to_spelled = normalizers.Replace(" ", _SPACE)
+    to_spelled = normalizers.Replace(" ", SPACE)
     prefixed = metadata.get("tokenizer.ggml.add_space_prefix", metadata["tokenizer.ggml.model"] == "llama")
     if prefixed and _is_control("[INST]", tokens, types):
         # Of Mistral since v2 it is a control token, and the text after it has no space put before it.
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     elif prefixed:
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), to_spelled])
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_spelled])
     else:
         backend.normalizer = to_spelled
-    backend.decoder = _decoder(prefixed=prefixed)
+    backend.decoder = piece_decoder(prefixed=prefixed)
     return backend
-
-
-def _decoder(*, prefixed: bool) -> decoders.Decoder:
-    """Joins pieces; the space that was put before a text goes."""
-    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
-    return decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
 def _merges(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -214,12 +206,12 @@ def _unigram(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -
     prefixed = metadata.get("tokenizer.ggml.add_space_prefix", True)
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
         # As T5 has it: of white space one space is left between words, and one before the first.
-        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), _SPACE)]
+        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), SPACE)]
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if prefixed else "never")
     else:
-        steps += [*([normalizers.Prepend(_SPACE)] if prefixed else []), normalizers.Replace(" ", _SPACE)]
+        steps += [*([normalizers.Prepend(SPACE)] if prefixed else []), normalizers.Replace(" ", SPACE)]
     backend.normalizer = normalizers.Sequence(steps)
-    backend.decoder = _decoder(prefixed=prefixed)
+    backend.decoder = piece_decoder(prefixed=prefixed)
     return backend
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
 
 from slipstream.errors import InvalidRequestError, ModelError, UnsupportedModelError
 from slipstream.fields import PROMPT
 from slipstream.tokenizer.provenance import Traced
 
-_SPACE = "▁"
+SPACE = "▁"
 """How SentencePiece spells a space in its vocabulary."""
 
 
@@ -55,6 +56,8 @@ class Tokenizer:
             self._control = {token["id"]: token for token in control}
             self._ids = {token["content"]: token["id"] for token in control}
             self._plain = Backend.from_str(_without_control_tokens(described, self._ids))
+            if _spells_spaces(described):
+                self._plain.decoder = piece_decoder()  # which a grammar's compiler reads off the bytes from
         except UnsupportedModelError:
             raise
         except Exception as error:  # the library raises bare Exception
@@ -79,14 +82,10 @@ class Tokenizer:
             UnsupportedModelError: it is of another kind.
         """
         try:
-            source = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"can't load the tokenizer {path}: {error}") from error
-        try:
-            return cls(source)
+            return cls(path.read_text(encoding="utf-8"))
         except UnsupportedModelError:
             raise
-        except ModelError as error:
+        except (OSError, ValueError, ModelError) as error:
             raise ModelError(f"can't load the tokenizer {path}: {error}") from error
 
     def plain_json(self) -> str:
@@ -199,6 +198,12 @@ class Tokenizer:
         return None
 
 
+def piece_decoder(*, prefixed: bool = False) -> decoders.Decoder:
+    """Joins SentencePiece's pieces; the space that was put before a text goes if it is `prefixed`."""
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    return decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+
+
 @dataclass(frozen=True, slots=True)
 class _Prefix:
     """The space that is put before texts."""
@@ -220,7 +225,7 @@ class _Prefix:
 
     def put_before(self, text: str) -> str:
         """The text with the space."""
-        return f" {text}" if self.exists and not (self.once and text.startswith((" ", _SPACE))) else text
+        return f" {text}" if self.exists and not (self.once and text.startswith((" ", SPACE))) else text
 
 
 def _prepend_scheme(metaspace: dict[str, Any]) -> str:
@@ -242,7 +247,7 @@ def _steps(source: dict[str, Any], part: str) -> list[dict[str, Any]]:
 
 def _spells_spaces(source: dict[str, Any]) -> bool:
     """Whether the vocabulary is as SentencePiece has it, with `▁` for spaces."""
-    replaced = (step.get("content") == _SPACE for step in _steps(source, "normalizer") if step["type"] == "Replace")
+    replaced = (step.get("content") == SPACE for step in _steps(source, "normalizer") if step["type"] == "Replace")
     return any(replaced) or any(step["type"] == "Metaspace" for step in _steps(source, "pre_tokenizer"))
 
 
@@ -256,13 +261,8 @@ def _check(source: dict[str, Any]) -> None:
     kinds = [step["type"] for step in _steps(source, "decoder")]
     if kind == "BPE" and kinds == ["ByteLevel"]:
         return
-    known = {*kinds} <= {
-        "Replace",
-        "ByteFallback",
-        "Fuse",
-        "Metaspace",
-        *(["Strip"] if _Prefix.of(source).exists else []),
-    }
+    strips = {"Strip"} if _Prefix.of(source).exists else set()
+    known = {*kinds} <= {"Replace", "ByteFallback", "Fuse", "Metaspace"} | strips
     if not known or not kinds or not _spells_spaces(source) or not {"Replace", "Metaspace"} & {*kinds}:
         raise UnsupportedModelError(
             f"the tokenizer's decoder is {', '.join(kinds) or 'none'}; supported: ByteLevel, or as SentencePiece has "
@@ -272,7 +272,7 @@ def _check(source: dict[str, Any]) -> None:
 
 def _text_among(added: set[str], model: dict[str, Any]) -> set[str]:
     """Added tokens that are white space, or words that merges lead to anyway: nothing that controls anything."""
-    space = {token for token in added if not token.replace(_SPACE, "").strip()}
+    space = {token for token in added if not token.replace(SPACE, "").strip()}
     words = {token for token in added - space if token in model["vocab"]} if "merges" in model else set()
     if words:
         words.intersection_update("".join(merge).replace(" ", "") for merge in model["merges"])
@@ -298,8 +298,6 @@ def _without_control_tokens(source: dict[str, Any], ids: dict[str, int]) -> str:
     others: dict[str, Any] = {"post_processor": None, "padding": None, "truncation": None}
     if _Prefix.of(source).exists:
         others |= {part: _without_prefix(source, part) for part in ("normalizer", "pre_tokenizer")}
-    if _spells_spaces(source):
-        others["decoder"] = _BYTES_OF_PIECES
     return json.dumps(
         source | others | {"added_tokens": added, "model": model | {"vocab": renamed}}, ensure_ascii=False
     )
@@ -313,17 +311,6 @@ def _without_prefix(source: dict[str, Any], part: str) -> dict[str, Any] | None:
         if step["type"] != "Prepend"
     ]
     return {"type": "Sequence", _NESTED[part]: steps} if steps else None
-
-
-_BYTES_OF_PIECES = {
-    "type": "Sequence",
-    "decoders": [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ],
-}
-"""The decoder of tokens that are byte strings, which a grammar's compiler reads off the bytes from."""
 
 
 def _in_word(text: str, start: int, end: int) -> bool:
@@ -346,7 +333,7 @@ def _speller(source: dict[str, Any]) -> Callable[[str], bytes]:
     """What gives the bytes of a vocabulary's entries."""
     if not _spells_spaces(source):
         return _unmap
-    return _unfall if source["model"].get("byte_fallback") else lambda text: text.replace(_SPACE, " ").encode()
+    return _unfall if source["model"].get("byte_fallback") else lambda text: text.replace(SPACE, " ").encode()
 
 
 def _unmap(text: str) -> bytes:
@@ -361,4 +348,4 @@ def _unfall(text: str) -> bytes:
     """The bytes of a vocabulary entry of a tokenizer that falls back to bytes, `<0x0A>`."""
     if re.fullmatch("<0x[0-9A-F]{2}>", text):
         return bytes([int(text[3:5], 16)])
-    return text.replace(_SPACE, " ").encode()
+    return text.replace(SPACE, " ").encode()
