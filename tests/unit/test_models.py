@@ -661,7 +661,7 @@ def test_the_token_that_ends_a_channel_ends_no_answer(flag: Flag, whole_model: M
     phi = Tokenizer(with_tags(whole_model.tokenizer_path, ends, flag))
 
     def stops(tokenizer: Tokenizer) -> set[str]:
-        stopping = {*importers.end_tokens(tokenizer)} - {*importers.inner_ends(tokenizer)}
+        stopping = {*importers.stop_tokens(tokenizer)}
         return {text for text in ends if tokenizer.token_id(text) in stopping}
 
     assert stops(gpt_oss) == ({"<|return|>", "<|call|>"} if flag == "special" else set())

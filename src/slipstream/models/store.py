@@ -16,7 +16,7 @@ from slipstream.models.catalog import CATALOG
 from slipstream.models.importers import CHAT_TEMPLATE_FILE, IR_FILE, TOKENIZER_FILE, import_artefact
 from slipstream.models.manifest import Manifest
 from slipstream.models.progress import SILENT, Progress
-from slipstream.models.sources import Artefact, HubSource, LocalSource, Source, parse_source, source_of
+from slipstream.models.sources import Artefact, HubSource, LocalSource, Source, WheelSource, parse_source, source_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,27 +168,14 @@ class ModelStore:
 
     def _by_name(self, spec: str) -> Model | None:
         model = self._load(spec)
-        if model is None or spec not in CATALOG:
-            return model
-        # A catalog name means the catalog's weights, which a release may change.
-        source = CATALOG[spec].source
-        if isinstance(source, HubSource):
-            return model if source.is_origin(model.manifest.source) else None
-        return model if model.manifest.sha256 == source.sha256 else None
+        if model is not None and spec in CATALOG and not CATALOG[spec].source.gave(model.manifest):
+            return None  # a catalog name means the catalog's weights, which a release may change
+        return model
 
     def _by_origin(self, source: Source) -> Model | None:
-        """A hub repository is what it was when it was fetched, as is a file that wasn't written to since.
-
-        Anything else is known by name or content.
-        """
-        if isinstance(source, LocalSource):
-            facts = (source.origin, source.state)
-            return next(
-                (each for each in self.list() if (each.manifest.source, each.manifest.source_state) == facts), None
-            )
-        if not isinstance(source, HubSource):
-            return None
-        return next((model for model in self.list() if source.is_origin(model.manifest.source)), None)
+        """The model that came from a source; what a wheel gave is known by its name or content alone."""
+        models = [] if isinstance(source, WheelSource) else self.list()
+        return next((model for model in models if source.gave(model.manifest)), None)
 
     def _by_content(self, source: Source, artefact: Artefact) -> Model | None:
         model = self._load(self._name_for(source, artefact))
