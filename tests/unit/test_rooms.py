@@ -10,7 +10,7 @@ import slipstream
 ROOT = Path(slipstream.__file__).parent
 
 # A room may import from those named with it, and everybody from `COMMON`.
-COMMON = {"disk", "errors", "fields", "lasting", "processor", "tokens", "types"}
+COMMON = {"disk", "errors", "fields", "lasting", "processor", "recent", "tokens", "types"}
 ALLOWED = {
     "sampling": set(),
     "backend": {"sampling"},

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import commonprefix  # of any texts, not of paths
-from typing import Any
 
 from slipstream.chat.answers import Dialect
 from slipstream.chat.foreign import Template
@@ -18,6 +17,7 @@ from slipstream.chat.rendering import Renderer
 from slipstream.chat.setting import NO_SETTING, SWITCHES, Setting
 from slipstream.errors import InvalidRequestError
 from slipstream.fields import MESSAGES
+from slipstream.recent import Recent
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced, content
 from slipstream.tokens import Tokens
@@ -98,8 +98,8 @@ class Conversations:
         self._tokenizer = tokenizer
         self._ledger = Ledger(ledger_tokens)
         self._lock = threading.Lock()
-        self._recent: dict[tuple[Digest, tuple[tuple[int, Digest], ...], Digest | None], Prompt] = {}  # oldest first
-        self._certain_tails: dict[Digest, IntArray] = {}  # oldest first
+        self._recent: Recent[tuple[object, ...], Prompt] = Recent(_RECENT_PROMPTS)
+        self._certain_tails: Recent[Digest, IntArray] = Recent(_RECENT_TAILS)
         self.recall: Callable[[Digest], Iterable[tuple[Digest, LedgerEntry]]] = lambda _: ()
         """Finds the parts of a conversation that the ledger has forgotten, parents before their children."""
         self.check_length: Callable[[int], None] = lambda _: None
@@ -128,7 +128,6 @@ class Conversations:
         prompt = self._made(messages, setting, history, known)
         with self._lock:
             self._recent[key] = prompt
-            _forget_oldest(self._recent, _RECENT_PROMPTS)
         return prompt
 
     def beginning(self, messages: Sequence[Message], setting: Setting = NO_SETTING, *, tenant: str = "") -> Prompt:
@@ -203,7 +202,6 @@ class Conversations:
         ids = Tokens(self._encode_after(token_ids, commonprefix(tails))).ids  # noqa: RUF071
         with self._lock:
             self._certain_tails[kind] = ids
-            _forget_oldest(self._certain_tails, _RECENT_TAILS)
         return ids
 
     def _made(
@@ -310,8 +308,3 @@ class Conversations:
 
 def _new_id() -> str:
     return f"conv_{secrets.token_hex(12)}"
-
-
-def _forget_oldest(known: dict[Any, Any], most: int) -> None:
-    if len(known) > most:
-        del known[next(iter(known))]

@@ -7,6 +7,7 @@ from itertools import accumulate
 import numpy as np
 
 from slipstream.chat.messages import Digest
+from slipstream.recent import Recent
 from slipstream.tokens import Tokens
 from slipstream.types import IntArray
 
@@ -47,7 +48,7 @@ class Ledger:
         self._entries: dict[Digest, LedgerEntry] = {}
         self._leaves: list[tuple[int, Digest]] = []
         """A heap of all entries without children and when they were used, perhaps too early or long ago."""
-        self._whole: dict[Digest, Tokens] = {}  # least recently used first
+        self._whole: Recent[Digest, Tokens] = Recent(_WHOLE)
         self._time = 0
         self.total_tokens = 0
 
@@ -64,10 +65,10 @@ class Ledger:
     def tokens(self, key: Digest) -> Tokens:
         """All token ids of a known conversation from its start; counts as a use."""
         self._use(key)
-        whole = self._whole.pop(key, None)
+        whole = self._whole.get(key)
         if whole is None:
             whole = Tokens(np.concatenate([self._entries[each].tokens for each in self._lineage(key)]))
-        self._keep(key, whole)
+        self._whole[key] = whole
         return whole
 
     def path(self, key: Digest) -> list[tuple[Digest, int]]:
@@ -90,18 +91,13 @@ class Ledger:
             self._entries[entry.parent].children += 1
             self._whole.pop(entry.parent, None)
         if whole is not None:
-            self._keep(key, whole)
+            self._whole[key] = whole
         while self.total_tokens > self._max_tokens and len(self._entries) > 1:
             self._evict()
 
     def _use(self, key: Digest) -> None:
         self._time += 1
         self._entries[key].used = self._time
-
-    def _keep(self, key: Digest, whole: Tokens) -> None:
-        self._whole[key] = whole
-        if len(self._whole) > _WHOLE:
-            del self._whole[next(iter(self._whole))]
 
     def _lineage(self, key: Digest) -> list[Digest]:
         """The conversations that one goes on from, the first one first, and itself."""

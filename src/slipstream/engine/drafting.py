@@ -20,6 +20,7 @@ import numpy as np
 from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarFailedError
 from slipstream.kv import Sequence
 from slipstream.kv.prefix_index import common_length
+from slipstream.recent import Recent
 from slipstream.types import IntArray
 
 MAX_DRAFT = 32
@@ -172,7 +173,7 @@ class Experience:
 
     def __init__(self) -> None:
         self._kinds = [self._PRIOR] * (2 * len(NGRAM_SIZES) + 2)
-        self._names: dict[int, tuple[float, int]] = {}
+        self._names: Recent[int, tuple[float, int]] = Recent(self._MAX_NAMES)
 
     def guess(self, kind: int, key: int, text: NGramIndex, position: int) -> _Guess:
         """What stands at a place in a text, with how likely it is to be right after an n-gram of that key."""
@@ -197,12 +198,10 @@ class Experience:
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
         right = guess.token == token
-        known = self._names.pop(guess.name, None)
+        known = self._names.get(guess.name)
         rate, seen = known if known is not None else (self._kinds[guess.kind], 0)
         rate += (right - rate) * max(1 / (seen + 2), self._SLOWEST)
         self._names[guess.name] = (rate, seen + 1)
-        if len(self._names) > self._MAX_NAMES:
-            del self._names[next(iter(self._names))]
         kind = self._kinds[guess.kind]
         self._kinds[guess.kind] = kind + (right - kind) * self._SLOWEST_KIND
 

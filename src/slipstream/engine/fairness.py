@@ -11,6 +11,7 @@ from typing import TypeVar
 from slipstream.backend import StepCost
 from slipstream.engine.active import ActiveRequest
 from slipstream.engine.request import Flow
+from slipstream.recent import Recent
 
 _PER_LEVEL = 2.0
 """How much more of its tenant's share a priority has than the one below."""
@@ -30,14 +31,12 @@ class VirtualTimes:
     """
 
     def __init__(self) -> None:
-        self._times: dict[Flow, float] = {}
+        self._times: Recent[Flow, float] = Recent(_REMEMBERED)
         self._latest = 0.0
 
     def arrive(self, flow: Flow, others: Collection[Flow], ahead: float = 0.0) -> None:
         """A flow has something to do again, beside others that have; it begins so much ahead of the last of these."""
         self._times[flow] = max(self._times.pop(flow, 0.0), self.least(others) + ahead)
-        if len(self._times) > _REMEMBERED:
-            del self._times[next(iter(self._times))]
 
     def least(self, flows: Iterable[Flow]) -> float:
         """What the one of these flows had that had least; of none, what the one of all had that had most."""

@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal
 
 from slipstream import fields
 from slipstream.chat import Message, Prompt, Setting, Tool, ToolCall, ToolUse
 from slipstream.chat.messages import Digest
 from slipstream.chat.setting import place_of
+from slipstream.recent import Recent
 from slipstream.sessions.state import SessionState, SessionTurn
-
-Key = TypeVar("Key")
 
 Kind = Literal[
     "system_changed",
@@ -69,8 +68,8 @@ class ReuseBreaks:
         self._find = find
         self._relevant = relevant
         self._missing = missing
-        self._known: dict[tuple[str, Digest], str] = {}  # names of sessions, oldest first
-        self._tenants: dict[Digest, str] = {}
+        self._known: Recent[tuple[str, Digest], str] = Recent(_INDEXED)  # names of sessions
+        self._tenants: Recent[Digest, str] = Recent(_INDEXED)
         self._lock = threading.Lock()
         self.kinds: Counter[Kind] = Counter()
         """How many turns were broken by each."""
@@ -79,8 +78,8 @@ class ReuseBreaks:
         """Let a conversation be found by its newest messages."""
         with self._lock:
             for message in _said(state.messages[-_NEWEST:]):
-                _put(self._known, (state.tenant, message.digest), state.id)
-                _put(self._tenants, message.digest, state.tenant)
+                self._known[state.tenant, message.digest] = state.id
+                self._tenants[message.digest] = state.tenant
 
     def explain(self, turn: SessionTurn, prompt: Prompt, reused: int) -> ReuseBreak | None:
         """Why a turn whose prompt had so many tokens in memory didn't have more; None if it had all there could be.
@@ -241,11 +240,3 @@ def _dropped_reasoning(old: Sequence[Message], new: Sequence[Message]) -> ReuseB
         if one.reasoning and one.reasoning != other.reasoning:
             return ReuseBreak("reasoning_dropped", at, "reasoning_content")
     return None
-
-
-def _put(entries: dict[Key, str], key: Key, value: str) -> None:
-    """Enter something as the newest, in place of the oldest if there's no room."""
-    entries.pop(key, None)
-    entries[key] = value
-    if len(entries) > _INDEXED:
-        del entries[next(iter(entries))]

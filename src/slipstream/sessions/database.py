@@ -22,6 +22,7 @@ from slipstream.chat.messages import Digest
 from slipstream.chat.setting import TextGrammar
 from slipstream.errors import StateError
 from slipstream.fields import STATE_DIR
+from slipstream.recent import Recent
 from slipstream.sessions import tree
 from slipstream.sessions.history import History, owner_of
 from slipstream.sessions.private import private_file
@@ -120,7 +121,7 @@ class Database:
         self._path = path or Path(":memory:")
         self._model = hashlib.blake2b(model.encode(), digest_size=8).digest()
         self._lock = threading.RLock()
-        self._histories: dict[bytes, History] = {}  # some that were read or written, oldest first
+        self._histories: Recent[bytes, History] = Recent(_HISTORIES)  # that were read or written
         self.is_new = not self._path.exists()
         """Whether nothing was remembered."""
         try:
@@ -270,8 +271,6 @@ class Database:
             return
         with self._lock:
             self._histories[history.head] = history
-            if len(self._histories) > _HISTORIES:
-                del self._histories[next(iter(self._histories))]
 
     def _row(self, table: str, place: tuple[object, ...]) -> tuple[Any, ...] | None:
         """The row at a place, with its checksum last."""

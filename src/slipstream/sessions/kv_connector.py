@@ -15,6 +15,7 @@ from slipstream.chat.messages import Digest
 from slipstream.engine import EngineCore
 from slipstream.engine.commands import CountComputed, Export, Guard, Install, Unguard
 from slipstream.errors import EngineStoppedError
+from slipstream.recent import Recent
 from slipstream.sessions.saved_kv import SavedKV
 from slipstream.sessions.worker import Worker
 from slipstream.types import IntArray
@@ -66,7 +67,7 @@ class KVConnector:
         self._removals = 0
         self._leaving: Counter[Digest] = Counter()
         """Parts that are about to be removed from disk, and how often."""
-        self._touched: dict[Digest, float] = {}  # by the last part of a conversation, oldest first
+        self._touched: Recent[Digest, float] = Recent(_RECENTLY_TOUCHED)  # by the last part of a conversation
         self._lock = threading.Lock()  # never held while files are read or written
         self._worker = Worker("slipstream-kv-connector")
         self.saved_tokens = 0
@@ -222,8 +223,6 @@ class KVConnector:
             touched = time.monotonic()
             self._saved.touch(part for part, _ in reversed(self._conversations.path(key)))
         self._touched[key] = touched
-        if len(self._touched) > _RECENTLY_TOUCHED:
-            del self._touched[next(iter(self._touched))]
 
     def _drop(self, key: Digest) -> None:
         """Let a part wait no more. The lock is held."""

@@ -23,6 +23,7 @@ from slipstream.engine.grammar import (
     TrialDiedError,
 )
 from slipstream.errors import InvalidRequestError
+from slipstream.recent import Recent
 
 _RECENT = 64
 _COMPLEX = "a schema that takes too much to compile"
@@ -58,7 +59,7 @@ class Demands:
         self._dialect = dialect
         self._grammars = grammars
         self._lock = threading.Lock()
-        self._recent: dict[Digest, AnswerGrammar | None] = {}  # oldest first
+        self._recent: Recent[Digest, AnswerGrammar | None] = Recent(_RECENT)
 
     def demand(self, wanted: Wanted) -> Demand:
         """The grammar of an answer; raises `InvalidRequestError` for what has to be enforced and can't be."""
@@ -73,8 +74,6 @@ class Demands:
                 written = self._loosened(wanted, error)
             with self._lock:
                 self._recent[key] = written
-                if len(self._recent) > _RECENT:
-                    del self._recent[next(iter(self._recent))]
         if written is None:
             return Demand()
         self._refuse(written.losses, wanted.use, strict=wanted.strict)
