@@ -86,11 +86,6 @@ class Reading:
             self.text.append(text)
             self.deltas.append(AnswerDelta(text=text))
 
-    def say_rest(self) -> None:
-        """Note what is left as text, after calls without the white space at its end."""
-        rest = self.take()
-        self.say(rest.rstrip() if self.calls else rest)
-
     def say_all(self) -> Steps[None]:
         """Note all that comes as text for the user."""
         while True:

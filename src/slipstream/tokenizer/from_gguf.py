@@ -157,7 +157,7 @@ def _byte_fallback(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     )
     to_spelled = normalizers.Replace(" ", SPACE)
     prefixed = metadata.get("tokenizer.ggml.add_space_prefix", metadata["tokenizer.ggml.model"] == "llama")
-    if prefixed and _is_control("[INST]", tokens, types):
+    if prefixed and ("[INST]", TokenType.CONTROL) in zip(tokens, types, strict=True):
         # Of Mistral since v2 it is a control token, and the text after it has no space put before it.
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     elif prefixed:
@@ -221,10 +221,6 @@ def _unknown(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence
     if id is None and TokenType.UNKNOWN in types:
         id = types.index(TokenType.UNKNOWN)
     return tokens[id] if id is not None else None
-
-
-def _is_control(text: str, tokens: Sequence[str], types: Sequence[int]) -> bool:
-    return any(token == text and type == TokenType.CONTROL for token, type in zip(tokens, types, strict=True))
 
 
 _Builder = Callable[[Mapping[str, Any], list[str], list[int]], Backend]

@@ -53,9 +53,6 @@ class Traced(str):
 
     __rmul__ = __mul__
 
-    def __mod__(self, arguments: object) -> "Traced":
-        return all_content(str.__mod__(self, arguments))
-
     def __rmod__(self, form: str) -> "Traced":
         return all_content(str.__mod__(form, (self,)))
 
@@ -144,8 +141,9 @@ def _made_by(name: str) -> Callable[..., Traced]:
 
 _KEEPING = ("capitalize", "casefold", "lower", "swapcase", "title", "upper")
 """What makes a text whose characters stand for those of another, if they are as many."""
-_OTHERS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill", "__format__")
-for _name in (*_KEEPING, *_OTHERS):
+_FORMATTING = ("format", "format_map", "__format__", "__mod__")
+_OTHERS = ("center", "expandtabs", "ljust", "rjust", "translate", "zfill")
+for _name in (*_KEEPING, *_FORMATTING, *_OTHERS):
     setattr(Traced, _name, _made_by(_name))
 
 

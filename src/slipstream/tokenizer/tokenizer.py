@@ -219,19 +219,16 @@ class _Prefix:
         """That of a `tokenizer.json`."""
         if any(step["type"] == "Prepend" for step in _steps(source, "normalizer")):
             return cls(exists=True, each=True, once=False)
-        metaspace = next((step for step in _steps(source, "pre_tokenizer") if step["type"] == "Metaspace"), None)
-        scheme = _prepend_scheme(metaspace) if metaspace is not None else "never"
+        steps = (step for step in _steps(source, "pre_tokenizer") if step["type"] == "Metaspace")
+        metaspace = next(steps, {"prepend_scheme": "never"})
+        # Files of before 2024 say whether it puts a space before a text, and not when.
+        by_default = "always" if metaspace.get("add_prefix_space", True) else "never"
+        scheme = metaspace.get("prepend_scheme", by_default)
         return cls(exists=scheme != "never", each=scheme == "always", once=True)
 
     def put_before(self, text: str) -> str:
         """The text with the space."""
         return f" {text}" if self.exists and not (self.once and text.startswith((" ", SPACE))) else text
-
-
-def _prepend_scheme(metaspace: dict[str, Any]) -> str:
-    """When it puts a space before a text; files of before 2024 say whether it does."""
-    by_default = "always" if metaspace.get("add_prefix_space", True) else "never"
-    return str(metaspace.get("prepend_scheme", by_default))
 
 
 _NESTED = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}

@@ -140,7 +140,8 @@ class MarkedCalls(ToolFormat):
             if not complete:
                 return
             yield from skip_space(reading)
-        reading.say_rest()
+        rest = reading.take()
+        reading.say(rest.rstrip() if reading.calls else rest)
 
     def _start(self, use: ToolUse) -> str:
         calls = f"{self._calls(use)} {self._end.expression}"
