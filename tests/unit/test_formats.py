@@ -199,6 +199,21 @@ def test_a_piece_costs_the_same_however_much_came_before(name: str, before: str,
     assert min(each for _, each in costs) < 10 * min(each for each, _ in costs)
 
 
+@pytest.mark.parametrize("value", ["{1, 2}", 'b"x"', "1j", "...", "{**{}}", 'f"x"', "name", "[" * 3000])
+def test_a_list_in_python_with_values_that_json_lacks_is_text(value: str) -> None:
+    text = f"<|tool_call_start|>[ping(a={value})]<|tool_call_end|>"
+    message = read("lfm2", [text]).message
+    assert (message.text, message.tool_calls) == (text, ())
+
+
+def test_a_list_in_python_may_use_the_words_and_escapes_of_json() -> None:
+    value = r'{"\ud83d\ude00": [true, False, null, None, "\ud83d\ude00"], "b": {"c": -1.5}}'
+    text = f'<|tool_call_start|>[ping(a={value}, **{{"b c": "x" "y"}})]<|tool_call_end|>'
+    (call,) = read("lfm2", [text]).message.tool_calls
+    told = {"a": {"😀": [True, False, None, None, "😀"], "b": {"c": -1.5}}, "b c": "xy"}
+    assert (call.name, json.loads(call.arguments)) == ("ping", told)
+
+
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "harmony"])
 def test_reasoning_comes_apart_wherever_it_is_cut(name: str) -> None:
     text = "<think>\nHm, a < b </thin k>\n</think>\n\nDone."

@@ -3,6 +3,7 @@
 import ast
 import json
 import keyword
+from collections.abc import Mapping
 from typing import Any
 
 from slipstream.chat.formats.json_calls import ListedCalls
@@ -56,7 +57,7 @@ class LFM2(ListedCalls):
         text = yield from whole_until(reading, self._end.mark)
         for name, arguments in _calls(text or ""):
             reading.begin_call(name)
-            reading.add_arguments(json.dumps(arguments, ensure_ascii=False))
+            reading.add_arguments(arguments)
             reading.end_call()
         if text is None:
             reading.take()
@@ -93,9 +94,8 @@ def _words(member: Member, arguments: Arguments) -> str | None:
     return " | ".join(map(literal, sorted(words))).join("()")
 
 
-def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and arguments of calls; none if the text isn't a list of calls with plain values."""
-    words = {"true": True, "false": False, "null": None}
+def _calls(text: str) -> list[tuple[str, str]]:
+    """Names of calls, and arguments as JSON; none if the text isn't a list of calls with plain values."""
     try:
         listed = ast.parse(text.strip(), mode="eval").body
         assert isinstance(listed, ast.List)
@@ -104,23 +104,23 @@ def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
             assert isinstance(call, ast.Call)
             arguments: dict[str, Any] = {}
             for each in call.keywords:
-                value = _evaluated(each.value, words)
+                value = ast.literal_eval(_Literals().visit(each.value))
                 arguments |= value if each.arg is None else {each.arg: value}
-            calls.append((ast.unparse(call.func), arguments))
+            calls.append((ast.unparse(call.func), json.dumps(arguments, ensure_ascii=False)))
     except (AssertionError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
         return []
     return calls
 
 
-def _evaluated(node: ast.expr, words: dict[str, Any]) -> Any:
-    """A literal, in which JSON's words may stand for Python's."""
-    if isinstance(node, ast.Name) and node.id in words:
-        return words[node.id]
-    if isinstance(node, ast.List):
-        return [_evaluated(each, words) for each in node.elts]
-    if isinstance(node, ast.Dict):
-        keys = [_evaluated(key, words) for key in node.keys if key is not None]
-        return dict(zip(keys, (_evaluated(each, words) for each in node.values), strict=True))
-    value = ast.literal_eval(node)
-    # JSON writes a character beyond U+FFFF as two escapes, which Python leaves apart.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+class _Literals(ast.NodeTransformer):
+    """Makes Python's words of JSON's, and one character of the two escapes that JSON has for one beyond U+FFFF."""
+
+    _WORDS: Mapping[str, bool | None] = {"true": True, "false": False, "null": None}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(self._WORDS[node.id]) if node.id in self._WORDS else node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if isinstance(node.value, str):
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return node
