@@ -330,7 +330,13 @@ def _speller(source: dict[str, Any]) -> Callable[[str], bytes]:
     """What gives the bytes of a vocabulary's entries."""
     if not _spells_spaces(source):
         return _unmap
-    return _unfall if source["model"].get("byte_fallback") else lambda text: text.replace(SPACE, " ").encode()
+    byte = re.compile("<0x([0-9A-F]{2})>" if source["model"].get("byte_fallback") else "(?!)")
+
+    def spell(text: str) -> bytes:
+        match = byte.fullmatch(text)
+        return bytes.fromhex(match[1]) if match else text.replace(SPACE, " ").encode()
+
+    return spell
 
 
 def _unmap(text: str) -> bytes:
@@ -339,10 +345,3 @@ def _unmap(text: str) -> bytes:
         return bytes([_BYTE_OF[char] for char in text])
     except KeyError:
         return text.encode()
-
-
-def _unfall(text: str) -> bytes:
-    """The bytes of a vocabulary entry of a tokenizer that falls back to bytes, `<0x0A>`."""
-    if re.fullmatch("<0x[0-9A-F]{2}>", text):
-        return bytes([int(text[3:5], 16)])
-    return text.replace(SPACE, " ").encode()

@@ -12,12 +12,15 @@ class NamedCalls(MarkedCalls):
     """`BEGIN (CALL name NAMED arguments CALL_END)… END`. A family without `CALL` begins each call with `BEGIN`."""
 
     CALL = NAMED = CALL_END = ""
+    INNER = ""
+    """What divides the head of a call, which stands before `NAMED`."""
     AFTER = ""
     """Text between arguments and end."""
 
     def __init__(self, tags: Tags) -> None:
         super().__init__(tags)
         self._call, self._named, self._call_end = tags(self.CALL), tags(self.NAMED), tags(self.CALL_END)
+        self._inner = tags(self.INNER)
 
     def _calls(self, use: ToolUse) -> str:
         each = self._call if self.CALL else self._begin
@@ -45,11 +48,11 @@ class NamedCalls(MarkedCalls):
         return True
 
     def _head_rule(self, name: str) -> str:
-        """The Lark expression of what stands before the tag `NAMED`."""
+        """The Lark expression of a call's head."""
         return literal(name)
 
     def _head(self, text: str) -> tuple[str, str | None]:
-        """The function's name of what was read there, and the call's id where the model gives it one."""
+        """The function's name of what was read as one, and the call's id where the model gives it one."""
         return text.strip(), None
 
 
@@ -59,14 +62,11 @@ class Mistral13(NamedCalls):
     name = "mistral-v13"
     BEGIN, NAMED = "[TOOL_CALLS]", "[ARGS]"
     SIGNS: tuple[str, ...] = (NAMED,)
+    INNER = "[CALL_ID]"
     SHORT_IDS = True
 
-    def __init__(self, tags: Tags) -> None:
-        super().__init__(tags)
-        self._call_id = tags("[CALL_ID]")
-
     def _head(self, text: str) -> tuple[str, str | None]:
-        name, _, id = text.partition(str(self._call_id))
+        name, _, id = text.partition(str(self._inner))
         return name.strip(), id.strip() or None
 
 
@@ -74,10 +74,10 @@ class Mistral11(Mistral13):
     """Mistral Small 3.1 and 3.2: the model gives each call an id, `[TOOL_CALLS]name[CALL_ID]id[ARGS]{…}`."""
 
     name = "mistral-v11"
-    SIGNS = (Mistral13.NAMED, "[CALL_ID]")
+    SIGNS = (Mistral13.NAMED, Mistral13.INNER)
 
     def _head_rule(self, name: str) -> str:
-        return f"{literal(name)} {self._call_id.expression} /[a-zA-Z0-9]{{9}}/"
+        return f"{literal(name)} {self._inner.expression} /[a-zA-Z0-9]{{9}}/"
 
 
 class DeepSeekV31(NamedCalls):
@@ -94,18 +94,14 @@ class DeepSeekV3(DeepSeekV31):
     """DeepSeek V3 and R1: the name after the word function, arguments in a block of code."""
 
     name = "deepseek-v3"
-    NAMED, AFTER = "\n```json\n", "\n```"
-    SIGNS = (DeepSeekV31.NAMED, "```json")
-
-    def __init__(self, tags: Tags) -> None:
-        super().__init__(tags)
-        self._separator = tags(DeepSeekV31.NAMED)
+    NAMED, INNER, AFTER = "\n```json\n", DeepSeekV31.NAMED, "\n```"
+    SIGNS = (INNER, "```json")
 
     def _head_rule(self, name: str) -> str:
-        return f'"function" {self._separator.expression} {literal(name)}'
+        return f'"function" {self._inner.expression} {literal(name)}'
 
     def _head(self, text: str) -> tuple[str, str | None]:
-        return text.partition(str(self._separator))[2].strip(), None
+        return text.partition(str(self._inner))[2].strip(), None
 
 
 class KimiK2(NamedCalls):
