@@ -17,7 +17,6 @@ from slipstream.chat import (
     NO_TOOLS,
     ChatTemplate,
     Conversations,
-    Ledger,
     Message,
     Prompt,
     Setting,
@@ -27,7 +26,7 @@ from slipstream.chat import (
 )
 from slipstream.chat.answers import Dialect
 from slipstream.chat.formats import FORMATS
-from slipstream.chat.ledger import LedgerEntry
+from slipstream.chat.ledger import Ledger, LedgerEntry
 from slipstream.chat.messages import History, digest
 from slipstream.chat.tags import Tags
 from slipstream.errors import InvalidRequestError, ModelError
@@ -341,7 +340,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_was_used_last_is_kept(self) -> None:
-        assert {key for key in self.everything if key in self.ledger} == {*self.kept}
+        assert {key for key in self.everything if self.ledger.get(key) is not None} == {*self.kept}
 
     @invariant()
     def nobody_is_an_orphan(self) -> None:

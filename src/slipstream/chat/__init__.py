@@ -3,7 +3,6 @@
 from slipstream.chat.answers import AnswerReader
 from slipstream.chat.conversations import Conversations, Part, Prompt
 from slipstream.chat.foreign import Template, template_of
-from slipstream.chat.ledger import Ledger
 from slipstream.chat.messages import Message, ToolCall
 from slipstream.chat.reading import AnswerDelta
 from slipstream.chat.setting import NO_SETTING, NO_TOOLS, Schema, Setting, Tool, ToolUse
@@ -16,7 +15,6 @@ __all__ = [
     "AnswerReader",
     "ChatTemplate",
     "Conversations",
-    "Ledger",
     "Message",
     "Part",
     "Prompt",

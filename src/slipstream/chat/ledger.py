@@ -55,9 +55,6 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
     def get(self, key: Digest) -> LedgerEntry | None:
         """The entry of a conversation, if it's known."""
         return self._entries.get(key)
