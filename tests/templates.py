@@ -152,7 +152,7 @@ class _Trial:
         prompt = self._conversations.prompt(messages, setting)
         whole = self._text(self._new_conversations().prompt(messages, setting))
         way = "delta" if prompt.parent is not None else "full"
-        tail = self._tokenizer.decode(prompt.token_ids[prompt.parent_length :], skip_special=False)
+        tail = self._tokenizer.decode(prompt.tokens.ids[prompt.parent_length :], skip_special=False)
         if prompt.parent is not None and not whole.endswith(tail):
             way += f"≠ {_difference(tail, whole)}"
         elif prompt.parent is not None and not _ends_an_answer(whole[: len(whole) - len(tail)]):
@@ -160,7 +160,7 @@ class _Trial:
         self.report.delta[kind] = way
 
     def _text(self, prompt: Prompt) -> str:
-        return self._tokenizer.decode(prompt.token_ids, skip_special=False)
+        return self._tokenizer.decode(prompt.tokens.ids, skip_special=False)
 
 
 def _difference(tail: str, whole: str) -> str:

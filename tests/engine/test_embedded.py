@@ -66,7 +66,7 @@ def test_forks_share_and_go_their_own_ways(engine: Engine) -> None:
     assert [message.text for message in fork.messages[:3]] == [message.text for message in session.messages[:3]]
     assert fork.messages[3].text == "An animal."
     prompt = engine.conversations.prompt(fork.messages[:-1])
-    assert engine.generate(prompt.token_ids.tolist(), GREEDY, reuse=False).token_ids == other.token_ids
+    assert engine.generate(prompt.tokens.ids.tolist(), GREEDY, reuse=False).token_ids == other.token_ids
 
 
 def test_a_turn_may_ask_for_all_that_a_client_may(engine: Engine) -> None:
@@ -74,7 +74,7 @@ def test_a_turn_may_ask_for_all_that_a_client_may(engine: Engine) -> None:
     conversation = (Message("user", "Name a colour."),)
     request = TurnRequest(prompt=conversation, params=params, choices=3, session_id="three", response_cache=False)
     answers = engine.answer(request)
-    prompt = engine.conversations.prompt(conversation).token_ids.tolist()
+    prompt = engine.conversations.prompt(conversation).tokens.ids.tolist()
     alone = [engine.generate(prompt, replace(params, seed=7 + number), reuse=False) for number in range(3)]
     assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in alone]
     session = engine.session(id="three")

@@ -60,7 +60,7 @@ def test_memory_for_keys_and_values_is_taken_when_they_are_written(model: Model)
 def test_interleaved_conversations_compute_what_they_share_once(engine: Engine) -> None:
     engine.core.call(Look(lambda kv: kv.clear()))
     evictions = engine.core.stats().kv.evictions
-    shared = len(engine.conversations.prompt([Message("system", SYSTEM)]).token_ids)
+    shared = len(engine.conversations.prompt([Message("system", SYSTEM)]).tokens)
     assert shared > 700
     sessions = [engine.session(SYSTEM) for _ in range(8)]
     reused = [

@@ -42,7 +42,7 @@ def engine(model: Model) -> Iterator[Engine]:
 def afresh(engine: Engine, messages: tuple[Message, ...], params: SamplingParams) -> tuple[int, ...]:
     """What a whole conversation is answered when nothing that is known may be used."""
     prompt = engine.conversations.prompt(messages)
-    return engine.generate(prompt.token_ids.tolist(), params, reuse=False).token_ids
+    return engine.generate(prompt.tokens.ids.tolist(), params, reuse=False).token_ids
 
 
 def settled(engine: Engine) -> None:

@@ -83,4 +83,4 @@ def test_ids_are_the_library_s(family: Family, first: str, said: str, result: st
     expected = library.apply_chat_template(
         plain, tools=form.template_tools(USE), add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    assert Conversations(template, tokenizer, dialect).prompt(messages, Setting(USE)).token_ids.tolist() == expected
+    assert Conversations(template, tokenizer, dialect).prompt(messages, Setting(USE)).tokens.ids.tolist() == expected

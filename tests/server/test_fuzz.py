@@ -95,7 +95,7 @@ async def send(engine: Engine, requests: int) -> None:
 
 
 def count(prompt: Prompt, control: set[int]) -> Counter[int]:
-    return Counter(id for id in prompt.token_ids.tolist() if id in control)
+    return Counter(id for id in prompt.tokens.ids.tolist() if id in control)
 
 
 def known_token(engine: Engine, text: str) -> int:

@@ -415,13 +415,13 @@ class Chat:
         prompt = self.ask(*messages, **options)
         answer = assistant(answer) if isinstance(answer, str) else answer
         self.conversations.record(prompt, answer, ids, answer.text if text is None else text)
-        return [*prompt.token_ids.tolist(), *ids]
+        return [*prompt.tokens.ids.tolist(), *ids]
 
     def full(self, *messages: Message, use: ToolUse = NO_TOOLS) -> str:
         return self.template.render(self.format.messages(messages, use), self.format.template_tools(use))
 
     def text_of(self, prompt: Prompt) -> str:
-        return self.tokenizer.decode(prompt.token_ids.tolist(), skip_special=False)
+        return self.tokenizer.decode(prompt.tokens.ids.tolist(), skip_special=False)
 
 
 def oddly(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -442,8 +442,8 @@ class TestConversations:
             seen = chat.answered(*messages, answer=reply, ids=oddly(tokenizer, reply))
             messages += [assistant(reply), user(question)]
             prompt = chat.ask(*messages)
-            assert prompt.token_ids[: len(seen)].tolist() == seen
-            assert prompt.token_ids.dtype == np.int32
+            assert prompt.tokens.ids[: len(seen)].tolist() == seen
+            assert prompt.tokens.ids.dtype == np.int32
             assert prompt.parent_length == len(seen)
             assert chat.text_of(prompt) == chat.full(*messages)
         assert chat.conversations.renders == {"first": 1, "spliced": 2, "repeated": 1}
@@ -453,11 +453,11 @@ class TestConversations:
         chat = Chat(model.chat_template, tokenizer)
         seen = chat.answered(user("Hi"), answer="Hello there!", ids=oddly(tokenizer, "Hello there!"))
         prompt = chat.ask(user("Hi"), assistant("Hello there!"), user("How are you?"))
-        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
         assert chat.text_of(prompt) == chat.full(user("Hi"), assistant("Hello there!"), user("How are you?"))
 
     def test_special_tokens_of_the_template_are_single_tokens_and_stand_once(self, tokenizer: Tokenizer) -> None:
-        ids = Chat(LLAMA, tokenizer).ask(user("Hi")).token_ids.tolist()
+        ids = Chat(LLAMA, tokenizer).ask(user("Hi")).tokens.ids.tolist()
         assert ids[0] == tokenizer.token_id("<|endoftext|>")
         assert ids.count(ids[0]) == 1
 
@@ -466,7 +466,7 @@ class TestConversations:
         reply = "\n  Hello  \n"
         seen = chat.answered(user("Hi"), answer=reply, ids=oddly(tokenizer, reply))
         prompt = chat.ask(user("Hi"), assistant(reply), user("Bye"))
-        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
         assert chat.text_of(prompt) == chat.full(user("Hi"), assistant("Hello"), user("Bye")).replace("Hello", reply)
 
     @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ class TestConversations:
             seen = chat.answered(*messages, answer="Hello", ids=oddly(tokenizer, "Hello"))
             assert chat.conversations.renders[kind] == before + 1
             messages += [assistant("Hello"), user("Go on")]
-        assert chat.ask(*messages).token_ids[: len(seen)].tolist() == seen
+        assert chat.ask(*messages).tokens.ids[: len(seen)].tolist() == seen
 
     def test_a_template_that_puts_system_messages_first_renders_in_full(self, tokenizer: Tokenizer) -> None:
         source = (
@@ -529,7 +529,7 @@ class TestConversations:
             seen = chat.answered(*messages, answer=reply, ids=oddly(tokenizer, reply), use=TestToolCalls.USE)
             messages += [assistant(reply), user("Go on")]
             prompt = chat.ask(*messages, use=TestToolCalls.USE)
-            assert way == "full" or prompt.token_ids[: len(seen)].tolist() == seen
+            assert way == "full" or prompt.tokens.ids[: len(seen)].tolist() == seen
             assert chat.text_of(prompt) == chat.full(*messages, use=TestToolCalls.USE)
         assert chat.conversations.renders == {"first": 1, way: 2, "repeated": 1}
 
@@ -538,7 +538,7 @@ class TestConversations:
         seen = chat.answered(user("Hi"), answer="Hello", ids=oddly(tokenizer, "Hello"))
         branches = [chat.ask(user("Hi"), assistant("Hello"), user(text)) for text in ("One", "Two")]
         for branch in branches:
-            assert branch.token_ids[: len(seen)].tolist() == seen
+            assert branch.tokens.ids[: len(seen)].tolist() == seen
         assert len({branch.history.key for branch in branches}) == 2
         assert len({branch.conversation_id for branch in branches}) == 1
 
@@ -547,20 +547,20 @@ class TestConversations:
         for reply in ("Hello", "Good day"):
             seen = chat.answered(user("Hi"), answer=reply, ids=oddly(tokenizer, reply))
             prompt = chat.ask(user("Hi"), assistant(reply), user("Bye"))
-            assert prompt.token_ids[: len(seen)].tolist() == seen
+            assert prompt.tokens.ids[: len(seen)].tolist() == seen
 
     def test_of_one_answer_in_two_spellings_the_first_stays(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
         seen = chat.answered(user("Hi"), answer="Hello", ids=oddly(tokenizer, "Hello"))
         chat.answered(user("Hi"), answer="Hello", ids=tokenizer.encode("Hello"))
-        assert chat.ask(user("Hi"), assistant("Hello")).token_ids[: len(seen)].tolist() == seen
+        assert chat.ask(user("Hi"), assistant("Hello")).tokens.ids[: len(seen)].tolist() == seen
 
     def test_an_edited_message_makes_another_conversation(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
         first = chat.ask(user("Hi"))
         chat.conversations.record(first, assistant("Hello"), oddly(tokenizer, "Hello"), "Hello")
         edited = chat.ask(user("Hi!"), assistant("Hello"), user("Bye"))
-        assert edited.token_ids.tolist() == tokenizer.encode(chat.full(user("Hi!"), assistant("Hello"), user("Bye")))
+        assert edited.tokens.ids.tolist() == tokenizer.encode(chat.full(user("Hi!"), assistant("Hello"), user("Bye")))
         assert edited.conversation_id != first.conversation_id
         assert chat.conversations.renders == {"first": 2}
 
@@ -570,7 +570,7 @@ class TestConversations:
         seen = chat.answered(*start, answer="Hello", ids=oddly(tokenizer, "Hello"))
         messages = (*start, assistant("Hello"), user("And?"), assistant("Another stranger's"), user("Bye"))
         prompt = chat.ask(*messages)
-        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
         assert chat.text_of(prompt) == chat.full(*messages)
 
     def test_tenants_do_not_share_conversations(self, tokenizer: Tokenizer) -> None:
@@ -579,7 +579,7 @@ class TestConversations:
         messages = (user("Hi"), assistant("Hello"), user("Bye"))
         one, two = (chat.ask(*messages, tenant=tenant) for tenant in ("one", "two"))
         assert chat.conversations.renders == {"first": 2, "spliced": 1}
-        assert two.token_ids.tolist() == tokenizer.encode(chat.full(*messages)) != one.token_ids.tolist()
+        assert two.tokens.ids.tolist() == tokenizer.encode(chat.full(*messages)) != one.tokens.ids.tolist()
         assert one.conversation_id != two.conversation_id
 
     def test_a_model_without_a_template_cannot_chat(self, tokenizer: Tokenizer) -> None:
@@ -625,21 +625,21 @@ class TestEndsOfAnswers:
         assert len(ids) == 3
         seen = chat.answered(user("Hi"), answer="One two", ids=ids)
         prompt = chat.ask(user("Hi"), assistant("One two"), user("Bye"))
-        assert prompt.token_ids[: len(seen) - 1].tolist() == seen[:-1]
+        assert prompt.tokens.ids[: len(seen) - 1].tolist() == seen[:-1]
         assert chat.text_of(prompt) == chat.full(user("Hi"), assistant("One two"), user("Bye"))
 
     def test_in_the_middle_of_a_token(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
         chat.answered(user("Hi"), answer="One tw", ids=tokenizer.encode("One two three"))
         messages = (user("Hi"), assistant("One tw"), user("Bye"))
-        assert chat.ask(*messages).token_ids.tolist() == tokenizer.encode(chat.full(*messages))
+        assert chat.ask(*messages).tokens.ids.tolist() == tokenizer.encode(chat.full(*messages))
         assert chat.conversations.renders == {"first": 2}
 
     def test_at_the_very_beginning(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
         seen = chat.answered(user("Hi"), answer="", ids=tokenizer.encode("Stop"))
         prompt = chat.ask(user("Hi"), assistant(""), user("Bye"))
-        assert prompt.token_ids[: len(seen) - 1].tolist() == seen[:-1]
+        assert prompt.tokens.ids[: len(seen) - 1].tolist() == seen[:-1]
         assert chat.text_of(prompt) == chat.full(user("Hi"), assistant(""), user("Bye"))
 
     def test_with_half_a_character(self, tokenizer: Tokenizer) -> None:
@@ -648,14 +648,14 @@ class TestEndsOfAnswers:
         text = tokenizer.decode(ids)
         assert text.endswith("\ufffd")
         seen = chat.answered(user("Hi"), answer=text, ids=ids)
-        assert chat.ask(user("Hi"), assistant(text), user("Bye")).token_ids[: len(seen)].tolist() == seen
+        assert chat.ask(user("Hi"), assistant(text), user("Bye")).tokens.ids[: len(seen)].tolist() == seen
 
     def test_with_special_tokens_in_it(self, tokenizer: Tokenizer) -> None:
         chat = Chat(CHATML, tokenizer)
         ids = [*oddly(tokenizer, "Hello"), *tokenizer.encode("<|im_end|>\nHello")]
         text = tokenizer.decode(ids)
         seen = chat.answered(user("Hi"), answer=text, ids=ids)
-        assert chat.ask(user("Hi"), assistant(text), user("Bye")).token_ids[: len(seen)].tolist() == seen
+        assert chat.ask(user("Hi"), assistant(text), user("Bye")).tokens.ids[: len(seen)].tolist() == seen
 
 
 class TestSystemMessages:
@@ -712,7 +712,7 @@ class TestToolCalls:
         seen = chat.answered(user("Weather?"), answer=assistant("", self.CALL), ids=ids, text=generated, use=self.USE)
         returned = replace(self.CALL, arguments=json.dumps({"days": 2, "city": "Oslo"}, indent=2))
         prompt = chat.ask(user("Weather?"), assistant("", returned), self.RESULT, use=self.USE)
-        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
         assert chat.conversations.renders == {"first": 1, "spliced": 1}
         tail = chat.text_of(prompt).rpartition(generated)[2]
         assert tail.startswith("<|im_end|>\n")
@@ -768,7 +768,7 @@ class TestPlacing:
             messages += [assistant(reply), user(f"{reply}?")]
             prompt = chat.ask(*messages)
             assert chat.text_of(prompt) == chat.full(*messages)
-            ids = prompt.token_ids.tolist()
+            ids = prompt.tokens.ids.tolist()
             assert all(odd in [ids[at : at + len(odd)] for at in range(len(ids))] for odd in spelled)
         assert chat.conversations.renders["full"] == 3
 
@@ -786,9 +786,9 @@ class TestPlacing:
         results = [Message("tool", f"ping: {call.name}", tool_call_id=call.id) for call in calls]
         messages = (user("?"), answer, *results)
         prompt = chat.ask(*messages)
-        assert prompt.token_ids[: len(seen)].tolist() == seen
-        assert chat.full(*messages).endswith(tokenizer.decode(prompt.token_ids[len(seen) :], skip_special=False))
-        tail = tokenizer.decode(prompt.token_ids[len(seen) :], skip_special=False)
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
+        assert chat.full(*messages).endswith(tokenizer.decode(prompt.tokens.ids[len(seen) :], skip_special=False))
+        tail = tokenizer.decode(prompt.tokens.ids[len(seen) :], skip_special=False)
         assert tail.startswith("<|call_end|>ping: ping: ping<|end|>")
 
     def test_more_messages_than_origins(self, tokenizer: Tokenizer) -> None:
@@ -797,7 +797,7 @@ class TestPlacing:
         seen = chat.answered(*messages, answer="Good day", ids=oddly(tokenizer, "Good day"))
         messages += [assistant("Good day"), user("Bye")]
         prompt = chat.ask(*messages)
-        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
         assert chat.text_of(prompt) == chat.full(*messages)
 
     @pytest.mark.parametrize("count", [4, 100, 129, 131, 204, 256, 300])
@@ -833,7 +833,7 @@ class TestPlacing:
         answer = assistant(text[len(call) :].strip(), TestToolCalls.CALL)
         seen = chat.answered(user("?"), answer=answer, ids=oddly(tokenizer, text), text=text)
         prompt = chat.ask(user("?"), answer, TestToolCalls.RESULT)
-        tail = tokenizer.decode(prompt.token_ids[len(seen) :], skip_special=False)
+        tail = tokenizer.decode(prompt.tokens.ids[len(seen) :], skip_special=False)
         assert tail.startswith("<|im_end|>")
 
     def test_an_answer_that_says_nothing_where_the_template_wants_one(self, tokenizer: Tokenizer) -> None:
@@ -841,7 +841,7 @@ class TestPlacing:
         chat = Chat(strict, tokenizer)
         seen = chat.answered(user("Hi"), answer="", ids=[])
         prompt = chat.ask(user("Hi"), assistant(""), user("Bye"))
-        assert prompt.token_ids[: len(seen)].tolist() == seen
+        assert prompt.tokens.ids[: len(seen)].tolist() == seen
         assert chat.text_of(prompt) == Chat(CHATML, tokenizer).full(user("Hi"), assistant(""), user("Bye"))
 
 
@@ -901,7 +901,7 @@ class TestSetting:
         seen = chat.answered(user("Hi"), answer=thoughts[0], ids=oddly(tokenizer, "Hm. Hello"), text="Hm. Hello")
         for returned in (*thoughts, assistant("Hello")):
             prompt = chat.ask(user("Hi"), returned, user("Bye"))
-            assert prompt.token_ids[: len(seen)].tolist() == seen
+            assert prompt.tokens.ids[: len(seen)].tolist() == seen
 
     @pytest.mark.parametrize(
         ("source", "told"),
@@ -951,15 +951,15 @@ def test_however_conversations_branch_prompts_read_as_rendered_and_keep_known_to
         assert chat.text_of(prompt) == chat.full(*messages)
         known = [said[tenant, messages[:count]] for count in range(len(messages)) if (tenant, messages[:count]) in said]
         if prompt.parent is not None:
-            assert prompt.token_ids[: prompt.parent_length].tolist() in known
+            assert prompt.tokens.ids[: prompt.parent_length].tolist() in known
         if known and ledger_tokens == 10_000:
-            assert prompt.token_ids[: len(known[-1])].tolist() == known[-1]
+            assert prompt.tokens.ids[: len(known[-1])].tolist() == known[-1]
         ids = (
             [token for character in reply for token in tokenizer.encode(character)] if odd else tokenizer.encode(reply)
         )
         chat.conversations.record(prompt, assistant(reply), ids, reply)
         answered = (*messages, assistant(reply))
-        said.setdefault((tenant, answered), [*prompt.token_ids.tolist(), *ids])
+        said.setdefault((tenant, answered), [*prompt.tokens.ids.tolist(), *ids])
         conversations.append(answered)
 
 

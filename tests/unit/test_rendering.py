@@ -143,7 +143,7 @@ def grown(source: str, tokenizer: Tokenizer, turns: int) -> list[list[int]]:
         prompt = conversations.prompt(messages)
         counts.append(template.rendered.copy())
         dicts = [{"role": message.role, "content": message.text} for message in messages]
-        end = tokenizer.decode(prompt.token_ids[prompt.parent_length :], skip_special=False)
+        end = tokenizer.decode(prompt.tokens.ids[prompt.parent_length :], skip_special=False)
         assert forms.rendered(source, *dicts).endswith(end)
         said = f"Yes {turn}"
         conversations.record(prompt, Message("assistant", said), tokenizer.encode(said), said)

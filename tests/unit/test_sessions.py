@@ -161,7 +161,7 @@ class SessionsMachine(RuleBasedStateMachine):
         session.messages, session.turn, session.begun = [*turn.messages, message], None, True
         self.used(name)
         self.forget_surplus(name)
-        assert np.array_equal(self.sessions.get("", name).token_ids, [*prompt.token_ids, *token_ids])
+        assert np.array_equal(self.sessions.get("", name).token_ids, [*prompt.tokens.ids, *token_ids])
 
     @rule(name=Names, times=st.integers(1, 2))
     def give_up(self, name: str, times: int) -> None:

@@ -56,11 +56,6 @@ class Prompt:
     known_length: int = 0
     """How many tokens the ledger has for those; the prompt has others if the template rewrote them."""
 
-    @property
-    def token_ids(self) -> IntArray:
-        """The tokens, int32 [n]."""
-        return self.tokens.ids
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -69,11 +64,6 @@ class Part:
     key: Digest
     entry: LedgerEntry
     tokens: Tokens
-
-    @property
-    def token_ids(self) -> IntArray:
-        """The tokens, int32 [n]."""
-        return self.tokens.ids
 
 
 class Conversations:
@@ -212,7 +202,7 @@ class Conversations:
         tail = None
         if part is not None:
             plain = messages[number].text and not messages[number].tool_calls  # which ends with its text
-            generated = "" if plain else self._written(part.token_ids)
+            generated = "" if plain else self._written(part.tokens.ids)
             tail = self._renderer.tail(messages, number, generated, setting)
         if part is None or tail is None:
             self.renders["first" if part is None else "full"] += 1
@@ -222,7 +212,7 @@ class Conversations:
             self.renders["spliced"] += 1
             self.check_length(len(tail))
             text, parent = tail, part.key
-            ids = self._encode_after(part.token_ids, tail)
+            ids = self._encode_after(part.tokens.ids, tail)
             with self._lock:
                 tokens = part.tokens.extended(ids)
         opened = self._dialect.reasoning.opened_by(text)

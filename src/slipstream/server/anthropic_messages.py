@@ -303,7 +303,7 @@ def router(runner: TurnRunner) -> APIRouter:
         runner.names.check(body.model)
 
         def count(body: PromptFields) -> int:
-            return len(runtime.conversations.prompt(*body.prompt(runtime), tenant=tenant).token_ids)
+            return len(runtime.conversations.prompt(*body.prompt(runtime), tenant=tenant).tokens)
 
         counted = await asyncio.to_thread(count, body)
         if body.context_management is None:

@@ -78,6 +78,6 @@ def _tokens(runtime: Runtime, body: TokenizeRequest, tenant: str) -> list[int]:
     if body.messages is not None:
         setting = Setting(tool_use(chat_tools(body.tools)), body.chat_template_kwargs or {})
         prompt = runtime.conversations.prompt(chat_messages(body.messages), setting, tenant=tenant)
-        return list(map(int, prompt.token_ids))
+        return list(map(int, prompt.tokens.ids))
     encode = runtime.encode if body.add_special and body.add_special_tokens else runtime.tokenizer.encode
     return encode(getattr(body, given[0]))

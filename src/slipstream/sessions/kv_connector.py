@@ -86,7 +86,7 @@ class KVConnector:
 
     def add(self, tenant: str, part: Part) -> None:
         """Save a part that was just computed, soon, and those before it that disk lacks: it's no good without them."""
-        end, missing = len(part.token_ids), []
+        end, missing = len(part.tokens), []
         lineage = self._conversations.lineage(part.key)
         with self._lock:
             self._note_resident(part.key)
@@ -95,7 +95,7 @@ class KVConnector:
                     break
                 start = end - len(entry.tokens)
                 if (key in self._leaving or not self._saved.size(key)) and key not in self._unsaved:
-                    self._unsaved[key] = _Unsaved(tenant, key, part.token_ids[:end], start)
+                    self._unsaved[key] = _Unsaved(tenant, key, part.tokens.ids[:end], start)
                     missing.append(self._unsaved[key])
                 end = start
             self._complete.add(part.key)

@@ -237,7 +237,7 @@ class Sessions:
         asks = any(message.role == "user" for message in state.messages)
         render = self._conversations.prompt if asks else self._conversations.beginning
         prompt = render(state.messages, state.setting, tenant=state.tenant)
-        length, limit = len(prompt.token_ids), self._core.limits.max_sequence
+        length, limit = len(prompt.tokens), self._core.limits.max_sequence
         if length >= limit:
             message = f"the session would have {length:,} tokens, but there is room for {limit:,}: "
             raise ContextLengthError(message, "append less, or roll it back", prompt=length, wanted=0, limit=limit)
@@ -247,12 +247,12 @@ class Sessions:
         """Save a session, and have its prompt computed."""
         with self._directory.lock:
             state.node = prompt.parent if prompt is not None else None
-            state.token_ids = prompt.token_ids if prompt is not None else np.empty(0, np.int32)
+            state.token_ids = prompt.tokens.ids if prompt is not None else np.empty(0, np.int32)
             state.tokens = len(state.token_ids)
         self._directory.save(state)
         if prompt is not None:
             self.turns.fetch(state.tenant, prompt)
-            self.ahead.compute(state, prompt.token_ids)
+            self.ahead.compute(state, prompt.tokens.ids)
 
     def _saved_bytes(self, state: SessionState) -> int:
         return self.connector.size(state.node) if self.connector is not None and state.node is not None else 0

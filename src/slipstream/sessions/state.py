@@ -174,5 +174,5 @@ def tokens_of(state: SessionState, conversations: Conversations) -> IntArray:
     """The token ids of a session, as far as they were ever made, int32 [n]."""
     if state.token_ids is None:
         known = conversations.known(state.messages, state.setting, tenant=state.tenant)
-        state.token_ids = known.token_ids if known is not None else np.empty(0, np.int32)
+        state.token_ids = known.tokens.ids if known is not None else np.empty(0, np.int32)
     return state.token_ids

@@ -86,7 +86,7 @@ class SessionTurns:
     def fetch(self, tenant: str, prompt: Prompt) -> None:
         """Bring into memory what disk has of a prompt."""
         if self._connector is not None and prompt.parent is not None:
-            self._connector.restore(tenant, prompt.parent, prompt.token_ids)
+            self._connector.restore(tenant, prompt.parent, prompt.tokens.ids)
 
     def answered(
         self,
@@ -114,7 +114,7 @@ class SessionTurns:
             setting = Setting(ToolUse(turn.setting.tools.described), turn.setting.template_kwargs)
             state.setting = state.setting if state.setting == setting else setting  # which was measured
             state.named = state.named or turn.alone
-            state.token_ids = part.token_ids if part is not None else prompt.token_ids
+            state.token_ids = part.tokens.ids if part is not None else prompt.tokens.ids
             state.node = part.key if part is not None else prompt.parent
             state.tokens = len(state.token_ids)
             state.turn = None if state.turn is turn else state.turn
@@ -124,10 +124,10 @@ class SessionTurns:
         self._directory.forget_surplus(state)
         if part is not None:
             if answer.tool_calls:
-                self._ahead.expect(turn.tenant, part.token_ids)
+                self._ahead.expect(turn.tenant, part.tokens.ids)
             if self._connector is not None:
                 self._connector.add(turn.tenant, part)
-            self._ahead.compute_after_answer(state, part.token_ids, turn.setting)
+            self._ahead.compute_after_answer(state, part.tokens.ids, turn.setting)
         return state.id
 
     def _successor(self, turn: SessionTurn, prompt: Prompt, part: Part | None) -> SessionState:

@@ -74,7 +74,7 @@ class Turns:
         try:
             claimed = self._claim(turn, request)
             assert claimed is not None
-            return len(self._conversations.prompt(claimed.messages, claimed.setting, tenant=request.tenant).token_ids)
+            return len(self._conversations.prompt(claimed.messages, claimed.setting, tenant=request.tenant).tokens)
         finally:
             turn.cancel()
 
@@ -107,7 +107,7 @@ class Turns:
             self._session_turns.prepare(session_turn, prompt, reuse=request.reuse)
             schema, strict = request.response_schema, request.response_strict
             demand = self._demands.demand(Wanted(request.tenant, setting.tools, schema, prompt.opens_reasoning, strict))
-            token_ids, shown = prompt.token_ids, self._dialect.token_ids
+            token_ids, shown = prompt.tokens.ids, self._dialect.token_ids
         opens_reasoning = prompt is not None and prompt.opens_reasoning
         for offset in range(request.choices):
             reader = AnswerReader(self._dialect, setting.tools, opens_reasoning=opens_reasoning)
