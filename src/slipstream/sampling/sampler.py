@@ -20,15 +20,8 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Adjustment:
-    """What penalties and a bias make of a row of logits: some are scaled, and then numbers are added to some."""
-
-    scaled: npt.NDArray[np.intp]
-    """Tokens whose logits are divided by `factor` if they are positive, else multiplied; none twice."""
-    factor: np.float32
-    added: tuple[tuple[npt.NDArray[np.intp], FloatArray], ...]
-    """Tokens, none twice, and what is added to their logits: one after the other."""
+Adjustment = tuple[npt.NDArray[np.intp], FloatArray]
+"""Tokens, none twice, and a number for the logit of each."""
 
 
 class Choice(NamedTuple):
@@ -97,27 +90,29 @@ class Sampler:
         """Apply penalties and bias, on a copy if there are any."""
         if not self.adjusts:
             return logits
-        adjusted, adjustment = logits.copy(), self.adjustment()
-        if len(adjustment.scaled):
-            values = adjusted[adjustment.scaled]
-            factor = adjustment.factor
-            adjusted[adjustment.scaled] = np.where(values > 0, values / factor, values * factor)
-        for ids, values in adjustment.added:
-            adjusted[ids] += values
+        adjusted = logits.copy()
+        (scaled, factors), *added = self.adjustments()
+        values = adjusted[scaled]
+        adjusted[scaled] = np.where(values > 0, values / factors, values * factors)
+        for ids, numbers in added:
+            adjusted[ids] += numbers
         return adjusted
 
-    def adjustment(self) -> Adjustment:
-        """What penalties and bias do after the tokens that were accepted so far, if it `adjusts` at all."""
+    def adjustments(self) -> list[Adjustment]:
+        """What penalties and bias do after the tokens that were accepted so far, if it `adjusts` at all.
+
+        First come factors, by which positive logits are divided and others multiplied; then what is added, in order.
+        """
         params = self.params
         scaled = np.flatnonzero(self._seen) if params.repetition_penalty != 1.0 else np.empty(0, np.intp)
-        added: list[tuple[npt.NDArray[np.intp], FloatArray]] = []
+        adjustments = [(scaled, np.full(len(scaled), params.repetition_penalty, np.float32))]
         if params.presence_penalty or params.frequency_penalty:
             ids = np.flatnonzero(self._generated)
             penalty = params.presence_penalty + params.frequency_penalty * self._generated[ids]
-            added.append((ids, -penalty.astype(np.float32)))
+            adjustments.append((ids, -penalty.astype(np.float32)))
         if params.logit_bias:
-            added.append(self._bias)
-        return Adjustment(scaled, np.float32(params.repetition_penalty), tuple(added))
+            adjustments.append(self._bias)
+        return adjustments
 
     def draw(self, logits: FloatArray, position: int) -> int:
         """The token for `position` by chance, from logits that are adjusted already.

@@ -125,9 +125,7 @@ class _Part:
         values: list[list[FloatArray]] = [[np.empty(0, np.float32)] for _ in range(3)]
         for at, row in enumerate(self.rows[:chosen]):
             if row.sampler.adjusts:
-                adjustment = row.sampler.adjustment()
-                factors = np.full(len(adjustment.scaled), adjustment.factor, np.float32)
-                for number, (ids, numbers) in enumerate(((adjustment.scaled, factors), *adjustment.added)):
+                for number, (ids, numbers) in enumerate(row.sampler.adjustments()):
                     places[number].append(ids + at * self._vocab_size)
                     values[number].append(numbers)
         found: dict[str, npt.NDArray[Any]] = {}
