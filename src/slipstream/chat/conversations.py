@@ -111,8 +111,7 @@ class Conversations:
         # What was thought is no part of the history, since many clients don't send it back.
         thoughts = tuple([(at, message.thought) for at, message in enumerate(messages) if message.reasoning])
         key = history.key, thoughts, known[1].key if known is not None else None
-        recent = self._recent.get(key)
-        if recent is not None:
+        if (recent := self._recent.get(key)) is not None:
             self.renders["repeated"] += 1
             return recent
         prompt = self._made(messages, setting, history, known)

@@ -14,9 +14,6 @@ from slipstream.turns.demands import Demand, Demands, Wanted
 from slipstream.turns.request import TurnRequest
 from slipstream.turns.turn import Choice, Notify, Piece, Turn
 
-Ready = tuple[Choice, EngineRequest]
-"""A choice, and what the engine is to generate for it."""
-
 
 class Turns:
     """Starts turns. Thread-safe. `encode` gives the token ids of a plain prompt."""
@@ -93,8 +90,10 @@ class Turns:
         turn.held.append(session_turn)
         return session_turn
 
-    def _prepare(self, request: TurnRequest, session_turn: SessionTurn | None) -> Iterator[Ready]:
-        """Make the prompt and the grammar of a request, for each of its choices."""
+    def _prepare(
+        self, request: TurnRequest, session_turn: SessionTurn | None
+    ) -> Iterator[tuple[Choice, EngineRequest]]:
+        """Make the prompt and the grammar of a request; for each of its choices, what the engine is to generate."""
         setting, prompt, demand, shown = request.setting, None, Demand(), frozenset[int]()
         if isinstance(request.prompt, str):
             self._core.limits.check_characters(len(request.prompt))
