@@ -27,9 +27,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 
-def import_artefact(
-    artefact: Artefact, folder: Path, *, name: str, origin: str, state: str = "", progress: Progress
-) -> Manifest:
+def import_artefact(artefact: Artefact, folder: Path, *, name: str, origin: str, progress: Progress) -> Manifest:
     """Fill the empty `folder` with everything that serving the model needs, the manifest last.
 
     Raises:
@@ -42,7 +40,7 @@ def import_artefact(
     manifest = Manifest(
         name=name,
         source=origin,
-        source_state=state,
+        source_state=artefact.state,
         sha256=artefact.sha256,
         files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         **facts.model_dump() | {"stop_token_ids": stop_tokens(tokenizer, facts.stop_token_ids)},

@@ -53,6 +53,8 @@ class Artefact:
 
     path: Path
     sha256: str
+    state: str = ""
+    """Of a local source before it was read; see `LocalSource.state`."""
 
 
 def parse_source(spec: str) -> "Source | None":
@@ -162,7 +164,8 @@ class LocalSource:
 
     def fetch(self, workdir: Path, progress: Progress) -> Artefact:  # noqa: ARG002
         """Hash it where it lies."""
-        return _artefact(self.path, progress)
+        state = self.state
+        return replace(_artefact(self.path, progress), state=state)
 
 
 @dataclass(frozen=True, slots=True)

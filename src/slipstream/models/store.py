@@ -135,12 +135,9 @@ class ModelStore:
                     source = source.resolved()
                     if model := self._by_origin(source):
                         return model
-                state = source.state if isinstance(source, LocalSource) else ""
                 with self._staged() as staging:
                     artefact = source.fetch(staging, progress)
-                    return self._by_content(source, artefact) or self._install(
-                        source, artefact, state, staging, progress
-                    )
+                    return self._by_content(source, artefact) or self._install(source, artefact, staging, progress)
         except OSError as error:
             raise ModelError(
                 f"can't pull {spec} into {self._models}: {error}. SLIPSTREAM_HOME puts the store elsewhere"
@@ -221,11 +218,11 @@ class ModelStore:
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _install(self, source: Source, artefact: Artefact, state: str, staging: Path, progress: Progress) -> Model:
+    def _install(self, source: Source, artefact: Artefact, staging: Path, progress: Progress) -> Model:
         name = self._name_for(source, artefact)
         folder, target = staging / "model", self._models / name
         folder.mkdir()
-        manifest = import_artefact(artefact, folder, name=name, origin=source.origin, state=state, progress=progress)
+        manifest = import_artefact(artefact, folder, name=name, origin=source.origin, progress=progress)
         for path in (*folder.iterdir(), folder):
             _sync(path)
         if target.exists():  # a damaged or outdated model: an intact one would have been taken
