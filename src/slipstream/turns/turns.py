@@ -1,7 +1,6 @@
 """The start of a turn: its session, its prompt, the grammar of its answer; then the engine has it."""
 
 import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
@@ -33,7 +32,6 @@ class Turns:
         self._dialect = dialect
         self._demands = Demands(dialect, grammars)
         self._encode = encode
-        self._lock = threading.Lock()
 
     def start(self, requests: Sequence[TurnRequest], notify: Notify) -> Turn:
         """Make the prompts and grammars and submit them all, or none; takes as long as that.
