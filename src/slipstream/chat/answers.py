@@ -50,7 +50,7 @@ class Dialect:
             losses += calls.losses
         if response_schema is not None:
             json = json_rules("json", response_schema)
-            rules += [f"response: {self.tool_format.said('json')}", *json.rules]
+            rules += [f"response: {self.tool_format.before_text} json", *json.rules]
             losses += map(Loss, json.losses)
         alone = "answer" if may_call else "response"
         both = response_schema is not None and may_call and use.mode == "auto"

@@ -49,6 +49,8 @@ class ToolFormat(ABC):
 
     ends: tuple[Tag, ...] = ()
     """What ends a text inside of a call, beside the quotation mark of JSON, and what ends calls."""
+    before_text = ""
+    """The Lark expression of what stands before an answer that is no call."""
     reasoning: Reasoning | None = None
     """Where answers and reasoning are of one piece; None where the template's reasoning goes with the format."""
 
@@ -95,10 +97,6 @@ class ToolFormat(ABC):
             losses += [Loss(_NO_TEXT, tool.name, of_text=True) for tool in use.callable if _has_grammar(tool)]
         rules = (rule for each in written for rule in each.rules)
         return AnswerGrammar("\n".join((self._start(use), f"call: {' | '.join(names)}", *rules)), tuple(losses))
-
-    def said(self, rule: str) -> str:
-        """The Lark expression of an answer that is no call and fits a rule."""
-        return rule
 
     @abstractmethod
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:

@@ -40,6 +40,7 @@ class Harmony(ToolFormat):
         self.reasoning = HarmonyReasoning(tags("<|channel|>", "analysis", "<|message|>"), self._next)
         self._channel, self._message, self._call = tags("<|channel|>"), tags("<|message|>"), tags("<|call|>")
         self._final = tags("<|channel|>", "final", "<|message|>")
+        self.before_text = self._final.expression
         self._said = tags("<|channel|>", "commentary", "<|message|>")
         self._call_begin = tags("<|channel|>", f"commentary to={_FUNCTIONS}")
         self._json = tags(" ", "<|constrain|>", "json", "<|message|>")
@@ -56,15 +57,11 @@ class Harmony(ToolFormat):
         if use.mode == "required":
             return "start: call"
         said = f"said: {self._said.expression} preamble\n{rule_until(self._next, 'preamble')}"
-        return f"start: {self._final.expression} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"
+        return f"start: {self.before_text} TEXT | said? call\n{said}\nTEXT: /(.|\\n)*/"
 
     def _call_rules(self, rule: str, tool: Tool) -> Written:
         head = f"{self._call_begin.expression} {literal(tool.name)} {self._json.expression}"
         return with_json_arguments(rule, tool, head)
-
-    def said(self, rule: str) -> str:
-        """In its channel."""
-        return f"{self._final.expression} {rule}"
 
     def read(self, reading: Reading, use: ToolUse) -> Steps[None]:  # noqa: ARG002
         """See `ToolFormat.read`."""
