@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Container, Iterable
 
-from slipstream.tokenizer.provenance import Traced, content, own
+from slipstream.tokenizer.provenance import Traced, content, joined, own
 from slipstream.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,7 +24,7 @@ class IncrementalDecoder:
 
     def feed(self, ids: Iterable[int]) -> Traced:
         """The text that `ids` complete: empty while a character is unfinished."""
-        text: Traced | None = None
+        pieces: list[Traced] = []
         plain: list[bytes] = []
         tokenizer = self._tokenizer
         for id in ids:
@@ -33,11 +33,10 @@ class IncrementalDecoder:
             if not tokenizer.is_control(id):
                 plain.append(tokenizer.token_bytes(id))
                 continue
-            before = self._content(plain)
-            whole = self._whole(self._utf8.decode(tokenizer.token_bytes(id)), id)
-            text, plain = (before if text is None else text + before) + whole, []
+            pieces += self._content(plain), self._whole(self._utf8.decode(tokenizer.token_bytes(id)), id)
+            plain = []
         rest = self._content(plain)
-        return rest if text is None else text + rest
+        return joined("", (*pieces, rest)) if pieces else rest
 
     def flush(self) -> Traced:
         """What is held back, as U+FFFD, or nothing; the decoder starts afresh."""
