@@ -48,7 +48,6 @@ class Sampler:
         """Of the request's random numbers."""
         bias = params.logit_bias
         self._bias = np.array([*bias], np.intp), np.array([*bias.values()], np.float32)
-        self._penalised = params.penalised
         self.adjusts = params.penalised or bool(bias)
         """Whether logits are changed, by penalties or a bias, before a token is chosen."""
         if params.penalised:
@@ -70,7 +69,7 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """Note that `token` was generated, for the penalties of those after it."""
-        if self._penalised:
+        if self.params.penalised:
             self._generated[token] += 1
             self._seen[token] = True
 
