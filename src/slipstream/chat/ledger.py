@@ -98,11 +98,9 @@ class Ledger:
 
     def _lineage(self, key: Digest) -> list[Digest]:
         """The conversations that one goes on from, the first one first, and itself."""
-        keys: list[Digest] = []
-        at: Digest | None = key
-        while at is not None:
-            keys.append(at)
-            at = self._entries[at].parent
+        keys = [key]
+        while (parent := self._entries[keys[-1]].parent) is not None:
+            keys.append(parent)
         return keys[::-1]
 
     def _evict(self) -> None:

@@ -46,7 +46,8 @@ class Placing:
         and reasoning alone, come tags that the template writes as the model did: they end where most of what was
         generated stands right before.
         """
-        own = self._first(number)
+        groups = groupby(self._runs, lambda run: run.message == number)
+        own = next((list(group) for is_own, group in groups if is_own), [])  # those that come together first
         if answer.text and not answer.tool_calls:
             said = "".join(self.text[run.start : run.end] for run in own)
             told = (answer.text, answer.reasoning + answer.text)
@@ -57,11 +58,6 @@ class Placing:
             return None
         others = (run.start for run in self._runs if run.start >= start and run.message != number)
         return _best_match(self.text, generated, start, next(others, len(self.text)))
-
-    def _first(self, number: int) -> list[_Run]:
-        """The runs of a message that come together first."""
-        groups = groupby(self._runs, lambda run: run.message == number)
-        return next((list(group) for own, group in groups if own), [])
 
 
 def _runs(text: Traced) -> Iterator[_Run]:
