@@ -83,9 +83,6 @@ class History:
     def __init__(self, setting: Digest, messages: Sequence[Message]) -> None:
         self._digests = setting + b"".join([message.digest for message in messages])
 
-    def __len__(self) -> int:
-        return len(self._digests) // _SIZE - 1
-
     @property
     def key(self) -> Digest:
         """The key of the whole."""
@@ -107,7 +104,7 @@ class History:
 
         Looks at the last messages first, and each time at twice as many: what goes on is known near its end.
         """
-        end, width = len(self), 4
+        end, width = len(self._digests) // _SIZE - 1, 4
         while end:
             start = max(0, end - width)
             keys = list(zip(range(start, end), self.keys(start), strict=False))
