@@ -65,7 +65,7 @@ class EngineCore:
         self.guards = kv.guards
         """What is guarded (see `Guard`) and about to be evicted goes to `on_rescue`, on the engine's thread."""
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._loop = EngineLoop(backend, kv, scheduler, self._inbox, step_target=step_target)
+        self._loop = EngineLoop(backend, kv, scheduler, self._inbox)
         self._lock = threading.Lock()
         self._submitted = self._jobs_sent = 0
         self._draining = self._stopped = False

@@ -57,19 +57,13 @@ class EngineLoop:
     """Takes messages and runs steps until it is stopped. `stats` is replaced, never changed, so any thread may read."""
 
     def __init__(
-        self,
-        backend: Backend,
-        kv: KVMemory,
-        scheduler: Scheduler,
-        inbox: "queue.SimpleQueue[Message]",
-        *,
-        step_target: float,
+        self, backend: Backend, kv: KVMemory, scheduler: Scheduler, inbox: "queue.SimpleQueue[Message]"
     ) -> None:
         self._backend = backend
         self._kv = kv
         self._scheduler = scheduler
         self._inbox = inbox
-        self._idle_step_target = min(step_target, _IDLE_STEP_TARGET)
+        self._idle_step_target = min(scheduler.step_target, _IDLE_STEP_TARGET)
         self._idle = IdleQueue(kv)
         self._calls: deque[Task[Any]] = deque()
         self._drains: list[Drain] = []

@@ -110,7 +110,7 @@ class Scheduler:
         self._cost = cost
         self._largest_draft = largest_draft
         self._drafter = Drafter()
-        self._step_target = step_target
+        self.step_target = step_target
         self._patience = patience
         self._max_running = max_running
         self.waiting: deque[ActiveRequest] = deque()
@@ -221,7 +221,7 @@ class Scheduler:
     def _prefill_budget(self, work: list[Work], due: list[ActiveRequest], now: float) -> int:
         """How many tokens of prompts a step may compute besides the work of those that decode."""
         past = max(each.sequence.computed for each in due if each.sequence is not None)
-        most = self._step_target if work else math.inf
+        most = self.step_target if work else math.inf
         prompts = [each for each in due if each.phase is Phase.PREFILL]  # what else is due is done, and is a few tokens
         prefilling, decoding = {each.flow for each in prompts}, {item.active.flow for item in work}
         least, load = self._cost.smallest, self._load(work)
