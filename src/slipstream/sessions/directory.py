@@ -131,19 +131,17 @@ class Directory:
         return SessionState(name, tenant, history or History.begin(tenant), setting, now, now, kept_for)
 
     def add(self, state: SessionState) -> None:
-        """Have a session found from now on, as the one that was used last."""
-        with self.lock:
-            key = state.tenant, state.id
-            if self._states.pop(key, None) is None:
-                self._unsaved.add(key)
-            self._states[key] = state
-            self._measure(key, state.size)
+        """Have a session found from now on, as the one that was used last. The lock is held."""
+        key = state.tenant, state.id
+        if self._states.pop(key, None) is None:
+            self._unsaved.add(key)
+        self._states[key] = state
+        self._measure(key, state.size)
 
     def note_use(self, state: SessionState) -> None:
-        """Count a session as used now."""
-        with self.lock:
-            state.used = time.time()
-            self.add(state)
+        """Count a session as used now. The lock is held."""
+        state.used = time.time()
+        self.add(state)
 
     def save(self, state: SessionState) -> None:
         """Write a session as it is now, and what of its ledger is new, unless it was forgotten."""
