@@ -2,7 +2,7 @@
 
 from slipstream.engine.active import ActiveRequest
 from slipstream.engine.core import EngineCore
-from slipstream.engine.loop import EngineStats
+from slipstream.engine.messages import EngineStats
 from slipstream.engine.request import EngineRequest, FinishReason, Output, TurnCounters, as_prompt
 from slipstream.sampling import SamplingParams, TokenLogprob
 

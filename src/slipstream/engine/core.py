@@ -13,8 +13,8 @@ from slipstream.engine.active import ActiveRequest
 from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
-from slipstream.engine.loop import EngineLoop, EngineStats
-from slipstream.engine.messages import Drain, Message, Stop, Wake
+from slipstream.engine.loop import EngineLoop
+from slipstream.engine.messages import Drain, EngineStats, Message, Stop, Wake
 from slipstream.engine.request import EngineRequest, Output
 from slipstream.engine.response_cache import ResponseCache
 from slipstream.engine.scheduler import Scheduler

@@ -7,19 +7,18 @@ import queue
 import time
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slipstream.backend import Backend, Chunk, Ticket
 from slipstream.engine.active import ActiveRequest, Found, Phase
 from slipstream.engine.commands import Command, Task
 from slipstream.engine.idle import IdlePrefill, IdleQueue
-from slipstream.engine.messages import Drain, Message, Stop
+from slipstream.engine.messages import Drain, EngineStats, Message, Stop
 from slipstream.engine.request import Output
 from slipstream.engine.scheduler import Scheduler, Work
-from slipstream.engine.step import Step, early_rows
 from slipstream.errors import EngineStoppedError
-from slipstream.kv import KVMemory, KVUsage
+from slipstream.kv import KVMemory
 from slipstream.sampling import Choice, Row
 
 logger = logging.getLogger(__name__)
@@ -28,29 +27,26 @@ _IDLE_STEP_TARGET = 0.1
 """Seconds that a request may have to wait for what is computed ahead of time."""
 
 
-@dataclass(slots=True)
-class EngineStats:
-    """Totals since the start, and what there is now."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step under way."""
 
-    steps: int = 0
-    tokens_forwarded: int = 0
-    """Real tokens, without padding."""
-    infer_seconds: float = 0.0
-    """Of steps: from the launch, or the end of the step before, to the choice of their first tokens."""
-    busy_seconds: float = 0.0
-    """Time of the engine thread with something to do, `infer_seconds` included."""
-    idle_tokens: int = 0
-    """Of `tokens_forwarded`: computed ahead of time, while nobody waited."""
-    idle_seconds: float = 0.0
-    preemptions: int = 0
-    running: int = 0
-    waiting: int = 0
-    idle_jobs: int = 0
-    """Work that waits for a time when nobody waits."""
-    idle_jobs_taken: int = 0
-    requests_taken: int = 0
-    """Out of the inbox, since the start; so are idle jobs."""
-    kv: KVUsage = field(default_factory=KVUsage)
+    work: list[Work]
+    ticket: Ticket
+    tokens: int
+    started: float
+    """When it was launched, a `perf_counter` time."""
+
+    def early_rows(self) -> list[Row]:
+        """The rows whose choice can be made at once, with their masks."""
+        rows: list[Row] = []
+        for item in self.work:
+            if item.chooses:
+                try:
+                    rows += item.active.early_rows(item.draft, item.first)
+                except Exception as error:
+                    item.error = error
+        return rows
 
 
 class EngineLoop:
@@ -274,7 +270,7 @@ class EngineLoop:
     def _finish(self, step: Step) -> bool:
         """Wait for a step, and let each request have its part of it; False if it failed."""
         try:
-            rows = early_rows(step.work)
+            rows = step.early_rows()
             early = {row.index: choice for row, choice in zip(rows, self._wait(step, rows), strict=True)}
             accepting: list[tuple[Work, _Accepting]] = []
             for item in step.work:
