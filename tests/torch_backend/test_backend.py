@@ -117,8 +117,8 @@ def test_a_queued_step_that_fails_leaves_its_states_as_they_were(tiny: Model, mo
         raise RuntimeError("the device is on fire")
 
     monkeypatch.setattr(type(model._under_way[0][1]), "seconds", fail)
-    for ticket in (first, second):
-        with pytest.raises(ModelError, match="on fire"):
+    for ticket, message in ((first, "on fire"), (second, "another that was under way")):
+        with pytest.raises(ModelError, match=message):
             ticket.wait()
         assert state.length == 20
 
@@ -223,3 +223,43 @@ def test_a_gpu_that_is_not_there(tiny: Model, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="leave out device"):
         backend_of(tiny, device="cuda")
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_what_was_queued_with_a_step_that_fails_is_nobodys_result(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of several steps of which one can't be started, or fails while others are under way."""
+    backend = backend_of(tiny)
+    backend.step_class = STEPS
+    model = backend.model
+    model.queues = True
+    tokens = random_tokens(900)
+
+    def logits() -> Any:
+        state = backend.store.open(60)
+        ticket = backend.launch([Chunk(state, tokens[:40], 1)])
+        ticket.wait()
+        backend.store.release(state)
+        return ticket.logits.copy()
+
+    expected, state, compute = logits(), backend.store.open(900), model._compute
+
+    def compute_first(step: Any) -> torch.Tensor:
+        if model._under_way:
+            raise RuntimeError("the device is full")
+        return compute(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_compute", compute_first)
+        with pytest.raises(ModelError, match="full"):
+            backend.launch([Chunk(state, tokens, 0)])
+    assert np.array_equal(logits(), expected)
+
+    def fail(clock: Any) -> float:
+        raise RuntimeError("the device is on fire")
+
+    ticket = backend.launch([Chunk(state, tokens, 0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model._under_way[0][1]), "seconds", fail)
+        with pytest.raises(ModelError, match="on fire"):
+            ticket.wait()
+    assert np.array_equal(logits(), expected)

@@ -204,7 +204,7 @@ def test_a_queued_step_that_fails_takes_states_back_to_where_they_can_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(type(model._under_way[0][1]), "seconds", fail)
         for ticket in tickets:
-            with pytest.raises(ModelError, match="on fire"):
+            with pytest.raises(ModelError):
                 ticket.wait()
     store.check([state])
     assert 0 < state.length < 900

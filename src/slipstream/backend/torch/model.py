@@ -133,7 +133,12 @@ class TorchModel:
         self._under_way.append(self._run(inputs) if self.queues else inputs)
 
     def finish(self) -> DeviceLogits:
-        """The logits of the first step under way; see `Runner.finish`. Who reads them, or `seconds`, waits for it."""
+        """The logits of the first step under way; see `Runner.finish`. Who reads them, or `seconds`, waits for it.
+
+        When a step fails, so do all that are under way: nobody waits for the others of its chunk.
+        """
+        if not self._under_way:
+            raise ModelError("the forward pass failed, since another that was under way did")
         first = self._under_way.popleft()
         logits, clock = first if isinstance(first, tuple) else self._run(first)
         self._finished.append(clock)
@@ -149,7 +154,7 @@ class TorchModel:
             clock.stop()
             self._wrote(inputs["block_tables"])
         except RuntimeError as error:
-            raise ModelError(f"the forward pass failed: {error}") from error
+            raise self._failure(error) from error
         return logits, clock
 
     @property
@@ -159,9 +164,14 @@ class TorchModel:
         try:
             taken = sum(clock.seconds() for clock in finished)
         except RuntimeError as error:
-            raise ModelError(f"the forward pass failed: {error}") from error
+            raise self._failure(error) from error
         self._seconds += taken
         return self._seconds
+
+    def _failure(self, error: RuntimeError) -> ModelError:
+        """What to raise if a step failed; none is under way any more."""
+        self._under_way.clear()
+        return ModelError(f"the forward pass failed: {error}")
 
     def _compute(self, step: Step) -> torch.Tensor:
         """The logits [rows, vocab_size] of a step."""
