@@ -182,7 +182,7 @@ class Scheduler:
             self._shared_until = now + _LATELY
             work = self._within_shares(work)
         others = [each for each in self.running if each.phase is not Phase.DECODE]
-        due = [each for each in others if each.phase is Phase.PREFILL or self._settles_by(each, now)]
+        due = [each for each in others if each.phase is Phase.PREFILL or self._to_settle(each, now)]
         budget = self._prefill_budget(work, due, now) if due else 0
         work += self._chunks(self._shares.prompts_in_turn(due), budget)
         self._add_drafts(work)
@@ -198,7 +198,7 @@ class Scheduler:
         for active in list(self.running):
             if active.phase is Phase.SETTLING:
                 self._make_room(active)
-        return self._chunks(filter(_to_settle, self.running), self._cost.largest)
+        return self._chunks(filter(self._to_settle, self.running), self._cost.largest)
 
     def accepted(self, item: Work, chosen: list[int]) -> None:
         """Learn from the tokens that a step brought, those at positions `chosen` by the model, at least one."""
@@ -215,8 +215,9 @@ class Scheduler:
             self._kv.cache(active.sequence)
             active.sequence = None
 
-    def _settles_by(self, active: ActiveRequest, now: float) -> bool:
-        return _to_settle(active) and self.settles_at(active) <= now
+    def _to_settle(self, active: ActiveRequest, now: float = math.inf) -> bool:
+        """Whether an answer left tokens that no queued step computes, and has waited long enough at `now`."""
+        return active.phase is Phase.SETTLING and active.pending > 0 and self.settles_at(active) <= now
 
     def _prefill_budget(self, work: list[Work], due: list[ActiveRequest], now: float) -> int:
         """How many tokens of prompts a step may compute besides the work of those that decode."""
@@ -393,8 +394,3 @@ class Scheduler:
     def _load(self, work: list[Work]) -> Load:
         """What a step has to compute, without drafts."""
         return self._cost.load((item.count, item.past) for item in work)
-
-
-def _to_settle(active: ActiveRequest) -> bool:
-    """Whether an answer left tokens to compute that no queued step computes."""
-    return active.phase is Phase.SETTLING and active.pending > 0
