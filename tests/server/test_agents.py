@@ -30,10 +30,10 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.server.process import MODEL, Server
+from tests.server.test_responses import FRESH, Report, Text
 from tests.waiting import HANG
 
 Unit = Literal["C", "F"]
-Text = Annotated[str, Field(max_length=20)]
 SYSTEM = "You are an agent in a weather station. Use the tools, then answer in one short sentence. " * 3
 
 
@@ -42,14 +42,6 @@ class Place(BaseModel):
 
     city: Text
     latitude: Annotated[float, Field(ge=-90, le=90)]
-
-
-class Report(BaseModel):
-    """The result of an agent's work."""
-
-    summary: Text
-    degrees: Annotated[int, Field(ge=-40, le=40)]
-    warnings: Annotated[list[Literal["storm", "frost", "heat"]], Field(max_length=2)]
 
 
 @dataclass
@@ -421,3 +413,68 @@ def test_tool_that_takes_a_path(server: Server) -> None:
 
     asyncio.run(run())
     assert opened
+
+
+# OpenAI Agents SDK, on the Responses API: the model class that it takes for OpenAI
+
+
+class ThenReport(agents.AgentHooks[None]):
+    """Has an agent report after its call; a small model would call for ever."""
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
+        agent.model_settings = agent.model_settings.resolve(agents.ModelSettings(tool_choice="none"))
+
+
+def weatherman(station: Station, wanted: str) -> "agents.Agent[None]":
+    """An agent that makes one call, and then reports."""
+    settings = agents.ModelSettings(
+        temperature=0, max_tokens=160, parallel_tool_calls=False, tool_choice=wanted, extra_body=FRESH
+    )
+    tools = [agents.function_tool(each) for each in (station.measure, station.note, station.ring)]
+    return agents.Agent(
+        "Weatherman",
+        instructions=SYSTEM,
+        model=MODEL,
+        model_settings=settings,
+        tools=tools,
+        output_type=Report,
+        hooks=ThenReport(),
+        reset_tool_choice=False,
+    )
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_agents_on_responses(server: Server, *, stored: bool, stream: bool) -> None:
+    station = Station([])
+
+    async def run() -> None:
+        async with server.async_openai() as client:
+            provider = agents.OpenAIProvider(openai_client=client)
+            config = agents.RunConfig(model_provider=provider, tracing_disabled=True)
+            conversation: list[Any] = []
+            last: str | None = None
+            for wanted in ("measure", "note", "ring", "required"):
+                question: Any = [*conversation, {"role": "user", "content": f"Use {wanted}."}]
+                params: Any = {"max_turns": 2, "run_config": config, "auto_previous_response_id": stored}
+                params["previous_response_id"] = last
+                called = len(station.calls)
+                result: Any
+                if stream:
+                    result = agents.Runner.run_streamed(weatherman(station, wanted), question, **params)
+                    kinds = {
+                        event.data.type async for event in result.stream_events() if event.type == "raw_response_event"
+                    }
+                    assert "response.function_call_arguments.delta" in kinds
+                else:
+                    result = await agents.Runner.run(weatherman(station, wanted), question, **params)
+                assert isinstance(result.final_output, Report)
+                assert len(station.calls) > called
+                if stored:
+                    last = result.last_response_id
+                else:
+                    conversation = result.to_input_list()
+
+    with every_turn_reuses_the_last(server, turns=8):
+        asyncio.run(run())
+    assert station.called[:3] == ["measure", "note", "ring"]

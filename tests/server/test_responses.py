@@ -1,19 +1,18 @@
-"""The Responses API, as the official client and an agent framework on it see it."""
+"""The Responses API, as the official client sees it."""
 
 import asyncio
 import json
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import agents
 import httpx
 import jsonschema
 import openai
 import pytest
 from openai import OpenAI
 from openai.types.responses import Response, ResponseItemList, ResponseOutputItem, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from slipstream.chat.answers import AnswerReader, Dialect
 from slipstream.engine import Output, SamplingParams
@@ -21,12 +20,20 @@ from slipstream.server.responses_output import EventWriter, output_items
 from slipstream.server.responses_tools import Toolbox
 from slipstream.turns import Choice, TurnRequest
 from tests.server.process import MODEL, Server
-from tests.server.test_agents import SYSTEM, Report, Station, every_turn_reuses_the_last
 from tests.server.test_errors import nested
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 INSTRUCTIONS = "You are a terse assistant who answers in one short sentence. " * 4
 FRESH = {"slipstream": {"response_cache": False}}
+Text = Annotated[str, Field(max_length=20)]
+
+
+class Report(BaseModel):
+    """What an answer is parsed as."""
+
+    summary: Text
+    degrees: Annotated[int, Field(ge=-40, le=40)]
+    warnings: Annotated[list[Literal["storm", "frost", "heat"]], Field(max_length=2)]
 
 
 def function(name: str, properties: dict[str, Any]) -> dict[str, Any]:
@@ -624,68 +631,3 @@ def test_what_makes_no_difference_is_accepted(client: OpenAI) -> None:
         "extra_body": FRESH | {"unheard_of": 1},
     }
     assert said(create(client, "Hello.", **fields)) == said(asked)
-
-
-# OpenAI Agents SDK, on the model class that it takes for OpenAI
-
-
-class ThenReport(agents.AgentHooks[None]):
-    """Has an agent report after its call; a small model would call for ever."""
-
-    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
-        agent.model_settings = agent.model_settings.resolve(agents.ModelSettings(tool_choice="none"))
-
-
-def weatherman(station: Station, wanted: str) -> "agents.Agent[None]":
-    """An agent that makes one call, and then reports."""
-    settings = agents.ModelSettings(
-        temperature=0, max_tokens=160, parallel_tool_calls=False, tool_choice=wanted, extra_body=FRESH
-    )
-    tools = [agents.function_tool(each) for each in (station.measure, station.note, station.ring)]
-    return agents.Agent(
-        "Weatherman",
-        instructions=SYSTEM,
-        model=MODEL,
-        model_settings=settings,
-        tools=tools,
-        output_type=Report,
-        hooks=ThenReport(),
-        reset_tool_choice=False,
-    )
-
-
-@pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("stream", [False, True])
-def test_openai_agents(server: Server, *, stored: bool, stream: bool) -> None:
-    station = Station([])
-
-    async def run() -> None:
-        async with server.async_openai() as client:
-            provider = agents.OpenAIProvider(openai_client=client)
-            config = agents.RunConfig(model_provider=provider, tracing_disabled=True)
-            conversation: list[Any] = []
-            last: str | None = None
-            for wanted in ("measure", "note", "ring", "required"):
-                question: Any = [*conversation, {"role": "user", "content": f"Use {wanted}."}]
-                params: Any = {"max_turns": 2, "run_config": config, "auto_previous_response_id": stored}
-                params["previous_response_id"] = last
-                called = len(station.calls)
-                result: Any
-                if stream:
-                    result = agents.Runner.run_streamed(weatherman(station, wanted), question, **params)
-                    kinds = {
-                        event.data.type async for event in result.stream_events() if event.type == "raw_response_event"
-                    }
-                    assert "response.function_call_arguments.delta" in kinds
-                else:
-                    result = await agents.Runner.run(weatherman(station, wanted), question, **params)
-                assert isinstance(result.final_output, Report)
-                assert len(station.calls) > called
-                if stored:
-                    last = result.last_response_id
-                else:
-                    conversation = result.to_input_list()
-
-    with every_turn_reuses_the_last(server, turns=8):
-        asyncio.run(run())
-    assert station.called[:3] == ["measure", "note", "ring"]
