@@ -1,6 +1,6 @@
 """What any store must keep to, alone and below a `KVMemory`: random use, with an oracle that knows all tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,7 +8,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState, Store
+from slipstream.backend import Chunk, Exported, OutOfMemoryError, SequenceState, Store
+from slipstream.backend.store import Span
 from slipstream.kv import KVMemory, Sequence
 from slipstream.types import IntArray
 from tests.unit.toy_backend import CheckpointToy, HybridToy, Toy, ToyBackend, WindowToy
@@ -39,10 +40,36 @@ def ids(tokens: object) -> IntArray:
 def carry_over(store: Store[Any], state: SequenceState, copy: SequenceState, start: int, end: int) -> int:
     """Have a copy go on by what a state has from `start` to `end`; returns how many rows of blobs that takes."""
     parts = [(span, store.export(state, span.start, span.end)) for span in store.spans(start, end)]
-    for span, part in parts:
-        assert len(part) == span.rows
-        store.install(copy, span.end, part)
-    return sum(len(part) for _, part in parts)
+    install(store, copy, parts)
+    return sum(span.rows for span, _ in parts)
+
+
+def install(store: Store[Any], state: SequenceState, parts: Iterable[tuple[Span, Exported]]) -> None:
+    """Have a state go on by what was exported."""
+    for span, exported in parts:
+        blob = exported.wait()
+        assert len(blob) == span.rows
+        assert blob.nbytes == exported.nbytes
+        store.install(state, span.end, blob)
+
+
+def assert_exports_outlive_states(backend: Toy) -> None:
+    """What was exported arrives as it was then, whoever has its memory by now."""
+    store, tokens = backend.store, ids([at % 3 + 1 for at in range(40)])
+    state = store.open(41)
+    compute(backend, state, tokens)
+    parts = [(span, store.export(state, span.start, span.end)) for span in store.spans(0, 40)]
+    store.rewind(state, 0)
+    compute(backend, state, ids([4] * 40))
+    store.release(state)
+    others = []
+    while store.open_cost(41) <= store.free:
+        others.append(store.open(41))
+        compute(backend, others[-1], ids([5] * 40))
+    store.release(others.pop())
+    copy = store.open(41)
+    install(store, copy, parts)
+    assert backend.contents(copy) == tokens.tolist()
 
 
 def compute(backend: Toy, state: SequenceState, tokens: IntArray) -> None:
@@ -203,7 +230,7 @@ class KVMemoryMachine(RuleBasedStateMachine):
         self.reserved = 16
         self.kv = KVMemory(self.backend.store, reserved=self.reserved)
         self.held: dict[Sequence, str] = {}
-        self.saved: list[tuple[str, IntArray, int, Blob]] = []
+        self.saved: list[tuple[str, IntArray, int, Exported]] = []
 
     @rule(tokens=Tokens, tenant=Tenants, more=st.integers(0, 8), reuse=st.booleans())
     def open(self, tokens: list[int], tenant: str, more: int, reuse: bool) -> None:
@@ -273,17 +300,17 @@ class KVMemoryMachine(RuleBasedStateMachine):
     @rule(tokens=Tokens, tenant=Tenants, share=st.floats(0, 0.99))
     def export(self, tokens: list[int], tenant: str, share: float) -> None:
         start = int(len(tokens) * share)
-        parts = list(self.kv.export(tenant, ids(tokens), start))
-        assert (parts[-1] is not None) == (self.kv.computed(tenant, ids(tokens)) == len(tokens))
-        if parts[-1] is not None:
-            self.saved.append((tenant, ids(tokens), start, np.concatenate(parts)))
+        exported = self.kv.export(tenant, ids(tokens), start)
+        assert (exported is not None) == (self.kv.computed(tenant, ids(tokens)) == len(tokens))
+        if exported is not None:
+            self.saved.append((tenant, ids(tokens), start, exported))
 
     @precondition(lambda self: self.saved)
     @rule(data=st.data())
     def install(self, data: st.DataObject) -> None:
-        tenant, tokens, start, blob = data.draw(st.sampled_from(self.saved))
+        tenant, tokens, start, exported = data.draw(st.sampled_from(self.saved))
         before = self.kv.computed(tenant, tokens)
-        if list(self.kv.install(tenant, tokens, start, blob))[-1]:
+        if list(self.kv.install(tenant, tokens, start, exported.wait()))[-1]:
             assert self.kv.computed(tenant, tokens) == len(tokens)
         else:
             assert self.kv.computed(tenant, tokens) <= before < len(tokens)

@@ -33,7 +33,7 @@ from slipstream.chat.answers import Dialect
 from slipstream.config import EngineConfig
 from slipstream.engine import ActiveRequest, EngineCore, EngineRequest, Output, SamplingParams, as_prompt, scheduler
 from slipstream.engine.closing import Closer
-from slipstream.engine.commands import CountComputed, Export, Install, Pin
+from slipstream.engine.commands import CountComputed, Install, Pin
 from slipstream.engine.grammar import Grammar, GrammarCompiler
 from slipstream.engine.idle import IdlePrefill
 from slipstream.kv import KVMemory, KVUsage
@@ -287,7 +287,7 @@ def _save(
         computed = core.call(CountComputed([("", tokens)]))[0]
         cut = rng.randint(0, computed)
         for start, end in ((0, cut), (cut, computed)):
-            blob = core.call(Export("", tokens[:end], start)) if start < end else None
+            blob = core.export("", tokens[:end], start) if start < end else None
             if blob is not None:
                 parts.append((len(parts).to_bytes(16, "big"), tokens[:end], start))
                 files.save(*parts[-1][:2], blob)
@@ -361,7 +361,7 @@ def _disturb(rng: random.Random, core: EngineCore, tokens: IntArray, known: int)
             core.call(Look(lambda kv: kv.unpin("pinned")))
         case 3:
             cut = rng.randrange(1, len(tokens))
-            parts = core.call(Export("", tokens[:cut])), core.call(Export("", tokens, cut))
+            parts = core.export("", tokens[:cut]), core.export("", tokens, cut)
             core.call(Look(lambda kv: kv.clear()))
             for start, part in zip((0, cut), parts, strict=True):
                 if part is not None:

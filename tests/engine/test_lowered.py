@@ -43,7 +43,7 @@ def bits(model: PagedModel) -> list[bytes]:
         chunk = PagedChunk(tokens[past : past + size], past, table, 2)
         found.append(run(model, lay_out([chunk], size, 2)).tobytes())
         past += size
-    return [*found, model.read_blocks(table[: past // 32]).tobytes()]
+    return [*found, model.read_blocks(table[: past // 32]).wait().tobytes()]
 
 
 def graphs(ir: Path) -> list[Path]:

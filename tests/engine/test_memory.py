@@ -51,7 +51,7 @@ def test_memory_for_keys_and_values_is_taken_when_they_are_written(model: Model)
     before = megabytes_of(storage)
     assert before < 20, "4 GiB take nothing"
     blocks = np.arange(1000, dtype=np.int32)
-    paged.write_blocks(blocks, np.ones_like(paged.read_blocks(blocks[:1])).repeat(1000, axis=0))
+    paged.write_blocks(blocks, np.ones_like(paged.read_blocks(blocks[:1]).wait()).repeat(1000, axis=0))
     taken, written = megabytes_of(storage) - before, 1000 * paged.block_bytes / 1e6
     pieces = sum(len(array) for array in storage)  # each of which may begin and end within a huge page
     assert 0.95 * written < taken < written + 2 * HUGE_PAGE * pieces

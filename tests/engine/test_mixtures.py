@@ -51,5 +51,5 @@ def test_an_expert_gives_the_same_bits_for_many_tokens_as_for_few(graph: Path) -
     found = []
     for step_class in (backend.step_class, few):
         logits = step_class.run(model, [PagedChunk(TOKENS[:count], 0, table, 8)]).copy()
-        found.append((logits.tobytes(), model.read_blocks(table[:-1]).tobytes()))
+        found.append((logits.tobytes(), model.read_blocks(table[:-1]).wait().tobytes()))
     assert found[0] == found[1]

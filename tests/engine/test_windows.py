@@ -117,7 +117,7 @@ def test_a_sequence_is_promised_steps_of_the_class_and_no_larger_ones(small: Mod
 def _spoil(model: PagedModel, blocks: Sequence[int], word: int = 0x7FFF) -> None:
     """Fill blocks with what isn't a number."""
     named = np.array(blocks, np.int32)
-    model.write_blocks(named, np.full_like(model.read_blocks(named), word))
+    model.write_blocks(named, np.full_like(model.read_blocks(named).wait(), word))
 
 
 def test_every_token_is_as_computed_afresh(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:

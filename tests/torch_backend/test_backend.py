@@ -129,10 +129,10 @@ def test_saved_state_is_read_back(tiny: Model) -> None:
     tokens = random_tokens(70)
     state = backend.store.open(80)
     backend.launch([Chunk(state, tokens, 1)]).wait()
-    blob = backend.store.export(state, 0, 64)
+    blob = backend.store.export(state, 0, 64).wait()
     copy = backend.store.open(80)
     backend.store.install(copy, 64, blob)
-    assert np.array_equal(backend.store.export(copy, 0, 64), blob)
+    assert np.array_equal(backend.store.export(copy, 0, 64).wait(), blob)
     logits = []
     backend.store.rewind(state, 64)
     for each_state in (state, copy):

@@ -141,7 +141,7 @@ def _seen(length: int) -> int:
 def _spoil(model: TorchModel, blocks: Sequence[int], word: int = 0xFFFF) -> None:
     """Fill blocks with what isn't a number."""
     named = np.array(blocks, np.int32)
-    model.write_blocks(named, np.full_like(model.read_blocks(named), word))
+    model.write_blocks(named, np.full_like(model.read_blocks(named).wait(), word))
 
 
 @pytest.mark.parametrize(

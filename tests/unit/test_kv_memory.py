@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from slipstream.backend import Exported
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.kv import KVMemory, Sequence
 from slipstream.kv.eviction import AWAITED, Cached
-from tests.conformance.stores import KINDS, KVMemoryMachine, StoreMachine, compute, ids
+from tests.conformance.stores import (
+    KINDS,
+    KVMemoryMachine,
+    StoreMachine,
+    assert_exports_outlive_states,
+    compute,
+    ids,
+    toy,
+)
 from tests.unit.toy_backend import ToyBackend
 
 BLOCK = 4
@@ -23,6 +32,11 @@ def test_any_store_under_random_use(machine: Any, kind: str) -> None:
     run().runTest()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_any_store_exports_outlives_its_state(kind: str) -> None:
+    assert_exports_outlive_states(toy(kind, 200))
+
+
 class Blocks:
     """Block contents that are looked at, not computed."""
 
@@ -33,7 +47,7 @@ class Blocks:
         self.copies.append((source, target))
 
     def read_blocks(self, blocks: Any) -> Any:
-        return blocks
+        return Exported.here(blocks)
 
     def write_blocks(self, blocks: Any, contents: Any) -> None: ...
 
@@ -174,7 +188,8 @@ def test_a_pin_moves_with_its_conversation() -> None:
 
 
 def export(kv: KVMemory, tokens: range, start: int = 0) -> Any:
-    return np.concatenate(list(kv.export("", np.array(tokens, np.int32), start)))  # type: ignore[arg-type]
+    exported = kv.export("", np.array(tokens, np.int32), start)
+    return exported and exported.wait()
 
 
 def test_exported_kv_comes_back() -> None:
@@ -194,14 +209,14 @@ def test_what_is_guarded_is_rescued_when_it_is_evicted() -> None:
     kv = memory(8)
     kv.cache(filled(kv, range(10)))
     rescued = {}
-    kv.guards.on_rescue = lambda key, blob: rescued.update({key: blob})
+    kv.guards.on_rescue = lambda key, exported: rescued.update({key: exported})
     kv.guards.add(b"all", "", np.arange(10, dtype=np.int32), 0)
     kv.guards.add(b"end", "", np.arange(10, dtype=np.int32), 8)
     kv.guards.add(b"more", "", np.arange(11, dtype=np.int32), 0)
     kv.guards.add(b"other", "another tenant", np.arange(10, dtype=np.int32), 0)
     expected = {b"all": export(kv, range(10)), b"end": export(kv, range(10), 8)}
     filled(kv, [42] * 30)
-    assert {key: blob.tolist() for key, blob in rescued.items()} == {k: blob.tolist() for k, blob in expected.items()}
+    assert {key: each.wait().tolist() for key, each in rescued.items()} == {k: e.tolist() for k, e in expected.items()}
 
 
 def test_a_guard_that_was_removed_rescues_nothing() -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slipstream.backend import Exported
 from slipstream.engine import (
     ActiveRequest,
     EngineCore,
@@ -30,10 +31,10 @@ from slipstream.engine import (
     loop,
     scheduler,
 )
-from slipstream.engine.commands import Command, Export, Guard, Install, Task
+from slipstream.engine.commands import Command, Guard, Install, Task
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.text import TextStream
-from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, OverloadedError
+from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, ModelError, OverloadedError
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Sampler
 from slipstream.tokenizer import Tokenizer
@@ -199,6 +200,19 @@ def toy_engine(**options: float | str) -> Iterator[ToyEngine]:
     engine.core._loop._kv.clear()
     usage = engine.core._loop._kv.usage()
     assert usage.free == usage.capacity
+
+
+def late(engine: ToyEngine) -> tuple[threading.Event, threading.Event]:
+    """Let what is exported arrive late; the first event says that somebody waits for it, the second lets it arrive."""
+    waiting, arrives = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        assert threading.current_thread() is not engine.core._thread
+        assert arrives.wait(HANG)
+
+    engine.backend.before_arrival = wait
+    return waiting, arrives
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -897,10 +911,10 @@ class TestSavedKV:
             tokens = as_prompt(prompt(333))
             first = engine.answer(request(prompt(333), max_tokens=4))
             parts = [(0, 150), (150, 333)]
-            contents = [engine.core.call(Export("", tokens[:end], start)) for start, end in parts]
+            contents = [engine.core.export("", tokens[:end], start) for start, end in parts]
             engine.settled()
             engine.core.call(Look(lambda kv: kv.clear()))
-            assert engine.core.call(Export("", tokens, 0)) is None
+            assert engine.core.export("", tokens) is None
             for (start, end), part in zip(parts, contents, strict=True):
                 assert part is not None
                 assert engine.core.call(Install("", tokens[:end], start, part))
@@ -908,11 +922,66 @@ class TestSavedKV:
             assert again.tokens == first.tokens
             assert again.counters.delta_tokens == 1
 
+    @pytest.mark.parametrize("kind", ["paged", "queue"])
+    def test_steps_go_on_while_exported_kv_is_on_its_way(self, kind: str) -> None:
+        with toy_engine(kind=kind) as engine, ThreadPoolExecutor(1) as pool:
+            tokens = as_prompt(prompt(333))
+            first = engine.answer(request(prompt(333), max_tokens=4))
+            waiting, arrives = late(engine)
+            exporting = pool.submit(engine.core.export, "", tokens[:60])
+            try:
+                assert waiting.wait(HANG)
+                assert_right(engine.answer(request(prompt(40, seed=1), max_tokens=4)))
+                engine.core.call(Look(lambda kv: kv.clear()))
+                assert_right(engine.answer(request(prompt(400, seed=2), max_tokens=4)))
+                assert not exporting.done()
+            finally:
+                arrives.set()
+            blob = exporting.result()
+            assert blob is not None
+            engine.core.call(Look(lambda kv: kv.clear()))
+            assert engine.core.call(Install("", tokens[:60], 0, blob))
+            again = engine.answer(request(prompt(333), max_tokens=4))
+            assert again.tokens == first.tokens
+            assert again.counters.reused_tokens == 60
+
+    def test_one_span_at_a_time_is_on_its_way(self) -> None:
+        with toy_engine() as engine:
+            engine.answer(request(prompt(333), max_tokens=1))
+            assert engine.core.export("", as_prompt(prompt(333))) is not None
+            copies = [event for event in engine.backend.events if event in ("exported", "arrived")]
+            assert copies == ["exported", "arrived"] * 6
+
+    def test_an_eviction_does_not_wait_for_what_is_rescued(self) -> None:
+        with toy_engine(num_blocks=100) as engine:
+            tokens = as_prompt(prompt(333))
+            engine.answer(request(prompt(333), max_tokens=1))
+            expected = engine.core.export("", tokens)
+            rescued: Future[Exported] = Future()
+            engine.core.guards.on_rescue = lambda _, exported: rescued.set_result(exported)
+            engine.core.send(Guard(b"all", "", tokens, 0))
+            waiting, arrives = late(engine)
+            assert_right(engine.answer(request(prompt(333, seed=1), max_tokens=4)))
+            assert not waiting.is_set()
+            arrives.set()
+            assert np.array_equal(rescued.result(HANG).wait(), expected)
+
+    def test_kv_that_does_not_arrive_is_an_error_for_who_waits_for_it(self) -> None:
+        def fail() -> None:
+            raise ModelError("the bus is on fire")
+
+        with toy_engine() as engine:
+            engine.answer(request(prompt(100), max_tokens=1))
+            engine.backend.before_arrival = fail
+            with pytest.raises(ModelError, match="on fire"):
+                engine.core.export("", as_prompt(prompt(100)))
+            assert_right(engine.answer(request(prompt(100), max_tokens=4)))
+
     def test_kv_without_what_comes_before_is_refused(self) -> None:
         with toy_engine() as engine:
             tokens = as_prompt(prompt(100))
             engine.answer(request(prompt(100), max_tokens=1))
-            part = engine.core.call(Export("", tokens, 50))
+            part = engine.core.export("", tokens, 50)
             assert part is not None
             engine.settled()
             engine.core.call(Look(lambda kv: kv.clear()))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slipstream.backend import Blob, calibration, self_test
+from slipstream.backend import Exported, calibration, self_test
 from slipstream.backend.logits import HostLogits
 from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, StepInputs
@@ -59,8 +59,8 @@ class ToyRunner:
     def copy_block(self, source: int, target: int) -> None:
         self.slots[target] = self.slots[source]
 
-    def read_blocks(self, blocks: IntArray) -> Blob:
-        return self.slots[blocks].astype(np.uint16)
+    def read_blocks(self, blocks: IntArray) -> Exported:
+        return Exported.here(self.slots[blocks].astype(np.uint16))
 
 
 class Leaky(ToyRunner):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.backend import Blob, Chunk, OutOfMemoryError, SequenceState, StepCost, StepMeasurements
+from slipstream.backend import Blob, Chunk, Exported, OutOfMemoryError, SequenceState, StepCost, StepMeasurements
 from slipstream.backend.hybrid_store import HybridState, HybridStore
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.slots import FIRST_SLOT, Slots, slot_inputs
@@ -92,9 +92,11 @@ class Toy:
         """Called at the start of each step on the engine's thread; what it raises is how the step fails."""
         self.before_choice: Callable[[], None] = lambda: None
         """The same, for each time that tokens are chosen."""
+        self.before_arrival: Callable[[], None] = lambda: None
+        """Called before what is exported is on the host, by who waits for it; what it raises is how the copy fails."""
         self.violations: list[str] = []
         self.events: list[str] = []
-        """What was asked of steps, in order."""
+        """What was asked of steps, and of copies that are exported, in order."""
         self.cost = StepCost(
             StepMeasurements(
                 tuple((size, SECONDS_PER_STEP + size * SECONDS_PER_TOKEN) for size in STEP_SIZES),
@@ -128,6 +130,17 @@ class Toy:
             for chunk in chunks:
                 self.advance(chunk)
         return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+
+    def exported(self, blob: Blob) -> Exported:
+        """A copy that arrives late."""
+
+        def wait() -> Blob:
+            self.before_arrival()
+            self.events.append("arrived")
+            return blob
+
+        self.events.append("exported")
+        return Exported(blob.nbytes, wait)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -230,8 +243,8 @@ class ToyBackend(Toy):
     def copy_block(self, source: int, target: int) -> None:
         self._slots[target] = self._slots[source]
 
-    def read_blocks(self, blocks: IntArray) -> Blob:
-        return self._slots[blocks].astype(np.int16).view(np.uint16)
+    def read_blocks(self, blocks: IntArray) -> Exported:
+        return self.exported(self._slots[blocks].astype(np.int16).view(np.uint16))
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         self._slots[blocks] = contents.view(np.int16)
@@ -372,8 +385,8 @@ class CheckpointStore:
     def aligned(self, start: int) -> int:
         return 0
 
-    def export(self, state: CheckpointState, start: int, end: int) -> Blob:
-        return np.array(state.tokens[:end], np.uint16)
+    def export(self, state: CheckpointState, start: int, end: int) -> Exported:
+        return Exported.here(np.array(state.tokens[:end], np.uint16))
 
     def install(self, state: CheckpointState, end: int, blob: Blob) -> None:
         state.length, state.tokens = end, tuple(blob.tolist())

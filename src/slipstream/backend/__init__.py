@@ -2,12 +2,13 @@
 
 from slipstream.backend.base import Backend, Chunk, Ticket
 from slipstream.backend.step_cost import Load, StepCost, StepMeasurements
-from slipstream.backend.store import Blob, OutOfMemoryError, SequenceState, Store
+from slipstream.backend.store import Blob, Exported, OutOfMemoryError, SequenceState, Store
 
 __all__ = [
     "Backend",
     "Blob",
     "Chunk",
+    "Exported",
     "Load",
     "OutOfMemoryError",
     "SequenceState",

@@ -14,7 +14,7 @@ import numpy as np
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.backend.pool import Pool
 from slipstream.backend.slots import EMPTY_SLOT, Slots, SlotStates, fit_one_step
-from slipstream.backend.store import Blob, OutOfMemoryError, Span
+from slipstream.backend.store import Blob, Exported, OutOfMemoryError, Span
 from slipstream.types import IntArray
 
 MARKS = 4
@@ -211,13 +211,13 @@ class HybridStore:
         """Any token may be the first of an export."""
         return start
 
-    def export(self, state: HybridState, start: int, end: int) -> Blob:
+    def export(self, state: HybridState, start: int, end: int) -> Exported:
         """The blocks of a span's tokens, and the state at its end."""
-        blocks = self._kv.export(state, start, end)
+        blocks = self._kv.export(state, start, end).wait()  # they are on the host, as the recurrent states are
         rows = np.zeros((self.slot_rows, *blocks.shape[1:]), np.uint16)
         content = self._states.read(state.kept[end])
         rows.reshape(-1)[: len(content)] = content
-        return np.concatenate((blocks, rows))
+        return Exported.here(np.concatenate((blocks, rows)))
 
     def install(self, state: HybridState, end: int, blob: Blob) -> None:
         """Extend a state by what was exported from its length up to `end`."""

@@ -17,7 +17,7 @@ from slipstream.backend.self_test import ROW_COUNTS
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import LONE_TOKEN_SIZE, PagedChunk, StepInputs, lay_out, pieces
-from slipstream.backend.store import Blob
+from slipstream.backend.store import Blob, Exported
 from slipstream.backend.tables import LayerTable, named, set_apart
 from slipstream.errors import ModelError, UnsupportedModelError
 from slipstream.processor import this_processor
@@ -154,9 +154,9 @@ class PagedModel:
         """Copy the keys and values of one block to another, in all layers."""
         self._kv.copy(source, target)
 
-    def read_blocks(self, blocks: IntArray) -> Blob:
+    def read_blocks(self, blocks: IntArray) -> Exported:
         """A copy of what the blocks hold, uint16 [blocks, ...]."""
-        return self._kv.read(blocks)
+        return Exported.here(self._kv.read(blocks))
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         """Fill blocks with what `read_blocks` gave."""

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from slipstream.backend.pool import Pool
-from slipstream.backend.store import Blob, OutOfMemoryError, SequenceState, Span
+from slipstream.backend.store import Blob, Exported, OutOfMemoryError, SequenceState, Span
 from slipstream.types import IntArray
 
 _SPAN_BLOCKS = 16
@@ -21,8 +21,8 @@ class Blocks(Protocol):
         """Copy the content of one block to another."""
         ...
 
-    def read_blocks(self, blocks: IntArray) -> Blob:
-        """A copy of what blocks hold, [blocks, ...]."""
+    def read_blocks(self, blocks: IntArray) -> Exported:
+        """A copy of what blocks hold, [blocks, ...]; they may be written to at once."""
         ...
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
@@ -218,7 +218,7 @@ class PagedStore(Generic[AnyState]):
         """Where the block of a token begins."""
         return start - start % self.block_size
 
-    def export(self, state: AnyState, start: int, end: int) -> Blob:
+    def export(self, state: AnyState, start: int, end: int) -> Exported:
         """A copy of the blocks of the tokens from `start` to `end`, whole, so that some rubbish may be at its end."""
         return self.blocks.read_blocks(self._span(state, start, end))
 

@@ -273,7 +273,7 @@ class _SequenceTrial:
             logits = self._compute(range(begin, end), table, rows if end == _SEQUENCE else 0, beside, slots)
             source = slot
         blocks = pieces(table[: _SEQUENCE // BLOCK_SIZE], self._runner.window_tables)
-        kv = self._runner.read_blocks(blocks.ravel()).tobytes()
+        kv = self._runner.read_blocks(blocks.ravel()).wait().tobytes()
         state = self._runner.states.read(slot).tobytes() if self._runner.states is not None else b""
         return logits[-1].tobytes(), kv + state
 

@@ -1,7 +1,8 @@
 """The interface of a store: what a backend keeps of sequences, by sequence and length."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,25 @@ from slipstream.errors import SlipstreamError
 
 Blob = npt.NDArray[np.uint16]
 """Exported state. Its first axis can be cut and joined as `Span` says; the rest is the store's own business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A blob of state as it was when it was exported; it may still be on its way to the host."""
+
+    nbytes: int
+    wait: Callable[[], Blob]
+    """Returns it once it's there; on any thread, and as often as you like. Raises `ModelError` if it can't be had."""
+
+    @classmethod
+    def here(cls, blob: Blob) -> Self:
+        """One that is on the host already."""
+        return cls(blob.nbytes, lambda: blob)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Exported]") -> Self:
+        """Several, one behind the other."""
+        return cls(sum(part.nbytes for part in parts), lambda: np.concatenate([part.wait() for part in parts]))
 
 
 class OutOfMemoryError(SlipstreamError):
@@ -122,15 +142,15 @@ class Store(Protocol[State]):
         ...
 
     def spans(self, start: int, end: int) -> Iterator[Span]:
-        """The tokens from `start` to `end` in spans small enough to be copied between two steps."""
+        """The tokens from `start` to `end` in spans small enough to be copied between two steps; for any thread."""
         ...
 
     def aligned(self, start: int) -> int:
         """The token at which an export from `start` begins; not after `start`."""
         ...
 
-    def export(self, state: State, start: int, end: int) -> Blob:
-        """A copy of the state of a span's tokens, from `aligned(start)` to `end`."""
+    def export(self, state: State, start: int, end: int) -> Exported:
+        """A copy of the state of a span's tokens, from `aligned(start)` to `end`; the state may change at once."""
         ...
 
     def install(self, state: State, end: int, blob: Blob) -> None:

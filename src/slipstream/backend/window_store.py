@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slipstream.backend.paged_store import PagedState, PagedStore
-from slipstream.backend.store import Blob, OutOfMemoryError, Span
+from slipstream.backend.store import Blob, Exported, OutOfMemoryError, Span
 from slipstream.types import IntArray
 
 MARKED = 2
@@ -237,10 +237,10 @@ class WindowStore:
         """Any token may be the first of an export."""
         return start
 
-    def export(self, state: WindowState, start: int, end: int) -> Blob:
+    def export(self, state: WindowState, start: int, end: int) -> Exported:
         """The blocks of a span's tokens, and the rows among them that a window sees from its end."""
         rows = self._kv.blocks.read_blocks(state.rows[self._seen(start, end)].ravel())
-        return np.concatenate((self._kv.export(state, start, end), rows))
+        return Exported.joined((self._kv.export(state, start, end), rows))
 
     def install(self, state: WindowState, end: int, blob: Blob) -> None:
         """Extend a state by what was exported from its length up to `end`."""

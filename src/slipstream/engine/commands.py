@@ -7,7 +7,6 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 from slipstream.backend import Blob
 from slipstream.kv import KVMemory
-from slipstream.kv.guards import joined
 from slipstream.types import IntArray
 
 T = TypeVar("T")
@@ -44,6 +43,7 @@ Unpin = _verb(KVMemory.unpin)
 Discard = _verb(KVMemory.discard)
 Clear = _verb(KVMemory.clear)
 Expect = _verb(KVMemory.expect)
+Export = _verb(KVMemory.export)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +57,8 @@ class CountComputed(Command[list[int]]):
 
 
 @dataclass(frozen=True, slots=True)
-class Export(Command[Blob]):
-    """A copy of the state of `tokens` from token `start` on; None unless all of it is in memory."""
-
-    tenant: str
-    tokens: IntArray
-    start: int = 0
-
-    def run(self, kv: KVMemory) -> Iterator[Blob | None]:
-        parts: list[Blob | None] = []
-        for part in kv.export(self.tenant, self.tokens, self.start):
-            parts.append(part)
-            yield None
-        yield joined(parts)
-
-
-@dataclass(frozen=True, slots=True)
 class Install(Command[bool]):
-    """Take in what `Export` gave for the same tokens; False if memory has no room for it, or not the tokens before."""
+    """Take in what was exported of the same tokens; False if memory has no room for it, or not the tokens before."""
 
     tenant: str
     tokens: IntArray

@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
-from slipstream.backend import Backend
+import numpy as np
+
+from slipstream.backend import Backend, Blob
 from slipstream.engine.active import ActiveRequest
-from slipstream.engine.commands import Command, Task
+from slipstream.engine.commands import Command, Export, Task
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.limits import Limits
 from slipstream.engine.loop import EngineLoop
@@ -22,6 +24,7 @@ from slipstream.errors import EngineStoppedError, OverloadedError
 from slipstream.kv import KVMemory
 from slipstream.sandbox import roomy_stack
 from slipstream.tokenizer import Tokenizer
+from slipstream.types import IntArray
 
 T = TypeVar("T")
 
@@ -131,6 +134,20 @@ class EngineCore:
             self._require(not self._stopped)
             self._inbox.put(task)
         return task.result.result()
+
+    def export(self, tenant: str, tokens: IntArray, start: int = 0) -> Blob | None:
+        """A copy of the state of `tokens` from token `start` on; None unless all of it is in memory.
+
+        The engine goes on while the caller waits for a span to arrive, and then asks for the next: so many bytes are
+        under way for each thread that exports. Raises `ModelError` if one doesn't arrive, and `EngineStoppedError`.
+        """
+        parts = []
+        for span in self.backend.store.spans(start, len(tokens)):
+            exported = self.call(Export(tenant, tokens[: span.end], span.start))
+            if exported is None:
+                return None
+            parts.append(exported.wait())
+        return np.concatenate(parts)
 
     def send(self, command: Command[None]) -> None:
         """Have a command carried out that nobody waits for, in one go; a stopped engine ignores it."""

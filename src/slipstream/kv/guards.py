@@ -1,20 +1,13 @@
 """States that somebody wants a copy of before they are given up."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from slipstream.backend import Blob
+from slipstream.backend import Exported
 from slipstream.types import IntArray
 
-Export = Callable[[str, IntArray, int], Iterator[Blob | None]]
-
-
-def joined(parts: Iterable[Blob | None]) -> Blob | None:
-    """What was exported in parts, whole; None if a part is missing."""
-    found = [*parts]
-    whole = [part for part in found if part is not None]
-    return np.concatenate(whole) if len(whole) == len(found) else None
+Export = Callable[[str, IntArray, int], Exported | None]
 
 
 class Guards:
@@ -25,7 +18,7 @@ class Guards:
 
     def __init__(self) -> None:
         self._parts: dict[bytes, tuple[str, IntArray, int]] = {}
-        self.on_rescue: Callable[[bytes, Blob], None] = lambda *_: None
+        self.on_rescue: Callable[[bytes, Exported], None] = lambda *_: None
 
     def add(self, key: bytes, tenant: str, tokens: IntArray, start: int) -> None:
         """Guard a part."""
@@ -40,6 +33,6 @@ class Guards:
         for key, (owner, part, start) in list(self._parts.items()):
             if owner != tenant or not np.array_equal(part, tokens[: len(part)]):
                 continue
-            if (blob := joined(export(tenant, part, start))) is not None:
+            if (exported := export(tenant, part, start)) is not None:
                 del self._parts[key]
-                self.on_rescue(key, blob)
+                self.on_rescue(key, exported)

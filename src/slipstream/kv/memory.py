@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from slipstream.backend import Blob, Store
+from slipstream.backend import Blob, Exported, Store
 from slipstream.kv.eviction import Cached
 from slipstream.kv.guards import Guards
 from slipstream.kv.prefix_index import PrefixIndex, common_length
@@ -196,20 +196,19 @@ class KVMemory:
                 self._running[pinned] = None
                 self.cache(pinned)
 
-    def export(self, tenant: str, tokens: IntArray, start: int) -> Iterator[Blob | None]:
-        """A copy of the state of `tokens` from token `start` on, in parts, between which other work may be done.
-
-        A part is None, and the last, if not all of it is in memory any more.
-        """
+    def export(self, tenant: str, tokens: IntArray, start: int) -> Exported | None:
+        """A copy of the state of `tokens` from token `start` on; None unless all of it is in memory."""
+        parts = []
         for span in self._store.spans(start, len(tokens)):
             length, source = self._find(tenant, tokens[: span.end])
             if source is None or length < span.end:
-                yield None
-                return
-            yield self._store.export(source.state, span.start, span.end)
+                return None
+            parts.append(self._store.export(source.state, span.start, span.end))
+        return Exported.joined(parts)
 
     def install(self, tenant: str, tokens: IntArray, start: int, blob: Blob) -> Iterator[bool]:
-        """Take in what was exported from `tokens` from token `start` on, and cache it, in parts as `export` gives them.
+        """Take in what was exported from `tokens` from token `start` on, and cache it, in parts, between which other
+        work may be done.
 
         A part is False, and the last, if there is no room for it, or if the tokens before are not in memory.
         """

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from slipstream.backend import Blob
+from slipstream.backend import Exported
 from slipstream.chat import Conversations, Part
 from slipstream.chat.messages import Digest
 from slipstream.engine import EngineCore
-from slipstream.engine.commands import CountComputed, Export, Guard, Install, Unguard
-from slipstream.errors import EngineStoppedError
+from slipstream.engine.commands import CountComputed, Guard, Install, Unguard
+from slipstream.errors import EngineStoppedError, ModelError
 from slipstream.recent import Recent
 from slipstream.sessions.saved_kv import SavedKV
 from slipstream.sessions.worker import Worker
@@ -42,7 +42,7 @@ class _Unsaved:
     tokens: IntArray
     start: int
     attempts: int = 0
-    contents: Blob | None = None
+    rescued: Exported | None = None
     """Taken out of memory already, since it was about to be evicted."""
 
 
@@ -185,35 +185,30 @@ class KVConnector:
             unsaved = self._unsaved.get(key)
         if unsaved is None:
             return True
-        contents = unsaved.contents
-        if contents is None:
-            try:
-                contents = self._core.call(Export(unsaved.tenant, unsaved.tokens, unsaved.start))
-            except EngineStoppedError:
-                return True
-        unsaved.attempts += 1
-        if contents is None and unsaved.contents is None and unsaved.attempts < _ATTEMPTS:
-            return False
-        self._write(unsaved, contents)
-        return True
-
-    def _write(self, unsaved: _Unsaved, contents: Blob | None) -> None:
-        """Write a part, or give it up if it has no contents."""
-        contents = unsaved.contents if unsaved.contents is not None else contents
         written = 0
         try:
+            contents = None
+            if unsaved.rescued is None:
+                contents = self._core.export(unsaved.tenant, unsaved.tokens, unsaved.start)
+            if contents is None and unsaved.rescued is not None:
+                contents = unsaved.rescued.wait()
+            unsaved.attempts += 1
+            if contents is None and unsaved.attempts < _ATTEMPTS:
+                return False
             if contents is not None:
                 written = self._saved.save(unsaved.key, unsaved.tokens, contents)
                 self._touch(unsaved.key)
                 self.saved_tokens += len(unsaved.tokens) - unsaved.start
                 self._not_before = time.monotonic() + written / self._bytes_per_second
-        except OSError as error:
+        except EngineStoppedError:
+            return True
+        except (ModelError, OSError) as error:
             logger.warning("the KV of a conversation can't be saved: %s", error)
-        finally:
-            with self._lock:
-                self._drop(unsaved.key)
-                if not written:
-                    self._complete.clear()
+        with self._lock:
+            self._drop(unsaved.key)
+            if not written:
+                self._complete.clear()
+        return True
 
     def _touch(self, key: Digest) -> None:
         """Count the files of a conversation that goes on as used, those of its beginning last, once in a while."""
@@ -227,17 +222,17 @@ class KVConnector:
     def _drop(self, key: Digest) -> None:
         """Let a part wait no more. The lock is held."""
         unsaved = self._unsaved.pop(key, None)
-        if unsaved is not None and unsaved.contents is not None:
-            self._rescued_bytes -= unsaved.contents.nbytes
+        if unsaved is not None and unsaved.rescued is not None:
+            self._rescued_bytes -= unsaved.rescued.nbytes
         self._core.send(Unguard(key))
 
-    def keep(self, key: Digest, contents: Blob) -> None:
+    def keep(self, key: Digest, exported: Exported) -> None:
         """Take what was guarded and is evicted now; on the engine's thread."""
         with self._lock:
             unsaved = self._unsaved.get(key)
-            if unsaved is not None and unsaved.contents is None and self._rescued_bytes <= _RESCUED_BYTES:
-                unsaved.contents = contents
-                self._rescued_bytes += contents.nbytes
+            if unsaved is not None and unsaved.rescued is None and self._rescued_bytes <= _RESCUED_BYTES:
+                unsaved.rescued = exported
+                self._rescued_bytes += exported.nbytes
 
     def _is_complete(self, key: Digest) -> bool:
         """Whether nothing of a part and those before it is missing on disk. The lock is held."""

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from slipstream.backend import Blob, Chunk, StepCost, StepMeasurements
+from slipstream.backend import Blob, Chunk, Exported, StepCost, StepMeasurements
 from slipstream.backend.paged_store import PagedState, PagedStore
 from slipstream.engine import EngineCore, EngineRequest, Output, SamplingParams, as_prompt
 from slipstream.models import DEFAULT_MODEL, ModelStore
@@ -43,9 +43,9 @@ class NoBlocks:
     def copy_block(self, source: int, target: int) -> None:
         """Copy nothing."""
 
-    def read_blocks(self, blocks: IntArray) -> Blob:
+    def read_blocks(self, blocks: IntArray) -> Exported:
         """Zeros for each block."""
-        return np.zeros((len(blocks), 1), np.uint16)
+        return Exported.here(np.zeros((len(blocks), 1), np.uint16))
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         """Write nothing."""

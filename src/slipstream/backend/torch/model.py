@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 from safetensors import SafetensorError
 
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
-from slipstream.backend.store import Blob
+from slipstream.backend.store import Blob, Exported
 from slipstream.backend.torch.checkpoint import SCALES
 from slipstream.backend.torch.chooser import DeviceLogits
 from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
@@ -36,7 +35,8 @@ class TorchModel:
 
     KV is `[blocks, layers, 2, kv_heads, 32, head_dim]` in the weights' precision, of those layers that lie side by side
     (see `layers.seated`): a block is contiguous over these, so that copying one is one copy, and exporting some is one
-    gather. `path` is the file of the weights, or their index.
+    gather. On a GPU, steps, copies of blocks and gathers are queued on one stream: each finds what those before it
+    left, so blocks can be given away before they are read. `path` is the file of the weights, or their index.
     """
 
     def __init__(self, model: Any, path: Path, operators: Operators) -> None:
@@ -101,7 +101,7 @@ class TorchModel:
         self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, 1 + self.window_tables, self._compute)
 
     def read_with(self, side: SideStream) -> None:
-        """Read blocks beside the steps that don't name them, from now on."""
+        """Copy blocks to the host beside the next steps, from now on."""
         self._side = side
 
     def allocate(self, num_blocks: int) -> None:
@@ -114,7 +114,6 @@ class TorchModel:
         except RuntimeError as error:
             size = num_blocks * self.block_bytes
             raise ModelError(f"{size:,} bytes for keys and values don't fit beside the weights: {error}") from error
-        self._wrote(np.arange(num_blocks))
 
     def warm_up(self) -> None:
         """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them."""
@@ -152,7 +151,6 @@ class TorchModel:
                 replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
                 logits = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
             clock.stop()
-            self._wrote(inputs["block_tables"])
         except RuntimeError as error:
             raise self._failure(error) from error
         return logits, clock
@@ -185,30 +183,24 @@ class TorchModel:
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""
         self._kv[target].copy_(self._kv[source])
-        self._wrote(np.array([target]))
 
-    def read_blocks(self, blocks: IntArray) -> Blob:
+    def read_blocks(self, blocks: IntArray) -> Exported:
         """A copy of what the blocks hold, uint16 [blocks, elements]."""
 
-        def copy() -> Blob:
-            found: Blob = self._staging.copy(self._kv[self._at(blocks)].flatten(1).view(torch.int16)).view(np.uint16)
-            return found
+        def gather() -> torch.Tensor:
+            return self._kv[self._at(blocks)].flatten(1).view(torch.int16)
 
-        return copy() if self._side is None else self._side.read(blocks, copy)
+        if self._side is None:
+            return Exported.here(gather().numpy().view(np.uint16))
+        return self._side.copy(gather, len(blocks) * self.block_bytes)
 
     def write_blocks(self, blocks: IntArray, contents: Blob) -> None:
         """Fill blocks with what `read_blocks` gave."""
         given = torch.from_numpy(np.ascontiguousarray(contents).view(np.int16)).view(self._dtype)
         self._kv[self._at(blocks)] = given.to(self._device).view(-1, *self._block)
-        self._wrote(blocks)
-
-    def _wrote(self, blocks: npt.NDArray[Any]) -> None:
-        """Have readers of these blocks wait for what was launched."""
-        if self._side is not None:
-            self._side.wrote(blocks)
 
     def _at(self, blocks: IntArray) -> torch.Tensor:
-        return torch.from_numpy(blocks.astype(np.int64)).to(self._device)
+        return self._staging.send(blocks.astype(np.int64))
 
 
 class _HostClock:

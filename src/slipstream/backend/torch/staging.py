@@ -62,12 +62,10 @@ class Staging:
         received: npt.NDArray[Any] = here.numpy()
         return received
 
-    def copy(self, tensor: torch.Tensor) -> npt.NDArray[Any]:
-        """An array on the host, in memory of its own that is pinned: a GPU copies several times faster to it."""
-        here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._gpu)
-        here.copy_(tensor)
-        found: npt.NDArray[Any] = here.numpy()
-        return found
+    def send(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A copy of a small array on the device, through memory of its own: nothing waits for uploads before it."""
+        here = torch.from_numpy(array)
+        return here.pin_memory().to(self._device, non_blocking=True) if self._gpu else here
 
     def _buffer(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._gpu)
