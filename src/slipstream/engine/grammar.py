@@ -5,7 +5,6 @@ import logging
 import re
 import string
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from itertools import islice
@@ -17,6 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from slipstream.engine.trial import TOO_MUCH, matcher_of
 from slipstream.errors import InvalidRequestError, SlipstreamError
 from slipstream.fields import SANDBOX_MEMORY, SANDBOX_SECONDS
+from slipstream.recent import Recent
 from slipstream.sandbox import Allowance, Sandbox, SandboxDiedError, SandboxError, on_roomy_stack
 from slipstream.tokenizer import Tokenizer
 from slipstream.tokenizer.provenance import Traced
@@ -293,9 +293,9 @@ class GrammarCompiler:
         json, stops = tokenizer.plain_json(), sorted(stop_token_ids)
         self._tokenizer = LLTokenizer(json, n_vocab=self._vocab_size, eos_token=stops)
         self._closers = _Closers(self._tokenizer, [tokenizer.encode(end, begins=False) for end in ends])
-        self._cache: OrderedDict[tuple[str, str], Grammar] = OrderedDict()  # by tenant and source
+        self._cache: Recent[tuple[str, str], Grammar] = Recent(_GRAMMARS)  # by tenant and source
         self._lock = threading.Lock()
-        self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # by digests of sources: "" for what is sound
+        self._verdicts: Recent[bytes, str] = Recent(_VERDICTS)  # by digests of sources: "" for what is sound
         trial = "slipstream.engine.trial:GrammarTrial"
         self.sandbox = Sandbox(trial, json, self._vocab_size, stops, allowance=allowance)
         """Where grammars are tried; a process that starts with the first."""
@@ -307,7 +307,7 @@ class GrammarCompiler:
         """
         with self._lock:
             if (known := self._cache.get((tenant, source))) is not None and known.usable:
-                self._cache.move_to_end((tenant, source))
+                self._cache[tenant, source] = known
                 return known
         self.check(source, param=param, tenant=tenant)
         grammar = on_roomy_stack(lambda: Grammar(source, self._tokenizer, self._vocab_size, self._closers, param))
@@ -315,8 +315,6 @@ class GrammarCompiler:
             raise _unsupported(param, error)
         with self._lock:
             self._cache[tenant, source] = grammar
-            if len(self._cache) > _GRAMMARS:
-                self._cache.popitem(last=False)
         return grammar
 
     def check(self, source: str, *, param: str, tenant: str = "") -> None:
@@ -331,9 +329,6 @@ class GrammarCompiler:
             verdict = self._tried(source)
         with self._lock:
             self._verdicts[key] = verdict
-            self._verdicts.move_to_end(key)
-            if len(self._verdicts) > _VERDICTS:
-                self._verdicts.popitem(last=False)
         if verdict in (TOO_MUCH, _DIED):
             complaint = " has a schema whose grammar takes too much time, memory or stack to compile"
             if verdict == _DIED:
