@@ -209,11 +209,11 @@ def test_what_is_guarded_is_rescued_when_it_is_evicted() -> None:
     kv = memory(8)
     kv.cache(filled(kv, range(10)))
     rescued = {}
-    kv.guards.on_rescue = lambda key, exported: rescued.update({key: exported})
-    kv.guards.add(b"all", "", np.arange(10, dtype=np.int32), 0)
-    kv.guards.add(b"end", "", np.arange(10, dtype=np.int32), 8)
-    kv.guards.add(b"more", "", np.arange(11, dtype=np.int32), 0)
-    kv.guards.add(b"other", "another tenant", np.arange(10, dtype=np.int32), 0)
+    kv.on_rescue = lambda key, exported: rescued.update({key: exported})
+    kv.guard(b"all", "", np.arange(10, dtype=np.int32), 0)
+    kv.guard(b"end", "", np.arange(10, dtype=np.int32), 8)
+    kv.guard(b"more", "", np.arange(11, dtype=np.int32), 0)
+    kv.guard(b"other", "another tenant", np.arange(10, dtype=np.int32), 0)
     expected = {b"all": export(kv, range(10)), b"end": export(kv, range(10), 8)}
     filled(kv, [42] * 30)
     assert {key: each.wait().tolist() for key, each in rescued.items()} == {k: e.tolist() for k, e in expected.items()}
@@ -223,9 +223,9 @@ def test_a_guard_that_was_removed_rescues_nothing() -> None:
     kv = memory(8)
     kv.cache(filled(kv, range(10)))
     rescued = []
-    kv.guards.on_rescue = lambda key, _: rescued.append(key)
-    kv.guards.add(b"all", "", np.arange(10, dtype=np.int32), 0)
-    kv.guards.remove(b"all")
+    kv.on_rescue = lambda key, _: rescued.append(key)
+    kv.guard(b"all", "", np.arange(10, dtype=np.int32), 0)
+    kv.unguard(b"all")
     filled(kv, [42] * 30)
     assert rescued == []
 

@@ -958,7 +958,7 @@ class TestSavedKV:
             engine.answer(request(prompt(333), max_tokens=1))
             expected = engine.core.export("", tokens)
             rescued: Future[Exported] = Future()
-            engine.core.guards.on_rescue = lambda _, exported: rescued.set_result(exported)
+            engine.core.rescue_to(lambda _, exported: rescued.set_result(exported))
             engine.core.send(Guard(b"all", "", tokens, 0))
             waiting, arrives = late(engine)
             assert_right(engine.answer(request(prompt(333, seed=1), max_tokens=4)))

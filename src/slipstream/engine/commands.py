@@ -44,6 +44,8 @@ Discard = _verb(KVMemory.discard)
 Clear = _verb(KVMemory.clear)
 Expect = _verb(KVMemory.expect)
 Export = _verb(KVMemory.export)
+Guard = _verb(KVMemory.guard)
+Unguard = _verb(KVMemory.unguard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +69,6 @@ class Install(Command[bool]):
 
     def run(self, kv: KVMemory) -> Iterator[bool]:
         yield from kv.install(self.tenant, self.tokens, self.start, self.blob)
-
-
-@dataclass(frozen=True, slots=True)
-class Guard(Command[None]):
-    """Have a copy made of the state of `tokens` from token `start` on, under a key, before it is evicted."""
-
-    key: bytes
-    tenant: str
-    tokens: IntArray
-    start: int
-
-    def run(self, kv: KVMemory) -> Iterator[None]:
-        kv.guards.add(self.key, self.tenant, self.tokens, self.start)
-        yield None
-
-
-@dataclass(frozen=True, slots=True)
-class Unguard(Command[None]):
-    """Have no copy made any more."""
-
-    key: bytes
-
-    def run(self, kv: KVMemory) -> Iterator[None]:
-        kv.guards.remove(self.key)
-        yield None
 
 
 class Task(Generic[T_co]):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from slipstream.backend import Backend, Blob
+from slipstream.backend import Backend, Blob, Exported
 from slipstream.engine.active import ActiveRequest
 from slipstream.engine.commands import Command, Export, Task
 from slipstream.engine.idle import IdlePrefill
@@ -65,8 +65,7 @@ class EngineCore:
         self._max_waiting = max_waiting
         self.limits = Limits(backend.vocab_size, context_length, kv.capacity, tokenizer.longest_token)
         self.response_cache = response_cache
-        self.guards = kv.guards
-        """What is guarded (see `Guard`) and about to be evicted goes to `on_rescue`, on the engine's thread."""
+        self._kv = kv
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._loop = EngineLoop(backend, kv, scheduler, self._inbox)
         self._lock = threading.Lock()
@@ -148,6 +147,10 @@ class EngineCore:
                 return None
             parts.append(exported.wait())
         return np.concatenate(parts)
+
+    def rescue_to(self, sink: Callable[[bytes, Exported], None]) -> None:
+        """Have `sink` get what is guarded (see `Guard`) and about to be evicted, on the engine's thread."""
+        self._kv.on_rescue = sink
 
     def send(self, command: Command[None]) -> None:
         """Have a command carried out that nobody waits for, in one go; a stopped engine ignores it."""

@@ -1,13 +1,14 @@
 """All memory of a server for the states of sequences: who holds it, who may share it, and who has to make room."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from slipstream.backend import Blob, Exported, Store
 from slipstream.kv.eviction import Cached
-from slipstream.kv.guards import Guards
 from slipstream.kv.prefix_index import PrefixIndex, common_length
 from slipstream.kv.sequence import Sequence
 from slipstream.types import IntArray
@@ -56,8 +57,9 @@ class KVMemory:
         self._pinned: dict[str, Sequence] = {}
         self.evictions = 0
         """How often cached sequences were given up."""
-        self.guards = Guards()
-        """Of what somebody wants a copy before it is given up."""
+        self._guarded: dict[bytes, tuple[str, IntArray, int]] = {}
+        self.on_rescue: Callable[[bytes, Exported], None] = lambda *_: None
+        """Gets a copy of what is guarded and about to be evicted, by its key; it must not block."""
 
     def usage(self) -> KVUsage:
         """What the memory holds now."""
@@ -220,6 +222,14 @@ class KVMemory:
             if not installed:
                 return
 
+    def guard(self, key: bytes, tenant: str, tokens: IntArray, start: int) -> None:
+        """Have a copy made of the state of `tokens` from token `start` on, under a key, before it is evicted."""
+        self._guarded[key] = tenant, tokens, start
+
+    def unguard(self, key: bytes) -> None:
+        """Have no copy made any more; harmless if there was none to make."""
+        self._guarded.pop(key, None)
+
     def discard(self, tenant: str, tokens: IntArray) -> None:
         """Free a cached sequence of just these tokens, or fewer, if there is one."""
         length, source = self._find(tenant, tokens)
@@ -371,6 +381,11 @@ class KVMemory:
         return True
 
     def _give_up(self, victim: Sequence) -> None:
-        """Count an eviction that is about to happen."""
+        """Count an eviction that is about to happen, and copy what is guarded of the sequence."""
         self.evictions += 1
-        self.guards.rescue(self._tenants[victim], victim.tokens, self.export)
+        tenant, tokens = self._tenants[victim], victim.tokens
+        for key, (owner, part, start) in list(self._guarded.items()):
+            guarded = owner == tenant and np.array_equal(part, tokens[: len(part)])
+            if guarded and (exported := self.export(tenant, part, start)) is not None:
+                del self._guarded[key]
+                self.on_rescue(key, exported)

@@ -72,7 +72,7 @@ class KVConnector:
         self._worker = Worker("slipstream-kv-connector")
         self.saved_tokens = 0
         self.restored_tokens = 0
-        core.guards.on_rescue = self.keep
+        core.rescue_to(self.keep)
 
     @property
     def saved_bytes(self) -> int:
