@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import faulthandler
 import ipaddress
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -106,19 +105,11 @@ class _Server(uvicorn.Server):
         if self.server_state.tasks:  # only after a second signal
             await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_SECONDS)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take the signals; unlike uvicorn's own, don't raise them again after a clean end."""
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's interface
-        """Begin to end at the first signal, end at the second; and in any case soon, whatever runs."""
+        """Begin to end at the first signal, end at the second; and in any case soon, whatever runs.
+
+        uvicorn's own would raise the signals again after a clean end.
+        """
         # A thread without Python's lock counts the time, says on standard error what still ran, and ends the process.
         patience = _LAST_WORDS_SECONDS if self.should_exit else self._settings.drain_seconds
         faulthandler.dump_traceback_later(patience + _END_SECONDS, exit=True)
