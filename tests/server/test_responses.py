@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterable
 from itertools import chain
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -15,10 +16,11 @@ from openai.types.responses import Response, ResponseItemList, ResponseOutputIte
 from pydantic import BaseModel, Field, TypeAdapter
 
 from slipstream.chat.answers import AnswerReader, Dialect
-from slipstream.engine import Output, SamplingParams
-from slipstream.server.responses_output import EventWriter, output_items
+from slipstream.engine import Output, SamplingParams, TurnCounters
+from slipstream.server.responses_output import ResponseAnswer, output_items
+from slipstream.server.responses_request import ResponseRequest
 from slipstream.server.responses_tools import Toolbox
-from slipstream.turns import Choice, TurnRequest
+from slipstream.turns import Choice, Piece, TurnRequest
 from tests.server.process import MODEL, Server
 from tests.server.test_errors import nested
 
@@ -374,15 +376,17 @@ def test_reasoning_is_an_item_of_its_own() -> None:
     request = TurnRequest(prompt="", params=SamplingParams())
     reader = AnswerReader(Dialect("<think></think>"), request.setting.tools, opens_reasoning=True)
     choice = Choice(0, request, None, reader)
-    toolbox = Toolbox(())
-    writer = EventWriter({"id": "resp_1"}, lambda: output_items(choice, "resp_1", toolbox), toolbox)
+    runtime = SimpleNamespace(exact=True, tokenizer=SimpleNamespace(encode=str.split))
+    turn: Any = SimpleNamespace(choices=[choice], runner=SimpleNamespace(runtime=runtime))
+    answer = ResponseAnswer(turn, ResponseRequest.model_validate({"input": "?", "store": False}), [], {"id": "resp_1"})
     sent = b""
     for text in ("Let me ", "think.</thi", "nk>\n\nFour", " degrees."):
         last = text == " degrees."
-        choice.outputs.append(Output(text=text, finish_reason="stop" if last else None))
-        sent += b"".join(writer.piece(delta) for delta in choice.reader.feed(text, last=last))
-    items = output_items(choice, "resp_1", toolbox)
-    sent += writer.end({"status": "completed", "output": items})
+        output = Output(text=text, finish_reason="stop" if last else None, counters=TurnCounters() if last else None)
+        choice.outputs.append(output)
+        sent += b"".join(answer.events(Piece(choice, output, choice.reader.feed(text, last=last))))
+    sent += asyncio.run(answer.end())
+    items = output_items(choice, "resp_1", Toolbox(()))
     *lines, _ = [line[6:] for line in sent.decode().splitlines() if line.startswith("data: ")]
     pieces = [EVENT.validate_json(line) for line in lines]
     reasoning, message = [TypeAdapter(ResponseOutputItem).validate_python(item) for item in items]

@@ -94,7 +94,7 @@ def report_of(turn: LiveTurn) -> dict[str, Any]:
         **{name: sum(getattr(counters, name) for counters in each) for name in _TOKENS},
         **{name: round(max(getattr(counters, name) for counters in each), 3) for name in _TIMES},
         "response_cache": uses.pop() if len(uses) == 1 else "miss",
-        "exact": turn.exact,
+        "exact": turn.runner.runtime.exact,
         "warnings": list(dict.fromkeys(warning for choice in turn.choices for warning in choice.warnings)),
         "reuse_break": _as_shown(broken) if broken is not None else None,
     }

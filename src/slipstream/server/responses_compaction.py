@@ -3,30 +3,26 @@
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from slipstream.chat import Message
 from slipstream.server.compaction import sealed
 from slipstream.server.extension import report_of
 from slipstream.server.responses_items import item_id
 from slipstream.server.stream import Answer
-from slipstream.server.turn import LiveTurn
 from slipstream.turns import Piece
 
 
 class CompactionAnswer(Answer):
     """What was said by the user, and the summary in place of everything else."""
 
-    def __init__(self, turn: LiveTurn, messages: Sequence[Message]) -> None:
-        super().__init__(turn)
-        self._messages = messages
-
     async def whole(self) -> bytes:
         """The items that the conversation goes on from, and what it took to make them."""
         (choice,) = self.turn.choices
         response, report = f"resp_{secrets.token_hex(12)}", report_of(self.turn)
-        said = [message for message in self._messages if message.role == "user"]
+        assert isinstance(choice.request.prompt, tuple)
+        *messages, _ = choice.request.prompt  # which ends with the wish for a summary
+        said = [message for message in messages if message.role == "user"]
         output = [_user_item(response, place, message.text) for place, message in enumerate(said)]
         summary = {"type": "compaction", "encrypted_content": sealed(choice.reader.message.text)}
         output.append({"id": item_id(response, "compaction", len(output)), **summary})

@@ -34,9 +34,7 @@ class LiveTurn:
         """Of its request, by names in lower case."""
         self.first_token_seconds = 0.0
         """From its start to the first piece of any answer."""
-        self.exact = runner.runtime.exact
-        """Whether the same request gives the same tokens, whatever happens around it."""
-        self._runner = runner
+        self.runner = runner
         self._ended = 0
         self._loop = asyncio.get_running_loop()
         self._started = time.perf_counter()
@@ -57,7 +55,7 @@ class LiveTurn:
 
     async def start(self, make: Callable[[], Sequence[TurnRequest]]) -> None:
         """Make requests, their prompts and grammars, off the event loop, and submit them all, or none."""
-        self._turn = await asyncio.to_thread(lambda: self._runner.runtime.turns.start(make(), self._notify))
+        self._turn = await asyncio.to_thread(lambda: self.runner.runtime.turns.start(make(), self._notify))
 
     async def batches(self) -> AsyncIterator[list[Piece]]:
         """The pieces of all answers as they come, those that came together in one list.
@@ -76,7 +74,7 @@ class LiveTurn:
                     tick = self._tick()
                     yield []
                 if any(output.finish_reason is not None for _, output in arrived):
-                    yield await self._loop.run_in_executor(self._runner.endings, self._read, arrived)
+                    yield await self._loop.run_in_executor(self.runner.endings, self._read, arrived)
                 elif arrived:
                     yield self._read(arrived)
             self._over = True
@@ -89,11 +87,11 @@ class LiveTurn:
         """Stop what is unfinished, soon; harmless when nothing is."""
         if not self._over:
             self._over = True
-            self._loop.run_in_executor(self._runner.endings, self._turn.cancel)  # whose session may just be written
+            self._loop.run_in_executor(self.runner.endings, self._turn.cancel)  # whose session may just be written
 
     def _tick(self) -> asyncio.TimerHandle:
         """Wake the reader in a while, though nothing came."""
-        return self._loop.call_later(self._runner.config.keep_alive_seconds, self._wake.set)
+        return self._loop.call_later(self.runner.config.keep_alive_seconds, self._wake.set)
 
     def _read(self, arrived: Sequence[tuple[Choice, Output]]) -> list[Piece]:
         return [self._turn.read(*each) for each in arrived]
@@ -105,9 +103,9 @@ class LiveTurn:
         """Take a piece from the engine, also when nobody reads any more, for the metrics."""
         if output is choice.outputs[0]:
             self.first_token_seconds = self.first_token_seconds or self.seconds
-            self._runner.metrics.first_piece(self.seconds)
+            self.runner.metrics.first_piece(self.seconds)
         if output.finish_reason is not None:
-            self._runner.metrics.finished(output.finish_reason, choice.counters, self.seconds)
+            self.runner.metrics.finished(output.finish_reason, choice.counters, self.seconds)
             self._ended += 1
             self._note_end()
         self._arrived.append((choice, output))
@@ -117,7 +115,7 @@ class LiveTurn:
         """Tell once that it's over: when all was read, or nobody reads any more and the engine let go of it."""
         if self._over and self._ended == len(self.choices):
             self._ended = -1
-            for observe in self._runner.observers:
+            for observe in self.runner.observers:
                 observe(self)
 
 
