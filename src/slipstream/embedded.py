@@ -146,9 +146,10 @@ class Session:
 
         Its `warnings` name what the grammar can't hold of a schema, and what doesn't fit in the end.
         """
-        request = self._request(new, params, tools, response_schema, reuse=True)
-        (completion,) = self._engine.answer(request)
-        return completion
+        stream = self.stream(*new, params=params, tools=tools, response_schema=response_schema)
+        for _ in stream:
+            pass
+        return stream.completion
 
     def stream(
         self,
@@ -163,7 +164,16 @@ class Session:
         A string is a user's message. `tools` are the session's own, unless this turn has others. What is no call fits
         the `response_schema`, if there is one. Without `reuse` all of it is computed afresh, for comparison.
         """
-        return self._engine.outputs(self._request(new, params, tools, response_schema, reuse=reuse))
+        request = TurnRequest(
+            prompt=_messages(new),
+            params=params or SamplingParams(),
+            setting=Setting(self.tools if tools is None else tools),
+            response_schema=response_schema,
+            session_id=self.id,
+            continues=True,
+            reuse=reuse,
+        )
+        return self._engine.outputs(request)
 
     def append(self, *new: str | Message) -> None:
         """Extend the conversation without an answer; what is new is computed while nothing else is."""
@@ -196,25 +206,6 @@ class Session:
     def delete(self) -> None:
         """Forget it, and free what it alone holds."""
         self._sessions.delete("", self.id)
-
-    def _request(
-        self,
-        new: Iterable[str | Message],
-        params: SamplingParams | None,
-        tools: ToolUse | None,
-        response_schema: Schema | None,
-        *,
-        reuse: bool,
-    ) -> TurnRequest:
-        return TurnRequest(
-            prompt=_messages(new),
-            params=params or SamplingParams(),
-            setting=Setting(self.tools if tools is None else tools),
-            response_schema=response_schema,
-            session_id=self.id,
-            continues=True,
-            reuse=reuse,
-        )
 
 
 def _messages(new: Iterable[str | Message]) -> tuple[Message, ...]:
