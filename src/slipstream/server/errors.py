@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from itertools import compress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -192,30 +193,27 @@ def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, LimitError | OverloadedError):
         request.app.state.metrics.refused(error.limit)
     elif isinstance(error, HTTPException):
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            error.headers = {"Allow": _allowed_methods(request)}
-        failure = replace(failure, message=_advice(request, error) or failure.message, headers=error.headers or {})
+        failure = _advised(failure, request)
     return error_response(failure, request.url.path)
 
 
-def _advice(request: Request, error: HTTPException) -> str | None:
-    """Better words for what the framework raises."""
-    match error.status_code:
+def _advised(failure: Failure, request: Request) -> Failure:
+    """What the framework raises, in better words."""
+    path = request.url.path
+    match failure.status:
         case HTTPStatus.BAD_REQUEST:
-            return "the body can't be read: send JSON in UTF-8, nested no deeper than people would"
+            message = "the body can't be read: send JSON in UTF-8, nested no deeper than people would"
         case HTTPStatus.NOT_FOUND:
-            return f"there is no {request.url.path} here: chat is at /v1/chat/completions, and /docs lists the rest"
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            return f"{request.url.path} does not take {request.method}: use {(error.headers or {})['Allow']}"
-    return None
-
-
-def _allowed_methods(request: Request) -> str:
-    """The methods that a path takes on all of its routes; the framework names those of the first."""
-    scopes = {method: {**request.scope, "method": method} for method in ("GET", "HEAD", "POST", "PATCH", "DELETE")}
-    routes = request.app.routes
-    taken = (name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes))
-    return ", ".join(taken)
+            message = f"there is no {path} here: chat is at /v1/chat/completions, and /docs lists the rest"
+        case HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names the methods of the path's first route alone
+            scopes = [{**request.scope, "method": name} for name in ("GET", "HEAD", "POST", "PATCH", "DELETE")]
+            fit = [any(route.matches(scope)[0] is Match.FULL for route in request.app.routes) for scope in scopes]
+            allowed = ", ".join(scope["method"] for scope in compress(scopes, fit))
+            message = f"{path} does not take {request.method}: use {allowed}"
+            return replace(failure, message=message, headers={"Allow": allowed})
+        case _:
+            return failure
+    return replace(failure, message=message)
 
 
 def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
@@ -233,8 +231,9 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> InvalidRequestError:
     if first["type"] == "extra_forbidden":
         message = f"{param} is not a field that exists: leave it out"
         return InvalidRequestError(message, param=param, code="unknown_parameter")
-    complaint = str(first["msg"]).removeprefix("Value error, ")
-    message = f"{param}: {complaint[:1].lower()}{complaint[1:]}, not {_quoted(first['input'])}"
+    complaint, sent = str(first["msg"]).removeprefix("Value error, "), repr(first["input"])
+    quoted = sent if len(sent) <= 60 else f"{sent[:57]}..."
+    message = f"{param}: {complaint[:1].lower()}{complaint[1:]}, not {quoted}"
     return InvalidRequestError(message, param=param)
 
 
@@ -247,8 +246,3 @@ def field_path(location: Sequence[str | int]) -> str:
         elif not part.startswith("["):  # pydantic's mark for the key of a mapping, or the tag of a union's member
             path += f".{part}" if path else part
     return path
-
-
-def _quoted(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
