@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, PrivateAttr, Tag
 
 from slipstream.chat import NO_TOOLS, Message, Setting, Tool, ToolUse
@@ -20,12 +20,11 @@ from slipstream.server.anthropic_blocks import CompactionBlock
 from slipstream.server.anthropic_compaction import CompactedAnswer, Compaction, is_due, tool_changes
 from slipstream.server.anthropic_content import InputMessage, TextContent, conversation, since_compaction
 from slipstream.server.anthropic_context import Compact, ContextManagement
-from slipstream.server.bodies import BodyRoute
 from slipstream.server.compaction import summarising
 from slipstream.server.errors import given, unsupported
 from slipstream.server.extension import SlipstreamOptions, in_session
 from slipstream.server.hosted_tools import HostedTool, left_out
-from slipstream.server.openapi import WHOLE_OR_STREAM
+from slipstream.server.openapi import WHOLE_OR_STREAM, AnthropicError, errors
 from slipstream.server.stream import respond
 from slipstream.server.turn import LiveTurn, TurnRunner
 from slipstream.turns import TurnRequest
@@ -265,12 +264,11 @@ class TokenCount(BaseModel):
     context_management: OriginalCount | None = None
 
 
-def router(runner: TurnRunner) -> APIRouter:
-    """The routes of this protocol."""
-    routes = APIRouter(route_class=BodyRoute)
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes of this protocol."""
     runtime = runner.runtime
 
-    @routes.post("/v1/messages", responses=WHOLE_OR_STREAM)
+    @app.post("/v1/messages", responses=WHOLE_OR_STREAM | errors(AnthropicError))
     async def messages(http: Request, body: MessagesRequest, tenant: TenantName) -> Response:
         model = runner.names.check(body.model)
 
@@ -298,7 +296,7 @@ def router(runner: TurnRunner) -> APIRouter:
             answer = CompactedAnswer(model, turn, go_on, asked=body.compacts, changes=changes, **shown)
         return await respond(http, answer, stream=body.stream)
 
-    @routes.post("/v1/messages/count_tokens", response_model_exclude_none=True)
+    @app.post("/v1/messages/count_tokens", response_model_exclude_none=True, responses=errors(AnthropicError))
     async def count_tokens(body: PromptFields, tenant: TenantName) -> TokenCount:
         runner.names.check(body.model)
 
@@ -310,5 +308,3 @@ def router(runner: TurnRunner) -> APIRouter:
             return TokenCount(input_tokens=counted)
         original = await asyncio.to_thread(count, body.model_copy(update={"context_management": None}))
         return TokenCount(input_tokens=counted, context_management=OriginalCount(original_input_tokens=original))
-
-    return routes

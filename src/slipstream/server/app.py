@@ -18,15 +18,18 @@ from slipstream.server import (
     tokens,
 )
 from slipstream.server.access import Access, require_json
+from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import install_error_handlers
 from slipstream.server.gate import RequestCounter, RootPath
 from slipstream.server.intake import Intake
 from slipstream.server.keys import KeyRing
 from slipstream.server.metrics import Metrics
-from slipstream.server.openapi import AnthropicError, DescribedApp, OpenAIError, errors
+from slipstream.server.openapi import DescribedApp, OpenAIError, errors
 from slipstream.server.traces import Traces, otlp_provider
 from slipstream.server.turn import TurnRunner
 from slipstream.server.turn_log import log_turn
+
+_PARTS = (openai_chat, openai_completions, openai_responses, anthropic_messages, sessions, tokens, status)
 
 
 def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI:
@@ -43,15 +46,10 @@ def create_app(runtime: Runtime, config: ServerConfig, keys: KeyRing) -> FastAPI
     observers = [log_turn, Traces(otlp_provider(), runtime.model.name).record] if config.traces else [log_turn]
     runner = TurnRunner(runtime, metrics, config, observers)
     app.state.limits, app.state.metrics = config.limits, metrics
-    app.include_router(openai_chat.router(runner))
-    app.include_router(openai_completions.router(runner))
-    app.include_router(openai_responses.conversations(runtime.sessions))
-    app.include_router(openai_responses.router(runner))
-    app.include_router(anthropic_messages.router(runner), responses=errors(AnthropicError))
-    app.include_router(sessions.router(runtime.sessions))
-    app.include_router(tokens.router(runtime))
-    app.include_router(status.router(runner))
-    app.include_router(docs.router(app))
+    app.router.route_class = BodyRoute
+    for part in _PARTS:
+        part.add_routes(app, runner)
+    docs.add_routes(app)
     app.add_middleware(Intake, limits=config.limits, metrics=metrics)
     app.add_middleware(Access, keys=keys, config=config)
     install_error_handlers(app)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
 _HEADERS = {
@@ -23,19 +23,16 @@ summary b { display: inline-block; min-width: 4.5rem; }
 """
 
 
-def router(app: FastAPI) -> APIRouter:
-    """The routes, answered on other threads than the event loop's: making the description takes a while."""
-    routes = APIRouter(include_in_schema=False)
+def add_routes(app: FastAPI) -> None:
+    """Add the routes, answered on other threads than the event loop's: making the description takes a while."""
 
-    @routes.get("/docs")
+    @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
         return HTMLResponse(_page(app.openapi()), headers=_HEADERS)
 
-    @routes.get("/openapi.json")
+    @app.get("/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
         return JSONResponse(app.openapi())
-
-    return routes
 
 
 def _page(api: Mapping[str, Any]) -> str:

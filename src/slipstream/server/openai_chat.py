@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from slipstream.chat import AnswerDelta, Setting, ToolCall
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import TokenLogprob
 from slipstream.runtime import Runtime
-from slipstream.server.bodies import BodyRoute
 from slipstream.server.custom_tools import InputReader
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import in_session, session_hint
@@ -77,18 +76,15 @@ class ChatRequest(SamplingFields):
         )
 
 
-def router(runner: TurnRunner) -> APIRouter:
-    """The routes of this protocol."""
-    routes = APIRouter(route_class=BodyRoute)
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes of this protocol."""
 
-    @routes.post("/v1/chat/completions", responses=WHOLE_OR_STREAM)
+    @app.post("/v1/chat/completions", responses=WHOLE_OR_STREAM)
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(lambda: [in_session(body.turn(), http)], http)
         answer = ChatAnswer(runner.runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
-
-    return routes
 
 
 class ChatAnswer(CompletionAnswer):

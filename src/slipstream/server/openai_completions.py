@@ -5,12 +5,11 @@ from itertools import accumulate
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import BeforeValidator
 
 from slipstream.engine import TokenLogprob
 from slipstream.runtime import Runtime
-from slipstream.server.bodies import BodyRoute
 from slipstream.server.errors import unsupported
 from slipstream.server.openai_common import (
     Alternatives,
@@ -72,18 +71,15 @@ class CompletionRequest(SamplingFields):
         ]
 
 
-def router(runner: TurnRunner) -> APIRouter:
-    """The routes of this protocol."""
-    routes = APIRouter(route_class=BodyRoute)
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes of this protocol."""
 
-    @routes.post("/v1/completions", responses=WHOLE_OR_STREAM)
+    @app.post("/v1/completions", responses=WHOLE_OR_STREAM)
     async def completions(http: Request, body: CompletionRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(body.turns, http)
         answer = TextAnswer(runner.runtime, turn, model, include_usage=body.include_usage)
         return await respond(http, answer, stream=body.stream)
-
-    return routes
 
 
 class TextAnswer(CompletionAnswer):

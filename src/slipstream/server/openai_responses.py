@@ -8,14 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
 from slipstream.chat import Message
 from slipstream.errors import ContextLengthError, InvalidRequestError, StorageError
 from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
-from slipstream.server.bodies import BodyRoute
 from slipstream.server.compaction import summarising
 from slipstream.server.errors import failure_of, unsupported
 from slipstream.server.extension import in_session, names_session
@@ -27,7 +26,7 @@ from slipstream.server.responses_request import PromptRequest, ResponseRequest
 from slipstream.server.responses_tools import Item
 from slipstream.server.stream import respond
 from slipstream.server.turn import TurnRunner
-from slipstream.sessions import Database, Sessions, SessionState, StoredResponse
+from slipstream.sessions import Database, SessionState, StoredResponse
 from slipstream.turns import TurnRequest
 
 
@@ -55,13 +54,12 @@ class DeletedConversation(BaseModel):
     deleted: Literal[True] = True
 
 
-def router(runner: TurnRunner) -> APIRouter:
-    """The routes of this protocol."""
-    routes = APIRouter(route_class=BodyRoute)
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes of this protocol."""
     runtime = runner.runtime
-    store = runtime.database
+    store, sessions = runtime.database, runtime.sessions
 
-    @routes.post("/v1/responses", responses=WHOLE_OR_STREAM)
+    @app.post("/v1/responses", responses=WHOLE_OR_STREAM)
     async def create_response(http: Request, body: ResponseRequest, tenant: TenantName) -> Response:
         model = runner.names.check(body.model)
         items, request = await asyncio.to_thread(_asked, body, store, tenant, in_session=names_session(http))
@@ -74,21 +72,21 @@ def router(runner: TurnRunner) -> APIRouter:
             return refused_stream(head, failure_of(error, http.url.path))
         return await respond(http, ResponseAnswer(turn, body, items, head), stream=body.stream)
 
-    @routes.post("/v1/responses/input_tokens")
+    @app.post("/v1/responses/input_tokens")
     async def count_input_tokens(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
         _, request = await asyncio.to_thread(_asked, body, store, tenant, in_session=names_session(http))
         count = await asyncio.to_thread(runtime.turns.count, in_session(request, http))
         return _json({"object": "response.input_tokens", "input_tokens": count})
 
-    @routes.post("/v1/responses/compact")
+    @app.post("/v1/responses/compact")
     async def compact(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
         _, request = await asyncio.to_thread(_asked, body, store, tenant, in_session=False)
         turn = await runner.start(lambda: [summarising(runtime, request, most=body.max_output_tokens)], http)
         return await respond(http, CompactionAnswer(turn), stream=False)
 
-    @routes.get("/v1/responses/{response_id}")
+    @app.get("/v1/responses/{response_id}")
     async def retrieve_response(
         response_id: str, tenant: TenantName, *, stream: Annotated[bool, Query(include_in_schema=False)] = False
     ) -> Response:
@@ -97,12 +95,12 @@ def router(runner: TurnRunner) -> APIRouter:
         record = await _stored(store, tenant, response_id)
         return Response(record.response, media_type="application/json")
 
-    @routes.delete("/v1/responses/{response_id}")
+    @app.delete("/v1/responses/{response_id}")
     async def delete_response(response_id: str, tenant: TenantName) -> Response:
         await asyncio.to_thread(_delete, runtime, tenant, response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
-    @routes.get("/v1/responses/{response_id}/input_items")
+    @app.get("/v1/responses/{response_id}/input_items")
     async def list_input_items(
         response_id: str,
         tenant: TenantName,
@@ -115,14 +113,7 @@ def router(runner: TurnRunner) -> APIRouter:
             items.reverse()
         return _json(_page(items, after, limit))
 
-    return routes
-
-
-def conversations(sessions: Sessions) -> APIRouter:
-    """The routes of conversations, to go on with through the others."""
-    routes = APIRouter(prefix="/v1/conversations", route_class=BodyRoute)
-
-    @routes.post("")
+    @app.post("/v1/conversations")
     async def create(body: CreateConversation, tenant: TenantName) -> Conversation:
         if body.metadata:
             raise unsupported("metadata", "is not kept: leave it out")
@@ -130,16 +121,14 @@ def conversations(sessions: Sessions) -> APIRouter:
         name = f"conv_{secrets.token_hex(12)}"
         return _conversation(await asyncio.to_thread(sessions.create, tenant, name, messages))
 
-    @routes.get("/{id}")
+    @app.get("/v1/conversations/{id}")
     async def retrieve(id: str, tenant: TenantName) -> Conversation:
         return _conversation(await asyncio.to_thread(sessions.get, tenant, id))
 
-    @routes.delete("/{id}")
+    @app.delete("/v1/conversations/{id}")
     async def delete(id: str, tenant: TenantName) -> DeletedConversation:
         await asyncio.to_thread(sessions.delete, tenant, id)
         return DeletedConversation(id=id)
-
-    return routes
 
 
 def _asked(

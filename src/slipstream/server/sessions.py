@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, FastAPI, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from slipstream.chat import Message, Setting, Tool
@@ -15,7 +15,8 @@ from slipstream.server.bodies import BodyRoute
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, call_objects, chat_tools, tool_object, tool_use
-from slipstream.sessions import SessionInfo, Sessions, SessionState
+from slipstream.server.turn import TurnRunner
+from slipstream.sessions import SessionInfo, SessionState
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -106,8 +107,9 @@ class DeletedSession(BaseModel):
     deleted: Literal[True] = True
 
 
-def router(sessions: Sessions) -> APIRouter:
-    """The routes."""
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes."""
+    sessions = runner.runtime.sessions
     routes = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=BodyRoute)
 
     async def told(action: Callable[[], SessionState]) -> SessionObject:
@@ -193,7 +195,7 @@ def router(sessions: Sessions) -> APIRouter:
         await asyncio.to_thread(sessions.delete, tenant, id)
         return DeletedSession(id=id)
 
-    return routes
+    app.include_router(routes)
 
 
 def _object(info: SessionInfo) -> SessionObject:

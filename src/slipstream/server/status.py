@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 from typing import Literal
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
@@ -58,10 +58,9 @@ class Health(BaseModel):
 _METRICS: Responses = {200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}}
 
 
-def router(runner: TurnRunner) -> APIRouter:
-    """The routes."""
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes."""
     runtime, names = runner.runtime, runner.names
-    routes = APIRouter()
     created, longest = int(time.time()), runtime.core.limits.max_sequence
 
     def model(name: str) -> Model:
@@ -76,12 +75,12 @@ def router(runner: TurnRunner) -> APIRouter:
             max_tokens=longest,
         )
 
-    @routes.head("/", include_in_schema=False)
-    @routes.get("/")
+    @app.head("/", include_in_schema=False)
+    @app.get("/")
     async def root() -> dict[str, str]:  # some clients look whether anybody is there
         return {"server": "slipstream", "documentation": "/docs"}
 
-    @routes.get("/health", responses={503: {"model": Health}})
+    @app.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
         status: Literal["ok", "stalled", "stopped"] = "ok"
         if not runtime.core.alive:
@@ -96,20 +95,18 @@ def router(runner: TurnRunner) -> APIRouter:
             memory=runtime.memory,
         )
 
-    @routes.get("/v1/models")
+    @app.get("/v1/models")
     async def models() -> ModelList:
         return ModelList(data=[model(name) for name in names.all], first_id=names.all[0], last_id=names.all[-1])
 
-    @routes.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Model:
         return model(names.check(name))
 
-    @routes.get("/metrics", response_class=Response, responses=_METRICS)
+    @app.get("/metrics", response_class=Response, responses=_METRICS)
     async def all_metrics(http: Request) -> Response:
         if not client_of(http).operator:
             raise HTTPException(403, "metrics are about all tenants: ask with an operator's key")
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
         text = await asyncio.to_thread(encode, runner.metrics.registry)
         return Response(text, headers={"Content-Type": content_type})
-
-    return routes

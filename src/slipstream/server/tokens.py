@@ -3,16 +3,16 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from slipstream.chat import Setting
 from slipstream.errors import InvalidRequestError
 from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
-from slipstream.server.bodies import BodyRoute
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, chat_tools, tool_use
+from slipstream.server.turn import TurnRunner
 
 
 class TokenizeRequest(BaseModel):
@@ -52,21 +52,19 @@ class Text(BaseModel):
     prompt: str
 
 
-def router(runtime: Runtime) -> APIRouter:
-    """The routes."""
-    routes = APIRouter(route_class=BodyRoute)
+def add_routes(app: FastAPI, runner: TurnRunner) -> None:
+    """Add the routes."""
+    runtime = runner.runtime
 
-    @routes.post("/tokenize")
+    @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest, tenant: TenantName) -> Tokens:
         tokens = await asyncio.to_thread(_tokens, runtime, body, tenant)
         return Tokens(tokens=tokens, count=len(tokens), max_model_len=runtime.core.limits.max_sequence)
 
-    @routes.post("/detokenize")
+    @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Text:
         text = await asyncio.to_thread(runtime.tokenizer.decode, body.tokens, skip_special=False)
         return Text(content=text, prompt=text)
-
-    return routes
 
 
 def _tokens(runtime: Runtime, body: TokenizeRequest, tenant: str) -> list[int]:
