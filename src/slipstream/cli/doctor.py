@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from slipstream.cli.loading import load_backend
+from slipstream.cli.loading import loading
 from slipstream.cli.options import Device, KVMemory, Model, Threads, readable_errors
+from slipstream.config import EngineConfig
 from slipstream.models import DEFAULT_MODEL
 from slipstream.processor import this_processor
 
@@ -44,18 +44,22 @@ def doctor(
       slipstream doctor --model ./Qwen3-0.6B-Q8_0.gguf --json
     """
     with readable_errors():
-        options = {"device": device, "kv_memory": kv_memory, "threads": threads}
-        report = _examine(model, options, Console(stderr=as_json))
+        config = EngineConfig.model_validate({"device": device, "kv_memory": kv_memory, "threads": threads})
+        report = _examine(model, config, Console(stderr=as_json))
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _print(report, Console())
 
 
-def _examine(name: str, options: Mapping[str, Any], console: Console) -> Report:
-    from slipstream.backend.steps import BLOCK_SIZE  # what that takes to import, other commands need not wait for
+def _examine(name: str, config: EngineConfig, console: Console) -> Report:
+    from slipstream.backend.paged import PagedBackend  # what that takes to import, other commands need not wait for
+    from slipstream.backend.steps import BLOCK_SIZE
+    from slipstream.runtime import BACKENDS
 
-    model, config, backend = load_backend(name, options, console)
+    with loading(name, console) as (model, progress):
+        backend = BACKENDS[model.weights](model, config)(progress)
+    assert isinstance(backend, PagedBackend)
     processor = this_processor()
     package = _RUNTIMES[model.weights]
     runtime = f"{package} {version(package)}"
