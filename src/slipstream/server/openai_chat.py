@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request, Response
 from slipstream.chat import AnswerDelta, Setting, ToolCall
 from slipstream.chat.setting import reasoning_kwargs
 from slipstream.engine import TokenLogprob
-from slipstream.runtime import Runtime
 from slipstream.server.custom_tools import InputReader
 from slipstream.server.errors import unsupported
 from slipstream.server.extension import in_session, session_hint
@@ -83,8 +82,7 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
     async def chat_completions(http: Request, body: ChatRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(lambda: [in_session(body.turn(), http)], http)
-        answer = ChatAnswer(runner.runtime, turn, model, include_usage=body.include_usage)
-        return await respond(http, answer, stream=body.stream)
+        return await respond(http, ChatAnswer(turn, model, body), stream=body.stream)
 
 
 class ChatAnswer(CompletionAnswer):
@@ -92,8 +90,8 @@ class ChatAnswer(CompletionAnswer):
 
     id_prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, model: str, *, include_usage: bool) -> None:
-        super().__init__(runtime, turn, model, include_usage=include_usage)
+    def __init__(self, turn: LiveTurn, model: str, body: SamplingFields) -> None:
+        super().__init__(turn, model, body)
         self._begun: set[int] = set()
         """The choices whose role was told."""
         self._inputs: dict[tuple[int, int], InputReader] = {}

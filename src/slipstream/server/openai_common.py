@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import to_json
 
 from slipstream.engine import SamplingParams
-from slipstream.runtime import Runtime
 from slipstream.server.extension import SlipstreamOptions, report_of
 from slipstream.server.stream import Answer, event
 from slipstream.server.turn import LiveTurn
@@ -24,12 +23,9 @@ _TIERS = {"flex": -2, "priority": 2}
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 Alternatives = Annotated[int, Field(ge=0, le=20)]
+StopStrings = Annotated[tuple[str, ...], BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)]
 
 _SAMPLING = {field.name for field in fields(SamplingParams)} - {"max_tokens", "logprobs"}
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
 
 
 class StreamOptions(BaseModel):
@@ -54,7 +50,7 @@ class SamplingFields(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
-    stop: Annotated[tuple[str, ...] | None, BeforeValidator(_as_list)] = None
+    stop: StopStrings | None = None
     stop_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool | None = None
     n: Annotated[int | None, Field(ge=1)] = None
@@ -62,11 +58,6 @@ class SamplingFields(BaseModel):
     stream_options: StreamOptions | None = None
     service_tier: str | None = None
     slipstream: SlipstreamOptions | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a chunk for the usage alone."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling_params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """These fields, and two that the protocols spell differently, with the defaults for what is null."""
@@ -113,10 +104,12 @@ class CompletionAnswer(Answer):
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, model: str, *, include_usage: bool) -> None:
+    def __init__(self, turn: LiveTurn, model: str, body: SamplingFields) -> None:
         super().__init__(turn)
+        runtime = turn.runner.runtime
         self.tokenizer = runtime.tokenizer
-        self._include_usage = include_usage
+        self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        """Whether a stream ends with a chunk for the usage alone."""
         self._unfinished = len(turn.choices)
         self._kept = turn.choices[0].request.reuse
         self._head = {

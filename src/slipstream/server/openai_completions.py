@@ -9,7 +9,6 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BeforeValidator
 
 from slipstream.engine import TokenLogprob
-from slipstream.runtime import Runtime
 from slipstream.server.errors import unsupported
 from slipstream.server.openai_common import (
     Alternatives,
@@ -78,8 +77,7 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
     async def completions(http: Request, body: CompletionRequest) -> Response:
         model = runner.names.check(body.model)
         turn = await runner.start(body.turns, http)
-        answer = TextAnswer(runner.runtime, turn, model, include_usage=body.include_usage)
-        return await respond(http, answer, stream=body.stream)
+        return await respond(http, TextAnswer(turn, model, body), stream=body.stream)
 
 
 class TextAnswer(CompletionAnswer):
@@ -87,8 +85,8 @@ class TextAnswer(CompletionAnswer):
 
     id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, runtime: Runtime, turn: LiveTurn, model: str, *, include_usage: bool) -> None:
-        super().__init__(runtime, turn, model, include_usage=include_usage)
+    def __init__(self, turn: LiveTurn, model: str, body: SamplingFields) -> None:
+        super().__init__(turn, model, body)
         self._lengths = [0] * len(turn.choices)
         """How many characters the tokens of each choice have so far."""
 
