@@ -7,7 +7,6 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from slipstream.chat import AnswerDelta
-from slipstream.engine import TurnCounters
 from slipstream.server.errors import Failure, anthropic_body
 from slipstream.server.extension import report_of
 from slipstream.server.stream import Answer, event
@@ -84,15 +83,14 @@ class MessageAnswer(Answer):
         return {"stop_reason": reason, "stop_sequence": last.stop_string}
 
     def _usage(self, choice: Choice) -> dict[str, Any]:
-        return usage_of(choice, choice.counters)
+        return usage_of(choice)
 
     def _report(self) -> dict[str, Any]:
         return report_of(self.turn)
 
     def _start(self, choice: Choice) -> bytes:
         """The message without content, and what its prompt cost."""
-        counters = choice.counters if choice.active is None else choice.active.counters
-        usage = usage_of(choice, counters) | {"output_tokens": 0}
+        usage = usage_of(choice) | {"output_tokens": 0}
         empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return _event("message_start", message=self._head | empty) + _event("ping")
 
@@ -128,12 +126,12 @@ def _event(kind: str, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, kind)
 
 
-def usage_of(choice: Choice, counters: TurnCounters) -> dict[str, int]:
+def usage_of(choice: Choice) -> dict[str, int]:
     """The tokens of a turn; clients add up the first three for those of the prompt.
 
     What was computed is kept, so it counts as written to the cache, unless the request keeps nothing.
     """
-    kept = choice.request.reuse
+    kept, counters = choice.request.reuse, choice.counters
     return {
         "input_tokens": 0 if kept else counters.delta_tokens,
         "cache_read_input_tokens": counters.reused_tokens,

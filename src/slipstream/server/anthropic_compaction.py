@@ -89,7 +89,7 @@ class CompactedAnswer(MessageAnswer):
                 yield batch
         (choice,) = self.turn.choices
         self._block = CompactionBlock(content=choice.reader.message.text.strip() or None, tool_changes=self._changes)
-        self._spent = usage_of(choice, choice.counters)
+        self._spent = usage_of(choice)
         self._cut = choice.outputs[-1].finish_reason == "length"
         if self._go_on is not None:
             self.turn = await _started(self._go_on(self._block))
