@@ -1,7 +1,8 @@
 """What Prometheus is told: the engine's own totals, read when asked, and what turns and requests add up to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -34,25 +35,27 @@ _TIMES = {
 }
 
 
-class Metrics:
+class Metrics(Collector):
     """One app's metrics, in a registry of its own. Token counts are per choice, as the engine sees them."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.registry = CollectorRegistry()
-        engine = _EngineCollector(runtime)
-        self.registry.register(engine)
+        self._runtime = runtime
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
-        self._requests = self._counter("http_requests", "HTTP requests answered.", "route", "method", "status")
-        self._refused = self._counter("refusals", "Requests refused for a limit, by the option that sets it.", "limit")
-        self._finished = self._counter("choices", "Answers ended, by the reason.", "finish_reason")
-        self._totals = {name: self._counter(name, help) for name, help in _TOTALS.items()}
-        self._first = self._histogram("time_to_first_token_seconds", "From a request's parsed body to its first token.")
-        self._times = {name: self._histogram(f"{name}_seconds", help) for name, help in _TIMES.items()}
-        self._whole = self._histogram("choice_seconds", "From a request's parsed body to the end of an answer.")
-        self._prompts = self._histogram("choice_prompt_tokens", "Prompt tokens of a choice.", _COUNTS)
-        self._answers = self._histogram("choice_completion_tokens", "Generated tokens of a choice.", _COUNTS)
+        counter = partial(Counter, namespace="slipstream", registry=self.registry)
+        histogram = partial(Histogram, namespace="slipstream", registry=self.registry, buckets=_SECONDS)
+        self._requests = counter("http_requests", "HTTP requests answered.", ("route", "method", "status"))
+        self._refused = counter("refusals", "Requests refused for a limit, by the option that sets it.", ("limit",))
+        self._finished = counter("choices", "Answers ended, by the reason.", ("finish_reason",))
+        self._totals = {name: counter(name, help) for name, help in _TOTALS.items()}
+        self._first = histogram("time_to_first_token_seconds", "From a request's parsed body to its first token.")
+        self._times = {name: histogram(f"{name}_seconds", help) for name, help in _TIMES.items()}
+        self._whole = histogram("choice_seconds", "From a request's parsed body to the end of an answer.")
+        self._prompts = histogram("choice_prompt_tokens", "Prompt tokens of a choice.", buckets=_COUNTS)
+        self._answers = histogram("choice_completion_tokens", "Generated tokens of a choice.", buckets=_COUNTS)
         per_choice = (self._first, self._whole, self._prompts, self._answers, *self._times.values())
-        sources = (engine, self._finished, *self._totals.values(), *per_choice)
+        sources = (self, self._finished, *self._totals.values(), *per_choice)
         self.registry.register(VLLMNames(sources, runtime.model.name))
 
     def first_piece(self, seconds: float) -> None:
@@ -78,18 +81,8 @@ class Metrics:
         """An HTTP request was answered; `route` is the path as it was declared."""
         self._requests.labels(route, method, str(status)).inc()
 
-    def _counter(self, name: str, help: str, *labels: str) -> Counter:
-        return Counter(f"slipstream_{name}", help, labels, registry=self.registry)
-
-    def _histogram(self, name: str, help: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
-        return Histogram(f"slipstream_{name}", help, buckets=buckets, registry=self.registry)
-
-
-class _EngineCollector(Collector):
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-
     def collect(self) -> Iterator[Metric]:
+        """The engine's own totals, as of now."""
         stats = self._runtime.core.stats()
         kv = stats.kv
         exact = self._runtime.exact
