@@ -3,7 +3,6 @@
 import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -73,20 +72,6 @@ class SamplingFields(BaseModel):
         return switches
 
 
-def usage_of(report: Mapping[str, Any], *, kept: bool) -> dict[str, Any]:
-    """OpenAI's `usage`, by a turn's report; what was computed counts as written to the cache if it's `kept`."""
-    prompt, completion = report["prompt_tokens"], report["completion_tokens"]
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {
-            "cached_tokens": report["reused_tokens"],
-            "cache_write_tokens": report["delta_tokens"] if kept else 0,
-        },
-    }
-
-
 def finish_reason(choice: Choice) -> Literal["stop", "length", "tool_calls"]:
     """OpenAI's word for the end of a finished answer."""
     if choice.outputs[-1].finish_reason == "length":
@@ -111,7 +96,6 @@ class CompletionAnswer(Answer):
         self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
         """Whether a stream ends with a chunk for the usage alone."""
         self._unfinished = len(turn.choices)
-        self._kept = turn.choices[0].request.reuse
         self._head = {
             "id": f"{self.id_prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -129,10 +113,8 @@ class CompletionAnswer(Answer):
 
     async def whole(self) -> bytes:
         """All choices, and what they cost."""
-        report = report_of(self.turn)
-        cost = {"usage": usage_of(report, kept=self._kept), "slipstream": report}
         choices = [self.choice(choice) for choice in self.turn.choices]
-        return to_json(self._head | cost | {"object": self.kind, "choices": choices}, inf_nan_mode="null")
+        return to_json(self._head | self._cost() | {"object": self.kind, "choices": choices}, inf_nan_mode="null")
 
     def events(self, piece: Piece) -> list[bytes]:
         """A chunk for each piece. The last of a stream has the report, unless one for the usage follows."""
@@ -150,14 +132,26 @@ class CompletionAnswer(Answer):
 
     async def end(self) -> bytes:
         """The chunk for the usage alone, if it's wanted, and the mark of the end."""
-        if not self._include_usage:
-            return _DONE
-        report = report_of(self.turn)
-        return event(self._chunk(usage=usage_of(report, kept=self._kept), slipstream=report)) + _DONE
+        return event(self._chunk(**self._cost())) + _DONE if self._include_usage else _DONE
 
     def token_text(self, token_id: int) -> str:
         """The text of a token; bytes that are no text alone are replaced."""
         return self.tokenizer.token_bytes(token_id).decode(errors="replace")
+
+    def _cost(self) -> dict[str, Any]:
+        """The usage, and the report. What was computed counts as written to the cache, unless nothing is kept."""
+        report = report_of(self.turn)
+        prompt, completion = report["prompt_tokens"], report["completion_tokens"]
+        usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {
+                "cached_tokens": report["reused_tokens"],
+                "cache_write_tokens": report["delta_tokens"] if self.turn.choices[0].request.reuse else 0,
+            },
+        }
+        return {"usage": usage, "slipstream": report}
 
     def _chunk(self, *choices: dict[str, Any], **cost: Any) -> dict[str, Any]:
         usage = {"usage": None} if self._include_usage else {}
