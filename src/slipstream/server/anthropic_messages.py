@@ -1,6 +1,5 @@
 """Anthropic's Messages API: `POST /v1/messages` and `POST /v1/messages/count_tokens`."""
 
-import asyncio
 import json
 import re
 from dataclasses import replace
@@ -297,14 +296,14 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return await respond(http, answer, stream=body.stream)
 
     @app.post("/v1/messages/count_tokens", response_model_exclude_none=True, responses=errors(AnthropicError))
-    async def count_tokens(body: PromptFields, tenant: TenantName) -> TokenCount:
+    def count_tokens(body: PromptFields, tenant: TenantName) -> TokenCount:
         runner.names.check(body.model)
 
         def count(body: PromptFields) -> int:
             return len(runtime.conversations.prompt(*body.prompt(runtime), tenant=tenant).tokens)
 
-        counted = await asyncio.to_thread(count, body)
+        counted = count(body)
         if body.context_management is None:
             return TokenCount(input_tokens=counted)
-        original = await asyncio.to_thread(count, body.model_copy(update={"context_management": None}))
+        original = count(body.model_copy(update={"context_management": None}))
         return TokenCount(input_tokens=counted, context_management=OriginalCount(original_input_tokens=original))

@@ -73,10 +73,10 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return await respond(http, ResponseAnswer(turn, body, items, head), stream=body.stream)
 
     @app.post("/v1/responses/input_tokens")
-    async def count_input_tokens(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
+    def count_input_tokens(http: Request, body: PromptRequest, tenant: TenantName) -> Response:
         runner.names.check(body.model)
-        _, request = await asyncio.to_thread(_asked, body, store, tenant, in_session=names_session(http))
-        count = await asyncio.to_thread(runtime.turns.count, in_session(request, http))
+        _, request = _asked(body, store, tenant, in_session=names_session(http))
+        count = runtime.turns.count(in_session(request, http))
         return _json({"object": "response.input_tokens", "input_tokens": count})
 
     @app.post("/v1/responses/compact")
@@ -87,47 +87,46 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return await respond(http, CompactionAnswer(turn), stream=False)
 
     @app.get("/v1/responses/{response_id}")
-    async def retrieve_response(
+    def retrieve_response(
         response_id: str, tenant: TenantName, *, stream: Annotated[bool, Query(include_in_schema=False)] = False
     ) -> Response:
         if stream:
             raise unsupported("stream", "is not supported: the events of a stored response are not kept; leave it out")
-        record = await _stored(store, tenant, response_id)
-        return Response(record.response, media_type="application/json")
+        return Response(_stored(store, tenant, response_id).response, media_type="application/json")
 
     @app.delete("/v1/responses/{response_id}")
-    async def delete_response(response_id: str, tenant: TenantName) -> Response:
-        await asyncio.to_thread(_delete, runtime, tenant, response_id)
+    def delete_response(response_id: str, tenant: TenantName) -> Response:
+        _delete(runtime, tenant, response_id)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
     @app.get("/v1/responses/{response_id}/input_items")
-    async def list_input_items(
+    def list_input_items(
         response_id: str,
         tenant: TenantName,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Response:
-        items: list[Item] = json.loads((await _stored(store, tenant, response_id)).input_items)
+        items: list[Item] = json.loads(_stored(store, tenant, response_id).input_items)
         if order == "desc":
             items.reverse()
         return _json(_page(items, after, limit))
 
     @app.post("/v1/conversations")
-    async def create(body: CreateConversation, tenant: TenantName) -> Conversation:
+    def create(body: CreateConversation, tenant: TenantName) -> Conversation:
         if body.metadata:
             raise unsupported("metadata", "is not kept: leave it out")
         messages = item_messages(body.items or [], "items", ())
         name = f"conv_{secrets.token_hex(12)}"
-        return _conversation(await asyncio.to_thread(sessions.create, tenant, name, messages))
+        return _conversation(sessions.create(tenant, name, messages))
 
     @app.get("/v1/conversations/{id}")
-    async def retrieve(id: str, tenant: TenantName) -> Conversation:
-        return _conversation(await asyncio.to_thread(sessions.get, tenant, id))
+    def retrieve(id: str, tenant: TenantName) -> Conversation:
+        return _conversation(sessions.get(tenant, id))
 
     @app.delete("/v1/conversations/{id}")
-    async def delete(id: str, tenant: TenantName) -> DeletedConversation:
-        await asyncio.to_thread(sessions.delete, tenant, id)
+    def delete(id: str, tenant: TenantName) -> DeletedConversation:
+        sessions.delete(tenant, id)
         return DeletedConversation(id=id)
 
 
@@ -176,8 +175,8 @@ def _delete(runtime: Runtime, tenant: str, response_id: str) -> None:
     runtime.sessions.forget_unnamed(tenant, session_id, record.history.head)
 
 
-async def _stored(store: Database, tenant: str, response_id: str) -> StoredResponse:
-    record = await asyncio.to_thread(store.response, tenant, response_id)
+def _stored(store: Database, tenant: str, response_id: str) -> StoredResponse:
+    record = store.response(tenant, response_id)
     if record is None:
         raise _not_found(response_id)
     return record

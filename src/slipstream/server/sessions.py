@@ -1,8 +1,7 @@
 """Sessions over HTTP: `/v1/sessions`. Messages and tools have the form that chat completions give them."""
 
-import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Response
@@ -108,91 +107,76 @@ class DeletedSession(BaseModel):
 
 
 def add_routes(app: FastAPI, runner: TurnRunner) -> None:
-    """Add the routes."""
+    """Add the routes, answered on other threads than the event loop's: sessions wait for the engine and the disk."""
     sessions = runner.runtime.sessions
     routes = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=BodyRoute)
 
-    async def told(action: Callable[[], SessionState]) -> SessionObject:
-        """Do something to a session, off the event loop, and tell how it is then."""
-        return await asyncio.to_thread(lambda: _object(*sessions.infos([action()])))
+    def told(state: SessionState) -> SessionObject:
+        return _object(*sessions.infos([state]))
 
     @routes.post("", status_code=201)
-    async def create(body: CreateSession, tenant: TenantName) -> SessionObject:
-        tools = tool_use(chat_tools(body.tools))
-        messages, setting = chat_messages(body.messages), Setting(tools, body.chat_template_kwargs or {})
-        ttl, pinned = body.ttl_seconds, body.pinned
-
-        def action() -> SessionState:
-            state = sessions.create(tenant, body.id, messages, setting, ttl=ttl)
-            return sessions.pin(tenant, state.id) if pinned else state
-
-        return await told(action)
+    def create(body: CreateSession, tenant: TenantName) -> SessionObject:
+        messages, tools = chat_messages(body.messages), tool_use(chat_tools(body.tools))
+        setting = Setting(tools, body.chat_template_kwargs or {})
+        state = sessions.create(tenant, body.id, messages, setting, ttl=body.ttl_seconds)
+        return told(sessions.pin(tenant, state.id) if body.pinned else state)
 
     @routes.get("")
-    async def every(
+    def every(
         tenant: TenantName, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
     ) -> SessionList:
-        def look() -> SessionList:
-            names = sessions.ids(tenant)
-            if after is not None and after not in names:
-                raise SessionNotFoundError(after)
-            start = names.index(after) + 1 if after is not None else 0
-            shown = sessions.infos(sessions.existing(tenant, names[start : start + limit]))
-            return SessionList(data=[_object(info) for info in shown], has_more=start + limit < len(names))
-
-        return await asyncio.to_thread(look)
+        names = sessions.ids(tenant)
+        if after is not None and after not in names:
+            raise SessionNotFoundError(after)
+        start = names.index(after) + 1 if after is not None else 0
+        shown = sessions.infos(sessions.existing(tenant, names[start : start + limit]))
+        return SessionList(data=[_object(info) for info in shown], has_more=start + limit < len(names))
 
     @routes.get("/{id}", response_model=WholeSession)
-    async def one(id: str, tenant: TenantName) -> Response:
-        def look() -> str:
-            state = sessions.get(tenant, id)
-            tools = state.setting.tools.tools
-            whole = WholeSession(
-                **_object(*sessions.infos([state])).model_dump(),
-                messages=[_message(message, tools) for message in state.messages],
-                tools=list(map(tool_object, tools)),
-                chat_template_kwargs=dict(state.setting.template_kwargs),
-            )
-            return json.dumps(whole.model_dump())  # ASCII, for a client may have sent half of a surrogate pair
-
-        return Response(await asyncio.to_thread(look), media_type="application/json")
+    def one(id: str, tenant: TenantName) -> Response:
+        state = sessions.get(tenant, id)
+        tools = state.setting.tools.tools
+        whole = WholeSession(
+            **told(state).model_dump(),
+            messages=[_message(message, tools) for message in state.messages],
+            tools=list(map(tool_object, tools)),
+            chat_template_kwargs=dict(state.setting.template_kwargs),
+        )
+        # ASCII, for a client may have sent half of a surrogate pair.
+        return Response(json.dumps(whole.model_dump()), media_type="application/json")
 
     @routes.patch("/{id}")
-    async def change(id: str, body: ChangeSession, tenant: TenantName) -> SessionObject:
-        def action() -> SessionState:
-            if body.ttl_seconds is not None:
-                sessions.keep_for(tenant, id, body.ttl_seconds)
-            if body.pinned is not None:
-                (sessions.pin if body.pinned else sessions.unpin)(tenant, id)
-            return sessions.get(tenant, id)
-
-        return await told(action)
+    def change(id: str, body: ChangeSession, tenant: TenantName) -> SessionObject:
+        if body.ttl_seconds is not None:
+            sessions.keep_for(tenant, id, body.ttl_seconds)
+        if body.pinned is not None:
+            (sessions.pin if body.pinned else sessions.unpin)(tenant, id)
+        return told(sessions.get(tenant, id))
 
     @routes.post("/{id}/messages")
-    async def append(id: str, body: AppendMessages, tenant: TenantName) -> SessionObject:
-        messages = chat_messages(body.messages)
-        return await told(lambda: sessions.append(tenant, id, messages))
+    def append(id: str, body: AppendMessages, tenant: TenantName) -> SessionObject:
+        return told(sessions.append(tenant, id, chat_messages(body.messages)))
 
     @routes.post("/{id}/fork", status_code=201)
-    async def fork(id: str, tenant: TenantName, body: ForkSession | None = None) -> SessionObject:
+    def fork(id: str, tenant: TenantName, body: ForkSession | None = None) -> SessionObject:
         body = body or ForkSession()
-        return await told(lambda: sessions.fork(tenant, id, keep=body.keep, new_name=body.id))
+        return told(sessions.fork(tenant, id, keep=body.keep, new_name=body.id))
 
     @routes.post("/{id}/rollback")
-    async def rollback(id: str, body: RollbackSession, tenant: TenantName) -> SessionObject:
-        return await told(lambda: sessions.rollback(tenant, id, keep=body.keep))
+    def rollback(id: str, body: RollbackSession, tenant: TenantName) -> SessionObject:
+        return told(sessions.rollback(tenant, id, keep=body.keep))
 
     @routes.post("/{id}/save")
-    async def save(id: str, tenant: TenantName) -> SessionObject:
-        return await told(lambda: sessions.save(tenant, id))
+    def save(id: str, tenant: TenantName) -> SessionObject:
+        return told(sessions.save(tenant, id))
 
     @routes.post("/{id}/load")
-    async def load(id: str, tenant: TenantName) -> SessionObject:
-        return await told(lambda: sessions.load(tenant, id))
+    def load(id: str, tenant: TenantName) -> SessionObject:
+        return told(sessions.load(tenant, id))
 
     @routes.delete("/{id}")
-    async def delete(id: str, tenant: TenantName) -> DeletedSession:
-        await asyncio.to_thread(sessions.delete, tenant, id)
+    def delete(id: str, tenant: TenantName) -> DeletedSession:
+        sessions.delete(tenant, id)
         return DeletedSession(id=id)
 
     app.include_router(routes)

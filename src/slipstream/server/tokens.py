@@ -1,6 +1,5 @@
 """Token ids of texts and conversations: `POST /tokenize` and `POST /detokenize`, as llama-server and vLLM have them."""
 
-import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -53,17 +52,17 @@ class Text(BaseModel):
 
 
 def add_routes(app: FastAPI, runner: TurnRunner) -> None:
-    """Add the routes."""
+    """Add the routes, answered on other threads than the event loop's."""
     runtime = runner.runtime
 
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest, tenant: TenantName) -> Tokens:
-        tokens = await asyncio.to_thread(_tokens, runtime, body, tenant)
+    def tokenize(body: TokenizeRequest, tenant: TenantName) -> Tokens:
+        tokens = _tokens(runtime, body, tenant)
         return Tokens(tokens=tokens, count=len(tokens), max_model_len=runtime.core.limits.max_sequence)
 
     @app.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> Text:
-        text = await asyncio.to_thread(runtime.tokenizer.decode, body.tokens, skip_special=False)
+    def detokenize(body: DetokenizeRequest) -> Text:
+        text = runtime.tokenizer.decode(body.tokens, skip_special=False)
         return Text(content=text, prompt=text)
 
 
