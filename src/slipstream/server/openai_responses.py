@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 from slipstream.chat import Message
 from slipstream.errors import ContextLengthError, InvalidRequestError, StorageError
-from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.compaction import summarising
 from slipstream.server.errors import failure_of, unsupported
@@ -96,7 +95,16 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
 
     @app.delete("/v1/responses/{response_id}")
     def delete_response(response_id: str, tenant: TenantName) -> Response:
-        _delete(runtime, tenant, response_id)
+        record = _stored(store, tenant, response_id)
+        try:
+            there = store.delete_response(tenant, response_id)
+        except sqlite3.Error as error:
+            raise StorageError(f"response {response_id!r}") from error
+        if not there:
+            raise _not_found(response_id)
+        # The conversation that ends with it goes too, if a client never named that.
+        session_id = json.loads(record.response)["slipstream"]["session_id"]
+        sessions.forget_unnamed(tenant, session_id, record.history.head)
         return _json({"id": response_id, "object": "response", "deleted": True})
 
     @app.get("/v1/responses/{response_id}/input_items")
@@ -160,19 +168,6 @@ def _earlier(store: Database, tenant: str, response_id: str | None) -> tuple[Mes
         advice, param = "send the whole conversation as input", "previous_response_id"
         raise InvalidRequestError(message, advice, param=param, code="previous_response_not_found")
     return record.messages
-
-
-def _delete(runtime: Runtime, tenant: str, response_id: str) -> None:
-    """Delete a response, and the conversation that ends with it if a client never named that."""
-    record = runtime.database.response(tenant, response_id)
-    try:
-        there = runtime.database.delete_response(tenant, response_id)
-    except sqlite3.Error as error:
-        raise StorageError(f"response {response_id!r}") from error
-    if record is None or not there:
-        raise _not_found(response_id)
-    session_id = json.loads(record.response)["slipstream"]["session_id"]
-    runtime.sessions.forget_unnamed(tenant, session_id, record.history.head)
 
 
 def _stored(store: Database, tenant: str, response_id: str) -> StoredResponse:
