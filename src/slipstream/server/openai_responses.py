@@ -17,7 +17,7 @@ from slipstream.server.access import TenantName
 from slipstream.server.compaction import summarising
 from slipstream.server.errors import failure_of, unsupported
 from slipstream.server.extension import in_session, names_session
-from slipstream.server.openapi import WHOLE_OR_STREAM
+from slipstream.server.openapi import WHOLE_OR_STREAM, Deleted
 from slipstream.server.responses_compaction import CompactionAnswer
 from slipstream.server.responses_items import InputItem, item_messages, resolved
 from slipstream.server.responses_output import ResponseAnswer, head_of, refused_stream
@@ -43,14 +43,6 @@ class Conversation(BaseModel):
     object: Literal["conversation"] = "conversation"
     created_at: int
     metadata: dict[str, Any] = {}
-
-
-class DeletedConversation(BaseModel):
-    """What is left of one."""
-
-    id: str
-    object: Literal["conversation.deleted"] = "conversation.deleted"
-    deleted: Literal[True] = True
 
 
 def add_routes(app: FastAPI, runner: TurnRunner) -> None:
@@ -94,7 +86,7 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return Response(_stored(store, tenant, response_id).response, media_type="application/json")
 
     @app.delete("/v1/responses/{response_id}")
-    def delete_response(response_id: str, tenant: TenantName) -> Response:
+    def delete_response(response_id: str, tenant: TenantName) -> Deleted:
         record = _stored(store, tenant, response_id)
         try:
             there = store.delete_response(tenant, response_id)
@@ -105,7 +97,7 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         # The conversation that ends with it goes too, if a client never named that.
         session_id = json.loads(record.response)["slipstream"]["session_id"]
         sessions.forget_unnamed(tenant, session_id, record.history.head)
-        return _json({"id": response_id, "object": "response", "deleted": True})
+        return Deleted(id=response_id, object="response")
 
     @app.get("/v1/responses/{response_id}/input_items")
     def list_input_items(
@@ -133,9 +125,9 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return _conversation(sessions.get(tenant, id))
 
     @app.delete("/v1/conversations/{id}")
-    def delete(id: str, tenant: TenantName) -> DeletedConversation:
+    def delete(id: str, tenant: TenantName) -> Deleted:
         sessions.delete(tenant, id)
-        return DeletedConversation(id=id)
+        return Deleted(id=id, object="conversation.deleted")
 
 
 def _asked(

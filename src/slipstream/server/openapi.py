@@ -51,6 +51,14 @@ class AnthropicError(BaseModel):
     error: AnthropicProblem
 
 
+class Deleted(BaseModel):
+    """What is left of something."""
+
+    id: str
+    object: Literal["session.deleted", "conversation.deleted", "response"]
+    deleted: Literal[True] = True
+
+
 Responses = dict[int | str, dict[str, Any]]
 
 

@@ -14,6 +14,7 @@ from slipstream.server.bodies import BodyRoute
 from slipstream.server.extension import SessionId
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, call_objects, chat_tools, tool_object, tool_use
+from slipstream.server.openapi import Deleted
 from slipstream.server.turn import TurnRunner
 from slipstream.sessions import SessionInfo, SessionState
 
@@ -98,14 +99,6 @@ class SessionList(BaseModel):
     has_more: bool
 
 
-class DeletedSession(BaseModel):
-    """What is left of a session."""
-
-    id: str
-    object: Literal["session.deleted"] = "session.deleted"
-    deleted: Literal[True] = True
-
-
 def add_routes(app: FastAPI, runner: TurnRunner) -> None:
     """Add the routes, answered on other threads than the event loop's: sessions wait for the engine and the disk."""
     sessions = runner.runtime.sessions
@@ -175,9 +168,9 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return told(sessions.load(tenant, id))
 
     @routes.delete("/{id}")
-    def delete(id: str, tenant: TenantName) -> DeletedSession:
+    def delete(id: str, tenant: TenantName) -> Deleted:
         sessions.delete(tenant, id)
-        return DeletedSession(id=id)
+        return Deleted(id=id, object="session.deleted")
 
     app.include_router(routes)
 
