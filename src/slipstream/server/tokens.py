@@ -7,7 +7,6 @@ from pydantic import BaseModel
 
 from slipstream.chat import Setting
 from slipstream.errors import InvalidRequestError
-from slipstream.runtime import Runtime
 from slipstream.server.access import TenantName
 from slipstream.server.openai_messages import ChatMessage, chat_messages
 from slipstream.server.openai_tools import ToolDefinition, chat_tools, tool_use
@@ -57,24 +56,21 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
 
     @app.post("/tokenize")
     def tokenize(body: TokenizeRequest, tenant: TenantName) -> Tokens:
-        tokens = _tokens(runtime, body, tenant)
+        given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            message = f"send one of content, prompt and messages; this request has {found}"
+            raise InvalidRequestError(message, param=given[1] if given else "content")
+        if body.messages is not None:
+            setting = Setting(tool_use(chat_tools(body.tools)), body.chat_template_kwargs or {})
+            prompt = runtime.conversations.prompt(chat_messages(body.messages), setting, tenant=tenant)
+            tokens = list(map(int, prompt.tokens.ids))
+        else:
+            encode = runtime.encode if body.add_special and body.add_special_tokens else runtime.tokenizer.encode
+            tokens = encode(getattr(body, given[0]))
         return Tokens(tokens=tokens, count=len(tokens), max_model_len=runtime.core.limits.max_sequence)
 
     @app.post("/detokenize")
     def detokenize(body: DetokenizeRequest) -> Text:
         text = runtime.tokenizer.decode(body.tokens, skip_special=False)
         return Text(content=text, prompt=text)
-
-
-def _tokens(runtime: Runtime, body: TokenizeRequest, tenant: str) -> list[int]:
-    given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "none of them"
-        message = f"send one of content, prompt and messages; this request has {found}"
-        raise InvalidRequestError(message, param=given[1] if given else "content")
-    if body.messages is not None:
-        setting = Setting(tool_use(chat_tools(body.tools)), body.chat_template_kwargs or {})
-        prompt = runtime.conversations.prompt(chat_messages(body.messages), setting, tenant=tenant)
-        return list(map(int, prompt.tokens.ids))
-    encode = runtime.encode if body.add_special and body.add_special_tokens else runtime.tokenizer.encode
-    return encode(getattr(body, given[0]))
