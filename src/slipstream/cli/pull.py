@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from slipstream.cli.options import readable_errors
 from slipstream.models import CATALOG, DEFAULT_MODEL, ModelStore, Progress
@@ -65,11 +65,8 @@ def pull(
 def _print_catalog(console: Console) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     store = ModelStore()
-    table = Table("name", box=None, header_style="bold")
-    for column in ("size", "at 32k"):
-        table.add_column(column, justify="right")
-    for column in ("licence", "this machine", "in the store"):
-        table.add_column(column)
+    sizes = (Column("size", justify="right"), Column("at 32k", justify="right"))
+    table = Table("name", *sizes, "licence", "this machine", "in the store", box=None, header_style="bold")
     for name, entry in CATALOG.items():
         needed = entry.memory(_CONTEXT)
         stored = "yes" if store.get(name) else ""
