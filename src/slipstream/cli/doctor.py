@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -90,41 +91,30 @@ def _examine(name: str, config: EngineConfig, console: Console) -> Report:
         "prompt_tokens_per_second": round(large / seconds[large], 1),  # without context, by the cost of a large step
     }
     needed = (store.open_cost(model.manifest.context_length) + 2 * BLOCK_SIZE) * store.bytes_per_token
-    return report | {"advice": _advice(report, needed)}
+    return report | {"advice": list(_advice(report, needed))}
 
 
-def _advice(report: Report, needed: int) -> list[str]:
+def _advice(report: Report, needed: int) -> Iterator[str]:
     """What would make it exact, faster, or larger, the most important first; a full context has `needed` bytes."""
-    short_of = report["context_length"] - report["kv_tokens"]
-    advice = []
+    cores, threads, sets = report["cores"], report["threads"], set(report["instruction_sets"])
+    on_processor, short_of = not report["gpu"], report["context_length"] - report["kv_tokens"]
     if not report["exact"]:
-        advice.append(
+        yield (
             "No step sizes give the same bits here, so answers may depend on what else is computed. The response cache "
             "is off. Another precision of the model's weights, or another release of OpenVINO, may have a class."
         )
-    if not report["gpu"]:
-        advice += _processor_advice(report)
+    if on_processor and threads < cores:
+        yield f"{cores} cores are there, {threads} are used: raise --threads, or leave it out."
+    if on_processor and not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
+        lack = "bfloat16" if {"avx512f", "asimd"} & sets else "AVX-512"
+        yield f"Without {lack}, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
     if short_of > 0:
-        advice.append(
+        yield (
             f"The KV memory is {short_of:,} tokens short of one conversation of the model's full context: "
             f"--kv-memory {-(-needed // 2**20)}MiB holds it."
         )
     if report["kv_memory"] + report["model_bytes"] > report["memory"]:
-        advice.append("Model and KV memory together are larger than this machine's memory: lower --kv-memory.")
-    return advice
-
-
-def _processor_advice(report: Report) -> list[str]:
-    cores, threads, sets = report["cores"], report["threads"], set(report["instruction_sets"])
-    advice = []
-    if threads < cores:
-        advice.append(f"{cores} cores are there, {threads} are used: raise --threads, or leave it out.")
-    if not {"avx512_bf16", "amx_bf16", "bf16"} & sets:
-        lack = "bfloat16" if {"avx512f", "asimd"} & sets else "AVX-512"
-        advice.append(
-            f"Without {lack}, prompts are computed in float32. A processor with AVX-512 BF16 or AMX is faster."
-        )
-    return advice
+        yield "Model and KV memory together are larger than this machine's memory: lower --kv-memory."
 
 
 def _print(report: Report, console: Console) -> None:
