@@ -97,11 +97,12 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let running requests finish; those that take too long are told so."""
         self._background.cancel()
-        closing = asyncio.create_task(self._close_runtime())
-        self.config.timeout_graceful_shutdown = int(self._settings.drain_seconds + _LAST_WORDS_SECONDS)
-        await super().shutdown(sockets)
-        closing.cancel()
+        patience = self._settings.drain_seconds
+        self.config.timeout_graceful_shutdown = int(patience + _LAST_WORDS_SECONDS)
+        ending = asyncio.create_task(super().shutdown(sockets))
+        await asyncio.wait((ending,), timeout=patience)
         await asyncio.to_thread(self._runtime.close)
+        await ending
         if self.server_state.tasks:  # only after a second signal
             await asyncio.wait(self.server_state.tasks, timeout=_LAST_WORDS_SECONDS)
 
@@ -126,10 +127,6 @@ class _Server(uvicorn.Server):
             if served != ran and not stats.running and not stats.waiting:
                 ran = served
                 await asyncio.to_thread(give_back_memory)
-
-    async def _close_runtime(self) -> None:
-        await asyncio.sleep(self._settings.drain_seconds)
-        await asyncio.to_thread(self._runtime.close)
 
 
 def _keys(config: ServerConfig, listener: socket.socket) -> KeyRing:
