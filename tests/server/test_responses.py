@@ -409,6 +409,15 @@ def test_events_on_the_wire(http: httpx.Client) -> None:
         assert event["sequence_number"] == number
 
 
+def test_stream_repeats_a_schema_however_deep(http: httpx.Client) -> None:
+    deep = {"type": "function", "name": "f", "parameters": nested(130)}
+    body = {"input": "Hello.", "tools": [deep], "tool_choice": "none", "max_output_tokens": 1, "stream": True}
+    *_, last, _ = http.post("/v1/responses", json=body).text.split("\n\n")
+    name, data = last.split("\n")
+    assert name == "event: response.incomplete"
+    assert json.loads(data.removeprefix("data: "))["response"]["tools"] == [deep]
+
+
 def test_streamed_response_is_gone_on_from(client: OpenAI) -> None:
     *_, end = events(create(client, "How warm is it?", **ONE_CALL, stream=True))
     first = end.response

@@ -21,7 +21,7 @@ from slipstream.server.responses_compaction import response_usage
 from slipstream.server.responses_items import InputItem, item_id, listed
 from slipstream.server.responses_request import ResponseRequest
 from slipstream.server.responses_tools import Item, Toolbox
-from slipstream.server.stream import Answer, event
+from slipstream.server.stream import Answer
 from slipstream.server.turn import LiveTurn
 from slipstream.sessions import StoredResponse
 from slipstream.turns import Choice, Piece
@@ -247,7 +247,9 @@ def _failed(response: dict[str, Any], failure: Failure) -> dict[str, Any]:
 
 
 def _event(number: int, kind: str, **fields: Any) -> bytes:
-    return event({"type": kind, "sequence_number": number, **fields}, kind)
+    # A response repeats the request's schemas, which may be deeper than `stream.event` writes.
+    data = json.dumps({"type": kind, "sequence_number": number, **fields})
+    return f"event: {kind}\ndata: {data}\n\n".encode()
 
 
 def _part(kind: str, text: str) -> dict[str, Any]:
