@@ -8,14 +8,17 @@ Value = TypeVar("Value")
 
 
 class Recent(OrderedDict[Key, Value]):
-    """A dictionary of so many entries at most, in the order in which they were set: the newest replaces the oldest."""
+    """A dictionary of so many entries at most, in the order in which they were set: the newest replaces the oldest.
+
+    Several threads may set, read and remove entries.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
 
     def __setitem__(self, key: Key, value: Value) -> None:
+        self.pop(key, None)  # not moved to the end afterwards: another thread may have removed it by then
         super().__setitem__(key, value)
-        self.move_to_end(key)
         if len(self) > self._most:
             self.popitem(last=False)  # a plain dictionary looks for its first entry behind all that are gone
