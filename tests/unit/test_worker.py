@@ -1,6 +1,7 @@
 """Work in the background: when it runs, what a failure does, and what is left when it ends."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -59,3 +60,25 @@ def test_closing_waits_for_what_runs_and_runs_nothing_more() -> None:
     assert began.wait(60)
     worker.close()
     assert ran == ["slow"]
+
+
+def test_closing_ends_though_others_have_more_to_run() -> None:
+    worker, closed, began = Worker("test"), threading.Event(), threading.Event()
+
+    def go_on() -> None:
+        while not closed.is_set():
+            worker.run(began.set)
+            time.sleep(0)
+
+    others = [threading.Thread(target=go_on) for _ in range(4)]
+    for other in others:
+        other.start()
+    assert_set(began)
+    closing = threading.Thread(target=worker.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    ended = not closing.is_alive()
+    closed.set()
+    for other in others:
+        other.join()
+    assert ended

@@ -20,9 +20,10 @@ class Worker:
         self._thread.start()
 
     def run(self, function: Callable[[], None], *, after: float = 0.0) -> None:
-        """Run a function so many seconds from now."""
-        self._due.enter(after, 0, self._call, (function,))
-        self._changed.set()
+        """Run a function so many seconds from now, unless it's closed by then."""
+        if not self._closed:  # or closing could go on for as long as there is more to pass over
+            self._due.enter(after, 0, self._call, (function,))
+            self._changed.set()
 
     def close(self) -> None:
         """Run nothing more, once what runs now has ended."""
