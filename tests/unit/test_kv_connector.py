@@ -95,6 +95,19 @@ def test_a_conversation_that_does_not_arrive_is_given_up_and_the_others_are_save
     assert saving.turn("d").tokens.ids.size > 0
 
 
+def test_a_conversation_whose_copy_memory_has_no_room_for_is_given_up_and_the_others_are_saved(saving: Saving) -> None:
+    parts = [saving.turn(letter * 10) for letter in "abc"]
+
+    def fail() -> None:
+        saving.backend.before_arrival = lambda: None
+        raise MemoryError
+
+    saving.backend.before_arrival = fail
+    saving.connector.close()
+    assert [saving.saved.size(part.key) > 0 for part in parts] == [False, True, True]
+    assert saving.connector.unsaved_parts == 0
+
+
 def test_what_is_rescued_is_waited_for_when_it_is_written(saving: Saving, caplog: pytest.LogCaptureFixture) -> None:
     lost, kept = (saving.turn(letter * 10) for letter in "ab")
     failing: list[threading.Thread] = []

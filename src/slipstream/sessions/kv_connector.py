@@ -202,7 +202,7 @@ class KVConnector:
                 self._not_before = time.monotonic() + written / self._bytes_per_second
         except EngineStoppedError:
             return True
-        except (ModelError, OSError) as error:
+        except (MemoryError, ModelError, OSError) as error:
             logger.warning("the KV of a conversation can't be saved: %s", error)
         with self._lock:
             self._drop(unsaved.key)
