@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What computes models in safetensors has an environment of its own: it is large, and nothing else needs it.
 TORCH := .venv-torch
+# And so have the oldest versions of what Slipstream depends on.
+OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-torch gpu-check test-models test-long test-clients raise-clients lint format clean
+.PHONY: help serve test test-torch gpu-check test-models test-long test-oldest test-clients raise-clients lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +36,10 @@ test-long: $(VENV)/.installed-judges  ## Run the tests that take minutes
 	$(BIN)/slipstream pull
 	$(BIN)/python -m pytest -m long $(ARGS)
 
+test-oldest: $(OLDEST)/.installed  ## Run the test suite, without agents of frameworks, on the oldest versions of dependencies
+	$(OLDEST)/bin/slipstream pull
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/server/test_agents.py $(ARGS)
+
 test-clients: $(VENV)/.installed-dev  ## Run agents as they are (Claude Code, Codex, …) against a scripted model; needs npm
 	$(BIN)/slipstream pull
 	$(BIN)/python -m tests.clients $(ARGS)
@@ -51,7 +57,7 @@ format: $(VENV)/.installed-dev  ## Format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) $(TORCH) .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TORCH) $(OLDEST) .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,4 +78,11 @@ $(VENV)/.installed-judges: pyproject.toml bench/pyproject.toml | $(VENV)/bin/pyt
 $(TORCH)/.installed: pyproject.toml bench/pyproject.toml
 	$(PYTHON) -m venv $(TORCH)
 	$(TORCH)/bin/python -m pip install --quiet --editable '.[dev,gpu]' --editable ./bench torch==2.13.0 triton 'numpy<2.4'
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml bench/pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip compile --quiet --resolution lowest-direct --output-file $(OLDEST)/oldest.txt pyproject.toml
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/oldest.txt --editable '.[test]' --editable ./bench
 	@touch $@
