@@ -226,7 +226,10 @@ def test_a_gpu_that_is_not_there(tiny: Model, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
-def test_what_was_queued_with_a_step_that_fails_is_nobodys_result(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, type("CompilationError", (Exception,), {})])
+def test_what_was_queued_with_a_step_that_fails_is_nobodys_result(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     """A chunk of several steps of which one can't be started, or fails while others are under way."""
     backend = backend_of(tiny)
     backend.step_class = STEPS
@@ -245,7 +248,7 @@ def test_what_was_queued_with_a_step_that_fails_is_nobodys_result(tiny: Model, m
 
     def compute_first(step: Any) -> torch.Tensor:
         if model._under_way:
-            raise RuntimeError("the device is full")
+            raise error("the device is full")
         return compute(step)
 
     with monkeypatch.context() as patch:

@@ -151,7 +151,7 @@ class TorchModel:
                 replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
                 logits = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
             clock.stop()
-        except RuntimeError as error:
+        except Exception as error:  # those of Triton, as when a kernel can't be compiled, are no `RuntimeError`
             raise self._failure(error) from error
         return logits, clock
 
@@ -166,7 +166,7 @@ class TorchModel:
         self._seconds += taken
         return self._seconds
 
-    def _failure(self, error: RuntimeError) -> ModelError:
+    def _failure(self, error: Exception) -> ModelError:
         """What to raise if a step failed; none is under way any more."""
         self._under_way.clear()
         return ModelError(f"the forward pass failed: {error}")
