@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import FastAPI
 
 from slipstream.chat import NO_SETTING, Message, Prompt
 from slipstream.chat.answers import Dialect
@@ -21,6 +23,7 @@ from slipstream.errors import SlipstreamError
 from slipstream.runtime import Runtime
 from slipstream.server import run
 from slipstream.server.app import create_app
+from slipstream.server.errors import install_error_handlers
 from slipstream.server.keys import KeyRing
 from slipstream.sessions import SessionTurn
 from slipstream.tokens import Tokens
@@ -98,3 +101,26 @@ def test_taken_port_is_said_so() -> None:
         config = ServerConfig(port=taken.getsockname()[1])
         with pytest.raises(SlipstreamError, match="--port"):
             run(lambda: cast(Runtime, nullcontext()), config)
+
+
+def test_errors_do_not_wait_for_routes_that_wait() -> None:
+    app, free = FastAPI(), threading.Event()
+    install_error_handlers(app)
+
+    @app.get("/")
+    def waiting() -> None:
+        free.wait()
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            limiter = current_default_thread_limiter()
+            waits = [asyncio.create_task(client.get("/")) for _ in range(int(limiter.total_tokens))]
+            try:
+                while limiter.available_tokens:
+                    await asyncio.sleep(0.01)
+                return await asyncio.wait_for(client.get("/nothing"), timeout=20)
+            finally:
+                free.set()
+                await asyncio.gather(*waits)
+
+    assert asyncio.run(send()).status_code == 404

@@ -186,7 +186,8 @@ class _LastResort:
             await error_response(failure_of(error, scope["path"]), scope["path"])(scope, receive, send)
 
 
-def _answer(request: Request, error: Exception) -> Response:
+async def _answer(request: Request, error: Exception) -> Response:
+    """A coroutine, for a plain function would wait until the routes that wait leave it a thread."""
     if isinstance(error, HTTPException) and isinstance(error.__cause__, SlipstreamError):
         error = error.__cause__  # which the framework made an HTTP error of, while it read the body
     failure = failure_of(error, request.url.path)
