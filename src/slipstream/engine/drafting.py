@@ -10,6 +10,7 @@ so after `"path": "` the result may be right, and after `"timeout": ` the last c
 """
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,7 +21,6 @@ import numpy as np
 from slipstream.engine.grammar import Constraint, GrammarBrokenError, GrammarFailedError
 from slipstream.kv import Sequence
 from slipstream.kv.prefix_index import common_length
-from slipstream.recent import Recent
 from slipstream.types import IntArray
 
 MAX_DRAFT = 32
@@ -173,7 +173,7 @@ class Experience:
 
     def __init__(self) -> None:
         self._kinds = [self._PRIOR] * (2 * len(NGRAM_SIZES) + 2)
-        self._names: Recent[int, tuple[float, int]] = Recent(self._MAX_NAMES)
+        self._names: OrderedDict[int, tuple[float, int]] = OrderedDict()  # learning is too frequent for `Recent`
 
     def guess(self, kind: int, key: int, text: NGramIndex, position: int) -> _Guess:
         """What stands at a place in a text, with how likely it is to be right after an n-gram of that key."""
@@ -198,10 +198,12 @@ class Experience:
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
         right = guess.token == token
-        known = self._names.get(guess.name)
+        known = self._names.pop(guess.name, None)
         rate, seen = known if known is not None else (self._kinds[guess.kind], 0)
         rate += (right - rate) * max(1 / (seen + 2), self._SLOWEST)
         self._names[guess.name] = (rate, seen + 1)
+        if len(self._names) > self._MAX_NAMES:
+            self._names.popitem(last=False)
         kind = self._kinds[guess.kind]
         self._kinds[guess.kind] = kind + (right - kind) * self._SLOWEST_KIND
 
