@@ -8,6 +8,7 @@ from enum import Enum
 
 from slipstream.engine.closing import Closer
 from slipstream.engine.drafting import Draft
+from slipstream.engine.grammar import Constraint
 from slipstream.engine.request import EngineRequest, FinishReason, Flow, Output, TurnCounters
 from slipstream.engine.text import TextStream
 from slipstream.kv import Sequence
@@ -143,9 +144,12 @@ class ActiveRequest:
         found = Found()
         drafted, tokens, confirmed = draft.tokens, found.tokens, 0
         while found.reason is None and confirmed == len(tokens):
-            index = first + confirmed
-            found.chosen.append(len(self.sequence))
-            yield from self._choose(index, early.get(index), found)
+            index, position = first + confirmed, len(self.sequence)
+            found.chosen.append(position)
+            if self.constraint is None:
+                self._take(early.get(index) or (yield Row(index, self._sampler, position)), found)
+            else:
+                yield from self._choose(self.constraint, index, early.get(index), found)
             if self.jumps_forward:
                 self._push_forced(found)
             while confirmed < len(tokens) and confirmed < len(drafted) and drafted[confirmed] == tokens[confirmed]:
@@ -168,14 +172,23 @@ class ActiveRequest:
         self.phase = Phase.DONE
         return self.output(Found(reason=reason), error)
 
-    def _choose(self, index: int, early: Choice | None, found: "Found") -> Generator[Row, Choice, None]:
-        """Add the token that follows, chosen from the step's row of that index, unless it ends the answer."""
+    def _take(self, choice: Choice, found: "Found") -> None:
+        """Add a token that no grammar has a say in, unless it ends the answer."""
+        if choice.token in self._stop_token_ids:
+            found.reason = "stop"
+            return
+        if choice.logprob is not None:
+            found.logprobs.append(choice.logprob)
+        self._push(choice.token, found)
+
+    def _choose(
+        self, constraint: Constraint, index: int, early: Choice | None, found: "Found"
+    ) -> Generator[Row, Choice, None]:
+        """Add the token that follows under a grammar, chosen from the step's row of that index."""
         assert self.sequence is not None
-        constraint, params = self.constraint, self.request.params
+        params = self.request.params
         position = len(self.sequence)
-        if constraint is None:
-            choice = early or (yield Row(index, self._sampler, position))
-        elif not self.jumps_forward and (forced := constraint.forced()):
+        if not self.jumps_forward and (forced := constraint.forced()):
             choice = Choice(forced[0])
         else:
             mask = None if params.greedy else constraint.mask
@@ -186,7 +199,7 @@ class ActiveRequest:
         if token in self._stop_token_ids:
             found.reason = "stop"
             return
-        if constraint is not None and (self.jumps_forward or not constraint.forced()):
+        if self.jumps_forward or not constraint.forced():
             in_time = self._closer.choose(constraint, token, position)
             if in_time is None:
                 found.reason = "length"
