@@ -197,15 +197,15 @@ class Experience:
 
     def learn(self, guess: _Guess, token: int) -> None:
         """Note which token came in its place."""
-        right = guess.token == token
-        known = self._names.pop(guess.name, None)
-        rate, seen = known if known is not None else (self._kinds[guess.kind], 0)
-        rate += (right - rate) * max(1 / (seen + 2), self._SLOWEST)
-        self._names[guess.name] = (rate, seen + 1)
-        if len(self._names) > self._MAX_NAMES:
-            self._names.popitem(last=False)
-        kind = self._kinds[guess.kind]
-        self._kinds[guess.kind] = kind + (right - kind) * self._SLOWEST_KIND
+        names, right, usual = self._names, guess.token == token, self._kinds[guess.kind]
+        known = names.pop(guess.name, None)
+        rate, seen = known if known is not None else (usual, 0)
+        speed = 1 / (seen + 2)
+        rate += (right - rate) * (speed if speed > self._SLOWEST else self._SLOWEST)
+        names[guess.name] = (rate, seen + 1)
+        if len(names) > self._MAX_NAMES:
+            names.popitem(last=False)
+        self._kinds[guess.kind] = usual + (right - usual) * self._SLOWEST_KIND
 
 
 @dataclass(slots=True)
