@@ -1,7 +1,6 @@
 """What a step costs, by its tokens, contexts and recurrent states: measured at start-up, refined while running."""
 
 import bisect
-import operator
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -41,7 +40,12 @@ class Load(NamedTuple):
 
     def __add__(self, other: "Load") -> "Load":  # type: ignore[override]
         """The load of a step of both."""
-        return Load(*map(operator.add, self, other))
+        return Load(
+            self.tokens + other.tokens,
+            self.context + other.context,
+            self.pairs + other.pairs,
+            self.states + other.states,
+        )
 
 
 class StepCost:
