@@ -27,8 +27,10 @@ class Exported:
         return cls(blob.nbytes, lambda: blob)
 
     @classmethod
-    def joined(cls, parts: "Sequence[Exported]") -> Self:
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """Several, one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(sum(part.nbytes for part in parts), lambda: np.concatenate([part.wait() for part in parts]))
 
 
