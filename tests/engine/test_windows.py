@@ -9,16 +9,17 @@ import pytest
 from openvino import opset13 as ops
 from openvino.op import _PagedAttentionExtension as PagedAttention
 
-from slipstream.backend import Chunk, paged_model, self_test
+from slipstream.backend import paged_model, self_test
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged_model import PagedModel
-from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, ZERO_BLOCK, PagedChunk, StepClass, lay_out
+from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, lay_out
 from slipstream.backend.tables import LayerTable, set_apart
 from slipstream.backend.window_store import WindowState, WindowStore
 from slipstream.models import Model, ModelStore
 from slipstream.types import FloatArray, IntArray
 from slipstream_bench import random_models
 from slipstream_bench.random_models import Shape
+from tests.conformance.windows import check_given_back
 from tests.engine import exactness
 
 WINDOW = 20
@@ -77,24 +78,7 @@ def test_blocks_out_of_sight_are_given_back_and_no_bit_changes(small: Model) -> 
     backend = OpenVINOBackend(model, kv_memory=2**24)
     store = backend.store
     assert isinstance(store, WindowStore)
-    text = tokens(3000)
-
-    def logits(state: WindowState, count: int) -> FloatArray:
-        ticket = backend.launch([Chunk(state, text[state.length : state.length + count], 1)])
-        ticket.wait()
-        return ticket.logits.copy()
-
-    whole, state = store.open(len(text)), store.open(len(text))
-    expected = logits(whole, 2900), logits(whole, 1), logits(whole, 99)
-    while state.length < 2900:
-        found = logits(state, min(400, 2900 - state.length))
-    assert np.array_equal(found, expected[0])
-    assert np.array_equal(logits(state, 1), expected[1])
-    store.release(whole)
-    _spoil(model, [SCRATCH_BLOCK, *store._kv.pool._free[: store._kv.pool.free]])
-    assert np.array_equal(logits(state, 99), expected[2]), "what nobody holds is read"
-    _spoil(model, range(ZERO_BLOCK + 1), word=0)
-    store.trim(state)
+    state, check = check_given_back(backend, tokens(3000), step=400, nan=0x7FFF)
     blocks = -(-3000 // BLOCK_SIZE)
     rows = 3000 // store.interval + 2
     assert store.held([state]) == (blocks + 5 * rows) * BLOCK_SIZE
@@ -102,9 +86,7 @@ def test_blocks_out_of_sight_are_given_back_and_no_bit_changes(small: Model) -> 
     assert rows < blocks / 3
     fork = store.fork(state, 2000, 3000)
     assert 2000 - store.interval < fork.length < 2000
-    while fork.length < 2900:
-        found = logits(fork, min(300, 2900 - fork.length))
-    assert np.array_equal(found, expected[0])
+    check(fork, 300)
 
 
 def test_a_sequence_is_promised_steps_of_the_class_and_no_larger_ones(small: Model) -> None:
@@ -112,12 +94,6 @@ def test_a_sequence_is_promised_steps_of_the_class_and_no_larger_ones(small: Mod
     before = backend.new_store(1000).open_cost(10_000)
     backend.step_class = STEPS
     assert backend.new_store(1000).open_cost(10_000) < before
-
-
-def _spoil(model: PagedModel, blocks: Sequence[int], word: int = 0x7FFF) -> None:
-    """Fill blocks with what isn't a number."""
-    named = np.array(blocks, np.int32)
-    model.write_blocks(named, np.full_like(model.read_blocks(named).wait(), word))
 
 
 def test_every_token_is_as_computed_afresh(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:

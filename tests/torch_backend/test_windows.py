@@ -1,7 +1,7 @@
 """Layers with sliding windows have block tables of their own, give blocks back, and keep every bit."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from slipstream import EngineConfig
 from slipstream.backend import Chunk, self_test
-from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, ZERO_BLOCK, PagedChunk, StepClass, lay_out
+from slipstream.backend.steps import BLOCK_SIZE, ZERO_BLOCK, PagedChunk, StepClass, lay_out
 from slipstream.backend.torch import graphs
 from slipstream.backend.torch import model as torch_model
 from slipstream.backend.torch.backend import TorchBackend
@@ -27,6 +27,7 @@ from slipstream.models import Model
 from slipstream.runtime import BACKENDS
 from slipstream.types import FloatArray, IntArray
 from tests.conformance.backends import check_backend
+from tests.conformance.windows import check_given_back
 from tests.engine import exactness
 from tests.torch_backend.test_graphs import FromTensors, Recorder
 from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, WINDOW, tiny_folder
@@ -104,44 +105,19 @@ def test_blocks_out_of_sight_are_given_back_and_no_bit_changes(name: str, tmp_pa
     backend = backend_of(model)
     store = backend.store
     assert isinstance(store, WindowStore)
-    text = tokens(2000)
-
-    def logits(state: WindowState, count: int) -> FloatArray:
-        ticket = backend.launch([Chunk(state, text[state.length : state.length + count], 1)])
-        ticket.wait()
-        return ticket.logits.copy()
-
-    whole, state = store.open(len(text)), store.open(len(text))
-    expected = logits(whole, 1900), logits(whole, 1), logits(whole, 99)
-    while state.length < 1900:
-        found = logits(state, min(300, 1900 - state.length))
-    assert np.array_equal(found, expected[0])
-    assert np.array_equal(logits(state, 1), expected[1])
-    store.release(whole)
-    _spoil(model, [SCRATCH_BLOCK, *store._kv.pool._free[: store._kv.pool.free]])
-    assert np.array_equal(logits(state, 99), expected[2]), "what nobody holds is read"
-    _spoil(model, range(ZERO_BLOCK + 1), word=0)
-    store.trim(state)
+    state, check = check_given_back(backend, tokens(2000), step=300, nan=0xFFFF)
     blocks, tables = -(-2000 // BLOCK_SIZE), model.window_tables
     rows = sum(_seen(at) for at in range(store.interval, 2000, store.interval)) + _seen(2000)
     assert store.held([state]) == (blocks + tables * rows) * BLOCK_SIZE
     assert rows < blocks / 2
     fork = store.fork(state, 1500, 2000)
     assert 1500 - store.interval < fork.length < 1500
-    while fork.length < 1900:
-        found = logits(fork, min(300, 1900 - fork.length))
-    assert np.array_equal(found, expected[0])
+    check(fork, 300)
 
 
 def _seen(length: int) -> int:
     """Rows that a window sees from a length."""
     return -(-length // BLOCK_SIZE) - (length // BLOCK_SIZE - -(-WINDOW // BLOCK_SIZE))
-
-
-def _spoil(model: TorchModel, blocks: Sequence[int], word: int = 0xFFFF) -> None:
-    """Fill blocks with what isn't a number."""
-    named = np.array(blocks, np.int32)
-    model.write_blocks(named, np.full_like(model.read_blocks(named).wait(), word))
 
 
 @pytest.mark.parametrize(
