@@ -113,7 +113,15 @@ def main() -> None:
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
         normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}
-        turned = head | {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 64, "NEIGHBOURS": True, "BY_PAIR": True, "WIDE": False}
+        turned = head | {
+            "HEADS": 32,
+            "KV_HEADS": 8,
+            "WIDTH": 64,
+            "NEIGHBOURS": True,
+            "BY_PAIR": True,
+            "WIDE": False,
+            "WRITE": True,
+        }
         added = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
         others = (
             (kernels.add_parts, added),
@@ -121,6 +129,7 @@ def main() -> None:
             (kernels.write, head),
             (kernels.norm, normed),
             (kernels.rotate, turned),
+            (kernels.rotate, turned | {"WRITE": False}),
         )
         for kernel, constants in others:
             assert not _kinds(kernel, target, constants), "these multiply no matrices"

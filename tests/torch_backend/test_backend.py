@@ -168,9 +168,9 @@ class RotationsByPlace(PlainOperators):
 
     name = "rotations by place"
 
-    def rotate(self, query: torch.Tensor, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = super().rotate(query, *more)
-        return query, key + torch.arange(key.shape[2])[:, None] * 1e-3
+    def rotate_and_write(self, *given: Any) -> torch.Tensor:
+        query = super().rotate_and_write(*given)
+        return query + torch.arange(query.shape[2])[:, None] * 1e-3
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)

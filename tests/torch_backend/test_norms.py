@@ -15,7 +15,7 @@ from slipstream.backend.torch.definitions import Norm, Rotation, norm_of, normed
 from slipstream.backend.torch.hooks import NAME, computing
 from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import Step
+from slipstream.backend.torch.operators import Rotating, Step
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.staging import Staging
 from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
@@ -23,6 +23,7 @@ from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
 pytestmark = pytest.mark.torch
 KERNELS, PLAIN = KernelOperators(), PlainOperators()
 CPU = torch.device("cpu")
+BLOCK = 32
 CHUNK = PagedChunk(np.arange(20, dtype=np.int32), 0, np.array([1], np.int32), 20)
 NORMS = [Norm(1e-6, *flags) for flags in product((True, False), repeat=3)]
 ROTATIONS = [
@@ -47,9 +48,13 @@ class Counting(PlainOperators):
         self.others += terms is None
         return super().norm(x, weight, norm, terms)
 
-    def rotate(self, query: torch.Tensor, *more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotate(self, *given: Any) -> None:
         self.rotations += 1
-        return super().rotate(query, *more)
+        super().rotate(*given)
+
+    def rotate_and_write(self, *given: Any) -> torch.Tensor:
+        self.rotations += 1
+        return super().rotate_and_write(*given)
 
     def activate(self, *given: Any, **options: Any) -> torch.Tensor:
         self.activations += 1
@@ -108,7 +113,7 @@ def test_what_is_not_known_stays_as_it_is() -> None:
 
 
 def step() -> Step:
-    return Step.of(lay_out([CHUNK], 20, 20), 32, Staging(CPU))
+    return Step.of(lay_out([CHUNK], 20, 20), BLOCK, Staging(CPU))
 
 
 def test_a_sum_waits_for_a_norm_and_for_nothing_else() -> None:
@@ -135,19 +140,54 @@ def test_norms(norm: Norm, dtype: torch.dtype) -> None:
     found = KERNELS.norm(total, weight, norm, (x, more))
     assert torch.equal(total, x + more)
     torch.testing.assert_close(found, normed(total, weight, norm), **close)
-    rows = [KERNELS.norm(x[:, at : at + 1], weight, norm) for at in range(5)]
-    assert torch.equal(torch.cat(rows, 1), KERNELS.norm(x, weight, norm))
+    whole = KERNELS.norm(x, weight, norm)
+    assert torch.equal(torch.cat([KERNELS.norm(x[:, at : at + 1], weight, norm) for at in range(5)], 1), whole)
+    heads = random(1, 5, 3, 80, dtype=dtype)[:, :, :2].transpose(1, 2)  # those of a product with more of them
+    assert torch.equal(KERNELS.norm(heads, weight, norm), KERNELS.norm(heads.contiguous(), weight, norm))
 
 
 @dtypes
 @pytest.mark.parametrize("rotation", ROTATIONS, ids=str)
 def test_rotations_have_the_same_bits(rotation: Rotation, dtype: torch.dtype) -> None:
-    query = random(1, 3, 3, 24, dtype=dtype).transpose(1, 2)
-    key = random(1, 1, 3, 24, seed=1, dtype=dtype)
-    angles = rotation.width // 2 if rotation.by_pair else rotation.width
-    cos, sin = (random(1, 3, angles, seed=seed, dtype=dtype) for seed in (2, 3))
-    for found, x in zip(KERNELS.rotate(query, key, cos, sin, rotation), (query, key), strict=True):
+    query, key, value, cos, sin = heads_and_angles(rotation, dtype)
+    results = torch.empty_like(query), torch.empty_like(key)
+    given = Rotating(query, key, cos, sin, rotation)
+    KERNELS.rotate(given, *results)
+    for found, x in zip(results, (query, key), strict=True):
         assert torch.equal(found, rotated(x, cos, sin, rotation))
+    found, expected = (random(4, 2, 2, 2, BLOCK, 24, dtype=dtype)[:, 1] for _ in range(2))
+    places = torch.tensor([3, 1, 1]), torch.tensor([31, 0, 7])
+    queries = [
+        operators.rotate_and_write(given, value, kv, *places) for operators, kv in ((KERNELS, found), (PLAIN, expected))
+    ]
+    assert torch.equal(*queries)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[3, 1, :, 31], value[0, :, 0])
+
+
+def heads_and_angles(rotation: Rotation, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Queries, keys and values of three tokens, parts of one product, and angles."""
+    product = random(1, 3, 8, 24, dtype=dtype).transpose(1, 2)
+    angles = rotation.width // 2 if rotation.by_pair else rotation.width
+    return [*product.split((4, 2, 2), 1), *(random(1, 3, angles, seed=seed, dtype=dtype) for seed in (2, 3))]
+
+
+def test_a_rotation_waits_for_attention_and_for_nothing_else() -> None:
+    """What a class does with queries in between finds them turned."""
+    operators, rotation = Counting(), Rotation(24, False, False, False)
+    query, key, _, cos, sin = heads_and_angles(rotation, torch.float32)
+
+    def plain(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        return rotated(query, cos, sin, rotation), rotated(key, cos, sin, rotation)
+
+    turn = hooks._rotation(plain)
+    with computing(operators, step(), torch.empty(0), []):
+        queries, keys = turn(query, key, cos, sin)
+        assert not operators.rotations
+        doubled = queries * 2
+        assert operators.rotations
+    assert torch.equal(doubled, 2 * rotated(query, cos, sin, rotation))
+    assert torch.equal(keys, rotated(key, cos, sin, rotation))
 
 
 def test_means_by_tiles_are_means() -> None:
@@ -162,6 +202,6 @@ def test_kernels_without_fused_norms_are_another_kind() -> None:
     x, weight = random(1, 5, 80), random(80, seed=1)
     assert torch.equal(unfused.norm(x, weight, NORMS[0]), normed(x, weight, NORMS[0]))
     heads, angles = random(1, 2, 3, 24), random(1, 3, 24, seed=2)
-    assert torch.equal(
-        unfused.rotate(heads, heads, angles, angles, rotation)[1], rotated(heads, angles, angles, rotation)
-    )
+    results = torch.empty_like(heads), torch.empty_like(heads)
+    unfused.rotate(Rotating(heads, heads, angles, angles, rotation), *results)
+    assert torch.equal(results[1], rotated(heads, angles, angles, rotation))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from operator import is_not
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface
 
 from slipstream.backend.torch.definitions import Norm, norm_of, rotation_of
-from slipstream.backend.torch.operators import AttentionShape, Operators, Step, Tensor
+from slipstream.backend.torch.operators import AttentionShape, Operators, Rotating, Step, Tensor
 
 NAME = "slipstream"
 """Of the implementation of attention and experts, as `from_pretrained` takes it."""
@@ -57,16 +58,27 @@ def operators_now() -> Operators:
 _ACTIVATIONS = (F.silu, F.gelu, torch.sigmoid, torch.Tensor.sigmoid)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What nobody has computed yet, for what comes next may compute it along."""
+
+    results: tuple[Tensor, ...]
+    operands: Any
+    compute: Callable[[], object]
+    """Fill the results."""
+
+
 class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not looked at
     """Every product with a weight, wherever the model's code asks for one, activations, and sums of residuals.
 
-    A sum waits until something else is called, for if that is a norm of it, both are computed together.
+    A sum waits until something else is called, for if that is a norm of it, both are computed together; so do rotations
+    for attention.
     """
 
     def __init__(self, operators: Operators) -> None:
         super().__init__()
         self._operators = operators
-        self._sum: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._waiting: _Waiting | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take over `F.linear`, activations and sums; inside, torch's own functions are themselves."""
@@ -76,25 +88,31 @@ class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are 
         if func in _ACTIVATIONS:
             return self._operators.activate(func, *args, **(kwargs or {}))
         if func is torch.Tensor.add and not kwargs and _are_residuals(*args):
-            self._sum = torch.empty_like(args[0]), args
-            return self._sum[0]
+            total = torch.empty_like(args[0])
+            self.postpone(args, lambda: torch.add(*args, out=total), total)
+            return total
         return func(*args, **(kwargs or {}))
 
+    def postpone(self, operands: Any, compute: Callable[[], object], *results: Tensor) -> None:
+        """Have results wait that are computed from such operands."""
+        self._waiting = _Waiting(results, operands, compute)
+
     def settle(self) -> None:
-        """Compute the sum that waits, if there is one."""
-        if self._sum is not None:
-            (total, terms), self._sum = self._sum, None
-            torch.add(*terms, out=total)
+        """Compute what waits, if anything does."""
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.compute()
 
-    def take(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The terms of `x`, if it is the sum that waits: it's the caller's to compute then.
+    def take(self, *wanted: Tensor) -> Any | None:
+        """The operands of what is wanted, if it is what waits: it's the caller's to compute then.
 
-        To be asked before anything is done with `x`, a look at its shape included.
+        To be asked before anything is done with it, a look at its shape included.
         """
-        if self._sum is None or self._sum[0] is not x:
+        waiting = self._waiting
+        if waiting is None or len(wanted) != len(waiting.results) or any(map(is_not, wanted, waiting.results)):
             return None
-        (_, terms), self._sum = self._sum, None
-        return terms
+        self._waiting = None
+        return waiting.operands
 
 
 def _are_residuals(one: Any, other: Any) -> bool:
@@ -123,14 +141,17 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention as `transformers` calls it, on tensors [1, heads, n, dim]; [1, n, heads, dim]."""
     now = _running.get()
+    rotation = now.functions.take(query, key)
     table, place = now.seats[module.layer_idx]
-    kv = now.kv[:, place]
-    queries, keys, values = (each[0].transpose(0, 1) for each in (query, key, value))
-    now.operators.write(kv, keys, values, now.step.blocks[table], now.step.slots)
+    kv, blocks, slots = now.kv[:, place], now.step.blocks[table], now.step.slots
+    if rotation is None:
+        now.operators.write(kv, key[0].transpose(0, 1), value[0].transpose(0, 1), blocks, slots)
+    else:
+        query = now.operators.rotate_and_write(rotation, value, kv, blocks, slots)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
     shape = AttentionShape(scale, window or 0, softcap or 0.0, table)
-    return now.operators.attend(queries.contiguous(), kv, now.step, shape, s_aux)[None], None
+    return now.operators.attend(query[0].transpose(0, 1), kv, now.step, shape, s_aux)[None], None
 
 
 def _experts(module: torch.nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -171,6 +192,9 @@ def _rotation(function: Callable[..., Any]) -> Callable[..., Any]:
         known = rotation_of(function, query, cos) if now and not more and not options else None
         if now is None or known is None:
             return function(query, key, cos, sin, *more, **options)
-        return now.operators.rotate(query, key, cos, sin, known)
+        results = tuple(torch.empty_like(each) for each in (query, key))
+        given = Rotating(query, key, cos, sin, known)
+        now.functions.postpone(given, lambda: now.operators.rotate(given, *results), *results)
+        return results
 
     return computed

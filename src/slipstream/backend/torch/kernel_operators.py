@@ -1,6 +1,6 @@
 """`Operators` as Triton kernels: how they are launched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 import triton
 
 from slipstream.backend.torch import kernels
-from slipstream.backend.torch.definitions import Norm, Rotation
-from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Step, Tensor
+from slipstream.backend.torch.definitions import Norm
+from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import PlainNorms
 from slipstream.backend.torch.quantised import Quantised, Weight
 
@@ -74,13 +74,14 @@ class KernelOperators:
         size = most * heads * segments
         part = query.new_empty(size * (dim + 2), dtype=torch.float32)
         sums, peaks, totals = part[: size * dim], part[size * dim : size * (dim + 1)], part[size * (dim + 1) :]
-        out, table = torch.empty_like(query), step.tables[:, shape.table]
+        out, table = query.new_empty(query.shape), step.tables[:, shape.table]
+        assert query.stride(2) == 1
         common = {"HEADS": heads, "DIM": dim, "DIMS": triton.next_power_of_2(dim), "SEGMENT": SEGMENT}
         for first in range(0, count, most):
             end = min(first + most, count)
             kernels.attend[len(tiles), kv_heads, segments](
                 query, kv, table, step.table_begins, step.pasts, step.begins, tiles, sums, peaks, totals, first, end,
-                segments, shape.scale, table.stride(0), *kv.stride()[:3],
+                segments, shape.scale, *query.stride()[:2], table.stride(0), *kv.stride()[:3],
                 GROUP=group, BLOCK=block, ROWS=rows, WINDOW=shape.window, CAP=shape.softcap,
                 **common, **OPTIONS,
             )  # fmt: skip
@@ -112,32 +113,28 @@ class KernelOperators:
 
     def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """See `Operators.norm`."""
-        given = x.contiguous() if terms is None else x
-        first, second = terms or (given, given)
-        out = torch.empty_like(given)
-        size = len(weight)
+        first, second = terms or (x, x)
+        out, size = x.new_empty(x.shape), len(weight)
         block = triton.next_power_of_2(size)
-        kernels.norm[given.numel() // size,](
-            first, second, given, weight, out, norm.eps,
+        assert first.stride(-1) == 1
+        assert all(length == 1 for length in x.shape[:-3])
+        kernels.norm[x.numel() // size,](
+            first, second, x, weight, out, norm.eps, x.shape[-2], *(0, *first.stride())[-3:-1],
             ADD=terms is not None, ROUNDS_FIRST=norm.rounds_first, OFFSET=norm.offset, CENTRED=norm.centred,
             SIZE=size, BLOCK=block, num_warps=min(max(block // 512, 1), 16), **OPTIONS,
         )  # fmt: skip
         return out
 
-    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def rotate(self, given: Rotating, query: Tensor, key: Tensor) -> None:
         """See `Operators.rotate`."""
-        _, heads, count, dim = query.shape
-        kv_heads = key.shape[1]
-        assert query.stride(3) == key.stride(3) == 1
-        cos, sin = cos.contiguous(), sin.contiguous()
-        out = query.new_empty(1, count, heads + kv_heads, dim)
-        kernels.rotate[count, heads + kv_heads](
-            query, key, cos, sin, out, *query.stride()[1:3], *key.stride()[1:3], cos.shape[2],
-            HEADS=heads, KV_HEADS=kv_heads, DIM=dim, DIMS=triton.next_power_of_2(dim), WIDTH=rotation.width,
-            NEIGHBOURS=rotation.neighbours, BY_PAIR=rotation.by_pair, WIDE=rotation.wide, num_warps=1, **OPTIONS,
-        )  # fmt: skip
-        turned = out.transpose(1, 2)
-        return turned[:, :heads], turned[:, heads:]
+        _rotate(given, query, key, key.stride()[1:3])
+
+    def rotate_and_write(self, given: Rotating, value: Tensor, kv: Tensor, blocks: Tensor, slots: Tensor) -> Tensor:
+        """See `Operators.rotate_and_write`."""
+        block, of_values, head = kv.stride()[:3]
+        query = torch.empty_like(given.query)
+        _rotate(given, query, kv, (head, block), (value, of_values, blocks, slots))
+        return query
 
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:
         """Chunks in tiles of so many tokens: see `_query_tiles`; once for all layers of a step."""
@@ -150,6 +147,30 @@ class UnfusedOperators(PlainNorms, KernelOperators):
     """The same, but for norms and rotations, which are torch's own: a dozen kernels in place of one."""
 
     name = f"unfused {KernelOperators.name}"
+
+
+def _rotate(
+    given: Rotating,
+    out: Tensor,
+    keys: Tensor,
+    keys_strides: Sequence[int],
+    written: tuple[Tensor, int, Tensor, Tensor] | None = None,
+) -> None:
+    """Turn queries into `out`, and keys into `keys`: into slots there, if values and their stride, blocks and slots are
+    given."""
+    query, key, rotation = given.query, given.key, given.rotation
+    value, of_values, blocks, slots = written or (key, 0, key, key)
+    _, heads, count, dim = query.shape
+    kv_heads = key.shape[1]
+    assert all(each.stride(3) == 1 for each in (query, key, value, out))
+    cos, sin = given.cos.contiguous(), given.sin.contiguous()
+    kernels.rotate[count, heads + kv_heads * (1 if written is None else 2)](
+        query, key, value, cos, sin, out, keys, blocks, slots, *query.stride()[1:3], *key.stride()[1:3],
+        *value.stride()[1:3], *out.stride()[1:3], *keys_strides, of_values, cos.shape[2],
+        HEADS=heads, KV_HEADS=kv_heads, DIM=dim, DIMS=triton.next_power_of_2(dim), WIDTH=rotation.width,
+        NEIGHBOURS=rotation.neighbours, BY_PAIR=rotation.by_pair, WIDE=rotation.wide, WRITE=written is not None,
+        num_warps=1, **OPTIONS,
+    )  # fmt: skip
 
 
 def _query_tiles(begins: Tensor, count: int, tokens: int) -> Tensor:

@@ -158,17 +158,22 @@ def experts_linear(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm(
-    first, second, total, weight, out, eps,
+    first, second, total, weight, out, eps, rows, outer_stride, row_stride,
     ADD: tl.constexpr, ROUNDS_FIRST: tl.constexpr, OFFSET: tl.constexpr, CENTRED: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row `[SIZE]` normed, of `first`; or of `first + second`, which is left in `total`. See `definitions.normed`."""
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, BLOCK)
+    """A row of `[..., rows, SIZE]` normed, of `first`; or of `first + second`, which is left in `total`.
+
+    Strides are those of `first`; what else there is lies row by row. See `definitions.normed`.
+    """
+    row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
+    place = row * SIZE + column
     real = column < SIZE
-    x = tl.load(first + place, real, 0.0).to(tl.float32)
+    of_first = row // rows * outer_stride + row % rows * row_stride + column
+    x = tl.load(first + of_first, real, 0.0).to(tl.float32)
     if ADD:
         added = (x + tl.load(second + place, real, 0.0).to(tl.float32)).to(total.dtype.element_ty)
         tl.store(total + place, added, real)
@@ -184,21 +189,43 @@ def norm(
     tl.store(out + place, (factor * x).to(out.dtype.element_ty), real)
 
 
-@triton.jit(do_not_specialize=["head_stride", "row_stride", "key_head_stride", "key_row_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "head_stride", "row_stride", "key_head_stride", "key_row_stride", "value_head_stride", "value_row_stride",
+        "out_head_stride", "out_row_stride", "keys_head_stride", "keys_row_stride",
+    ]
+)  # fmt: skip
 def rotate(
-    query, key, cos, sin, out, head_stride, row_stride, key_head_stride, key_row_stride, angles,
+    query, key, value, cos, sin, out, keys, blocks, slots, head_stride, row_stride, key_head_stride, key_row_stride,
+    value_head_stride, value_row_stride, out_head_stride, out_row_stride, keys_head_stride, keys_row_stride,
+    values_stride, angles,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
-    NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr,
+    NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """A head of a token's queries, or of its keys behind these, turned, as `definitions.rotated` has it."""
+    """A head of a token's queries turned, or of its keys behind these, as `definitions.rotated` has it.
+
+    `WRITE`: `keys` are KV, of which keys take the token's slot; and so do its values, which come behind them.
+    """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = out + (token * (HEADS + KV_HEADS) + head) * DIM
+    angle = token * angles
     if head < HEADS:
-        row = query + token * row_stride + head * head_stride
-        _turn(row, cos + token * angles, sin + token * angles, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        row, place = query + token * row_stride + head * head_stride, out + token * out_row_stride
+        place += head * out_head_stride
+        _turn(row, cos + angle, sin + angle, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        return
+    of_keys = (head - HEADS) % KV_HEADS
+    place = keys + of_keys * keys_head_stride
+    if WRITE:
+        place += tl.load(blocks + token) * keys_row_stride + tl.load(slots + token) * DIM
     else:
-        row = key + token * key_row_stride + (head - HEADS) * key_head_stride
-        _turn(row, cos + token * angles, sin + token * angles, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        place += token * keys_row_stride
+    if head < HEADS + KV_HEADS:
+        row = key + token * key_row_stride + of_keys * key_head_stride
+        _turn(row, cos + angle, sin + angle, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+    else:
+        d = tl.arange(0, DIMS)
+        row = value + token * value_row_stride + of_keys * value_head_stride
+        tl.store(place + values_stride + d, tl.load(row + d, d < DIM), d < DIM)
 
 
 @triton.jit
@@ -241,7 +268,7 @@ def write(
 @triton.jit(do_not_specialize=["first_token", "end_token", "segments"])
 def attend(
     query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, end_token, segments,
-    scale, table_stride, block_stride, value_stride, head_stride,
+    scale, query_stride, query_head_stride, table_stride, block_stride, value_stride, head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
@@ -269,8 +296,8 @@ def attend(
     position = past + token
     heads = head * GROUP + rows % GROUP
     d = tl.arange(0, DIMS)
-    at = (begin + token).to(tl.int64)[:, None] * (HEADS * DIM) + heads[:, None] * DIM + d[None, :]
-    queries = tl.load(query + at, real[:, None] & (d < DIM)[None, :], 0.0)
+    at = (begin + token).to(tl.int64) * query_stride + heads * query_head_stride
+    queries = tl.load(query + at[:, None] + d[None, :], real[:, None] & (d < DIM)[None, :], 0.0)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DIMS], tl.float32)

@@ -100,6 +100,17 @@ class AttentionShape:
     """Which of a step's tables names the layer's blocks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rotating:
+    """Queries and keys [1, heads, n, dim] that are turned by angles [1, n, …], as `definitions.rotated` has it."""
+
+    query: Tensor
+    key: Tensor
+    cos: Tensor
+    sin: Tensor
+    rotation: Rotation
+
+
 class Operators(Protocol):
     """Every operator that adds up many numbers, and small ones that cost a GPU more as several kernels.
 
@@ -148,6 +159,10 @@ class Operators(Protocol):
         """
         ...
 
-    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Queries and keys [1, heads, n, dim] turned by angles [1, n, …], as `definitions.rotated` has it."""
+    def rotate(self, given: Rotating, query: Tensor, key: Tensor) -> None:
+        """Fill queries and keys with those turned."""
+        ...
+
+    def rotate_and_write(self, given: Rotating, value: Tensor, kv: Tensor, blocks: Tensor, slots: Tensor) -> Tensor:
+        """Queries turned; keys, turned too, and values [1, kv_heads, n, dim] go where `write` has them."""
         ...

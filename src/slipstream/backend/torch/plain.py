@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slipstream.backend.torch.definitions import Norm, Rotation, normed, rotated
-from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Step, Tensor
+from slipstream.backend.torch.definitions import Norm, normed, rotated
+from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Operators, Rotating, Step, Tensor
 from slipstream.backend.torch.quantised import Quantised, Weight
 
 _ROWS = 16
@@ -34,9 +34,18 @@ class PlainNorms:
             torch.add(*terms, out=x)
         return normed(x, weight, norm)
 
-    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    def rotate(self, given: Rotating, query: Tensor, key: Tensor) -> None:
         """See `Operators.rotate`."""
-        return rotated(query, cos, sin, rotation), rotated(key, cos, sin, rotation)
+        query.copy_(_turned(given, given.query))
+        key.copy_(_turned(given, given.key))
+
+    def rotate_and_write(
+        self: Operators, given: Rotating, value: Tensor, kv: Tensor, blocks: Tensor, slots: Tensor
+    ) -> Tensor:
+        """See `Operators.rotate_and_write`."""
+        key = _turned(given, given.key)
+        self.write(kv, key[0].transpose(0, 1), value[0].transpose(0, 1), blocks, slots)
+        return _turned(given, given.query)
 
 
 class PlainOperators(PlainNorms):
@@ -70,7 +79,7 @@ class PlainOperators(PlainNorms):
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """Chunk by chunk; see `Operators.attend`."""
-        out, begin = torch.empty_like(query), 0
+        out, begin = query.new_empty(query.shape), 0
         for past, length, first in step.chunks:
             queries = query[begin : begin + length]
             blocks = step.tables[first : first + -(-(past + length) // kv.shape[3]), shape.table]
@@ -94,6 +103,10 @@ class PlainOperators(PlainNorms):
         for choice in range(index.shape[1]):
             total += parts[:, choice] * weights[:, choice, None]
         return total.to(x.dtype)
+
+
+def _turned(given: Rotating, heads: Tensor) -> Tensor:
+    return rotated(heads, given.cos, given.sin, given.rotation)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -160,5 +173,5 @@ def _tiled(query: Tensor, kv_heads: int, tile: int) -> Tensor:
     count, heads, dim = query.shape
     group = heads // kv_heads
     padded = F.pad(query, (0, 0, 0, 0, 0, -count % tile))
-    by_head = padded.view(-1, tile, kv_heads, group, dim).transpose(1, 2)
+    by_head = padded.reshape(-1, tile, kv_heads, group, dim).transpose(1, 2)
     return by_head.reshape(-1, kv_heads, tile * group, dim)
