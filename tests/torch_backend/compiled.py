@@ -29,6 +29,7 @@ _INTEGERS = {
     "segments",
     "share",
     "angles",
+    "width",
 }
 _INDICES = {
     "table",
@@ -128,6 +129,7 @@ def main() -> None:
             (kernels.combine, combined),
             (kernels.write, head),
             (kernels.norm, normed),
+            (kernels.gate, {"BY_TANH": True, "BLOCK": 1024}),
             (kernels.rotate, turned),
             (kernels.rotate, turned | {"WRITE": False}),
         )

@@ -18,7 +18,7 @@ from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import kernel_operators
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import AttentionShape, Step
+from slipstream.backend.torch.operators import Activation, AttentionShape, Step
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Number, Quantised, of_experts, pack
 from slipstream.backend.torch.staging import Staging
@@ -117,8 +117,8 @@ def test_plain_activations_keep_their_bits_over_cuts(function: Any, width: int, 
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        whole = PLAIN.activate(function, x)
-        parts = [PLAIN.activate(function, part) for part in x.split((1, 2, rows - 10, 7), 1)]
+        whole = PLAIN.activate(Activation(function, x))
+        parts = [PLAIN.activate(Activation(function, part)) for part in x.split((1, 2, rows - 10, 7), 1)]
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.cat(parts, 1), whole)

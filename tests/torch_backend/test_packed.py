@@ -135,7 +135,7 @@ def test_experts_in_the_order_of_activations_are_named(tmp_path: Path, monkeypat
     """Which a `config.json` that doesn't say so lets through."""
     monkeypatch.setitem(CONFIGS, "compressed in order of activations", compressed(symmetric=True))
     packed, _ = two_folders(tmp_path, "compressed in order of activations", "qwen3_moe")
-    with pytest.raises(ModelError, match="experts have columns in the order of activations"):
+    with pytest.raises(ModelError, match="joined have columns in the order of activations"):
         TorchModel.load(packed, CPU, PlainOperators())
 
 
@@ -170,13 +170,13 @@ def test_scales_keep_their_own_precision(name: str, scales: str, tmp_path: Path)
     """Tools store them in float16 beside a bfloat16 model, which has fewer bits of fraction."""
     packed, _ = two_folders(tmp_path, name)
     weights = load_file(packed / WEIGHTS_FILE)
-    given = weights[f"model.layers.0.mlp.up_proj.{scales}"].half()
+    given = weights[f"model.layers.0.mlp.down_proj.{scales}"].half()
     save_file({each: of.half() if each.endswith(scales) else of for each, of in weights.items()}, packed / WEIGHTS_FILE)
     facts = json.loads((packed / "config.json").read_text()) | {"dtype": "bfloat16"}
     (packed / "config.json").write_text(json.dumps(facts))
     model = TorchModel.load(packed, CPU, PlainOperators())
     assert model.precision == "bfloat16"
-    found = model._model.get_submodule("model.layers.0.mlp.up_proj").weight.scales
+    found = model._model.get_submodule("model.layers.0.mlp.down_proj").weight.scales
     assert torch.equal(found, given if name == "compressed" else given.T)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import is_not
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface
 
 from slipstream.backend.torch.definitions import Norm, norm_of, rotation_of
-from slipstream.backend.torch.operators import AttentionShape, Operators, Rotating, Step, Tensor
+from slipstream.backend.torch.operators import Activation, AttentionShape, Operators, Rotating, Step, Tensor
+from slipstream.backend.torch.quantised import Weight
 
 NAME = "slipstream"
 """Of the implementation of attention and experts, as `from_pretrained` takes it."""
@@ -50,12 +51,28 @@ def computing(operators: Operators, step: Step, kv: Tensor, seats: Sequence[Seat
         _running.reset(token)
 
 
-def operators_now() -> Operators:
-    """Those of the step that is being computed."""
-    return _running.get().operators
+def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """A product in the step that is being computed; see `Operators.linear`."""
+    now = _running.get()
+    now.functions.settle()
+    with torch._C.DisableTorchFunction():  # what the operators ask of torch is no product of the model's
+        return now.operators.linear(x, weight, bias)
 
 
-_ACTIVATIONS = (F.silu, F.gelu, torch.sigmoid, torch.Tensor.sigmoid)
+_GATES = (F.silu, F.gelu)
+"""Activations whose result mostly is a factor of something else."""
+_ACTIVATIONS = (torch.sigmoid, torch.Tensor.sigmoid)
+"""The others."""
+
+
+class _Terms(NamedTuple):
+    """Of a sum."""
+
+    first: Tensor
+    second: Tensor
+
+
+_Operands = TypeVar("_Operands", _Terms, Rotating, Activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +80,7 @@ class _Waiting:
     """What nobody has computed yet, for what comes next may compute it along."""
 
     results: tuple[Tensor, ...]
-    operands: Any
+    operands: _Terms | Rotating | Activation
     compute: Callable[[], object]
     """Fill the results."""
 
@@ -71,8 +88,8 @@ class _Waiting:
 class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are not looked at
     """Every product with a weight, wherever the model's code asks for one, activations, and sums of residuals.
 
-    A sum waits until something else is called, for if that is a norm of it, both are computed together; so do rotations
-    for attention.
+    A sum waits until something else is called, for if that is a norm of it, both are computed together. So do rotations
+    wait for attention, and activations for what they gate.
     """
 
     def __init__(self, operators: Operators) -> None:
@@ -82,18 +99,34 @@ class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are 
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take over `F.linear`, activations and sums; inside, torch's own functions are themselves."""
+        options = kwargs or {}
+        if func is torch.Tensor.mul and not options and (gated := self._gated(*args)) is not None:
+            return gated
         self.settle()
         if func is F.linear:
-            return self._operators.linear(*args, **(kwargs or {}))
+            return self._operators.linear(*args, **options)
+        if func in _GATES:
+            gate, result = Activation(func, args[0], options), torch.empty_like(args[0])
+            self.postpone(gate, lambda: result.copy_(self._operators.activate(gate)), result)
+            return result
         if func in _ACTIVATIONS:
-            return self._operators.activate(func, *args, **(kwargs or {}))
-        if func is torch.Tensor.add and not kwargs and _are_residuals(*args):
+            return self._operators.activate(Activation(func, args[0], options))
+        if func is torch.Tensor.add and not options and _are_residuals(*args):
             total = torch.empty_like(args[0])
-            self.postpone(args, lambda: torch.add(*args, out=total), total)
+            self.postpone(_Terms(*args), lambda: torch.add(*args, out=total), total)
             return total
-        return func(*args, **(kwargs or {}))
+        return func(*args, **options)
 
-    def postpone(self, operands: Any, compute: Callable[[], object], *results: Tensor) -> None:
+    def _gated(self, one: Any, other: Any) -> Tensor | None:
+        """The product of two, if one of them is an activation that waits and the other is like it."""
+        for gate, x in ((one, other), (other, one)):
+            if _are_alike(gate, x) and (activation := self.take(Activation, gate)) is not None:
+                return self._operators.gate(activation, x)
+        return None
+
+    def postpone(
+        self, operands: _Terms | Rotating | Activation, compute: Callable[[], object], *results: Tensor
+    ) -> None:
         """Have results wait that are computed from such operands."""
         self._waiting = _Waiting(results, operands, compute)
 
@@ -103,28 +136,25 @@ class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are 
             waiting, self._waiting = self._waiting, None
             waiting.compute()
 
-    def take(self, *wanted: Tensor) -> Any | None:
-        """The operands of what is wanted, if it is what waits: it's the caller's to compute then.
+    def take(self, kind: type[_Operands], *wanted: Tensor) -> _Operands | None:
+        """The operands of what is wanted, if it is what waits, and they are of that kind: it's the caller's to compute.
 
         To be asked before anything is done with it, a look at its shape included.
         """
         waiting = self._waiting
-        if waiting is None or len(wanted) != len(waiting.results) or any(map(is_not, wanted, waiting.results)):
+        if waiting is None or not isinstance(waiting.operands, kind) or any(map(is_not, wanted, waiting.results)):
             return None
         self._waiting = None
         return waiting.operands
 
 
-def _are_residuals(one: Any, other: Any) -> bool:
+def _are_alike(one: Any, other: Any) -> bool:
     tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
-    return (
-        tensors
-        and one.dim() == 3
-        and one.shape == other.shape
-        and one.dtype == other.dtype
-        and one.is_contiguous()
-        and other.is_contiguous()
-    )
+    return tensors and one.shape == other.shape and one.dtype == other.dtype
+
+
+def _are_residuals(one: Any, other: Any) -> bool:
+    return _are_alike(one, other) and one.dim() == 3 and one.is_contiguous() and other.is_contiguous()
 
 
 def _attention(
@@ -141,7 +171,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention as `transformers` calls it, on tensors [1, heads, n, dim]; [1, n, heads, dim]."""
     now = _running.get()
-    rotation = now.functions.take(query, key)
+    rotation = now.functions.take(Rotating, query, key)
     table, place = now.seats[module.layer_idx]
     kv, blocks, slots = now.kv[:, place], now.step.blocks[table], now.step.slots
     if rotation is None:
@@ -154,13 +184,13 @@ def _attention(
     return now.operators.attend(query[0].transpose(0, 1), kv, now.step, shape, s_aux)[None], None
 
 
-def _experts(module: torch.nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Experts as `transformers` calls them."""
+def experts(module: torch.nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Experts as `transformers` calls them, in the step that is being computed; see `Operators.experts`."""
     return _running.get().operators.experts(module, x, index, weights)
 
 
 AttentionInterface.register(NAME, _attention)
-ExpertsInterface.register(NAME, _experts)
+ExpertsInterface.register(NAME, experts)
 
 
 def hook(model: Any) -> None:
@@ -181,7 +211,7 @@ _ROTATE = "apply_rotary_pos_emb"
 def _norm_forward(module: Any, forward: Callable[[Tensor], Tensor], norm: Norm) -> Callable[[Tensor], Tensor]:
     def computed(x: Tensor) -> Tensor:
         now = _running.get(None)
-        return now.operators.norm(x, module.weight, norm, now.functions.take(x)) if now else forward(x)
+        return now.operators.norm(x, module.weight, norm, now.functions.take(_Terms, x)) if now else forward(x)
 
     return computed
 

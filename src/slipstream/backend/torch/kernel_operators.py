@@ -1,16 +1,17 @@
 """`Operators` as Triton kernels: how they are launched."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 
 from slipstream.backend.torch import kernels
 from slipstream.backend.torch.definitions import Norm
-from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, AttentionShape, Rotating, Step, Tensor
-from slipstream.backend.torch.plain import PlainNorms
+from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
+from slipstream.backend.torch.plain import Unfused
 from slipstream.backend.torch.quantised import Quantised, Weight
 
 BLOCK_N, BLOCK_K = 64, 64
@@ -22,6 +23,9 @@ _PROGRAMS, _PART = 256, 512
 _PARTIAL_SUMS = 1 << 26
 """Floats that attention's sums by segment may take: longer steps are computed in several parts."""
 
+_GATED = 1024
+"""Elements that a program gates."""
+
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False} | ({"matrix_instr_nonkdim": 16} if torch.version.hip else {})
 """Of the compiler. It must not choose where a product and a sum become one operation with one rounding; and AMD's takes
 another matrix instruction for other tiles, unless it is told which."""
@@ -31,7 +35,7 @@ class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
     name = (
-        f"kernels 3, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
+        f"kernels 4, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
     )
 
     recordable = True
@@ -59,9 +63,22 @@ class KernelOperators:
             kernels.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
         return out.view(*x.shape[:-1], n_size)
 
-    def activate(self, function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
+    def activate(self, given: Activation) -> Tensor:
         """See `Operators.activate`: on a GPU all elements are computed alike."""
-        return function(x, **options)
+        return given.function(given.x, **given.options)
+
+    def gate(self, given: Activation, x: Tensor) -> Tensor:
+        """See `Operators.gate`."""
+        by_tanh = given.function is F.gelu and given.options.get("approximate") == "tanh"
+        if given.function is not F.silu and not by_tanh:
+            return self.activate(given) * x
+        width = x.shape[-1]
+        gates, factors = given.x.reshape(-1, width), x.reshape(-1, width)
+        out = x.new_empty(x.shape)
+        kernels.gate[len(gates), triton.cdiv(width, _GATED)](
+            gates, factors, out, width, gates.stride(0), factors.stride(0), BY_TANH=by_tanh, BLOCK=_GATED, **OPTIONS
+        )
+        return out
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
         """See `Operators.attend`."""
@@ -143,8 +160,8 @@ class KernelOperators:
         return self._tiles[2]
 
 
-class UnfusedOperators(PlainNorms, KernelOperators):
-    """The same, but for norms and rotations, which are torch's own: a dozen kernels in place of one."""
+class UnfusedOperators(Unfused, KernelOperators):
+    """The same, but for norms, rotations and gates, which are torch's own: several kernels in place of one."""
 
     name = f"unfused {KernelOperators.name}"
 

@@ -10,8 +10,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from slipstream.backend.torch import hooks
 from slipstream.backend.torch.checkpoint import Checkpoint, Format, Whole
-from slipstream.backend.torch.hooks import operators_now
 from slipstream.backend.torch.operators import Tensor
 from slipstream.backend.torch.quantised import Weight, below, of_experts
 
@@ -51,7 +51,7 @@ class _Linear(nn.Module):  # type: ignore[misc]  # torch's types are not looked 
     def forward(self, x: Tensor) -> Tensor:
         """The product of `x` with the weight."""
         x = x if self.weight.order is None else x[..., self.weight.order]
-        return operators_now().linear(x, self.weight, self.bias)
+        return hooks.linear(x, self.weight, self.bias)
 
 
 class _Experts(nn.Module):  # type: ignore[misc]
@@ -66,7 +66,7 @@ class _Experts(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """See `Operators.experts`."""
-        return operators_now().experts(self, x, index, weights)
+        return hooks.experts(self, x, index, weights)
 
 
 class _ExpertsApart(_Experts):

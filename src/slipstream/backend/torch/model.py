@@ -17,6 +17,7 @@ from slipstream.backend.torch.checkpoint import SCALES
 from slipstream.backend.torch.chooser import DeviceLogits
 from slipstream.backend.torch.graphs import CudaRecorder, Graphs, Recorder
 from slipstream.backend.torch.hooks import NAME, computing, hook
+from slipstream.backend.torch.joined import join
 from slipstream.backend.torch.layers import seated, windows_of
 from slipstream.backend.torch.loading import METHOD, repack
 from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
@@ -44,6 +45,7 @@ class TorchModel:
         self.operators = operators
         self._model = model
         hook(model)
+        join(model)
         self._device: torch.device = model.device
         self.threads = torch.get_num_threads()
         on_gpu = self._device.type == "cuda"

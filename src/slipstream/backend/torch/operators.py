@@ -1,7 +1,7 @@
 """What a model's sums are computed with, and a step as it lies on the device."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -101,6 +101,15 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Activation:
+    """A function of each element, by what `torch` has for it, and what it's called with."""
+
+    function: Callable[..., Tensor]
+    x: Tensor
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Rotating:
     """Queries and keys [1, heads, n, dim] that are turned by angles [1, n, …], as `definitions.rotated` has it."""
 
@@ -129,8 +138,12 @@ class Operators(Protocol):
         """
         ...
 
-    def activate(self, function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
-        """A function of each element of `x`, by what `torch` has for it."""
+    def activate(self, given: Activation) -> Tensor:
+        """A function of each element."""
+        ...
+
+    def gate(self, given: Activation, x: Tensor) -> Tensor:
+        """The same, rounded, times the elements of `x`, which has the same shape [..., n, k]."""
         ...
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:

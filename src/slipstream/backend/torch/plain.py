@@ -3,14 +3,13 @@
 They run anywhere, and are what other operators are compared with.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from slipstream.backend.torch.definitions import Norm, normed, rotated
-from slipstream.backend.torch.operators import SEGMENT, AttentionShape, Operators, Rotating, Step, Tensor
+from slipstream.backend.torch.operators import SEGMENT, Activation, AttentionShape, Operators, Rotating, Step, Tensor
 from slipstream.backend.torch.quantised import Quantised, Weight
 
 _ROWS = 16
@@ -25,8 +24,8 @@ _UNPACKED = 1024
 """Rows of a weight of 4 or 8 bits that are taken apart at a time."""
 
 
-class PlainNorms:
-    """Norms and rotations."""
+class Unfused:
+    """Norms, rotations and gates, each in several of torch's own operations."""
 
     def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """See `Operators.norm`."""
@@ -47,11 +46,15 @@ class PlainNorms:
         self.write(kv, key[0].transpose(0, 1), value[0].transpose(0, 1), blocks, slots)
         return _turned(given, given.query)
 
+    def gate(self: Operators, given: Activation, x: Tensor) -> Tensor:
+        """See `Operators.gate`."""
+        return self.activate(given) * x
 
-class PlainOperators(PlainNorms):
+
+class PlainOperators(Unfused):
     """`Operators` for any device; slow where there are many tokens."""
 
-    name = f"plain, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}, {_OF_A_THREAD}"
+    name = f"plain, 2, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}, {_OF_A_THREAD}"
     recordable = False
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -67,14 +70,15 @@ class PlainOperators(PlainNorms):
             out[..., begin:end] = _linear(x, rows, None if bias is None else bias[begin:end])
         return out
 
-    def activate(self, function: Callable[..., Tensor], x: Tensor, **options: Any) -> Tensor:
+    def activate(self, given: Activation) -> Tensor:
         """Whole rows at a time, as few as one thread computes, and padded; see `Operators.activate`.
 
         On a processor the last elements of a thread's part have another `exp` than those that fill vectors.
         """
-        width = x.shape[-1]
+        x, width = given.x, given.x.shape[-1]
         rows = F.pad(x.reshape(-1, width), (0, -width % _VECTORS))
-        out = torch.cat([function(part, **options) for part in rows.split(max(1, _OF_A_THREAD // rows.shape[1]))])
+        parts = rows.split(max(1, _OF_A_THREAD // rows.shape[1]))
+        out = torch.cat([given.function(part, **given.options) for part in parts])
         return out[:, :width].reshape(x.shape)
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:
