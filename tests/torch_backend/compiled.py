@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backend.torch import kernels
+from slipstream.backend.torch import expert_kernels, kernels
 from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
@@ -28,6 +28,7 @@ _INTEGERS = {
     "end_token",
     "segments",
     "share",
+    "pairs",
     "angles",
     "width",
 }
@@ -38,11 +39,8 @@ _INDICES = {
     "begins",
     "tiles",
     "order",
-    "tile_expert",
-    "tile_begin",
-    "tile_end",
 }
-_LONG_INDICES = {"blocks", "slots", "positions"}
+_LONG_INDICES = {"blocks", "slots", "positions", "index"}
 _FLOATS = {"part", "part_peak", "part_sum", "parts"}
 _PRODUCT = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
 _WEIGHTS: dict[str, dict[str, str]] = {
@@ -92,7 +90,10 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[st
 def main() -> None:
     report: dict[str, dict[str, list[list[str]]]] = {}
     whole = [{"BLOCK_M": tile, "SPLIT": 4, "APART": False} for tile in TOKEN_TILES]
-    products = {"linear": [*whole, whole[0] | {"APART": True}], "experts_linear": [{"BLOCK_M": TOKEN_TILES[0]}]}
+    products = {
+        kernels.linear: [*whole, whole[0] | {"APART": True}],
+        expert_kernels.experts_linear: [{"BLOCK_M": TOKEN_TILES[0]}],
+    }
     for name in sys.argv[1:]:
         backend, _, architecture = name.partition(":")
         cuda = backend == "cuda"
@@ -102,8 +103,8 @@ def main() -> None:
             "ROWS": QUERY_ROWS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
         }  # fmt: skip
         report[name] = {
-            f"{kernel} {number}".strip(): [
-                _kinds(getattr(kernels, kernel), target, _PRODUCT | {"NUMBER": number} | each)
+            f"{kernel.__name__} {number}".strip(): [
+                _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
                 for each in (variants[::3] if number else variants)  # the extremes of tiles
             ]
             for kernel, variants in products.items()
@@ -132,6 +133,8 @@ def main() -> None:
             (kernels.gate, {"BY_TANH": True, "BLOCK": 1024}),
             (kernels.rotate, turned),
             (kernels.rotate, turned | {"WRITE": False}),
+            (expert_kernels.expert_tiles, {"TILE": TOKEN_TILES[0], "BLOCK": 1024}),
+            (expert_kernels.sum_experts, {"TOP": 8, "BLOCK": 512}),
         )
         for kernel, constants in others:
             assert not _kinds(kernel, target, constants), "these multiply no matrices"

@@ -183,7 +183,7 @@ def quantised(number: Number, n: int, k: int, seed: int) -> Quantised:
     return Quantised(number, held, scales, 8, 16, zeros)
 
 
-@pytest.mark.parametrize("tiny", ["gpt_oss"], indirect=True)
+@pytest.mark.parametrize("tiny", ["gpt_oss", "qwen3_moe"], indirect=True)
 def test_a_whole_model(tiny: Model) -> None:
     model = TorchModel.load(tiny.path, CPU, PLAIN)
     chunk = PagedChunk(np.arange(5, 12, dtype=np.int32), 0, np.array([1], np.int32), 2)

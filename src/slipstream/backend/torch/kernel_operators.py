@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from slipstream.backend.torch import kernels
+from slipstream.backend.torch import expert_kernels, kernels
 from slipstream.backend.torch.definitions import Norm
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import Unfused
@@ -20,6 +20,8 @@ QUERY_ROWS = 16
 """Rows of queries in a tile, which is one tile for steps of any size."""
 _PROGRAMS, _PART = 256, 512
 """Programs that a product is spread over, as far as each still sums up so many elements of a row."""
+_PAIRS, _COLUMNS = 1024, 512
+"""Pairs of a token and an expert that a program looks at at a time, and columns of a token that one sums."""
 _PARTIAL_SUMS = 1 << 26
 """Floats that attention's sums by segment may take: longer steps are computed in several parts."""
 
@@ -119,14 +121,14 @@ class KernelOperators:
 
     def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """See `Operators.experts`."""
-        of_tiles = _expert_tiles(index, module.num_experts)
-        up = _experts_linear(module, "gate_up_proj", x.contiguous(), index.shape[1], of_tiles)
-        gated = module._apply_gate(up).contiguous()
-        parts = _experts_linear(module, "down_proj", gated, 1, of_tiles).view(*index.shape, -1)
-        total = torch.zeros_like(x, dtype=torch.float32)
-        for choice in range(index.shape[1]):
-            total += parts[:, choice].float() * weights[:, choice, None]
-        return total.to(x.dtype)
+        top, size = index.shape[1], x.shape[1]
+        pairs = expert_pairs(index, module.num_experts)
+        up = _experts_linear(module, "gate_up_proj", x.contiguous(), top, pairs)
+        parts = _experts_linear(module, "down_proj", module._apply_gate(up).contiguous(), 1, pairs)
+        out = x.new_empty(x.shape)
+        grid = len(x), triton.cdiv(size, _COLUMNS)
+        expert_kernels.sum_experts[grid](parts, weights.contiguous(), out, size, TOP=top, BLOCK=_COLUMNS, **OPTIONS)
+        return out
 
     def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """See `Operators.norm`."""
@@ -240,38 +242,33 @@ def _held(weight: Weight) -> _Held:
     return _Held(weight.number, shape, tensors, numbers.stride()[-2:], (weight.rows, weight.columns), of_experts)
 
 
-_Tiles = tuple[Tensor, Tensor, Tensor, Tensor]
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs of a token and one of its experts, int32; see `expert_kernels.expert_tiles`."""
+
+    order: Tensor
+    tiles: Tensor
 
 
-def _expert_tiles(index: Tensor, experts: int) -> _Tiles:
-    """Pairs of token and expert by expert, and tiles of them: the expert of each, and where in the order it lies.
-
-    How many tiles there are is bounded by shapes alone, so that the host need not wait; surplus ones are empty.
-    """
-    flat = index.reshape(-1)
-    tile = TOKEN_TILES[0]
-    order = torch.argsort(flat, stable=True).to(torch.int32)
-    counts = (flat[:, None] == torch.arange(experts, device=flat.device)).sum(0)  # `bincount` would wait for the GPU
-    ends, tile_ends = counts.cumsum(0), ((counts + tile - 1) // tile).cumsum(0)
-    number = torch.arange(min(len(flat), experts + len(flat) // tile), device=flat.device)
-    expert = torch.searchsorted(tile_ends, number, right=True).clamp(max=experts - 1)
-    begins = ends[expert] - counts[expert]
-    begin = begins + (number - (tile_ends[expert] - (counts[expert] + tile - 1) // tile)) * tile
-    end = torch.minimum(begin + tile, ends[expert])
-    return order, expert.to(torch.int32), begin.to(torch.int32), end.to(torch.int32)
+def expert_pairs(index: Tensor, experts: int) -> Pairs:
+    """Those of a router's choices. How many tiles there are is bounded by shapes alone, so the host need not wait."""
+    size, tile = index.numel(), TOKEN_TILES[0]
+    order = index.new_empty(size, dtype=torch.int32)
+    tiles = index.new_empty(min(size, experts + size // tile), 3, dtype=torch.int32)
+    expert_kernels.expert_tiles[experts,](index.contiguous(), order, tiles, size, TILE=tile, BLOCK=_PAIRS, **OPTIONS)
+    return Pairs(order, tiles)
 
 
-def _experts_linear(module: Any, name: str, x: Tensor, share: int, of_tiles: _Tiles) -> Tensor:
+def _experts_linear(module: Any, name: str, x: Tensor, share: int, pairs: Pairs) -> Tensor:
     """`[pairs, n]`, in the order of tokens and of each one's experts."""
     weight = getattr(module, name)
     held = _held(weight.mT if module.is_transposed else weight)
     bias = getattr(module, f"{name}_bias") if module.has_bias else None
-    order, *tiles = of_tiles
     n_size, k_size = held.shape
-    out = x.new_empty(len(order), n_size)
-    kernels.experts_linear[triton.cdiv(n_size, BLOCK_N), len(tiles[0])](
-        x, *held.tensors, x if bias is None else bias, out, order, *tiles, n_size, k_size, *held.strides,
-        *held.scale, *held.expert_strides, share,
+    out = x.new_empty(len(pairs.order), n_size)
+    expert_kernels.experts_linear[triton.cdiv(n_size, BLOCK_N), len(pairs.tiles)](
+        x, *held.tensors, x if bias is None else bias, out, pairs.order, pairs.tiles, n_size, k_size,
+        *held.strides, *held.scale, *held.expert_strides, share,
         NUMBER=held.number, BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K, **OPTIONS,
     )  # fmt: skip
     return out

@@ -20,7 +20,7 @@ def linear(
     """`out[rows, n] = x[rows, k] @ weight[n, k].T + bias[n]`; k in SPLIT parts, summed apart and added in order.
 
     `APART`: each program sums one of them into `parts[SPLIT, rows, n]`, and `add_parts` adds them to the same bits. For
-    the others see `_unpacked`.
+    the others see `unpacked`.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -35,7 +35,7 @@ def linear(
         for start in range(split * part, end, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             there = (n < n_size)[:, None] & (k < end)[None, :]
-            left = _unpacked(
+            left = unpacked(
                 weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER
             ).to(x.dtype.element_ty)
             of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
@@ -73,7 +73,7 @@ def add_parts(
 
 
 @triton.jit
-def _unpacked(
+def unpacked(
     weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER: tl.constexpr
 ):  # fmt: skip
     """A tile `[n, k]` of a weight: as it is, or, if `NUMBER` says how it's quantised, in float32 (see `Quantised`).
@@ -116,46 +116,6 @@ def _e4m3(bits):
     large = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
     value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, large)
     return tl.where(bits > 127, -value, value)
-
-
-@triton.jit
-def experts_linear(
-    x, weight, scales, zeros, bias, out, order, tile_expert, tile_begin, tile_end, n_size, k_size, stride_n, stride_k,
-    scale_rows, scale_columns, stride_e, stride_scales, share,
-    NUMBER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The product of each pair of a token and one of its experts with that expert's weight: `out[pair, n]`.
-
-    `order` has the pairs sorted by expert; a tile is some of them that share one: places `tile_begin` to `tile_end`.
-    `share` pairs have the same row of `x`. For the weights see `_unpacked`.
-    """
-    tile = tl.program_id(1)
-    expert = tl.load(tile_expert + tile).to(tl.int64)
-    begin, end = tl.load(tile_begin + tile), tl.load(tile_end + tile)
-    if begin >= end:
-        return
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    place = begin + tl.arange(0, BLOCK_M)
-    real = place < end
-    pair = tl.load(order + place, real, 0).to(tl.int64)
-    row = pair // share
-    weight += expert * stride_e
-    scales += expert * stride_scales
-    zeros += expert * stride_scales
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, k_size, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        there = (n < n_size)[:, None] & (k < k_size)[None, :]
-        left = _unpacked(
-            weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER
-        ).to(x.dtype.element_ty)
-        right = tl.load(x + row[None, :] * k_size + k[:, None], real[None, :] & (k < k_size)[:, None], 0.0)
-        acc = tl.dot(left, right, acc, input_precision="ieee")
-    if BIAS:
-        acc += tl.load(bias + expert * n_size + n, n < n_size, 0.0).to(tl.float32)[:, None]
-    tl.store(
-        out + pair[None, :] * n_size + n[:, None], acc.to(out.dtype.element_ty), real[None, :] & (n < n_size)[:, None]
-    )
 
 
 @triton.jit

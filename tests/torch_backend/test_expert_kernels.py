@@ -1,0 +1,50 @@
+"""Kernels of mixtures by themselves, in Triton's interpreter: pairs sorted into tiles, and sums of experts."""
+
+import pytest
+import torch
+
+from slipstream.backend.torch import expert_kernels
+from slipstream.backend.torch.kernel_operators import OPTIONS, TOKEN_TILES, expert_pairs
+
+pytestmark = pytest.mark.torch
+TILE = TOKEN_TILES[0]
+
+
+def tiles_of(index: torch.Tensor, experts: int) -> tuple[torch.Tensor, list[list[int]]]:
+    """What `expert_pairs` has to find: the order of pairs, and the tiles that aren't empty."""
+    order = index.flatten().argsort(stable=True)
+    tiles, end = [], 0
+    for expert, count in enumerate(index.flatten().bincount(minlength=experts).tolist()):
+        begin, end = end, end + count
+        tiles += [[expert, first, min(first + TILE, end)] for first in range(begin, end, TILE)]
+    return order, tiles
+
+
+@pytest.mark.parametrize("experts", [8, 128])
+@pytest.mark.parametrize(("tokens", "top"), [(1, 2), (1, 8), (2, 1), (16, 8), (17, 8), (129, 2), (300, 1), (300, 8)])
+@pytest.mark.parametrize("spread", [True, False], ids=["spread", "alike"])
+def test_pairs_by_expert(experts: int, top: int, tokens: int, spread: bool) -> None:
+    """In the order of tokens; if these choose alike, the last experts have all pairs, and the others none."""
+    torch.manual_seed(tokens)
+    index = experts - 1 - torch.rand(tokens, experts if spread else top).topk(top).indices
+    pairs = expert_pairs(index, experts)
+    pairs.order.fill_(-1)
+    pairs.tiles.copy_(torch.tensor([0, 0, 1]))  # a tile that nobody writes isn't empty
+    expert_kernels.expert_tiles[experts,](index, pairs.order, pairs.tiles, index.numel(), TILE=TILE, BLOCK=256)
+    order, tiles = tiles_of(index, experts)
+    assert torch.equal(pairs.order, order.int())
+    assert [tile for tile in pairs.tiles.tolist() if tile[1] < tile[2]] == tiles
+    assert len(pairs.tiles) == min(index.numel(), experts + index.numel() // TILE), "known from shapes"
+
+
+@pytest.mark.parametrize("top", [1, 2, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bfloat16 off
+def test_sums_of_experts_are_rounded_in_the_order_of_the_router(top: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(top)
+    parts, weights = torch.randn(7, top, 700).to(dtype), torch.randn(7, top).to(dtype)
+    out = torch.empty(7, 700, dtype=dtype)
+    expert_kernels.sum_experts[7, 2](parts, weights, out, 700, TOP=top, BLOCK=512, **OPTIONS)
+    total = torch.zeros(7, 700)
+    for choice in range(top):
+        total += parts[:, choice].float() * weights[:, choice, None].float()
+    assert torch.equal(out, total.to(dtype))
