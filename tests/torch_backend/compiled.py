@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from slipstream.backend.torch import expert_kernels, kernels
-from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS
+from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS, TOKENS
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
@@ -39,9 +39,11 @@ _INDICES = {
     "begins",
     "tiles",
     "order",
+    "masks",
+    "firsts",
 }
-_LONG_INDICES = {"blocks", "slots", "positions", "index"}
-_FLOATS = {"part", "part_peak", "part_sum", "parts"}
+_LONG_INDICES = {"blocks", "slots", "positions", "index", "row_numbers", "likeliest"}
+_FLOATS = {"part", "part_peak", "part_sum", "parts", "peaks"}
 _PRODUCT = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
 _WEIGHTS: dict[str, dict[str, str]] = {
     "": {},
@@ -125,6 +127,7 @@ def main() -> None:
             "WRITE": True,
         }
         added = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
+        looked_at = {"MASKED": True, "SIZE": 151_936, "WORDS": 4748, "BLOCK": TOKENS}
         others = (
             (kernels.add_parts, added),
             (kernels.combine, combined),
@@ -135,6 +138,9 @@ def main() -> None:
             (kernels.rotate, turned | {"WRITE": False}),
             (expert_kernels.expert_tiles, {"TILE": TOKEN_TILES[0], "BLOCK": 1024}),
             (expert_kernels.sum_experts, {"TOP": 8, "BLOCK": 512}),
+            (kernels.argmax_parts, looked_at),
+            (kernels.argmax_parts, looked_at | {"MASKED": False, "SIZE": 32_001}),
+            (kernels.argmax, {"PARTS": 75, "BLOCK": 128}),
         )
         for kernel, constants in others:
             assert not _kinds(kernel, target, constants), "these multiply no matrices"

@@ -23,6 +23,7 @@ from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Number, Quantised, of_experts, pack
 from slipstream.backend.torch.staging import Staging
 from slipstream.models import Model
+from slipstream.sampling.sampler import masked
 
 pytestmark = pytest.mark.torch
 KERNELS, PLAIN = KernelOperators(), PlainOperators()
@@ -181,6 +182,46 @@ def quantised(number: Number, n: int, k: int, seed: int) -> Quantised:
     scales = torch.rand(n // 8, k // 16, generator=generator) / 8
     zeros = torch.randint(0, 16, scales.shape, generator=generator, dtype=torch.int8) if number == "int4" else None
     return Quantised(number, held, scales, 8, 16, zeros)
+
+
+@pytest.mark.parametrize("size", [5, 2048, 2049, 5000, 151_936])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_likeliest_tokens(size: int, dtype: torch.dtype) -> None:
+    rows = 3 if size < 100_000 else 1
+    logits = (random(rows, size) * 2).round().to(dtype)  # with ties, in one part and between parts
+    expected = logits.float().numpy().argmax(1).tolist()
+    assert PLAIN.argmax(logits).tolist() == expected
+    found = KERNELS.argmax(logits)
+    assert (found.dtype, found.tolist()) == (torch.int64, expected)
+    numbers = [rows - 1, 0]
+    masks = np.random.default_rng(0).integers(-(2**31), 2**31, (2, -(-size // 32))).astype(np.int32)
+    masks[1, : size // 64] = 0
+    masks[1, -1] |= 1
+    expected = [masked(logits[row].float().numpy(), mask).argmax() for row, mask in zip(numbers, masks, strict=True)]
+    for operators in (PLAIN, KERNELS):
+        of_masked = operators.argmax(logits, (torch.tensor(numbers), torch.from_numpy(masks)))
+        assert (of_masked.dtype, of_masked.tolist()) == (torch.int64, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_likeliest_of_strange_logits(dtype: torch.dtype) -> None:
+    """Those of the host: the first of what isn't a number, and the first of all if nothing is possible."""
+    logits = torch.full((6, 5000), -torch.inf)
+    logits[1, 4999] = -60_000
+    logits[2, [2500, 4500]] = torch.nan
+    logits[2, 7] = 9
+    logits[3, [4000, 4001]] = torch.tensor([-0.0, 0.0])
+    logits[4, [3000, 3001]] = torch.inf
+    logits[5] = torch.nan
+    expected = [0, 4999, 2500, 4000, 3000, 0]
+    logits = logits.to(dtype)
+    assert logits.float().numpy().argmax(1).tolist() == expected
+    for operators in (PLAIN, KERNELS):
+        assert operators.argmax(logits).tolist() == expected
+        masks = torch.zeros(6, 157, dtype=torch.int32)
+        masks[1:, 2600 // 32] = -1
+        found = operators.argmax(logits, (torch.arange(6), masks)).tolist()
+        assert found == [0, 0, 0, 0, 0, 2592]
 
 
 @pytest.mark.parametrize("tiny", ["gpt_oss", "qwen3_moe"], indirect=True)

@@ -22,6 +22,9 @@ _PROGRAMS, _PART = 256, 512
 """Programs that a product is spread over, as far as each still sums up so many elements of a row."""
 _PAIRS, _COLUMNS = 1024, 512
 """Pairs of a token and an expert that a program looks at at a time, and columns of a token that one sums."""
+TOKENS = 2048
+"""Of the vocabulary, among which a program finds the likeliest: 75 of them share a row of 152,000, which is often a
+step's only one, and a thread loads its 16 logits at once. One program would load for as long as forty."""
 _PARTIAL_SUMS = 1 << 26
 """Floats that attention's sums by segment may take: longer steps are computed in several parts."""
 
@@ -154,6 +157,25 @@ class KernelOperators:
         query = torch.empty_like(given.query)
         _rotate(given, query, kv, (head, block), (value, of_values, blocks, slots))
         return query
+
+    def argmax(self, logits: Tensor, masked: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """See `Operators.argmax`; by parts of the vocabulary, and then of these."""
+        logits = logits.contiguous()
+        size = logits.shape[1]
+        parts = triton.cdiv(size, TOKENS)
+        rows, masks = masked or (logits, logits)
+        count = len(rows)
+        peaks = logits.new_empty(count, parts, dtype=torch.float32)
+        firsts = logits.new_empty(count, parts, dtype=torch.int32)
+        tokens = logits.new_empty(count, dtype=torch.int64)
+        kernels.argmax_parts[parts, count](
+            logits, rows, masks, peaks, firsts,
+            MASKED=masked is not None, SIZE=size, WORDS=masks.shape[1], BLOCK=TOKENS, **OPTIONS,
+        )  # fmt: skip
+        kernels.argmax[count,](
+            peaks, firsts, tokens, PARTS=parts, BLOCK=triton.next_power_of_2(parts), num_warps=1, **OPTIONS
+        )
+        return tokens
 
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:
         """Chunks in tiles of so many tokens: see `_query_tiles`; once for all layers of a step."""

@@ -340,3 +340,38 @@ def combine(
         peak = top
     at = ((first_token + token).to(tl.int64) * HEADS + head) * DIM + d
     tl.store(out + at, (acc / total).to(out.dtype.element_ty), d < DIM)
+
+
+@triton.jit
+def argmax_parts(
+    logits, row_numbers, masks, peaks, firsts,
+    MASKED: tl.constexpr, SIZE: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The highest of a part of a row's logits `[SIZE]`, and the lowest token that has it.
+
+    `MASKED`: of the row that `row_numbers` names, and only of tokens whose bit is set in a mask `[WORDS]`.
+    """
+    part, number = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    token = part * BLOCK + tl.arange(0, BLOCK)
+    row = number
+    if MASKED:
+        row = tl.load(row_numbers + number)
+    x = tl.load(logits + row * SIZE + token, token < SIZE, float("-inf")).to(tl.float32)
+    x = tl.where(x != x, float("inf"), x)  # noqa: PLR0124  # one that isn't a number comes first, as on the host
+    if MASKED:
+        allowed = tl.load(masks + number * WORDS + token // 32, token < SIZE, 0) >> (token % 32) & 1
+        x = tl.where(allowed == 1, x, float("-inf"))
+    peak = tl.max(x, 0)
+    place = number * tl.num_programs(0) + part
+    tl.store(peaks + place, peak)
+    tl.store(firsts + place, tl.min(tl.where(x == peak, token, SIZE), 0))
+
+
+@triton.jit
+def argmax(peaks, firsts, likeliest, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """The token of a row from the highest logits of its parts: where several have it, the lowest one's."""
+    row, part = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    there = part < PARTS
+    x = tl.load(peaks + row * PARTS + part, there, float("-inf"))
+    first = tl.load(firsts + row * PARTS + part, there, 2**31 - 1)
+    tl.store(likeliest + row, tl.min(tl.where(x == tl.max(x, 0), first, 2**31 - 1), 0).to(tl.int64))

@@ -179,3 +179,11 @@ class Operators(Protocol):
     def rotate_and_write(self, given: Rotating, value: Tensor, kv: Tensor, blocks: Tensor, slots: Tensor) -> Tensor:
         """Queries turned; keys, turned too, and values [1, kv_heads, n, dim] go where `write` has them."""
         ...
+
+    def argmax(self, logits: Tensor, masked: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The likeliest token of each row of logits [rows, vocab_size], and of equals the lowest: int64 [rows].
+
+        `masked` names rows, int64 [n], and has a mask for each, as `Row.mask` int32 [n, words]: then the likeliest of
+        the allowed tokens of these rows, int64 [n]. Always a token of the vocabulary, and 0 if all are impossible.
+        """
+        ...

@@ -108,6 +108,19 @@ class PlainOperators(Unfused):
             total += parts[:, choice] * weights[:, choice, None]
         return total.to(x.dtype)
 
+    def argmax(self, logits: Tensor, masked: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """See `Operators.argmax`; in float32, of which a processor compares several at once."""
+        if masked is None:
+            return logits.float().argmax(1)
+        rows, masks = masked
+        return mask_out(logits[rows].float(), masks).argmax(1)
+
+
+def mask_out(logits: Tensor, masks: Tensor) -> Tensor:
+    """Logits [n, vocab_size] with minus infinity for every token whose bit isn't set in masks, int32 [n, words]."""
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    return logits.masked_fill((masks[:, ids >> 5] >> (ids & 31) & 1) == 0, -torch.inf)
+
 
 def _turned(given: Rotating, heads: Tensor) -> Tensor:
     return rotated(heads, given.cos, given.sin, given.rotation)
