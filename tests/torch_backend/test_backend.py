@@ -185,7 +185,9 @@ def test_the_next_operators_are_taken_if_the_first_are_not_exact(tiny: Model, ki
 
 
 class Noting(PlainOperators):
-    """Operators that note how many rows their products have."""
+    """Operators that note how many rows their products have, and choices under masks as `MASKED`."""
+
+    MASKED = -1
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -193,6 +195,10 @@ class Noting(PlainOperators):
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         self.rows.append(x.numel() // x.shape[-1])
         return super().linear(x, weight, bias)
+
+    def argmax(self, logits: torch.Tensor, masked: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        self.rows += [] if masked is None else [self.MASKED]
+        return super().argmax(logits, masked)
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
@@ -215,7 +221,8 @@ def test_on_a_gpu_kernels_are_compiled_before_steps_are_measured(tiny: Model) ->
     model.gpu = "none, in truth"
     assert TorchBackend(model, [operators], kv_memory=2**24).exact
     sizes = [*TOKEN_TILES, TOKEN_TILES[-1] + 1]  # the last in several tiles, whose parts one program sums
-    assert [*dict.fromkeys(operators.rows)][: len(sizes)] == sizes, "of all products, those for logits among them"
+    compiled = [*dict.fromkeys(operators.rows)][: len(sizes) + 1]
+    assert compiled == [*sizes, Noting.MASKED], "of all products, those for logits among them, and of masked choices"
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
@@ -246,7 +253,7 @@ def test_what_was_queued_with_a_step_that_fails_is_nobodys_result(
 
     expected, state, compute = logits(), backend.store.open(900), model._compute
 
-    def compute_first(step: Any) -> torch.Tensor:
+    def compute_first(step: Any) -> Any:
         if model._under_way:
             raise error("the device is full")
         return compute(step)

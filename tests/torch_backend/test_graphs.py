@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from slipstream.backend.logits import Logits
 from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch import graphs
 from slipstream.backend.torch.backend import TorchBackend
 from slipstream.backend.torch.graphs import LARGEST, WORTH, Recording, Shape
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import AttentionShape, Operators, Step
+from slipstream.backend.torch.operators import AttentionShape, Operators, Step, StepOutput
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.models import Model
 from slipstream.runtime import BACKENDS
+from slipstream.sampling import Choice, Row, Sampler, SamplingParams
 from tests.engine import exactness
 from tests.torch_backend.tiny import tiny_folder
 
@@ -34,25 +36,25 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Recorder:
-    """Does work again to replay it; as with a graph, recording computes nothing, and the result has one place."""
+    """Does work again to replay it; as with a graph, recording computes nothing, and each result has one place."""
 
     def __init__(self, error: str = "") -> None:
         self.error = error
         self.replayed = 0
 
-    def record(self, work: Callable[[], torch.Tensor]) -> Recording:
+    def record(self, work: Callable[[], StepOutput]) -> Recording:
         if self.error:
             raise RuntimeError(self.error)
-        logits = torch.empty(0)
+        output = StepOutput(torch.empty(0), torch.empty(0, dtype=torch.int64))
 
         def replay() -> None:
             self.replayed += 1
-            found = work()
-            if logits.shape != found.shape:
-                logits.resize_(found.shape)
-            logits.copy_(found)
+            for place, found in zip(output, work(), strict=True):
+                if place.shape != found.shape:
+                    place.resize_(found.shape)
+                place.copy_(found)
 
-        return Recording(replay, logits)
+        return Recording(replay, output)
 
 
 class FromTensors(PlainOperators):
@@ -60,6 +62,13 @@ class FromTensors(PlainOperators):
 
     name = "from tensors"
     recordable = True
+
+    def __init__(self) -> None:
+        self.compared = 0
+
+    def argmax(self, logits: torch.Tensor, masked: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        self.compared += 1
+        return super().argmax(logits, masked)
 
     def attend(
         self, query: torch.Tensor, kv: torch.Tensor, step: Step, shape: AttentionShape, sinks: torch.Tensor | None
@@ -121,6 +130,25 @@ def test_replayed_steps_have_the_bits_of_others(folder: Path) -> None:
         if recorder is not None:
             assert recorder.replayed == 140 - 2 * (WORTH - 1)
     assert all(np.array_equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_replayed_steps_find_the_likeliest_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a choice takes these: what it costs the host is to fetch them."""
+    monkeypatch.setattr(graphs, "WORTH", 1)
+    operators, recorder = FromTensors(), Recorder()
+    model = model_of(folder, operators, recorder)
+    model.allocate(41)
+    sampler = Sampler(SamplingParams(temperature=0), 0, np.empty(0, np.int32), 320)
+    rows = [Row(1, sampler, 0), Row(0, sampler, 0)]
+    before: tuple[Logits, list[Choice]] | None = None
+    for number, step in enumerate(steps_of(12), start=1):
+        logits, choices = StepClass((8,), (2,)).start(model, step)(rows)
+        assert choices == [Choice(token) for token in logits.host().argmax(1)[::-1].tolist()]
+        assert recorder.replayed == operators.compared == number
+        if before is not None:
+            assert before[0].choose(rows) == before[1] != choices, "what is kept isn't overwritten"
+        before = logits.kept(2), choices
+    assert len(model._graphs.recordings) == 1  # type: ignore[union-attr]  # its output is in one place
 
 
 def test_the_kernels_take_padded_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

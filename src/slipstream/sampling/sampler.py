@@ -50,6 +50,8 @@ class Sampler:
         self._bias = np.array([*bias], np.intp), np.array([*bias.values()], np.float32)
         self.adjusts = params.penalised or bool(bias)
         """Whether logits are changed, by penalties or a bias, before a token is chosen."""
+        self.plainly_greedy = params.greedy and not self.adjusts and params.logprobs is None
+        """Whether it takes the likeliest token of the logits as they are, and reports nothing besides."""
         if params.penalised:
             self._generated = np.zeros(vocab_size, np.int32)
             self._seen = np.zeros(vocab_size, np.bool_)

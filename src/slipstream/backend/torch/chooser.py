@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slipstream.backend.torch.operators import Tensor
+from slipstream.backend.torch.operators import Operators, StepOutput, Tensor
+from slipstream.backend.torch.plain import mask_out
 from slipstream.backend.torch.staging import Staging
 from slipstream.sampling import Choice, Row, TokenLogprob, chances_of
 from slipstream.types import FloatArray
@@ -27,35 +28,64 @@ _ROWS = 64
 
 
 class DeviceLogits:
-    """Logits [rows, vocab_size] on the device, in the model's precision: see `slipstream.backend.logits.Logits`."""
+    """Logits on the device: see `slipstream.backend.logits.Logits`.
 
-    def __init__(self, logits: Tensor, staging: Staging) -> None:
-        self._logits = logits
+    What is plainly greedy, as nearly all rows are, costs the host little: a step has found it already, and under a
+    grammar's mask one operator does. The others take a dozen kernels, each launched by the host.
+    """
+
+    def __init__(self, output: StepOutput, operators: Operators, staging: Staging) -> None:
+        self._output = output
+        self._operators = operators
         self._staging = staging
 
     def host(self) -> FloatArray:
         """See `Logits.host`."""
-        found: FloatArray = self._logits.float().cpu().numpy()
+        found: FloatArray = self._output.logits.float().cpu().numpy()
         return found
 
     def choose(self, rows: Sequence[Row]) -> list[Choice]:
         """See `Logits.choose`."""
-        return choose_on_device(self._logits, rows, self._staging)
+        found = [row.mask is None and _is_greedy(row) for row in rows]
+        with torch.inference_mode():
+            others = iter(self._choose([row for row, each in zip(rows, found, strict=True) if not each]))
+            tokens = self._staging.fetch(self._output.argmax).tolist() if any(found) else []
+        return [Choice(tokens[row.index]) if each else next(others) for row, each in zip(rows, found, strict=True)]
 
     def kept(self, count: int) -> "DeviceLogits":
         """See `Logits.kept`."""
-        return DeviceLogits(self._logits[:count].clone(), self._staging)
+        output = StepOutput(*(each[:count].clone() for each in self._output))
+        return DeviceLogits(output, self._operators, self._staging)
+
+    def _choose(self, rows: Sequence[Row]) -> list[Choice]:
+        """The choices that the step hasn't found.
+
+        Greedy rows that have a mask go along with others, if there are any: who uploads twice waits for the step.
+        """
+        if not all(map(_is_greedy, rows)):
+            return _adjusted_or_drawn(self._output.logits, rows, self._staging)
+        if not rows:
+            return []
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "rows": np.array([row.index for row in rows], np.int64),
+            "masks": np.stack([row.mask for row in rows if row.mask is not None]),
+        }
+        there = self._staging.upload(arrays)
+        tokens = self._operators.argmax(self._output.logits, (there["rows"], there["masks"]))
+        return [Choice(token) for token in self._staging.fetch(tokens).tolist()]
 
 
-def choose_on_device(logits: Tensor, rows: Sequence[Row], staging: Staging) -> list[Choice]:
-    """The choices for some rows of a step's logits [step rows, vocab_size]."""
-    if not rows:
-        return []
+def _is_greedy(row: Row) -> bool:
+    """Whether the likeliest of a row's tokens is wanted, or of those that its mask allows, and nothing else."""
+    return row.token is None and row.sampler.plainly_greedy
+
+
+def _adjusted_or_drawn(logits: Tensor, rows: Sequence[Row], staging: Staging) -> list[Choice]:
+    """The choices for any rows of a step's logits [step rows, vocab_size]."""
     wanted = [row.sampler.params.logprobs for row in rows]
     most = max((count for count in wanted if count is not None), default=None)
     parts = [_Part(rows[at : at + _ROWS], logits.shape[1]) for at in range(0, len(rows), _ROWS)]
-    with torch.inference_mode():
-        found = staging.fetch(torch.cat([part.found(logits, staging, most) for part in parts]))
+    found = staging.fetch(torch.cat([part.found(logits, staging, most) for part in parts]))
     at, choices = 0, []
     for part in parts:
         choices += part.choices(found[at : at + len(part.rows)])
@@ -82,7 +112,7 @@ class _Part:
         greedy, chosen = self._greedy, self._greedy + self._drawn
         adjusted = logits[given["index"][:chosen]].float()
         _adjust(adjusted, given)
-        tokens = torch.cat((_likeliest(adjusted[:greedy]), _drawn(adjusted[greedy:], given), given["tokens"]))
+        tokens = torch.cat((adjusted[:greedy].argmax(1), _drawn(adjusted[greedy:], given), given["tokens"]))
         if most is None:
             return tokens[:, None]
         return torch.cat((tokens[:, None].double(), _reported(logits[given["index"]].float(), tokens, most)), 1)
@@ -138,9 +168,7 @@ class _Part:
 def _adjust(logits: Tensor, given: dict[str, Tensor]) -> None:
     """Apply masks, and then penalties and biases in their order, to float32 logits [n, vocab_size]."""
     if len(given["masked"]):
-        ids = torch.arange(logits.shape[1], device=logits.device)
-        allowed = given["masks"][:, ids >> 5] >> (ids & 31) & 1
-        logits[given["masked"]] = logits[given["masked"]].masked_fill(allowed == 0, -torch.inf)
+        logits[given["masked"]] = mask_out(logits[given["masked"]], given["masks"])
     flat = logits.view(-1)
     for number in range(3):
         places, values = given[f"places {number}"], given[f"values {number}"]
@@ -148,14 +176,6 @@ def _adjust(logits: Tensor, given: dict[str, Tensor]) -> None:
             before = flat[places]
             scaled = torch.where(before > 0, before / values, before * values)
             flat[places] = before + values if number else scaled
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    """The lowest of the likeliest tokens of each row, int64 [n]."""
-    vocab_size = logits.shape[1]
-    ids = torch.arange(vocab_size, device=logits.device)
-    first = torch.where(logits == logits.amax(1, keepdim=True), ids, vocab_size - 1)
-    return first.amin(1)
 
 
 def _drawn(logits: Tensor, given: dict[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.backend.steps import StepInputs
-from slipstream.backend.torch.operators import Step, Tensor, segments_of
+from slipstream.backend.torch.operators import Step, StepOutput, segments_of
 from slipstream.backend.torch.staging import Staging, layout
 
 logger = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ class Recording:
 
     replay: Callable[[], None]
     """Start to compute it, from what its inputs' addresses hold now."""
-    logits: Tensor
-    """Where its result is, each time."""
+    output: StepOutput
+    """Where its results are, each time."""
 
 
 class Recorder(Protocol):
     """What makes recordings; CUDA does, and stubs in tests."""
 
-    def record(self, work: Callable[[], Tensor]) -> Recording:
+    def record(self, work: Callable[[], StepOutput]) -> Recording:
         """Record some work without doing it. Raises `RuntimeError` if that can't be."""
         ...
 
@@ -55,12 +55,12 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._pool: Any = torch.cuda.graph_pool_handle()
 
-    def record(self, work: Callable[[], Tensor]) -> Recording:
+    def record(self, work: Callable[[], StepOutput]) -> Recording:
         """See `Recorder.record`."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = work()
-        return Recording(graph.replay, logits)
+            output = work()
+        return Recording(graph.replay, output)
 
 
 class Shape(NamedTuple):
@@ -81,7 +81,7 @@ class Graphs:
     """Recordings of the steps of one model over one allocation of blocks, made as they turn out to be worth it."""
 
     def __init__(
-        self, recorder: Recorder, staging: Staging, block_size: int, tables: int, compute: Callable[[Step], Tensor]
+        self, recorder: Recorder, staging: Staging, block_size: int, tables: int, compute: Callable[[Step], StepOutput]
     ) -> None:
         self._recorder = recorder
         self._staging = staging
@@ -99,8 +99,8 @@ class Graphs:
         self.recordings.clear()
         self._seen.clear()
 
-    def run(self, inputs: StepInputs) -> Tensor | None:
-        """Start a step; its logits, where the next step may overwrite them. None if it has to be computed as it is."""
+    def run(self, inputs: StepInputs) -> StepOutput | None:
+        """Start a step; its output, which the next step may overwrite. None if it has to be computed as it is."""
         shape = Shape.of(inputs)
         if self._failed or shape.tokens > LARGEST:
             return None
@@ -121,7 +121,7 @@ class Graphs:
         self.recordings.move_to_end(shape)
         recording = self.recordings[shape]
         recording.replay()
-        return recording.logits
+        return recording.output
 
     def _record(self, shape: Shape, step: Step) -> bool:
         """Whether a step could be recorded."""

@@ -20,12 +20,13 @@ from slipstream.backend.torch.hooks import NAME, computing, hook
 from slipstream.backend.torch.joined import join
 from slipstream.backend.torch.layers import seated, windows_of
 from slipstream.backend.torch.loading import METHOD, repack
-from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step
+from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step, StepOutput
 from slipstream.backend.torch.side_stream import SideStream
 from slipstream.backend.torch.staging import Staging
 from slipstream.errors import ModelError
 from slipstream.fields import DEVICE
 from slipstream.processor import this_processor
+from slipstream.sampling import Row, Sampler, SamplingParams
 from slipstream.types import IntArray
 
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
@@ -66,7 +67,7 @@ class TorchModel:
         self.states = None
         self.queues = on_gpu
         self._new_clock: Callable[[], _DeviceClock | _HostClock] = _DeviceClock if on_gpu else _HostClock
-        self._under_way: deque[StepInputs | tuple[torch.Tensor, _DeviceClock | _HostClock]] = deque()
+        self._under_way: deque[StepInputs | tuple[StepOutput, _DeviceClock | _HostClock]] = deque()
         self._finished: list[_DeviceClock | _HostClock] = []
         self._seconds = 0.0
         self._staging = Staging(self._device)
@@ -124,7 +125,9 @@ class TorchModel:
             table = np.full(-(-size // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
             chunk = PagedChunk(np.zeros(size, np.int32), 0, table, size)
             self.start(lay_out([chunk], size, size, windows=self.window_tables))
-            self.finish()
+            logits = self.finish()
+        sampler = Sampler(SamplingParams(temperature=0), 0, np.empty(0, np.int32), self.vocab_size)
+        logits.choose([Row(0, sampler, 0, mask=np.full(-(-self.vocab_size // 32), -1, np.int32))])
 
     def start(self, inputs: StepInputs) -> None:
         """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed.
@@ -141,21 +144,21 @@ class TorchModel:
         if not self._under_way:
             raise ModelError("the forward pass failed, since another that was under way did")
         first = self._under_way.popleft()
-        logits, clock = first if isinstance(first, tuple) else self._run(first)
+        output, clock = first if isinstance(first, tuple) else self._run(first)
         self._finished.append(clock)
-        return DeviceLogits(logits, self._staging)
+        return DeviceLogits(output, self.operators, self._staging)
 
-    def _run(self, inputs: StepInputs) -> tuple[torch.Tensor, "_DeviceClock | _HostClock"]:
+    def _run(self, inputs: StepInputs) -> tuple[StepOutput, "_DeviceClock | _HostClock"]:
         """Compute a step, or let the device begin with it."""
         try:
             clock = self._new_clock()
             with torch.inference_mode():
                 replayed = self._graphs.run(inputs) if self._graphs is not None and self.operators.recordable else None
-                logits = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
+                output = self._compute(Step.of(inputs, BLOCK_SIZE, self._staging)) if replayed is None else replayed
             clock.stop()
         except Exception as error:  # those of Triton, as when a kernel can't be compiled, are no `RuntimeError`
             raise self._failure(error) from error
-        return logits, clock
+        return output, clock
 
     @property
     def seconds(self) -> float:
@@ -173,14 +176,14 @@ class TorchModel:
         self._under_way.clear()
         return ModelError(f"the forward pass failed: {error}")
 
-    def _compute(self, step: Step) -> torch.Tensor:
-        """The logits [rows, vocab_size] of a step."""
+    def _compute(self, step: Step) -> StepOutput:
+        """The output of a step."""
         with computing(self.operators, step, self._kv, self._seats):
             found = self._model(
                 input_ids=step.tokens, position_ids=step.positions, use_cache=False, logits_to_keep=step.logit_rows
             )
         logits: torch.Tensor = found.logits[0]
-        return logits
+        return StepOutput(logits, self.operators.argmax(logits))
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block to another, in all layers."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,15 @@ class Step:
             "table_begins": np.append(begins_of_tables, begins_of_tables[-1]),
             "logit_rows": inputs["logit_rows"],
         }
+
+
+class StepOutput(NamedTuple):
+    """What a step computes besides keys and values."""
+
+    logits: Tensor
+    """[rows, vocab_size], in the model's precision."""
+    argmax: Tensor
+    """Int64 [rows], as `Operators.argmax` has it: most rows are greedy, and ask for nothing else."""
 
 
 def segments_of(keys: int) -> int:
