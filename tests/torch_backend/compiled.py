@@ -18,6 +18,7 @@ from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS,
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
+_LOAD = re.compile(r"ld\.global|cp\.async\.c[ag]")
 _INTEGERS = {
     "rows",
     "n_size",
@@ -44,7 +45,7 @@ _INDICES = {
 }
 _LONG_INDICES = {"blocks", "slots", "positions", "index", "row_numbers", "likeliest"}
 _FLOATS = {"part", "part_peak", "part_sum", "parts", "peaks"}
-_PRODUCT = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+_PRODUCT = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "SPAN": BLOCK_K // 2, "stride_k": 1}
 _WEIGHTS: dict[str, dict[str, str]] = {
     "": {},
     "int4": {"weight": "*i32", "zeros": "*i8"},
@@ -85,6 +86,9 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[st
     )
     options = OPTIONS | ({"matrix_instr_nonkdim": 16} if target.backend == "hip" else {})
     code = triton.compile(source, target=target, options=options).asm
+    if constants.get("NUMBER") and target.backend == "cuda":
+        loads = len(_LOAD.findall(code["ptx"]))
+        assert loads < 64, f"{loads} loads in {kernel.__name__}: what numbers share is loaded for each of them"
     found = _INSTRUCTION.findall(code.get("ptx") or code["amdgcn"])
     return sorted({re.sub(r"(wgmma\S*\.m64)n\d+", r"\1", each) for each in found})
 

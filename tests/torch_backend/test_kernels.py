@@ -172,16 +172,24 @@ def test_quantised_experts(number: Number) -> None:
     assert_close(found, PLAIN.experts(module, x, index, weights), tolerance=1e-4)
 
 
-def quantised(number: Number, n: int, k: int, seed: int) -> Quantised:
-    """A random weight [n, k]; for blocks of 8 by 16 there is a scale, and of codes a zero."""
+@pytest.mark.parametrize("columns", [8, 16, 32, 48, 96, 192])
+@pytest.mark.parametrize("number", ["int4", "e2m1", "e4m3"])
+def test_quantised_weights_are_taken_apart_to_the_bit(number: Number, columns: int) -> None:
+    """Whatever part of a row shares a scale: more than a tile has, less, or one that is no power of two."""
+    weight = quantised(number, 72, 192, seed=3, columns=columns)
+    assert torch.equal(KERNELS.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
+
+
+def quantised(number: Number, n: int, k: int, seed: int, columns: int = 16) -> Quantised:
+    """A random weight [n, k]; for 8 rows and some columns there is a scale, and of codes a zero."""
     generator = torch.Generator().manual_seed(seed)
     if number == "e4m3":
         held = torch.randn(n, k, generator=generator).to(torch.float8_e4m3fn).view(torch.uint8)
     else:
         held = pack(torch.randint(0, 16, (n, k), generator=generator))
-    scales = torch.rand(n // 8, k // 16, generator=generator) / 8
+    scales = torch.rand(n // 8, k // columns, generator=generator) / 8
     zeros = torch.randint(0, 16, scales.shape, generator=generator, dtype=torch.int8) if number == "int4" else None
-    return Quantised(number, held, scales, 8, 16, zeros)
+    return Quantised(number, held, scales, 8, columns, zeros)
 
 
 @pytest.mark.parametrize("size", [5, 2048, 2049, 5000, 151_936])

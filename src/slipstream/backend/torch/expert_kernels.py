@@ -43,6 +43,7 @@ def experts_linear(
     x, weight, scales, zeros, bias, out, order, tiles, n_size, k_size, stride_n, stride_k,
     scale_rows, scale_columns, stride_e, stride_scales, share,
     NUMBER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPAN: tl.constexpr,
 ):  # fmt: skip
     """The product of each pair of a token and one of its experts with that expert's weight: `out[pair, n]`.
 
@@ -64,10 +65,10 @@ def experts_linear(
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, k_size, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        there = (n < n_size)[:, None] & (k < k_size)[None, :]
         left = unpacked(
-            weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER
-        ).to(x.dtype.element_ty)
+            weight, scales, zeros, n, start, k_size, n_size, k_size, stride_n, stride_k, scale_rows, scale_columns,
+            NUMBER, BLOCK_N, BLOCK_K, SPAN,
+        ).to(x.dtype.element_ty)  # fmt: skip
         right = tl.load(x + row[None, :] * k_size + k[:, None], real[None, :] & (k < k_size)[:, None], 0.0)
         acc = tl.dot(left, right, acc, input_precision="ieee")
     if BIAS:

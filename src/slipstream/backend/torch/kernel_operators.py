@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from slipstream.backend.torch.quantised import Quantised, Weight
 
 BLOCK_N, BLOCK_K = 64, 64
 """Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
+_MOST_SPANNED = BLOCK_K // 2
+"""Of these columns, those that share a scale of a quantised weight; of a whole block, Triton would load it for each."""
 QUERY_ROWS = 16
 """Rows of queries in a tile, which is one tile for steps of any size."""
 _PROGRAMS, _PART = 256, 512
@@ -62,7 +65,7 @@ class KernelOperators:
         biases = out if bias is None else bias
         kernels.linear[*grid, split if apart else 1](
             rows, *held.tensors, biases, out, parts, len(rows), n_size, k_size, *held.strides, *held.scale,
-            NUMBER=held.number, BLOCK_K=BLOCK_K, APART=apart, **common,
+            NUMBER=held.number, BLOCK_K=BLOCK_K, SPAN=held.span, APART=apart, **common,
         )  # fmt: skip
         if apart:
             kernels.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
@@ -251,17 +254,21 @@ class _Held:
     """What is held, scales and zeros; or the first in place of what there isn't."""
     strides: tuple[int, int]
     scale: tuple[int, int]
+    """Rows and columns that share one."""
+    span: int
+    """Neighbours in a tile that certainly share one."""
     expert_strides: tuple[int, int]
 
 
 def _held(weight: Weight) -> _Held:
     shape = weight.shape[-2:]
     if not isinstance(weight, Quantised):
-        return _Held("", shape, (weight,) * 3, weight.stride()[-2:], (1, 1), (weight.stride(0), 0))
+        return _Held("", shape, (weight,) * 3, weight.stride()[-2:], (1, 1), _MOST_SPANNED, (weight.stride(0), 0))
     numbers, scales = weight.numbers, weight.scales
     tensors = numbers, scales, scales if weight.zeros is None else weight.zeros
     of_experts = numbers.stride(0), scales.stride(0)
-    return _Held(weight.number, shape, tensors, numbers.stride()[-2:], (weight.rows, weight.columns), of_experts)
+    sharing, span = (weight.rows, weight.columns), gcd(weight.columns, _MOST_SPANNED)
+    return _Held(weight.number, shape, tensors, numbers.stride()[-2:], sharing, span, of_experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +298,7 @@ def _experts_linear(module: Any, name: str, x: Tensor, share: int, pairs: Pairs)
     expert_kernels.experts_linear[triton.cdiv(n_size, BLOCK_N), len(pairs.tiles)](
         x, *held.tensors, x if bias is None else bias, out, pairs.order, pairs.tiles, n_size, k_size,
         *held.strides, *held.scale, *held.expert_strides, share,
-        NUMBER=held.number, BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K, **OPTIONS,
+        NUMBER=held.number, BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K,
+        SPAN=held.span, **OPTIONS,
     )  # fmt: skip
     return out

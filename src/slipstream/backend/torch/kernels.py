@@ -15,7 +15,7 @@ import triton.language as tl
 def linear(
     x, weight, scales, zeros, bias, out, parts, rows, n_size, k_size, stride_n, stride_k, scale_rows, scale_columns,
     NUMBER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr, APART: tl.constexpr,
+    SPAN: tl.constexpr, SPLIT: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """`out[rows, n] = x[rows, k] @ weight[n, k].T + bias[n]`; k in SPLIT parts, summed apart and added in order.
 
@@ -34,10 +34,10 @@ def linear(
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for start in range(split * part, end, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
-            there = (n < n_size)[:, None] & (k < end)[None, :]
             left = unpacked(
-                weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER
-            ).to(x.dtype.element_ty)
+                weight, scales, zeros, n, start, end, n_size, k_size, stride_n, stride_k, scale_rows, scale_columns,
+                NUMBER, BLOCK_N, BLOCK_K, SPAN,
+            ).to(x.dtype.element_ty)  # fmt: skip
             of_x = m[None, :].to(tl.int64) * k_size + k[:, None]
             right = tl.load(x + of_x, (m < rows)[None, :] & (k < end)[:, None], 0.0)
             acc = tl.dot(left, right, acc, input_precision="ieee")
@@ -74,30 +74,48 @@ def add_parts(
 
 @triton.jit
 def unpacked(
-    weight, scales, zeros, n, k, there, k_size, stride_n, stride_k, scale_rows, scale_columns, NUMBER: tl.constexpr
+    weight, scales, zeros, n, start, end, n_size, k_size, stride_n, stride_k, scale_rows, scale_columns,
+    NUMBER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """A tile `[n, k]` of a weight: as it is, or, if `NUMBER` says how it's quantised, in float32 (see `Quantised`).
+    """Columns `start` to `end`, at most BLOCK_K, of rows `n` of a weight, 0 beyond them: as it is, or, if `NUMBER` says
+    how it's quantised, in float32 (see `Quantised`).
 
-    Strides are those of what is held: of eight codes, if numbers have 4 bits. A block of `scale_rows, scale_columns`
-    shares a scale and a zero.
+    Strides are those of what is held: of eight codes, if numbers have 4 bits. Each is loaded once. A block of
+    `scale_rows, scale_columns` shares a scale and a zero; so do SPAN neighbours, the most of which that is always true.
     """
     row = n[:, None].to(tl.int64)
-    held = k // 8
+    within = (n < n_size)[:, None]
     if NUMBER == "" or NUMBER == "e4m3":  # noqa: PLR1714  # Triton knows no `in`
-        held = k
-    found = tl.load(weight + row * stride_n + held[None, :].to(tl.int64) * stride_k, there, 0)
+        k = start + tl.arange(0, BLOCK_K)
+        found = tl.load(weight + row * stride_n + k[None, :].to(tl.int64) * stride_k, within & (k < end)[None, :], 0)
+    else:
+        held = start // BLOCK_K * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8)
+        place = weight + row * stride_n + held[None, :].to(tl.int64) * stride_k
+        codes = tl.load(place, within & (held * 8 < end)[None, :], 0)
+        shifts = tl.arange(0, 8) * 4
+        found = tl.reshape((codes[:, :, None] >> shifts[None, None, :]) & 15, [BLOCK_N, BLOCK_K])
     if NUMBER != "":
-        place = (n // scale_rows)[:, None].to(tl.int64) * tl.cdiv(k_size, scale_columns) + (k // scale_columns)[None, :]
-        scale = tl.load(scales + place, there, 0.0).to(tl.float32)
+        span = start + tl.arange(0, BLOCK_K // SPAN) * SPAN
+        of_row = (n // scale_rows)[:, None].to(tl.int64) * tl.cdiv(k_size, scale_columns)
+        place = of_row + (span // scale_columns)[None, :]
+        there = within & (span < end)[None, :]
         if NUMBER == "e4m3":
             number = _e4m3(found.to(tl.int32))
         elif NUMBER == "e2m1":
-            number = _e2m1((found >> ((k % 8) * 4)[None, :]) & 15)
+            number = _e2m1(found)
         else:
-            zero = tl.load(zeros + place, there, 0).to(tl.int32)
-            number = (((found >> ((k % 8) * 4)[None, :]) & 15) - zero).to(tl.float32)
-        found = number * scale
+            number = (found - _spread(tl.load(zeros + place, there, 0).to(tl.int32), BLOCK_N, BLOCK_K, SPAN)).to(
+                tl.float32
+            )
+        found = number * _spread(tl.load(scales + place, there, 0.0).to(tl.float32), BLOCK_N, BLOCK_K, SPAN)
     return found
+
+
+@triton.jit
+def _spread(of_spans, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr):
+    """What spans share, for each of their columns."""
+    each = tl.broadcast_to(of_spans[:, :, None], [BLOCK_N, BLOCK_K // SPAN, SPAN])
+    return tl.reshape(each, [BLOCK_N, BLOCK_K])
 
 
 @triton.jit
