@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backend.torch import expert_kernels, kernels
 from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS, TOKENS
+from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
@@ -96,15 +96,15 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[st
 def main() -> None:
     report: dict[str, dict[str, list[list[str]]]] = {}
     whole = [{"BLOCK_M": tile, "SPLIT": 4, "APART": False} for tile in TOKEN_TILES]
-    products = {
-        kernels.linear: [*whole, whole[0] | {"APART": True}],
-        expert_kernels.experts_linear: [{"BLOCK_M": TOKEN_TILES[0]}],
+    multiplying = {
+        products.linear: [*whole, whole[0] | {"APART": True}],
+        experts.experts_linear: [{"BLOCK_M": TOKEN_TILES[0]}],
     }
     for name in sys.argv[1:]:
         backend, _, architecture = name.partition(":")
         cuda = backend == "cuda"
         target = GPUTarget(backend, int(architecture) if cuda else architecture, 32 if cuda else 64)
-        attention = {
+        attending = {
             "HEADS": 32, "GROUP": 4, "DIM": 128, "DIMS": 128, "BLOCK": 32,
             "ROWS": QUERY_ROWS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
         }  # fmt: skip
@@ -113,38 +113,33 @@ def main() -> None:
                 _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
                 for each in (variants[::3] if number else variants)  # the extremes of tiles
             ]
-            for kernel, variants in products.items()
+            for kernel, variants in multiplying.items()
             for number in _WEIGHTS
         } | {
-            "attend": [_kinds(kernels.attend, target, attention)],
+            "attend": [_kinds(attention.attend, target, attending)],
         }
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
         normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}
         turned = head | {
-            "HEADS": 32,
-            "KV_HEADS": 8,
-            "WIDTH": 64,
-            "NEIGHBOURS": True,
-            "BY_PAIR": True,
-            "WIDE": False,
-            "WRITE": True,
-        }
+            "HEADS": 32, "KV_HEADS": 8, "WIDTH": 64, "NEIGHBOURS": True, "BY_PAIR": True, "WIDE": False, "WRITE": True,
+        }  # fmt: skip
         added = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
         looked_at = {"MASKED": True, "SIZE": 151_936, "WORDS": 4748, "BLOCK": TOKENS}
         others = (
-            (kernels.add_parts, added),
-            (kernels.combine, combined),
-            (kernels.write, head),
-            (kernels.norm, normed),
-            (kernels.gate, {"BY_TANH": True, "BLOCK": 1024}),
-            (kernels.rotate, turned),
-            (kernels.rotate, turned | {"WRITE": False}),
-            (expert_kernels.expert_tiles, {"TILE": TOKEN_TILES[0], "BLOCK": 1024}),
-            (expert_kernels.sum_experts, {"TOP": 8, "BLOCK": 512}),
-            (kernels.argmax_parts, looked_at),
-            (kernels.argmax_parts, looked_at | {"MASKED": False, "SIZE": 32_001}),
-            (kernels.argmax, {"PARTS": 75, "BLOCK": 128}),
+            (products.add_parts, added),
+            (attention.combine, combined),
+            (attention.query_tiles, {"TOKENS": 4, "BLOCK": 64}),
+            (attention.write, head),
+            (by_row.norm, normed),
+            (by_row.gate, {"BY_TANH": True, "BLOCK": 1024}),
+            (attention.rotate, turned),
+            (attention.rotate, turned | {"WRITE": False}),
+            (experts.expert_tiles, {"TILE": TOKEN_TILES[0], "BLOCK": 1024}),
+            (experts.sum_experts, {"TOP": 8, "BLOCK": 512}),
+            (by_row.argmax_parts, looked_at),
+            (by_row.argmax_parts, looked_at | {"MASKED": False, "SIZE": 32_001}),
+            (by_row.argmax, {"PARTS": 75, "BLOCK": 128}),
         )
         for kernel, constants in others:
             assert not _kinds(kernel, target, constants), "these multiply no matrices"

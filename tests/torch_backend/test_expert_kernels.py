@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from slipstream.backend.torch import expert_kernels
 from slipstream.backend.torch.kernel_operators import OPTIONS, TOKEN_TILES, expert_pairs
+from slipstream.backend.torch.kernels import experts
 
 pytestmark = pytest.mark.torch
 TILE = TOKEN_TILES[0]
@@ -30,7 +30,7 @@ def test_pairs_by_expert(experts: int, top: int, tokens: int, spread: bool) -> N
     pairs = expert_pairs(index, experts)
     pairs.order.fill_(-1)
     pairs.tiles.copy_(torch.tensor([0, 0, 1]))  # a tile that nobody writes isn't empty
-    expert_kernels.expert_tiles[experts,](index, pairs.order, pairs.tiles, index.numel(), TILE=TILE, BLOCK=256)
+    experts.expert_tiles[experts,](index, pairs.order, pairs.tiles, index.numel(), TILE=TILE, BLOCK=256)
     order, tiles = tiles_of(index, experts)
     assert torch.equal(pairs.order, order.int())
     assert [tile for tile in pairs.tiles.tolist() if tile[1] < tile[2]] == tiles
@@ -43,7 +43,7 @@ def test_sums_of_experts_are_rounded_in_the_order_of_the_router(top: int, dtype:
     torch.manual_seed(top)
     parts, weights = torch.randn(7, top, 700).to(dtype), torch.randn(7, top).to(dtype)
     out = torch.empty(7, 700, dtype=dtype)
-    expert_kernels.sum_experts[7, 2](parts, weights, out, 700, TOP=top, BLOCK=512, **OPTIONS)
+    experts.sum_experts[7, 2](parts, weights, out, 700, TOP=top, BLOCK=512, **OPTIONS)
     total = torch.zeros(7, 700)
     for choice in range(top):
         total += parts[:, choice].float() * weights[:, choice, None].float()

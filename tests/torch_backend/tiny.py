@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from slipstream.models import Model, ModelStore, safetensors
 from slipstream.models.safetensors import WEIGHTS_FILE
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -71,10 +71,10 @@ OTHERS: dict[str, dict[str, Any]] = {
 """What is compared with `transformers`, and with itself over cuts."""
 
 
-def tiny_folder(parent: Path, name: str, vocabulary: int = _SHAPE["vocab_size"]) -> Path:
+def tiny_folder(parent: Path, name: str, vocabulary: int = SHAPE["vocab_size"]) -> Path:
     """A folder of safetensors as model hubs have them, without a tokenizer."""
     torch.manual_seed(0)
-    shape = _SHAPE | (ARCHITECTURES | OTHERS)[name] | {"vocab_size": vocabulary}
+    shape = SHAPE | (ARCHITECTURES | OTHERS)[name] | {"vocab_size": vocabulary}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shape), dtype=torch.float32).eval()
     with torch.no_grad():
         for each, parameter in model.named_parameters():

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from slipstream.backend.torch import expert_kernels, kernels
 from slipstream.backend.torch.definitions import Norm
+from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import Unfused
 from slipstream.backend.torch.quantised import Quantised, Weight
@@ -31,6 +31,8 @@ step's only one, and a thread loads its 16 logits at once. One program would loa
 _PARTIAL_SUMS = 1 << 26
 """Floats that attention's sums by segment may take: longer steps are computed in several parts."""
 
+_TILES = 64
+"""Of a chunk, that a program notes at a time."""
 _GATED = 1024
 """Elements that a program gates."""
 
@@ -63,12 +65,12 @@ class KernelOperators:
         parts = x.new_empty(split, *out.shape, dtype=torch.float32) if apart else out
         common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "SPLIT": split, **OPTIONS}
         biases = out if bias is None else bias
-        kernels.linear[*grid, split if apart else 1](
+        products.linear[*grid, split if apart else 1](
             rows, *held.tensors, biases, out, parts, len(rows), n_size, k_size, *held.strides, *held.scale,
             NUMBER=held.number, BLOCK_K=BLOCK_K, SPAN=held.span, APART=apart, **common,
         )  # fmt: skip
         if apart:
-            kernels.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
+            products.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
         return out.view(*x.shape[:-1], n_size)
 
     def activate(self, given: Activation) -> Tensor:
@@ -83,7 +85,7 @@ class KernelOperators:
         width = x.shape[-1]
         gates, factors = given.x.reshape(-1, width), x.reshape(-1, width)
         out = x.new_empty(x.shape)
-        kernels.gate[len(gates), triton.cdiv(width, _GATED)](
+        by_row.gate[len(gates), triton.cdiv(width, _GATED)](
             gates, factors, out, width, gates.stride(0), factors.stride(0), BY_TANH=by_tanh, BLOCK=_GATED, **OPTIONS
         )
         return out
@@ -104,13 +106,13 @@ class KernelOperators:
         common = {"HEADS": heads, "DIM": dim, "DIMS": triton.next_power_of_2(dim), "SEGMENT": SEGMENT}
         for first in range(0, count, most):
             end = min(first + most, count)
-            kernels.attend[len(tiles), kv_heads, segments](
+            attention.attend[len(tiles), kv_heads, segments](
                 query, kv, table, step.table_begins, step.pasts, step.begins, tiles, sums, peaks, totals, first, end,
                 segments, shape.scale, *query.stride()[:2], table.stride(0), *kv.stride()[:3],
                 GROUP=group, BLOCK=block, ROWS=rows, WINDOW=shape.window, CAP=shape.softcap,
                 **common, **OPTIONS,
             )  # fmt: skip
-            kernels.combine[end - first, heads](
+            attention.combine[end - first, heads](
                 sums, peaks, totals, step.positions, query if sinks is None else sinks, out, first, segments,
                 WINDOW=shape.window, SINKS=sinks is not None, **common, **OPTIONS,
             )  # fmt: skip
@@ -120,7 +122,7 @@ class KernelOperators:
         """See `Operators.write`."""
         count, heads, dim = key.shape
         assert key.stride(2) == value.stride(2) == 1
-        kernels.write[count, heads](
+        attention.write[count, heads](
             kv, key, value, blocks, slots, *kv.stride()[:3], *key.stride()[:2], *value.stride()[:2],
             DIM=dim, DIMS=triton.next_power_of_2(dim), **OPTIONS,
         )  # fmt: skip
@@ -133,7 +135,7 @@ class KernelOperators:
         parts = _experts_linear(module, "down_proj", module._apply_gate(up).contiguous(), 1, pairs)
         out = x.new_empty(x.shape)
         grid = len(x), triton.cdiv(size, _COLUMNS)
-        expert_kernels.sum_experts[grid](parts, weights.contiguous(), out, size, TOP=top, BLOCK=_COLUMNS, **OPTIONS)
+        experts.sum_experts[grid](parts, weights.contiguous(), out, size, TOP=top, BLOCK=_COLUMNS, **OPTIONS)
         return out
 
     def norm(self, x: Tensor, weight: Tensor, norm: Norm, terms: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -143,7 +145,7 @@ class KernelOperators:
         block = triton.next_power_of_2(size)
         assert first.stride(-1) == 1
         assert all(length == 1 for length in x.shape[:-3])
-        kernels.norm[x.numel() // size,](
+        by_row.norm[x.numel() // size,](
             first, second, x, weight, out, norm.eps, x.shape[-2], *(0, *first.stride())[-3:-1],
             ADD=terms is not None, ROUNDS_FIRST=norm.rounds_first, OFFSET=norm.offset, CENTRED=norm.centred,
             SIZE=size, BLOCK=block, num_warps=min(max(block // 512, 1), 16), **OPTIONS,
@@ -171,19 +173,19 @@ class KernelOperators:
         peaks = logits.new_empty(count, parts, dtype=torch.float32)
         firsts = logits.new_empty(count, parts, dtype=torch.int32)
         tokens = logits.new_empty(count, dtype=torch.int64)
-        kernels.argmax_parts[parts, count](
+        by_row.argmax_parts[parts, count](
             logits, rows, masks, peaks, firsts,
             MASKED=masked is not None, SIZE=size, WORDS=masks.shape[1], BLOCK=TOKENS, **OPTIONS,
         )  # fmt: skip
-        kernels.argmax[count,](
+        by_row.argmax[count,](
             peaks, firsts, tokens, PARTS=parts, BLOCK=triton.next_power_of_2(parts), num_warps=1, **OPTIONS
         )
         return tokens
 
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:
-        """Chunks in tiles of so many tokens: see `_query_tiles`; once for all layers of a step."""
+        """Chunks in tiles of so many tokens: see `query_tiles`; once for all layers of a step."""
         if self._tiles is None or self._tiles[0] is not step or self._tiles[1] != tokens:
-            self._tiles = step, tokens, _query_tiles(step.begins, step.tokens.shape[1], tokens)
+            self._tiles = step, tokens, query_tiles(step.begins, step.tokens.shape[1], tokens)
         return self._tiles[2]
 
 
@@ -208,7 +210,7 @@ def _rotate(
     kv_heads = key.shape[1]
     assert all(each.stride(3) == 1 for each in (query, key, value, out))
     cos, sin = given.cos.contiguous(), given.sin.contiguous()
-    kernels.rotate[count, heads + kv_heads * (1 if written is None else 2)](
+    attention.rotate[count, heads + kv_heads * (1 if written is None else 2)](
         query, key, value, cos, sin, out, keys, blocks, slots, *query.stride()[1:3], *key.stride()[1:3],
         *value.stride()[1:3], *out.stride()[1:3], *keys_strides, of_values, cos.shape[2],
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, DIMS=triton.next_power_of_2(dim), WIDTH=rotation.width,
@@ -217,19 +219,15 @@ def _rotate(
     )  # fmt: skip
 
 
-def _query_tiles(begins: Tensor, count: int, tokens: int) -> Tensor:
-    """The chunk and the first token in it of each tile, int32 [tiles, 2].
+def query_tiles(begins: Tensor, count: int, tokens: int) -> Tensor:
+    """The chunk and the first token in it of each tile, int32 [tiles, 2], of chunks that have `count` tokens together.
 
-    How many there are is bounded by shapes alone, so that the host need not know; surplus ones are of the last chunk,
-    which is empty.
+    How many there are is bounded by shapes alone, so the host need not know.
     """
-    lengths = begins[1:] - begins[:-1]
-    of_chunk = (lengths + tokens - 1) // tokens
-    ends = of_chunk.cumsum(0)
-    number = torch.arange((count + (len(lengths) - 1) * (tokens - 1)) // tokens, device=begins.device)
-    chunk = torch.searchsorted(ends, number, right=True).clamp(max=len(lengths) - 1)
-    first = (number - (ends - of_chunk)[chunk]) * tokens
-    return torch.stack((chunk, first), 1).to(torch.int32)
+    chunks = len(begins) - 1
+    tiles = begins.new_empty(min(count, chunks + count // tokens), 2)
+    attention.query_tiles[chunks,](begins, tiles, TOKENS=tokens, BLOCK=_TILES, **OPTIONS)
+    return tiles
 
 
 def token_tile(rows: int) -> int:
@@ -273,18 +271,18 @@ def _held(weight: Weight) -> _Held:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs of a token and one of its experts, int32; see `expert_kernels.expert_tiles`."""
+    """Pairs of a token and one of its experts, int32; see `experts.expert_tiles`."""
 
     order: Tensor
     tiles: Tensor
 
 
-def expert_pairs(index: Tensor, experts: int) -> Pairs:
+def expert_pairs(index: Tensor, count: int) -> Pairs:
     """Those of a router's choices. How many tiles there are is bounded by shapes alone, so the host need not wait."""
     size, tile = index.numel(), TOKEN_TILES[0]
     order = index.new_empty(size, dtype=torch.int32)
-    tiles = index.new_empty(min(size, experts + size // tile), 3, dtype=torch.int32)
-    expert_kernels.expert_tiles[experts,](index.contiguous(), order, tiles, size, TILE=tile, BLOCK=_PAIRS, **OPTIONS)
+    tiles = index.new_empty(min(size, count + size // tile), 3, dtype=torch.int32)
+    experts.expert_tiles[count,](index.contiguous(), order, tiles, size, TILE=tile, BLOCK=_PAIRS, **OPTIONS)
     return Pairs(order, tiles)
 
 
@@ -295,7 +293,7 @@ def _experts_linear(module: Any, name: str, x: Tensor, share: int, pairs: Pairs)
     bias = getattr(module, f"{name}_bias") if module.has_bias else None
     n_size, k_size = held.shape
     out = x.new_empty(len(pairs.order), n_size)
-    expert_kernels.experts_linear[triton.cdiv(n_size, BLOCK_N), len(pairs.tiles)](
+    experts.experts_linear[triton.cdiv(n_size, BLOCK_N), len(pairs.tiles)](
         x, *held.tensors, x if bias is None else bias, out, pairs.order, pairs.tiles, n_size, k_size,
         *held.strides, *held.scale, *held.expert_strides, share,
         NUMBER=held.number, BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K,

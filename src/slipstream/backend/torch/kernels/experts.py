@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from slipstream.backend.torch.kernels import unpacked
+from slipstream.backend.torch.kernels.products import unpacked
 
 
 @triton.jit(do_not_specialize=["pairs"])
