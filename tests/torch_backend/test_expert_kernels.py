@@ -10,31 +10,31 @@ pytestmark = pytest.mark.torch
 TILE = TOKEN_TILES[0]
 
 
-def tiles_of(index: torch.Tensor, experts: int) -> tuple[torch.Tensor, list[list[int]]]:
+def tiles_of(index: torch.Tensor, count: int) -> tuple[torch.Tensor, list[list[int]]]:
     """What `expert_pairs` has to find: the order of pairs, and the tiles that aren't empty."""
     order = index.flatten().argsort(stable=True)
     tiles, end = [], 0
-    for expert, count in enumerate(index.flatten().bincount(minlength=experts).tolist()):
-        begin, end = end, end + count
+    for expert, pairs in enumerate(index.flatten().bincount(minlength=count).tolist()):
+        begin, end = end, end + pairs
         tiles += [[expert, first, min(first + TILE, end)] for first in range(begin, end, TILE)]
     return order, tiles
 
 
-@pytest.mark.parametrize("experts", [8, 128])
+@pytest.mark.parametrize("count", [8, 128])
 @pytest.mark.parametrize(("tokens", "top"), [(1, 2), (1, 8), (2, 1), (16, 8), (17, 8), (129, 2), (300, 1), (300, 8)])
 @pytest.mark.parametrize("spread", [True, False], ids=["spread", "alike"])
-def test_pairs_by_expert(experts: int, top: int, tokens: int, spread: bool) -> None:
+def test_pairs_by_expert(count: int, top: int, tokens: int, spread: bool) -> None:
     """In the order of tokens; if these choose alike, the last experts have all pairs, and the others none."""
     torch.manual_seed(tokens)
-    index = experts - 1 - torch.rand(tokens, experts if spread else top).topk(top).indices
-    pairs = expert_pairs(index, experts)
+    index = count - 1 - torch.rand(tokens, count if spread else top).topk(top).indices
+    pairs = expert_pairs(index, count)
     pairs.order.fill_(-1)
     pairs.tiles.copy_(torch.tensor([0, 0, 1]))  # a tile that nobody writes isn't empty
-    experts.expert_tiles[experts,](index, pairs.order, pairs.tiles, index.numel(), TILE=TILE, BLOCK=256)
-    order, tiles = tiles_of(index, experts)
+    experts.expert_tiles[count,](index, pairs.order, pairs.tiles, index.numel(), TILE=TILE, BLOCK=256)
+    order, tiles = tiles_of(index, count)
     assert torch.equal(pairs.order, order.int())
     assert [tile for tile in pairs.tiles.tolist() if tile[1] < tile[2]] == tiles
-    assert len(pairs.tiles) == min(index.numel(), experts + index.numel() // TILE), "known from shapes"
+    assert len(pairs.tiles) == min(index.numel(), count + index.numel() // TILE), "known from shapes"
 
 
 @pytest.mark.parametrize("top", [1, 2, 8])
