@@ -62,7 +62,7 @@ def _signature(name: str, constants: dict[str, Any]) -> tuple[str, list[Any]]:
         return held, divisible
     if name in _INTEGERS:
         return "i32", divisible if name.endswith("_size") else []
-    if name in ("scale", "eps"):
+    if name in ("scale", "eps", "alpha", "limit"):
         return "fp32", []
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
@@ -133,6 +133,7 @@ def main() -> None:
             (attention.write, head),
             (by_row.norm, normed),
             (by_row.gate, {"BY_TANH": True, "BLOCK": 1024}),
+            (by_row.gate_clamped, {"BLOCK": 1024}),
             (attention.rotate, turned),
             (attention.rotate, turned | {"WRITE": False}),
             (experts.expert_tiles, {"TILE": TOKEN_TILES[0], "BLOCK": 1024}),

@@ -1,13 +1,17 @@
-"""Kernels of mixtures by themselves, in Triton's interpreter: pairs sorted into tiles, and sums of experts."""
+"""Kernels of mixtures by themselves, in Triton's interpreter: pairs sorted into tiles, gates, and sums of experts."""
+
+from typing import Any
 
 import pytest
 import torch
 
-from slipstream.backend.torch.kernel_operators import OPTIONS, TOKEN_TILES, expert_pairs
+from slipstream.backend.torch.definitions import ClampedGate, gate_of, gated
+from slipstream.backend.torch.kernel_operators import OPTIONS, TOKEN_TILES, KernelOperators, expert_pairs
 from slipstream.backend.torch.kernels import experts
 
 pytestmark = pytest.mark.torch
 TILE = TOKEN_TILES[0]
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bfloat16 off
 
 
 def tiles_of(index: torch.Tensor, count: int) -> tuple[torch.Tensor, list[list[int]]]:
@@ -38,7 +42,7 @@ def test_pairs_by_expert(count: int, top: int, tokens: int, spread: bool) -> Non
 
 
 @pytest.mark.parametrize("top", [1, 2, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bfloat16 off
+@dtypes
 def test_sums_of_experts_are_rounded_in_the_order_of_the_router(top: int, dtype: torch.dtype) -> None:
     torch.manual_seed(top)
     parts, weights = torch.randn(7, top, 700).to(dtype), torch.randn(7, top).to(dtype)
@@ -48,3 +52,24 @@ def test_sums_of_experts_are_rounded_in_the_order_of_the_router(top: int, dtype:
     for choice in range(top):
         total += parts[:, choice].float() * weights[:, choice, None].float()
     assert torch.equal(out, total.to(dtype))
+
+
+@dtypes
+def test_gates(dtype: torch.dtype) -> None:
+    """Some are beyond the limit, on either side; a row's bits are its own."""
+    gate = ClampedGate(1.702, 3.0)
+    both = (4 * torch.randn(5, 1300, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = KernelOperators().gate_clamped(both, gate)
+    torch.testing.assert_close(found, gated(both, gate))
+    assert torch.equal(KernelOperators().gate_clamped(both[2:3], gate), found[2:3])
+
+
+def test_gates_that_are_not_known_stay_as_they_are() -> None:
+    class Odd(torch.nn.Module):  # type: ignore[misc]
+        alpha, limit = 1.702, 7.0
+
+        def _apply_gate(self, both: Any) -> Any:
+            return gated(both, ClampedGate(self.alpha, self.limit)) + 1
+
+    assert gate_of(Odd(), torch.float32) is None
+    assert gate_of(torch.nn.Linear(1, 1), torch.float32) is None

@@ -38,10 +38,10 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
 
 
 class Counting(PlainOperators):
-    """Operators that count the norms of sums, other norms, rotations, and activations."""
+    """Operators that count the norms of sums, other norms, rotations, activations, and gates of their own kind."""
 
     def __init__(self) -> None:
-        self.sums = self.others = self.rotations = self.activations = 0
+        self.sums = self.others = self.rotations = self.activations = self.clamped = 0
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, norm: Norm, terms: Any = None) -> torch.Tensor:
         self.sums += terms is not None
@@ -55,6 +55,10 @@ class Counting(PlainOperators):
     def rotate_and_write(self, *given: Any) -> torch.Tensor:
         self.rotations += 1
         return super().rotate_and_write(*given)
+
+    def gate_clamped(self, *given: Any) -> torch.Tensor:
+        self.clamped += 1
+        return super().gate_clamped(*given)
 
     def activate(self, *given: Any, **options: Any) -> torch.Tensor:
         self.activations += 1
@@ -71,7 +75,7 @@ def logits_of(folder: Path, operators: PlainOperators) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *OTHERS])
-def test_all_norms_and_rotations_are_known_and_have_the_bits_of_the_class(
+def test_all_norms_rotations_and_gates_are_known_and_have_the_bits_of_the_class(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, counting = tiny_folder(tmp_path, name, vocabulary=320), Counting()
@@ -83,11 +87,13 @@ def test_all_norms_and_rotations_are_known_and_have_the_bits_of_the_class(
     assert counting.sums == ({"cohere2": 2, "olmo3": 1}.get(name, 2 * layers)), "those behind a residual"
     assert counting.rotations == layers
     assert counting.activations >= layers, "one in each layer"
+    assert (counting.clamped > 0) == (name == "gpt_oss")
     monkeypatch.setattr(hooks, "norm_of", lambda _: None)
     monkeypatch.setattr(hooks, "rotation_of", lambda *_: None)
+    monkeypatch.setattr(hooks, "gate_of", lambda *_: None)
     unhooked = Counting()
     assert torch.equal(logits_of(folder, unhooked), found)
-    assert unhooked.sums + unhooked.others + unhooked.rotations == 0
+    assert unhooked.sums + unhooked.others + unhooked.rotations + unhooked.clamped == 0
 
 
 class OddNorm(torch.nn.Module):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What norms and rotations of positions are, and which of these a class of `transformers` computes.
+"""What norms, rotations of positions and gates are, and which of these a class of `transformers` computes.
 
 Classes differ in where they round and in what they pair. Which kind one is isn't read from its name: it is tried on
 random numbers, and has to have the bits of a definition. One that has none's stays as it is.
@@ -128,6 +128,33 @@ def _rotation(
         if all(_same(rotated(x, cos, sin, kind), then) for x, then in zip((query, key), expected, strict=True)):
             return kind
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedGate:
+    """How experts gate neighbours: `x * sigmoid(alpha * x)` times `y + 1`, of `x` up to a limit and `y` within it."""
+
+    alpha: float
+    limit: float
+
+
+def gated(both: Tensor, gate: ClampedGate) -> Tensor:
+    """Each first element of two neighbours [..., 2 k] gates the second one; [..., k]."""
+    x = both[..., ::2].clamp(max=gate.limit)
+    y = both[..., 1::2].clamp(-gate.limit, gate.limit)
+    return (y + 1) * (x * torch.sigmoid(x * gate.alpha))
+
+
+def gate_of(module: Any, dtype: torch.dtype) -> ClampedGate | None:
+    """The gate that experts compute in this precision, if it is one of these."""
+    function = getattr(module, "_apply_gate", None)
+    own = getattr(function, "__self__", None)  # not the module if that took the place of experts
+    alpha, limit = getattr(own, "alpha", None), getattr(own, "limit", None)
+    if function is None or not isinstance(alpha, float) or not isinstance(limit, float):
+        return None
+    gate = ClampedGate(alpha, limit)
+    both = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), device="cpu") * limit
+    return gate if _same(gated(both.to(dtype), gate), function(both.to(dtype))) else None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

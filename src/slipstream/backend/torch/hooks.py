@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 from transformers.integrations.moe import ExpertsInterface
 
-from slipstream.backend.torch.definitions import Norm, norm_of, rotation_of
+from slipstream.backend.torch.definitions import ClampedGate, Norm, gate_of, norm_of, rotation_of
 from slipstream.backend.torch.operators import Activation, AttentionShape, Operators, Rotating, Step, Tensor
 from slipstream.backend.torch.quantised import Weight
 
@@ -194,10 +194,12 @@ ExpertsInterface.register(NAME, experts)
 
 
 def hook(model: Any) -> None:
-    """Have norms and rotations of a model computed by a step's operators, as far as they are known."""
+    """Have norms, rotations and gates of a model computed by a step's operators, as far as they are known."""
     for module in model.modules():
         if "forward" not in vars(module) and (norm := norm_of(module)) and module.weight.dtype == model.dtype:
             module.forward = _norm_forward(module, module.forward, norm)
+        if gate := gate_of(module, model.dtype):
+            module._apply_gate = _gate(module._apply_gate, gate)
     for code in {sys.modules[type(module).__module__] for module in model.modules()}:
         rotate = getattr(code, _ROTATE, None)
         if rotate is not None and rotate.__module__ != __name__:
@@ -212,6 +214,14 @@ def _norm_forward(module: Any, forward: Callable[[Tensor], Tensor], norm: Norm) 
     def computed(x: Tensor) -> Tensor:
         now = _running.get(None)
         return now.operators.norm(x, module.weight, norm, now.functions.take(_Terms, x)) if now else forward(x)
+
+    return computed
+
+
+def _gate(function: Callable[[Tensor], Tensor], gate: ClampedGate) -> Callable[[Tensor], Tensor]:
+    def computed(both: Tensor) -> Tensor:
+        now = _running.get(None)
+        return now.operators.gate_clamped(both, gate) if now else function(both)
 
     return computed
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from slipstream.backend.torch.definitions import Norm
+from slipstream.backend.torch.definitions import ClampedGate, Norm
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import Unfused
@@ -45,7 +45,7 @@ class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
     name = (
-        f"kernels 4, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
+        f"kernels 5, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
     )
 
     recordable = True
@@ -87,6 +87,15 @@ class KernelOperators:
         out = x.new_empty(x.shape)
         by_row.gate[len(gates), triton.cdiv(width, _GATED)](
             gates, factors, out, width, gates.stride(0), factors.stride(0), BY_TANH=by_tanh, BLOCK=_GATED, **OPTIONS
+        )
+        return out
+
+    def gate_clamped(self, both: Tensor, gate: ClampedGate) -> Tensor:
+        """See `Operators.gate_clamped`."""
+        rows, width = len(both), both.shape[1] // 2
+        out = both.new_empty(rows, width)
+        by_row.gate_clamped[rows, triton.cdiv(width, _GATED)](
+            both.contiguous(), out, width, gate.alpha, gate.limit, BLOCK=_GATED, **OPTIONS
         )
         return out
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.backend.steps import StepInputs
-from slipstream.backend.torch.definitions import Norm, Rotation
+from slipstream.backend.torch.definitions import ClampedGate, Norm, Rotation
 from slipstream.backend.torch.quantised import Weight
 from slipstream.backend.torch.staging import Staging
 
@@ -153,6 +153,10 @@ class Operators(Protocol):
 
     def gate(self, given: Activation, x: Tensor) -> Tensor:
         """The same, rounded, times the elements of `x`, which has the same shape [..., n, k]."""
+        ...
+
+    def gate_clamped(self, both: Tensor, gate: ClampedGate) -> Tensor:
+        """Gates and what they gate [n, 2 k], as `definitions.gated` has it; [n, k]."""
         ...
 
     def attend(self, query: Tensor, kv: Tensor, step: Step, shape: AttentionShape, sinks: Tensor | None) -> Tensor:

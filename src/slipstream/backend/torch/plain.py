@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slipstream.backend.torch.definitions import Norm, normed, rotated
+from slipstream.backend.torch.definitions import ClampedGate, Norm, gated, normed, rotated
 from slipstream.backend.torch.operators import SEGMENT, Activation, AttentionShape, Operators, Rotating, Step, Tensor
 from slipstream.backend.torch.quantised import Quantised, Weight
 
@@ -49,6 +49,10 @@ class Unfused:
     def gate(self: Operators, given: Activation, x: Tensor) -> Tensor:
         """See `Operators.gate`."""
         return self.activate(given) * x
+
+    def gate_clamped(self, both: Tensor, gate: ClampedGate) -> Tensor:
+        """See `Operators.gate_clamped`."""
+        return gated(both, gate)
 
 
 class PlainOperators(Unfused):

@@ -21,6 +21,21 @@ def gate(
     tl.store(out + row * width + column, (gated * other).to(out.dtype.element_ty), real)
 
 
+@triton.jit
+def gate_clamped(both, out, width, alpha, limit, BLOCK: tl.constexpr):
+    """Rows of neighbours `both[rows, 2 * width]`, of which one gates the other, as `definitions.gated` has it."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = column < width
+    place = both + (row * width + column) * 2
+    kind = out.dtype.element_ty
+    x = tl.minimum(tl.load(place, real, 0.0).to(tl.float32), limit)
+    y = tl.minimum(tl.maximum(tl.load(place + 1, real, 0.0).to(tl.float32), -limit), limit)
+    share = (1.0 / (1.0 + tl.exp(-(x * alpha).to(kind).to(tl.float32)))).to(kind).to(tl.float32)
+    gating = (x * share).to(kind).to(tl.float32)
+    tl.store(out + row * width + column, ((y + 1.0).to(kind).to(tl.float32) * gating).to(kind), real)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def norm(
     first, second, total, weight, out, eps, rows, outer_stride, row_stride,
