@@ -153,6 +153,8 @@ def test_experts(transposed: bool) -> None:
     index[:, 0] = torch.where(index[:, 1] != 0, 0, index[:, 0])  # and the first has more than a tile of them
     found = KERNELS.experts(module, x, index, weights)
     assert_close(found, PLAIN.experts(module, x, index, weights), tolerance=1e-4)
+    cuts = zip(*(each.split((1, 7, 4)) for each in (x, index, weights)), strict=True)
+    assert torch.equal(torch.cat([KERNELS.experts(module, *cut) for cut in cuts]), found), "a token's bits are its own"
 
 
 @pytest.mark.parametrize("number", ["int4", "e2m1", "e4m3"])
