@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, OPTIONS, QUERY_ROWS, TOKENS
+from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, KEYS, OPTIONS, QUERY_TILES, TOKENS
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
@@ -90,7 +90,23 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[st
         loads = len(_LOAD.findall(code["ptx"]))
         assert loads < 64, f"{loads} loads in {kernel.__name__}: what numbers share is loaded for each of them"
     found = _INSTRUCTION.findall(code.get("ptx") or code["amdgcn"])
-    return sorted({re.sub(r"(wgmma\S*\.m64)n\d+", r"\1", each) for each in found})
+    kinds = {re.sub(r"(wgmma\S*\.m64)n\d+", r"\1", each) for each in found}
+    return sorted(kinds | (_sums(code["ttgir"]) if kinds else set()))
+
+
+def _sums(code: str) -> set[str]:
+    """How sums over the rows of a matrix are spread over threads, which decides their order."""
+    found = set()
+    for layout in re.findall(r"\(tensor<\d+x\d+xf32, (#\w+)>\) -> tensor", code):
+        definition = re.search(rf"^{layout} = (.*)$", code, re.M)
+        assert definition is not None
+        if warps := re.search(r"warpsPerCTA = \[(\d+), \d+\]", definition.group(1)):
+            found.add(f"sums by {warps.group(1)} warps")
+        else:
+            kinds = re.findall(r"(register|lane|warp) = (\[\[.*?\]\])", definition.group(1))
+            assert kinds
+            found.add(f"sums by {[(kind, [row for row, _ in json.loads(bases) if row]) for kind, bases in kinds]}")
+    return found
 
 
 def main() -> None:
@@ -106,18 +122,24 @@ def main() -> None:
         target = GPUTarget(backend, int(architecture) if cuda else architecture, 32 if cuda else 64)
         attending = {
             "HEADS": 32, "GROUP": 4, "DIM": 128, "DIMS": 128, "BLOCK": 32,
-            "ROWS": QUERY_ROWS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
+            "KEYS": KEYS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
         }  # fmt: skip
-        report[name] = {
-            f"{kernel.__name__} {number}".strip(): [
-                _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
-                for each in (variants[::3] if number else variants)  # the extremes of tiles
-            ]
-            for kernel, variants in multiplying.items()
-            for number in _WEIGHTS
-        } | {
-            "attend": [_kinds(attention.attend, target, attending)],
-        }
+        report[name] = (
+            {
+                f"{kernel.__name__} {number}".strip(): [
+                    _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
+                    for each in (variants[::3] if number else variants)  # the extremes of tiles
+                ]
+                for kernel, variants in multiplying.items()
+                for number in _WEIGHTS
+            }
+            | {
+                "attend": [
+                    _kinds(attention.attend, target, attending | {"ROWS": rows})
+                    for rows in (QUERY_TILES if cuda else QUERY_TILES[:1])
+                ],
+            }
+        )
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
         normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}

@@ -15,7 +15,7 @@ from slipstream.backend.paged import PagedBackend
 from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch.backend import TorchBackend
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import TOKEN_TILES
+from slipstream.backend.torch.operators import CHUNK_LENGTHS, TOKEN_TILES, Step
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.errors import ModelError
 from slipstream.models import Model, safetensors
@@ -191,6 +191,7 @@ class Noting(PlainOperators):
 
     def __init__(self) -> None:
         self.rows: list[int] = []
+        self.longest: list[int] = []
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         self.rows.append(x.numel() // x.shape[-1])
@@ -199,6 +200,10 @@ class Noting(PlainOperators):
     def argmax(self, logits: torch.Tensor, masked: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         self.rows += [] if masked is None else [self.MASKED]
         return super().argmax(logits, masked)
+
+    def attend(self, query: torch.Tensor, kv: torch.Tensor, step: Step, *more: Any) -> torch.Tensor:
+        self.longest.append(step.longest)
+        return super().attend(query, kv, step, *more)
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
@@ -220,7 +225,8 @@ def test_on_a_gpu_kernels_are_compiled_before_steps_are_measured(tiny: Model) ->
     model = TorchModel.load(tiny.path, torch.device("cpu"), operators)
     model.gpu = "none, in truth"
     assert TorchBackend(model, [operators], kv_memory=2**24).exact
-    sizes = [*TOKEN_TILES, TOKEN_TILES[-1] + 1]  # the last in several tiles, whose parts one program sums
+    sizes = [CHUNK_LENGTHS[0], *TOKEN_TILES, TOKEN_TILES[-1] + 1]  # the last in several tiles, summed by one program
+    assert [*dict.fromkeys(operators.longest)][:3] == [*CHUNK_LENGTHS]
     compiled = [*dict.fromkeys(operators.rows)][: len(sizes) + 1]
     assert compiled == [*sizes, Noting.MASKED], "of all products, those for logits among them, and of masked choices"
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,9 @@ import torch.nn.functional as F
 
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import kernel_operators
-from slipstream.backend.torch.kernel_operators import KernelOperators
+from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import Activation, AttentionShape, Step
+from slipstream.backend.torch.operators import CHUNK_LENGTHS, Activation, AttentionShape, Step, longest_of
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Number, Quantised, of_experts, pack
 from slipstream.backend.torch.staging import Staging
@@ -81,10 +82,43 @@ STEP = step_of((100, 3, [1, 2, 3, 4]), (0, 9, [5]), (290, 1, [6, 7, 8, 9, 10, 11
     [(AttentionShape(0.2), False), (AttentionShape(0.2, softcap=5.0), False), (AttentionShape(0.2, window=40), True)],
     ids=["all", "cap", "window and sinks"],
 )
-def test_attention(shape: AttentionShape, sinks: bool) -> None:
+@pytest.mark.parametrize("longest", CHUNK_LENGTHS)
+def test_attention(shape: AttentionShape, sinks: bool, longest: int) -> None:
+    """In tiles of few queries and of many."""
     query, kv = random(STEP.tokens.shape[1], HEADS, DIM), random(16, 2, KV_HEADS, BLOCK, DIM, seed=1)
     scores = random(HEADS, seed=2) if sinks else None
-    assert_close(KERNELS.attend(query, kv, STEP, shape, scores), PLAIN.attend(query, kv, STEP, shape, scores))
+    found = KernelOperators().attend(query, kv, replace(STEP, longest=longest), shape, scores)
+    assert_close(found, PLAIN.attend(query, kv, STEP, shape, scores))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "longest"), [([1], 4), ([1, 3], 4), ([5], 16), ([1, 16], 16), ([17], 64), ([300], 64), ([], 4)]
+)
+def test_the_longest_chunk_of_a_step(chunks: list[int], longest: int) -> None:
+    """Padding is none."""
+    paged = [PagedChunk(np.ones(n, np.int32), 0, np.arange(1, 12, dtype=np.int32), 0) for n in chunks]
+    size = 40 + sum(max(2, n) for n in chunks)
+    assert longest_of(lay_out(paged, size, 1)) == longest
+    assert Step.of(lay_out(paged, size, 1), BLOCK, Staging(CPU)).longest == longest
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dims", "rows"), [(8, 128, 16), (17, 128, 32), (500, 128, 64), (500, 256, 32), (500, 1024, 16)]
+)
+def test_the_queries_of_a_tile_fit_into_registers(wanted: int, dims: int, rows: int) -> None:
+    assert KERNELS._query_rows(wanted, dims) == rows
+    assert UnfusedOperators()._query_rows(wanted, dims) == 16
+
+
+@pytest.mark.parametrize("lengths", [[2], [9, 2, 300, 0], [64, 1, 1, 1, 17, 16, 0, 0], [0]])
+@pytest.mark.parametrize("tokens", [1, 4, 16])
+def test_tiles_of_queries(lengths: list[int], tokens: int) -> None:
+    """Each token is in one; the others are of the last chunk, which is empty."""
+    begins = torch.tensor([0, *np.cumsum([*lengths, 0])], dtype=torch.int32)
+    found = kernel_operators.query_tiles(begins, sum(lengths), tokens).tolist()
+    expected = [[chunk, first] for chunk, length in enumerate(lengths) for first in range(0, length, tokens)]
+    assert [tile for tile in found if tile[0] < len(lengths)] == expected
+    assert all(tile == [len(lengths), 0] for tile in found if tile not in expected)
 
 
 def test_attention_of_a_step_too_long_for_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:

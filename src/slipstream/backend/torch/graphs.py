@@ -1,8 +1,9 @@
 """Small steps as CUDA graphs: a host takes longer to launch their kernels one by one than a GPU to run them.
 
 A graph repeats the same kernels on the same addresses. So what differs from step to step lies in one static buffer, and
-what decides how many kernels there are, or how large, is part of a step's shape: its tokens, its rows of logits, and
-the segments of keys of its longest sequence, rounded up to a power of two. Chunks are padded with empty ones.
+what decides how many kernels there are, or how large, is part of a step's shape: its tokens, its rows of logits, the
+segments of keys of its longest sequence, rounded up to a power of two, and the tokens of its longest chunk, rounded up
+too. Chunks are padded with empty ones.
 """
 
 import logging
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from slipstream.backend.steps import StepInputs
-from slipstream.backend.torch.operators import Step, StepOutput, segments_of
+from slipstream.backend.torch.operators import Step, StepOutput, longest_of, segments_of
 from slipstream.backend.torch.staging import Staging, layout
 
 logger = logging.getLogger(__name__)
@@ -69,12 +70,14 @@ class Shape(NamedTuple):
     tokens: int
     rows: int
     segments: int
+    longest: int
 
     @classmethod
     def of(cls, inputs: StepInputs) -> "Shape":
         """That of a step."""
         most = segments_of(int(inputs["max_context_len"]))
-        return cls(len(inputs["input_ids"]), len(inputs["logit_rows"]), 1 << (most - 1).bit_length())
+        segments = 1 << (most - 1).bit_length()
+        return cls(len(inputs["input_ids"]), len(inputs["logit_rows"]), segments, longest_of(inputs))
 
 
 class Graphs:
@@ -116,7 +119,8 @@ class Graphs:
         if shape not in self.recordings:
             rest = self._buffer[places["tables"] :].view(torch.int32)  # later ones may be longer
             inputs_there["tables"] = rest[: len(rest) // self._tables * self._tables].view(-1, self._tables)
-            if not self._record(shape, Step(**inputs_there, chunks=(), segments=shape.segments)):
+            step = Step(**inputs_there, chunks=(), segments=shape.segments, longest=shape.longest)
+            if not self._record(shape, step):
                 return None
         self.recordings.move_to_end(shape)
         recording = self.recordings[shape]

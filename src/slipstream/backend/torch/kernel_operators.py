@@ -19,8 +19,13 @@ BLOCK_N, BLOCK_K = 64, 64
 """Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
 _MOST_SPANNED = BLOCK_K // 2
 """Of these columns, those that share a scale of a quantised weight; of a whole block, Triton would load it for each."""
-QUERY_ROWS = 16
-"""Rows of queries in a tile, which is one tile for steps of any size."""
+KEYS = 64
+"""Of attention, at a time."""
+QUERY_TILES = (16,) if torch.version.hip else (16, 32, 64)
+"""Rows of queries in a tile, the smallest that holds a chunk's: the more, the less often keys are read. For AMD, Triton
+would sum weights in another order for others."""
+_MOST_SUMS = 1 << 13
+"""Floats that a tile sums up at a time: more don't fit into registers."""
 _PROGRAMS, _PART = 256, 512
 """Programs that a product is spread over, as far as each still sums up so many elements of a row."""
 _PAIRS, _COLUMNS = 1024, 512
@@ -44,11 +49,10 @@ another matrix instruction for other tiles, unless it is told which."""
 class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
-    name = (
-        f"kernels 5, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUERY_ROWS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
-    )
+    name = f"kernels 6, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {KEYS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
 
     recordable = True
+    _query_tiles: tuple[int, ...] = QUERY_TILES
 
     def __init__(self) -> None:
         self._tiles: tuple[Step, int, Tensor] | None = None
@@ -104,7 +108,8 @@ class KernelOperators:
         count, heads, dim = query.shape
         _, _, kv_heads, block, _ = kv.shape
         group = heads // kv_heads
-        rows = max(QUERY_ROWS, triton.next_power_of_2(group))
+        dims = triton.next_power_of_2(dim)
+        rows = max(self._query_rows(step.longest * group, dims), triton.next_power_of_2(group))
         tiles, segments = self._tiles_of(step, rows // group), step.segments
         most = max(1, min(count, _PARTIAL_SUMS // (heads * segments * dim)))  # tokens at a time
         size = most * heads * segments
@@ -112,13 +117,13 @@ class KernelOperators:
         sums, peaks, totals = part[: size * dim], part[size * dim : size * (dim + 1)], part[size * (dim + 1) :]
         out, table = query.new_empty(query.shape), step.tables[:, shape.table]
         assert query.stride(2) == 1
-        common = {"HEADS": heads, "DIM": dim, "DIMS": triton.next_power_of_2(dim), "SEGMENT": SEGMENT}
+        common = {"HEADS": heads, "DIM": dim, "DIMS": dims, "SEGMENT": SEGMENT}
         for first in range(0, count, most):
             end = min(first + most, count)
             attention.attend[len(tiles), kv_heads, segments](
                 query, kv, table, step.table_begins, step.pasts, step.begins, tiles, sums, peaks, totals, first, end,
                 segments, shape.scale, *query.stride()[:2], table.stride(0), *kv.stride()[:3],
-                GROUP=group, BLOCK=block, ROWS=rows, WINDOW=shape.window, CAP=shape.softcap,
+                GROUP=group, BLOCK=block, KEYS=KEYS, ROWS=rows, WINDOW=shape.window, CAP=shape.softcap,
                 **common, **OPTIONS,
             )  # fmt: skip
             attention.combine[end - first, heads](
@@ -191,6 +196,11 @@ class KernelOperators:
         )
         return tokens
 
+    def _query_rows(self, wanted: int, dims: int) -> int:
+        """Those of a tile for a chunk that has so many."""
+        fitting = [rows for rows in self._query_tiles if rows * dims <= _MOST_SUMS] or QUERY_TILES[:1]
+        return next((rows for rows in fitting if wanted <= rows), fitting[-1])
+
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:
         """Chunks in tiles of so many tokens: see `query_tiles`; once for all layers of a step."""
         if self._tiles is None or self._tiles[0] is not step or self._tiles[1] != tokens:
@@ -202,6 +212,7 @@ class UnfusedOperators(Unfused, KernelOperators):
     """The same, but for norms, rotations and gates, which are torch's own: several kernels in place of one."""
 
     name = f"unfused {KernelOperators.name}"
+    _query_tiles = QUERY_TILES[:1]
 
 
 def _rotate(

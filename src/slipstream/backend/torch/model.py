@@ -20,7 +20,7 @@ from slipstream.backend.torch.hooks import NAME, computing, hook
 from slipstream.backend.torch.joined import join
 from slipstream.backend.torch.layers import seated, windows_of
 from slipstream.backend.torch.loading import METHOD, repack
-from slipstream.backend.torch.operators import TOKEN_TILES, Operators, Step, StepOutput
+from slipstream.backend.torch.operators import CHUNK_LENGTHS, TOKEN_TILES, Operators, Step, StepOutput
 from slipstream.backend.torch.side_stream import SideStream
 from slipstream.backend.torch.staging import Staging
 from slipstream.errors import ModelError
@@ -121,7 +121,7 @@ class TorchModel:
     def warm_up(self) -> None:
         """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them."""
         self.allocate(1)
-        for size in (*TOKEN_TILES, TOKEN_TILES[-1] + 1):  # the last in several tiles
+        for size in (CHUNK_LENGTHS[0], *TOKEN_TILES, TOKEN_TILES[-1] + 1):  # the last in several tiles
             table = np.full(-(-size // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
             chunk = PagedChunk(np.zeros(size, np.int32), 0, table, size)
             self.start(lay_out([chunk], size, size, windows=self.window_tables))

@@ -22,6 +22,9 @@ in order; so how many there are and where a chunk begins changes nothing."""
 TOKEN_TILES = (16, 32, 64, 128)
 """Tokens that a kernel's product takes at a time: the smallest that holds the step's."""
 
+CHUNK_LENGTHS = (4, 16, 64)
+"""Tokens of chunks that steps differ by: kernels may look at more of a chunk's queries at a time if it's long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -48,6 +51,8 @@ class Step:
     """Int64 [rows], the tokens that give logits."""
     segments: int
     """Those of its longest sequence, or more."""
+    longest: int
+    """Tokens of its longest chunk, rounded up to one of `CHUNK_LENGTHS`, if there is one."""
     chunks: tuple[tuple[int, int, int], ...]
     """On the host: the past, length and first block in the tables of chunks that have tokens; none if it's recorded."""
 
@@ -60,6 +65,7 @@ class Step:
         return cls(
             **staging.upload(arrays),
             segments=segments_of(int(inputs["max_context_len"])),
+            longest=longest_of(inputs),
             chunks=tuple(zip(inputs["past_lens"].tolist(), lengths, tables, strict=True)),
         )
 
@@ -94,6 +100,13 @@ class StepOutput(NamedTuple):
 def segments_of(keys: int) -> int:
     """The segments of so many keys."""
     return -(-keys // SEGMENT)
+
+
+def longest_of(inputs: StepInputs) -> int:
+    """A step's `longest`, of chunks that aren't padding."""
+    begins = inputs["subsequence_begins"]
+    most = (np.diff(begins) * inputs["is_real"][begins[:-1]]).max(initial=0)
+    return next((length for length in CHUNK_LENGTHS if most <= length), CHUNK_LENGTHS[-1])
 
 
 @dataclass(frozen=True, slots=True)

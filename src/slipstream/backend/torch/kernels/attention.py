@@ -104,9 +104,12 @@ def attend(
     query, kv, table, table_begins, pasts, begins, tiles, part, part_peak, part_sum, first_token, end_token, segments,
     scale, query_stride, query_head_stride, table_stride, block_stride, value_stride, head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    KEYS: tl.constexpr, ROWS: tl.constexpr, SEGMENT: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, a few tokens times the heads that share keys, against one segment of its sequence's keys.
+
+    KEYS of them at a time. Keys, and then the elements of values, take the tall side of the matrix unit, so a tile of
+    16 to 64 ROWS is the other side, as in products, and a row's bits are the same in each.
 
     Of the step's tokens, those from `first_token` to `end_token` are wanted. `table` is a column of the step's tables.
     Leaves, for each token, head and segment, the values summed by weight, the highest score and the sum of weights.
@@ -131,37 +134,37 @@ def attend(
     heads = head * GROUP + rows % GROUP
     d = tl.arange(0, DIMS)
     at = (begin + token).to(tl.int64) * query_stride + heads * query_head_stride
-    queries = tl.load(query + at[:, None] + d[None, :], real[:, None] & (d < DIM)[None, :], 0.0)
+    queries = tl.load(query + at[None, :] + d[:, None], real[None, :] & (d < DIM)[:, None], 0.0)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIMS], tl.float32)
-    slots = tl.arange(0, BLOCK)
+    acc = tl.zeros([DIMS, ROWS], tl.float32)
     blocks = table + tl.load(table_begins + chunk) * table_stride
-    for start in range(segment * SEGMENT, tl.minimum(last, (segment + 1) * SEGMENT), BLOCK):
-        block = tl.load(blocks + start // BLOCK * table_stride).to(tl.int64)
-        base = kv + block * block_stride + head * head_stride + slots[:, None] * DIM + d[None, :]
-        key = start + slots
+    for start in range(segment * SEGMENT, tl.minimum(last, (segment + 1) * SEGMENT), KEYS):
+        key = start + tl.arange(0, KEYS)
+        block = tl.load(blocks + key // BLOCK * table_stride, key < last, 0).to(tl.int64)
+        slot = kv + block * block_stride + head * head_stride + key % BLOCK * DIM
         there = (key < last)[:, None] & (d < DIM)[None, :]
-        scores = tl.dot(queries, tl.trans(tl.load(base, there, 0.0)), input_precision="ieee") * scale
+        keys = tl.load(slot[:, None] + d[None, :], there, 0.0)
+        scores = tl.dot(keys, queries, input_precision="ieee") * scale
         if CAP > 0:
             small = tl.exp(-2.0 * tl.abs(scores) / CAP)
             squeezed = (1 - small) / (1 + small)
             scores = CAP * tl.where(scores < 0, -squeezed, squeezed)
-        seen = key[None, :] <= position[:, None]
+        seen = key[:, None] <= position[None, :]
         if WINDOW > 0:
-            seen = seen & (key[None, :] > position[:, None] - WINDOW)
+            seen = seen & (key[:, None] > position[None, :] - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
-        top = tl.maximum(peak, tl.max(scores, 1))
+        top = tl.maximum(peak, tl.max(scores, 0))
         safe = tl.where(top == float("-inf"), 0.0, top)
-        weights = tl.exp(scores - safe[:, None])
+        weights = tl.exp(scores - safe[None, :])
         fade = tl.exp(peak - safe)
-        values = tl.load(base + value_stride, there, 0.0)
-        total = total * fade + tl.sum(weights, 1)
-        acc = acc * fade[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        values = tl.load(slot[:, None] + value_stride + d[None, :], there, 0.0)
+        total = total * fade + tl.sum(weights, 0)
+        acc = acc * fade[None, :] + tl.dot(tl.trans(values), weights.to(values.dtype), input_precision="ieee")
         peak = top
     real = real & (begin + token >= first_token) & (begin + token < end_token)
     place = ((begin + token - first_token).to(tl.int64) * HEADS + heads) * segments + segment
-    tl.store(part + place[:, None] * DIM + d[None, :], acc, real[:, None] & (d < DIM)[None, :])
+    tl.store(part + place[None, :] * DIM + d[:, None], acc, real[None, :] & (d < DIM)[:, None])
     tl.store(part_peak + place, peak, real)
     tl.store(part_sum + place, total, real)
 
