@@ -184,6 +184,29 @@ def test_the_next_operators_are_taken_if_the_first_are_not_exact(tiny: Model, ki
     assert model.operators.name == PlainOperators.name
 
 
+class TooLarge(PlainOperators):
+    """Operators with a kernel that this device has no room for."""
+
+    name = "too large"
+
+    def attend(self, *_: Any) -> torch.Tensor:
+        raise RuntimeError("out of resource: shared memory")
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_the_next_operators_are_taken_if_the_first_cant_be_used(tiny: Model, caplog: pytest.LogCaptureFixture) -> None:
+    model = TorchModel.load(tiny.path, torch.device("cpu"), PlainOperators())
+    model.gpu = "none, in truth"
+    assert TorchBackend(model, [TooLarge(), PlainOperators()], kv_memory=2**24).exact
+    assert model.operators.name == PlainOperators.name
+    assert "too large can't be used here" in caplog.text
+    backend = TorchBackend(model, [TooLarge(), ByPlace(), TooLarge()], kv_memory=2**24)
+    assert not backend.exact
+    assert model.operators.name == ByPlace.name
+    with pytest.raises(ModelError, match="shared memory"):
+        TorchBackend(model, [TooLarge(), TooLarge()], kv_memory=2**24)
+
+
 class Noting(PlainOperators):
     """Operators that note how many rows their products have, and choices under masks as `MASKED`."""
 

@@ -9,6 +9,7 @@ from slipstream.backend.paged import PagedBackend
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import Operators
 from slipstream.backend.torch.plain import PlainOperators
+from slipstream.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +17,9 @@ logger = logging.getLogger(__name__)
 class TorchBackend(PagedBackend[TorchModel]):
     """A `PagedBackend` on a GPU or a processor.
 
-    If a self-test finds no step class with some `operators`, the next ones are tried; if it finds none with any, steps
-    are computed with the first, and are not exact.
+    If some `operators` can't be used here, or a self-test finds no step class with them, the next ones are tried; if it
+    finds none with any, steps are computed with the first that can be used, and are not exact. Raises `ModelError` if
+    none can.
     """
 
     def __init__(
@@ -28,14 +30,24 @@ class TorchBackend(PagedBackend[TorchModel]):
         kv_memory: int,
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
-        for candidate in (*operators, operators[0]):
+        able: list[Operators] = []
+        for candidate in operators:
             model.operators = candidate
-            if model.gpu:
-                model.warm_up()
+            try:
+                if model.gpu:
+                    model.warm_up()
+            except ModelError as error:
+                if not able and candidate is operators[-1]:
+                    raise
+                logger.warning("operators of kind %s can't be used here: %s", candidate.name, error)
+                continue
             super().__init__(model, kv_memory=kv_memory, progress=progress)
             if self.exact:
-                break
+                return
             logger.warning("steps are not exact with operators of kind %s", candidate.name)
+            able.append(candidate)
+        model.operators = able[0]
+        super().__init__(model, kv_memory=kv_memory, progress=progress)
 
 
 def operators_for(device: torch.device) -> list[Operators]:

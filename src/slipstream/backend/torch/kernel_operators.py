@@ -24,8 +24,8 @@ KEYS = 64
 QUERY_TILES = (16,) if torch.version.hip else (16, 32, 64)
 """Rows of queries in a tile, the smallest that holds a chunk's: the more, the less often keys are read. For AMD, Triton
 would sum weights in another order for others."""
-_MOST_SUMS = 1 << 13
-"""Floats that a tile sums up at a time: more don't fit into registers."""
+_TILE_BYTES = 1 << 14
+"""Of a tile's queries: with more of them sums don't fit into registers, or keys beside them into shared memory."""
 _PROGRAMS, _PART = 256, 512
 """Programs that a product is spread over, as far as each still sums up so many elements of a row."""
 _PAIRS, _COLUMNS = 1024, 512
@@ -109,7 +109,7 @@ class KernelOperators:
         _, _, kv_heads, block, _ = kv.shape
         group = heads // kv_heads
         dims = triton.next_power_of_2(dim)
-        rows = max(self._query_rows(step.longest * group, dims), triton.next_power_of_2(group))
+        rows = max(self._query_rows(step.longest * group, dims * query.itemsize), triton.next_power_of_2(group))
         tiles, segments = self._tiles_of(step, rows // group), step.segments
         most = max(1, min(count, _PARTIAL_SUMS // (heads * segments * dim)))  # tokens at a time
         size = most * heads * segments
@@ -196,9 +196,9 @@ class KernelOperators:
         )
         return tokens
 
-    def _query_rows(self, wanted: int, dims: int) -> int:
-        """Those of a tile for a chunk that has so many."""
-        fitting = [rows for rows in self._query_tiles if rows * dims <= _MOST_SUMS] or QUERY_TILES[:1]
+    def _query_rows(self, wanted: int, nbytes: int) -> int:
+        """Those of a tile for a chunk that has so many, of so many bytes."""
+        fitting = [rows for rows in self._query_tiles if rows * nbytes <= _TILE_BYTES] or QUERY_TILES[:1]
         return next((rows for rows in fitting if wanted <= rows), fitting[-1])
 
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:
