@@ -55,9 +55,11 @@ _WEIGHTS: dict[str, dict[str, str]] = {
 """How weights are held, by what their numbers are."""
 
 
-def _signature(name: str, constants: dict[str, Any]) -> tuple[str, list[Any]]:
+def _signature(name: str, constants: dict[str, Any], target: GPUTarget) -> tuple[str, list[Any]]:
     """The type of a kernel's argument as in a bfloat16 model, and what is known of its value."""
     divisible = [["tt.divisibility", 16]]
+    if name == "weight" and constants.get("NUMBER") == "e4m3" and target.backend == "cuda" and target.arch >= 89:
+        return "*fp8e4nv", divisible
     if held := _WEIGHTS[constants.get("NUMBER", "")].get(name):
         return held, divisible
     if name in _INTEGERS:
@@ -72,11 +74,11 @@ def _signature(name: str, constants: dict[str, Any]) -> tuple[str, list[Any]]:
 
 def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[str]:
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else _signature(name, constants)[0] for name in names}
+    signature = {name: "constexpr" if name in constants else _signature(name, constants, target)[0] for name in names}
     attributes = {
         (at,): facts
         for at, name in enumerate(names)
-        if name not in constants and (facts := _signature(name, constants)[1])
+        if name not in constants and (facts := _signature(name, constants, target)[1])
     }
     source = ASTSource(
         kernel,
@@ -124,22 +126,15 @@ def main() -> None:
             "HEADS": 32, "GROUP": 4, "DIM": 128, "DIMS": 128, "BLOCK": 32,
             "KEYS": KEYS, "SEGMENT": SEGMENT, "WINDOW": 0, "CAP": 0.0,
         }  # fmt: skip
-        report[name] = (
-            {
-                f"{kernel.__name__} {number}".strip(): [
-                    _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
-                    for each in (variants[::3] if number else variants)  # the extremes of tiles
-                ]
-                for kernel, variants in multiplying.items()
-                for number in _WEIGHTS
-            }
-            | {
-                "attend": [
-                    _kinds(attention.attend, target, attending | {"ROWS": rows})
-                    for rows in (QUERY_TILES if cuda else QUERY_TILES[:1])
-                ],
-            }
-        )
+        tiles = [attending | {"ROWS": rows} for rows in (QUERY_TILES if cuda else QUERY_TILES[:1])]
+        report[name] = {
+            f"{kernel.__name__} {number}".strip(): [
+                _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
+                for each in (variants[::3] if number else variants)  # the extremes of tiles
+            ]
+            for kernel, variants in multiplying.items()
+            for number in _WEIGHTS
+        } | {"attend": [_kinds(attention.attend, target, each) for each in tiles]}
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
         normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}

@@ -216,6 +216,14 @@ def test_quantised_weights_are_taken_apart_to_the_bit(number: Number, columns: i
     assert torch.equal(KERNELS.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
 
 
+def test_numbers_of_8_bits_may_be_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device has an instruction for them."""
+    weight = quantised("e4m3", 72, 192, seed=3)
+    assert not kernel_operators.has_e4m3(CPU)
+    monkeypatch.setattr(kernel_operators, "has_e4m3", lambda _: True)
+    assert torch.equal(KERNELS.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
+
+
 def quantised(number: Number, n: int, k: int, seed: int, columns: int = 16) -> Quantised:
     """A random weight [n, k]; for 8 rows and some columns there is a scale, and of codes a zero."""
     generator = torch.Generator().manual_seed(seed)

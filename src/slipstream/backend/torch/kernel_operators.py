@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -278,11 +279,20 @@ class _Held:
     expert_strides: tuple[int, int]
 
 
+@cache
+def has_e4m3(device: torch.device) -> bool:
+    """Whether a device has an instruction for such numbers, so that they need not be taken apart by others."""
+    nvidia = device.type == "cuda" and not torch.version.hip
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def _held(weight: Weight) -> _Held:
     shape = weight.shape[-2:]
     if not isinstance(weight, Quantised):
         return _Held("", shape, (weight,) * 3, weight.stride()[-2:], (1, 1), _MOST_SPANNED, (weight.stride(0), 0))
     numbers, scales = weight.numbers, weight.scales
+    if weight.number == "e4m3" and has_e4m3(numbers.device):
+        numbers = numbers.view(torch.float8_e4m3fn)
     tensors = numbers, scales, scales if weight.zeros is None else weight.zeros
     of_experts = numbers.stride(0), scales.stride(0)
     sharing, span = (weight.rows, weight.columns), gcd(weight.columns, _MOST_SPANNED)

@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+_E4M3, _E2M1 = tl.constexpr(2.0**120), tl.constexpr(2.0**126)
+"""What the bias of a float32's exponent differs by from that of such numbers."""
+
 
 @triton.jit(do_not_specialize=["rows"])
 def linear(
@@ -80,7 +83,7 @@ def unpacked(
     within = (n < n_size)[:, None]
     if NUMBER == "" or NUMBER == "e4m3":  # noqa: PLR1714  # Triton knows no `in`
         k = start + tl.arange(0, BLOCK_K)
-        found = tl.load(weight + row * stride_n + k[None, :].to(tl.int64) * stride_k, within & (k < end)[None, :], 0)
+        found = tl.load(weight + row * stride_n + k[None, :].to(tl.int64) * stride_k, within & (k < end)[None, :], 0.0)
     else:
         held = start // BLOCK_K * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8)
         place = weight + row * stride_n + held[None, :].to(tl.int64) * stride_k
@@ -92,14 +95,15 @@ def unpacked(
         of_row = (n // scale_rows)[:, None].to(tl.int64) * tl.cdiv(k_size, scale_columns)
         place = of_row + (span // scale_columns)[None, :]
         there = within & (span < end)[None, :]
-        if NUMBER == "e4m3":
-            number = _e4m3(found.to(tl.int32))
+        if found.dtype == tl.float8e4nv:
+            number = found.to(tl.float32)
+        elif NUMBER == "e4m3":
+            number = _number(found.to(tl.int32), 3, 7, _E4M3)
         elif NUMBER == "e2m1":
-            number = _e2m1(found)
+            number = _number(found, 1, 3, _E2M1)
         else:
-            number = (found - _spread(tl.load(zeros + place, there, 0).to(tl.int32), BLOCK_N, BLOCK_K, SPAN)).to(
-                tl.float32
-            )
+            zero = _spread(tl.load(zeros + place, there, 0).to(tl.int32), BLOCK_N, BLOCK_K, SPAN)
+            number = (found - zero).to(tl.float32)
         found = number * _spread(tl.load(scales + place, there, 0.0).to(tl.float32), BLOCK_N, BLOCK_K, SPAN)
     return found
 
@@ -112,18 +116,12 @@ def _spread(of_spans, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.con
 
 
 @triton.jit
-def _e2m1(code):
-    """Float32 of a sign, two bits of exponent and one of fraction."""
-    magnitude = code & 7
-    large = (((magnitude & 1) + 2) << (magnitude >> 1)).to(tl.float32) * 0.25
-    value = tl.where(magnitude < 2, magnitude.to(tl.float32) * 0.5, large)
-    return tl.where(code > 7, -value, value)
+def _number(code, FRACTION: tl.constexpr, SIZE: tl.constexpr, REBIAS: tl.constexpr):
+    """Float32 of a sign and SIZE bits, FRACTION of them of fraction and the others of exponent.
 
-
-@triton.jit
-def _e4m3(bits):
-    """Float32 of a sign, four bits of exponent and three of fraction; not every GPU has an instruction for it."""
-    magnitude = bits & 127
-    large = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, large)
-    return tl.where(bits > 127, -value, value)
+    These are bits of a float32, too, whose exponent has another bias; it may be subnormal, as the number is then. Few
+    operations matter here: small steps take as long as they do. And not every GPU has an instruction for it.
+    """
+    magnitude = (code & ((1 << SIZE) - 1)) << (23 - FRACTION)
+    sign = (code & (1 << SIZE)) << (31 - SIZE)
+    return (magnitude | sign).to(tl.float32, bitcast=True) * REBIAS
