@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_on_a_processor(
     gpu_check.main()
     report = json.loads((kept / "a.json").read_bytes())
     results = report["results"]
-    assert {result["part"] for result in results} == {"product", "attention", "exactness", "step", "agents"}
+    assert {result["part"] for result in results} == {"product", "attention", "choice", "exactness", "step", "agents"}
     assert all(result["exact"] for result in results if result["choice"] not in OTHERS)
     by_part = {part: [each for each in results if each["part"] == part] for part in ("step", "exactness", "agents")}
     assert all(result["ms"] and result["floor_ms"] is not None for result in by_part["step"])
@@ -73,6 +74,29 @@ def test_on_a_processor(
     monkeypatch.setenv("COLUMNS", "200")
     gpu_check.print_table(report["machine"], rows, results)
     assert "(x0.50)" in capsys.readouterr().out
+
+
+def test_a_part_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Costs none of the others, and is no success."""
+
+    def fails(_: object) -> Iterator[gpu_check.Result]:
+        yield gpu_check.Result("product", "first", "")
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(gpu_check, "products", fails)
+    for part in ("_scenarios", "_steps", "_agents", "_peers"):
+        monkeypatch.setattr(gpu_check.Check, part, lambda _: iter(()))
+    out = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--out", str(out)])
+    with pytest.raises(SystemExit, match="failed: product"):
+        gpu_check.main()
+    results = json.loads(out.read_bytes())["results"]
+    assert [each["part"] for each in results[:3]] == ["product", "product", "attention"]
+    assert results[1]["note"] == "failed: an illegal memory access"
+    choices = [each for each in results if each["part"] == "choice"]
+    assert [each["choice"] for each in choices] == ["greedy", "greedy, masked", "top_p"]
+    assert all(each["exact"] and each["ms"].keys() == {"1", "3"} for each in choices)
+    assert "choice 49152 tokens top_p" in capsys.readouterr().err
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,18 +13,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 
 from slipstream.backend import calibration
@@ -32,168 +30,44 @@ from slipstream.backend.self_test import SELF_TEST_BLOCKS
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, lay_out
 from slipstream.backend.torch.backend import operators_for
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import AttentionShape, Operators, Step, Tensor
-from slipstream.backend.torch.staging import Staging
+from slipstream.backend.torch.operators import Operators
 from slipstream.errors import ModelError
-from slipstream.processor import this_processor
 from slipstream.tokenizer import Tokenizer
 from slipstream_bench.gpu_agents import MODES, Fleet, check_scenarios, generated, model_folder, random_model
+from slipstream_bench.gpu_device import FULL, TINY, Device, Sizes
+from slipstream_bench.gpu_operators import attention, choices, kind_of, products
 from slipstream_bench.gpu_peers import PEERS, Installed, find, serving, turns, write_folder
 from slipstream_bench.gpu_report import Result, print_table
 from slipstream_bench.peers.base import PeerError
 
-_QUERIES = 48
+_FAILED = "failed: "
+"""What a part's only result says of it then."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is."""
-
-    rows: tuple[int, ...]
-    """Of products, whose bits are compared."""
-    timed_rows: tuple[int, ...]
-    shapes: dict[str, tuple[int, int]]
-    """Of weights, by name."""
-    heads: tuple[int, int, int]
-    """Heads, those of keys, and the size of one."""
-    contexts: tuple[int, ...]
-    models: dict[str, dict[str, int]]
-    vocabulary: int
-    steps: tuple[int, ...]
-    agents: tuple[tuple[int, int], ...]
-    """How many talk at once, and for how many turns."""
-    scenarios: int
-    """Of exactness."""
-    copied: int
-    """Bytes that are copied to measure bandwidth."""
-    dtype: torch.dtype
-
-
-FULL = Sizes(
-    rows=(1, 2, 3, 4, 7, 8, 16, 17, 32, 48, 64, 96, 128, 200, 256, 512),
-    timed_rows=(1, 16, 64, 128, 512),
-    shapes={
-        "8B qkv": (6144, 4096),
-        "8B o": (4096, 4096),
-        "8B gate, up": (24576, 4096),
-        "8B down": (4096, 12288),
-        "1.7B gate, up": (12288, 2048),
-        "0.6B down": (1024, 3072),
-        "8B head": (151936, 4096),
-    },
-    heads=(32, 8, 128),
-    contexts=(1000, 8000, 32000),
-    models={
-        "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-        "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-        "8B": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-    },
-    vocabulary=151_936,
-    steps=(1, 16, 128, 512),
-    agents=((1, 6), (1, 35), (8, 6), (64, 6)),
-    scenarios=1000,
-    copied=1 << 30,
-    dtype=torch.bfloat16,
-)
-TINY = Sizes(
-    rows=(1, 3, 17),
-    timed_rows=(1, 17),
-    shapes={"tiny": (96, 128)},
-    heads=(4, 2, 16),
-    contexts=(70,),
-    models={"tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}},
-    vocabulary=49_152,
-    steps=(1, 16),
-    agents=((1, 2),),
-    scenarios=4,
-    copied=1 << 20,
-    dtype=torch.float32,
-)
-
-
-class Check:
-    """A run on one device, until its time is up; `pythons` have servers to compare with, by their names."""
+class Check(Device):
+    """All that is done with a device; `pythons` have servers to compare with, by their names."""
 
     def __init__(self, device: torch.device, sizes: Sizes, seconds: float, pythons: Mapping[str, Path]) -> None:
-        self.device = device
-        self.sizes = sizes
+        super().__init__(device, sizes, seconds)
         self._pythons = pythons
-        self._until = time.monotonic() + seconds
-        self.machine = self._machine()
-
-    @property
-    def timely(self) -> bool:
-        """Whether there is time for more."""
-        return time.monotonic() < self._until
 
     def run(self) -> Iterator[Result]:
-        """All parts, the cheapest first."""
-        yield from _inferred(self._products())
-        yield from _inferred(self._attention())
-        yield from self._scenarios()  # on an engine's own thread, which may write to nothing that was made in that mode
-        yield from _inferred(self._steps())
-        yield from self._agents()
-        yield from self._peers()
-
-    def _machine(self) -> dict[str, Any]:
-        source = torch.empty(self.sizes.copied, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        copied = 2 * self.sizes.copied / self.ms(lambda: target.copy_(source)) / 1e6
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        packages = {name: version(name) for name in ("slipstream", "torch", "transformers")}
-        return {"device": gpu or this_processor().name, "gpu": bool(gpu), "gb_per_second": round(copied, 1), **packages}
-
-    def _products(self) -> Iterator[Result]:
-        """Products by number of rows: the library's own, those of rows padded to sixteen, and the operators'."""
-        choices: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-            "library": F.linear,
-            "library, padded": lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)],
+        """All parts, the cheapest first; one that fails is named, and the others go on."""
+        parts: dict[str, Callable[[], Iterable[Result]]] = {
+            "product": lambda: _inferred(products(self)),
+            "attention": lambda: _inferred(attention(self)),
+            "choice": lambda: _inferred(choices(self)),
+            "exactness": self._scenarios,  # on an engine's own thread, which may write to nothing made in that mode
+            "step": lambda: _inferred(self._steps()),
+            "agents": self._agents,
+            "peers": self._peers,
         }
-        choices |= {kind_of(each): each.linear for each in self._with_own("linear")}
-        for case, (n, k) in self.sizes.shapes.items():
-            weight, x = self.random(n, k) * 0.02, self.random(self.sizes.rows[-1], k)
-            for choice, product in choices.items():
-                if not self.timely:
-                    return
-                yield self._product(Result("product", case, choice), product, x, weight)
-
-    def _product(
-        self, result: Result, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
-    ) -> Result:
-        whole = product(x, weight)
-        exact = x[:16].double() @ weight.double().T
-        differ = [rows for rows in self.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
-        moved = not torch.equal(product(x.flip(0).contiguous(), weight).flip(0), whole)
-        result.exact = not differ and not moved
-        error = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
-        result.note = (
-            f"error {error:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
-        )
-        result.ms = {str(rows): self.ms(partial(product, x[:rows], weight)) for rows in self.sizes.timed_rows}
-        result.floor_ms = self._floor(weight.numel() * weight.element_size())
-        return result
-
-    def _attention(self) -> Iterator[Result]:
-        """Attention after contexts of some lengths: over cuts and beside another sequence, and how long it takes."""
-        _, kv_heads, dim = self.sizes.heads
-        for context in self.sizes.contexts:
-            sequence = _Sequence(self, context)
-            for operators in self._with_own("attend"):
-                if not self.timely:
-                    return
-                whole = sequence.attend(operators, 0, _QUERIES)
-                cuts = pairwise((0, 7, 9, 40, _QUERIES))
-                parts = torch.cat([sequence.attend(operators, start, end, beside=5) for start, end in cuts])
-                result = Result("attention", f"{context} keys", kind_of(operators), torch.equal(parts, whole))
-                for tokens in (2, 16, _QUERIES):
-                    result.ms[str(tokens)] = self.ms(partial(sequence.attend, operators, 0, tokens))
-                result.floor_ms = self._floor(2 * kv_heads * dim * context * self.sizes.dtype.itemsize)
-                yield result
-
-    def _with_own(self, name: str) -> list[Operators]:
-        """The device's kinds of operators, without those that share this one with a faster kind."""
-        kinds = {getattr(type(each), name): each for each in reversed(operators_for(self.device))}
-        return [*reversed(kinds.values())]
+        for part, results in parts.items():
+            try:
+                yield from results()
+            except Exception as error:
+                traceback.print_exc()
+                yield Result(part, "", "", note=f"{_FAILED}{error}")
 
     def _steps(self) -> Iterator[Result]:
         """Whole steps of models of random weights: the self-test, and what steps take; fused and not."""
@@ -220,7 +94,7 @@ class Check:
         result.note = f"steps of {found.step_class.sizes[0]} to {found.step_class.sizes[-1]} tokens"
         for tokens in self.sizes.steps:
             result.ms[str(tokens)] = self.ms(partial(_compute, runner, tokens))
-        result.floor_ms = self._floor(weights)
+        result.floor_ms = self.floor(weights)
         return result
 
     def _scenarios(self) -> Iterator[Result]:
@@ -229,7 +103,7 @@ class Check:
             return
         result = Result("exactness", "scenarios", "")
         shape = next(iter(self.sizes.models.values())) | {"num_hidden_layers": 2}
-        until = time.monotonic() + (self._until - time.monotonic()) / 4
+        until = time.monotonic() + (self.until - time.monotonic()) / 4
         with TemporaryDirectory() as folder:
             checked, fault = check_scenarios(Path(folder), partial(self._model, shape), self.sizes.scenarios, until)
         result.exact = fault is None if checked or fault else None
@@ -294,7 +168,7 @@ class Check:
         if not self.timely:
             return
         try:
-            with serving(peer, folder, tokenizer, timeout=self._until - time.monotonic()) as endpoint:
+            with serving(peer, folder, tokenizer, timeout=self.until - time.monotonic()) as endpoint:
                 for agents, count in self.sizes.agents:
                     if not self.timely:
                         return
@@ -334,60 +208,15 @@ class Check:
         }
         return random_model(self.device, self.sizes.dtype, sizes, **options)
 
-    def random(self, *shape: int) -> Tensor:
-        """Numbers that are the same at each run."""
-        generator = torch.Generator(self.device).manual_seed(sum(shape))
-        return torch.randn(*shape, generator=generator, device=self.device, dtype=self.sizes.dtype)
 
-    def _floor(self, size: int) -> float:
-        """Milliseconds to read so many bytes at the bandwidth of a copy."""
-        return round(size / float(self.machine["gb_per_second"]) / 1e6, 4)
-
-    def ms(self, work: Callable[[], object]) -> float:
-        """The median of a few runs, the device's work included."""
-        taken = []
-        for _ in range(8):
-            started = time.perf_counter()
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            taken.append((time.perf_counter() - started) * 1e3)
-        return round(statistics.median(taken[2:]), 4)
-
-
-class _Sequence:
-    """Queries after a context, and the blocks of theirs and of another sequence."""
-
-    def __init__(self, check: Check, context: int) -> None:
-        heads, kv_heads, dim = check.sizes.heads
-        blocks = -(-(context + _QUERIES + 2) // BLOCK_SIZE)
-        self._context = context
-        self._staging = Staging(check.device)
-        self._tables = np.random.default_rng(0).permutation(2 * blocks).astype(np.int32).reshape(2, -1) + 1
-        self._kv = check.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim)
-        self._query = check.random(_QUERIES, heads, dim)
-
-    def attend(self, operators: Operators, start: int, end: int, beside: int = 0) -> Tensor:
-        """The attention of queries `start` to `end`, in a step with so many tokens of the other sequence."""
-        own = PagedChunk(np.ones(end - start, np.int32), self._context + start, self._tables[0], 0)
-        other = PagedChunk(np.ones(beside, np.int32), 40, self._tables[1], 0)
-        chunks = [other, own] if beside else [own]
-        step = Step.of(lay_out(chunks, sum(max(2, len(each.tokens)) for each in chunks), 1), BLOCK_SIZE, self._staging)
-        rows = torch.cat((self._query[:beside], self._query[start:end]))
-        rows = F.pad(rows, (0, 0, 0, 0, 0, step.tokens.shape[1] - len(rows)))  # a lone token has a dummy beside it
-        found = operators.attend(rows, self._kv, step, AttentionShape(rows.shape[2] ** -0.5), None)
-        return found[beside : beside + end - start]
-
-
-def _inferred(part: Iterator[Result]) -> list[Result]:
+def _inferred(part: Iterator[Result]) -> Iterator[Result]:
     """The results of a part that is computed here."""
-    with torch.inference_mode():
-        return list(part)
-
-
-def kind_of(operators: Operators) -> str:
-    """What operators are called, without their sizes."""
-    return operators.name.partition(",")[0]
+    while True:
+        with torch.inference_mode():
+            result = next(part, None)
+        if result is None:
+            return
+        yield result
 
 
 def _compute(runner: TorchModel, tokens: int) -> None:
@@ -423,16 +252,21 @@ def main() -> None:
             "`make gpu-check ARGS='--device cpu'` runs every part on the processor in tiny sizes, and measures nothing"
         )
     check = Check(torch.device(options.device), FULL if on_gpu else TINY, options.seconds, pythons)
-    results = list(check.run())
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for result in check.run():
+        results.append(result)
+        print(f"{result.part} {result.case} {result.choice}", file=sys.stderr)
+        report = {"machine": check.machine, "results": [asdict(each) for each in results]}
+        options.out.write_text(json.dumps(report, indent=2) + "\n")  # what there is, should it not come to an end
     before: list[dict[str, Any]] = []
     for path in sorted(options.kept.glob("*.json")):
         kept = json.loads(path.read_bytes())
         before = kept["results"] if kept["machine"]["device"] == check.machine["device"] else before
     print_table(check.machine, results, before)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": check.machine, "results": [asdict(result) for result in results]}
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
     Console().print(f"written to {options.out}; keep it in {options.kept} to compare later runs with it")
+    if failed := [result.part for result in results if result.note.startswith(_FAILED)]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Operators by themselves, by bits and by time: products, attention, and the choice of tokens."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, lay_out
+from slipstream.backend.torch.backend import operators_for
+from slipstream.backend.torch.chooser import DeviceLogits
+from slipstream.backend.torch.operators import AttentionShape, Operators, Step, StepOutput, Tensor
+from slipstream.backend.torch.staging import Staging
+from slipstream.sampling import Row, Sampler, SamplingParams
+from slipstream_bench.gpu_device import Device
+from slipstream_bench.gpu_report import Result
+
+_QUERIES = 48
+
+
+def products(device: Device) -> Iterator[Result]:
+    """Products by number of rows: the library's own, those of rows padded to sixteen, and the operators'."""
+    choices: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "library": F.linear,
+        "library, padded": lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)],
+    }
+    choices |= {kind_of(each): each.linear for each in _with_own(device, "linear")}
+    for case, (n, k) in device.sizes.shapes.items():
+        weight, x = device.random(n, k) * 0.02, device.random(device.sizes.rows[-1], k)
+        for choice, product in choices.items():
+            if not device.timely:
+                return
+            yield _product(device, Result("product", case, choice), product, x, weight)
+
+
+def _product(
+    device: Device, result: Result, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
+) -> Result:
+    whole = product(x, weight)
+    exact = x[:16].double() @ weight.double().T
+    differ = [rows for rows in device.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
+    moved = not torch.equal(product(x.flip(0).contiguous(), weight).flip(0), whole)
+    result.exact = not differ and not moved
+    error = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
+    result.note = f"error {error:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
+    result.ms = {str(rows): device.ms(partial(product, x[:rows], weight)) for rows in device.sizes.timed_rows}
+    result.floor_ms = device.floor(weight.numel() * weight.element_size())
+    return result
+
+
+def attention(device: Device) -> Iterator[Result]:
+    """Attention after contexts of some lengths: over cuts and beside another sequence, and how long it takes."""
+    _, kv_heads, dim = device.sizes.heads
+    for context in device.sizes.contexts:
+        sequence = _Sequence(device, context)
+        for operators in _with_own(device, "attend"):
+            if not device.timely:
+                return
+            whole = sequence.attend(operators, 0, _QUERIES)
+            cuts = pairwise((0, 7, 9, 40, _QUERIES))
+            parts = torch.cat([sequence.attend(operators, start, end, beside=5) for start, end in cuts])
+            result = Result("attention", f"{context} keys", kind_of(operators), torch.equal(parts, whole))
+            for tokens in (2, 16, _QUERIES):
+                result.ms[str(tokens)] = device.ms(partial(sequence.attend, operators, 0, tokens))
+            result.floor_ms = device.floor(2 * kv_heads * dim * context * device.sizes.dtype.itemsize)
+            yield result
+
+
+def _with_own(device: Device, name: str) -> list[Operators]:
+    """The device's kinds of operators, without those that share this one with a faster kind."""
+    kinds = {getattr(type(each), name): each for each in reversed(operators_for(device.device))}
+    return [*reversed(kinds.values())]
+
+
+def choices(device: Device) -> Iterator[Result]:
+    """The choice of tokens from a step's logits, host and device together: the step has found the likeliest ones."""
+    vocabulary, most = device.sizes.vocabulary, max(device.sizes.chosen)
+    operators, staging = operators_for(device.device)[0], Staging(device.device)
+    logits = device.random(most, vocabulary)
+    found = DeviceLogits(StepOutput(logits, operators.argmax(logits)), operators, staging)
+    mask = np.full(-(-vocabulary // 32), 0x5555_5555, np.int32)
+    kinds = {
+        "greedy": (SamplingParams(temperature=0), None),
+        "greedy, masked": (SamplingParams(temperature=0), mask),
+        "top_p": (SamplingParams(temperature=1, top_p=0.95), None),
+    }
+    for choice, (params, allowed) in kinds.items():
+        samplers = [Sampler(params, seed, np.empty(0, np.int32), vocabulary) for seed in range(most)]
+        rows = [Row(at, sampler, 0, mask=allowed) for at, sampler in enumerate(samplers)]
+        result = Result("choice", f"{vocabulary} tokens", choice)
+        together = found.choose(rows)
+        result.exact = together == [found.choose([row])[0] for row in rows]
+        result.ms = {str(count): device.ms(partial(found.choose, rows[:count])) for count in device.sizes.chosen}
+        yield result
+
+
+class _Sequence:
+    """Queries after a context, and the blocks of theirs and of another sequence."""
+
+    def __init__(self, device: Device, context: int) -> None:
+        heads, kv_heads, dim = device.sizes.heads
+        blocks = -(-(context + _QUERIES + 2) // BLOCK_SIZE)
+        self._context = context
+        self._staging = Staging(device.device)
+        self._tables = np.random.default_rng(0).permutation(2 * blocks).astype(np.int32).reshape(2, -1) + 1
+        self._kv = device.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim)
+        self._query = device.random(_QUERIES, heads, dim)
+
+    def attend(self, operators: Operators, start: int, end: int, beside: int = 0) -> Tensor:
+        """The attention of queries `start` to `end`, in a step with so many tokens of the other sequence."""
+        own = PagedChunk(np.ones(end - start, np.int32), self._context + start, self._tables[0], 0)
+        other = PagedChunk(np.ones(beside, np.int32), 40, self._tables[1], 0)
+        chunks = [other, own] if beside else [own]
+        step = Step.of(lay_out(chunks, sum(max(2, len(each.tokens)) for each in chunks), 1), BLOCK_SIZE, self._staging)
+        rows = torch.cat((self._query[:beside], self._query[start:end]))
+        rows = F.pad(rows, (0, 0, 0, 0, 0, step.tokens.shape[1] - len(rows)))  # a lone token has a dummy beside it
+        found = operators.attend(rows, self._kv, step, AttentionShape(rows.shape[2] ** -0.5), None)
+        return found[beside : beside + end - start]
+
+
+def kind_of(operators: Operators) -> str:
+    """What operators are called, without their sizes."""
+    return operators.name.partition(",")[0]
