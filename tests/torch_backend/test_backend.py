@@ -14,7 +14,7 @@ from slipstream.backend import Chunk
 from slipstream.backend.paged import PagedBackend
 from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch.backend import TorchBackend
-from slipstream.backend.torch.model import TorchModel
+from slipstream.backend.torch.model import OF_GPUS, TorchModel
 from slipstream.backend.torch.operators import CHUNK_LENGTHS, TOKEN_TILES, Step
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.errors import ModelError
@@ -79,12 +79,12 @@ def test_the_same_tokens_whatever_happens(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
-def test_the_same_tokens_where_steps_are_queued(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_tokens_in_steps_as_a_gpu_has_them(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     queued = []
 
     def load(model: Model, config: Any) -> Any:
         loaded = TorchModel.load(model.path, torch.device("cpu"), PlainOperators())
-        loaded.queues = True
+        loaded.queues, loaded.candidates = True, OF_GPUS
         launch = TorchBackend.launch
 
         def noted(backend: TorchBackend, chunks: Any) -> Any:
@@ -99,6 +99,7 @@ def test_the_same_tokens_where_steps_are_queued(tiny: Model, monkeypatch: pytest
     assert exactness.run(8, 7, tiny, longest=700) >= 8
     assert any(queued)
     backend = load(tiny, EngineConfig.model_validate({"kv_memory": "16MiB"}))(lambda _: None)
+    assert backend.step_class == OF_GPUS
     check_backend(backend, seed=2, longest=90, rounds=4)
 
 

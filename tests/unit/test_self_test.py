@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from slipstream.backend import Exported, calibration, self_test
 from slipstream.backend.logits import HostLogits
-from slipstream.backend.self_test import PROBE_BLOCKS, ROW_COUNTS, SELF_TEST_BLOCKS, SIZES, Probe, find_step_class
+from slipstream.backend.self_test import (
+    OF_PROCESSORS,
+    PROBE_BLOCKS,
+    ROW_COUNTS,
+    SELF_TEST_BLOCKS,
+    SIZES,
+    Probe,
+    find_step_class,
+)
 from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, StepClass, StepInputs
 from slipstream.types import IntArray
 from tests.processors import AVX2, AVX2_NARROW, NO_CLASS, ZEN_4, Emulated
@@ -29,6 +37,7 @@ class ToyRunner:
     vocab_size = VOCABULARY
     states = None
     window_tables = window = 0
+    candidates = OF_PROCESSORS
     queues = False
     clock = Clock()
 
@@ -119,9 +128,9 @@ def split(counts: Sequence[int], bounds: Sequence[int]) -> list[tuple[int, ...]]
 @pytest.mark.parametrize("sizes", [(), AVX2, AVX2_NARROW, (40, 200), (8,)], ids=str)
 def test_the_classes_put_in_are_found(sizes: tuple[int, ...], rows: tuple[int, ...]) -> None:
     probe = Probe(Emulated(ToyRunner(), sizes=sizes, rows=rows), first_block=1)
-    found = self_test.classes(self_test.try_sizes(probe, lambda _: None))
+    found = self_test.classes(self_test.try_sizes(probe, SIZES, lambda _: None))
     assert sorted(found) == split(SIZES, sizes)
-    found = self_test.classes(self_test.try_row_counts(probe))
+    found = self_test.classes(self_test.try_row_counts(probe, ROW_COUNTS))
     assert sorted(found) == split(ROW_COUNTS, rows)
 
 
@@ -224,3 +233,15 @@ def test_whatever_the_class_all_is_computed_in_steps_of_it(case: tuple[list[Page
 def test_what_fits_is_one_step() -> None:
     chunks = [PagedChunk(np.zeros(count, np.int32), 0, np.arange(1, 3), 1) for count in (1, 5, 3)]
     assert list(StepClass((8, 16), (1, 4)).cut(chunks)) == [chunks]
+
+
+def test_a_runner_says_which_sizes_are_worth_a_trial() -> None:
+    runner = ToyRunner()
+    runner.candidates = StepClass((16, 64, 256, 1024), (16, 64))
+    assert find_step_class(runner) == runner.candidates
+    assert {*runner.sizes} <= {8, *runner.candidates.sizes}, "and 8 for what comes before"
+    runner = Leaky()
+    runner.candidates = StepClass((16, 64), (16,))
+    found = calibration.calibrate(runner, lambda _: None)
+    assert not found.exact
+    assert found.step_class == runner.candidates, "of which some step is the fastest"

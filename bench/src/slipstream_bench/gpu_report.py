@@ -1,11 +1,15 @@
 """What `make gpu-check` found, as one table."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+_WIDTH = 160
 
 
 @dataclass
@@ -40,4 +44,5 @@ def print_table(machine: dict[str, Any], results: Sequence[Result], before: Sequ
         floor = "" if result.floor_ms is None else f"{result.floor_ms:.3g}"
         exact = {True: "yes", False: "no", None: ""}[result.exact]
         table.add_row(result.part, result.case, result.choice, exact, ", ".join(times), floor, result.note)
-    Console().print(table)
+    # Where it isn't a terminal that says how wide it is, the table would have columns of a few letters.
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH).print(table)

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from slipstream.backend.place import place_beside
-from slipstream.backend.self_test import ROW_COUNTS, SELF_TEST_SLOTS, SIZES, find_step_class
+from slipstream.backend.self_test import SELF_TEST_SLOTS, find_step_class
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.step_cost import StepMeasurements
 from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, Runner, StepClass, next_size
@@ -51,7 +51,7 @@ _FILE = TypeAdapter(Calibration)
 def calibrate(runner: Runner, progress: Callable[[float], None]) -> Calibration:
     """Find the step class and measure its steps, without a witness; overwrites the first `SELF_TEST_BLOCKS` blocks."""
     found = find_step_class(runner, lambda done: progress(0.6 * done))
-    step_class = found or StepClass(SIZES, ROW_COUNTS)
+    step_class = found or runner.candidates
     measurements = measure(runner, step_class, lambda done: progress(0.6 + 0.4 * done))
     return Calibration(step_class, found is not None, measurements)
 

@@ -13,7 +13,7 @@ from slipstream.backend.aligned import zeros_aligned
 from slipstream.backend.logits import HostLogits
 from slipstream.backend.lowered import ATTENTION, Lowered, Lowering, can_be_lowered, note, open_caches
 from slipstream.backend.pages import forget_pages
-from slipstream.backend.self_test import ROW_COUNTS
+from slipstream.backend.self_test import OF_PROCESSORS, ROW_COUNTS
 from slipstream.backend.slot_memory import SlotMemory
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
 from slipstream.backend.steps import LONE_TOKEN_SIZE, PagedChunk, StepInputs, lay_out, pieces
@@ -41,6 +41,7 @@ class PagedModel:
     """
 
     gpu: str | None = None
+    candidates = OF_PROCESSORS
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         self.path = path

@@ -33,6 +33,7 @@ from slipstream.types import FloatArray, IntArray
 # AVX2 alone, sizes that are no multiple of 8 may give other bits; from 96 on, all do. Zen 4 has other bits up to 4.
 SIZES = (2, 5, 8, 16, 24, 32, 40, 48, 56, 64, *range(80, 256, 16), *range(256, 513, 64))
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+OF_PROCESSORS = StepClass(SIZES, ROW_COUNTS)
 
 PROBE_BLOCKS = 5
 """KV blocks that a probe takes, at most."""
@@ -75,8 +76,8 @@ class Trial:
 def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _: None) -> StepClass | None:
     """The step class that serves best of those that keep their bits, or None if none does; overwrites blocks."""
     probe = Probe(runner, first_block=1)
-    sizes = try_sizes(probe, progress)
-    row_classes = sorted(classes(try_row_counts(probe)), key=_passes_for_rows)
+    sizes = try_sizes(probe, runner.candidates.sizes, progress)
+    row_classes = sorted(classes(try_row_counts(probe, runner.candidates.row_counts)), key=_passes_for_rows)
     any_size = tuple(sizes)
     seconds = _seconds(probe, {end for each in (any_size, *classes(sizes)) for end in (each[0], each[-1])})
 
@@ -116,20 +117,20 @@ def holds(runner: Runner, step_class: StepClass) -> bool:
     )
 
 
-def try_row_counts(probe: "Probe") -> dict[int, Trial]:
+def try_row_counts(probe: "Probe", counts: Sequence[int]) -> dict[int, Trial]:
     """A trial of each number of logit rows, in steps of one size."""
-    return {count: probe.trial(_PROBED_SIZE, count, tokens=1) for count in ROW_COUNTS}
+    return {count: probe.trial(_PROBED_SIZE, count, tokens=1) for count in counts}
 
 
-def try_sizes(probe: "Probe", progress: Callable[[float], None]) -> dict[int, Trial]:
+def try_sizes(probe: "Probe", sizes: Sequence[int], progress: Callable[[float], None]) -> dict[int, Trial]:
     """A trial of each step size, all with as many rows, until time is up."""
     trials: dict[int, Trial] = {}
     started = time.perf_counter()
-    for done, size in enumerate(SIZES, start=1):
+    for done, size in enumerate(sizes, start=1):
         if size > _NEEDED and time.perf_counter() - started > _PATIENCE:
             break
         trials[size] = probe.trial(size, _PROBED_ROWS)
-        progress(done / len(SIZES))
+        progress(done / len(sizes))
     return trials
 
 
@@ -175,7 +176,9 @@ class Probe:
         self._past = context
         tokens = _random_tokens(runner, context + _PROBE, seed=_SEED)
         self._tokens = tokens[context:]
-        self._others = np.full(SIZES[-1], self._tokens[0])  # a mixture's expert may get all tokens of a step
+        self._others = np.full(
+            runner.candidates.sizes[-1], self._tokens[0]
+        )  # a mixture's expert may get all tokens of a step
         *shared, partial = range(first_block, first_block + context // BLOCK_SIZE + 1)
         self._tables = [np.array([*shared, own], np.int32) for own in range(partial, partial + 3)]
         slots = Slots(EMPTY_SLOT, ((context, slot),))

@@ -55,6 +55,8 @@ class Runner(Blocks, Protocol):
     """A model that runs steps of any shape over KV blocks."""
 
     vocab_size: int
+    candidates: "StepClass"
+    """The sizes of steps and counts of logit rows that are worth a trial; all are used if no class is exact."""
     window_tables: int
     """How many block tables layers with sliding windows have besides the one of the others; 0 if they share that."""
     queues: bool

@@ -18,8 +18,7 @@ from slipstream.backend import Chunk
 from slipstream.backend.openvino import OpenVINOBackend
 from slipstream.backend.paged import PagedTicket
 from slipstream.backend.paged_model import PagedModel
-from slipstream.backend.self_test import ROW_COUNTS, SIZES
-from slipstream.backend.steps import StepClass
+from slipstream.backend.self_test import OF_PROCESSORS
 from slipstream.models import DEFAULT_MODEL, ModelStore
 from slipstream.processor import this_processor
 
@@ -36,7 +35,7 @@ def main() -> None:
     backend = OpenVINOBackend(model, kv_memory=512 * 2**20)
     tokens = np.random.default_rng(0).integers(0, backend.vocab_size, options.tokens + _DECODED).astype(np.int32)
     state = backend.store.open(len(tokens))
-    candidates = {"all sizes": StepClass(SIZES, ROW_COUNTS), "one class": backend.step_class}
+    candidates = {"all sizes": OF_PROCESSORS, "one class": backend.step_class}
     prompts: dict[str, list[float]] = {name: [] for name in candidates}
     decoded: dict[str, list[float]] = {name: [] for name in candidates}
     differing: dict[str, int] = {}

@@ -22,8 +22,9 @@ from slipstream.backend.torch.staging import Staging, layout
 
 logger = logging.getLogger(__name__)
 
-LARGEST = 128
-"""Tokens of the largest steps that are recorded: a GPU takes longer for larger ones than a host to launch them."""
+LARGEST = 512
+"""Tokens of the largest steps that are recorded: a GPU takes longer for larger ones than a host to launch them, some
+hundred kernels at ten to twenty microseconds each."""
 WORTH = 3
 """Times that a shape has to come before it's recorded; by then its kernels are compiled, which can't be recorded."""
 _MOST = 64

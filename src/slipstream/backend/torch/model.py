@@ -11,7 +11,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepInputs, lay_out
+from slipstream.backend.self_test import OF_PROCESSORS
+from slipstream.backend.steps import BLOCK_SIZE, SCRATCH_BLOCK, PagedChunk, StepClass, StepInputs, lay_out
 from slipstream.backend.store import Blob, Exported
 from slipstream.backend.torch.checkpoint import SCALES
 from slipstream.backend.torch.chooser import DeviceLogits
@@ -29,6 +30,9 @@ from slipstream.processor import this_processor
 from slipstream.sampling import Row, Sampler, SamplingParams
 from slipstream.types import IntArray
 
+OF_GPUS = StepClass((16, 32, 64, 128, 256, 384, 512, 768, 1024), (16, 32, 64, 128))
+"""Few, so that steps soon are CUDA graphs: a GPU takes as long for 2 tokens as for 16, and hardly longer for 200, since
+it reads the weights for either."""
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
 
 
@@ -50,6 +54,7 @@ class TorchModel:
         self._device: torch.device = model.device
         self.threads = torch.get_num_threads()
         on_gpu = self._device.type == "cuda"
+        self.candidates = OF_GPUS if on_gpu else OF_PROCESSORS
         self.gpu = str(torch.cuda.get_device_name(self._device)) if on_gpu else None
         config = self._model.config.get_text_config()
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
