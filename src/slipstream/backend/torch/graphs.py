@@ -18,7 +18,7 @@ import torch
 
 from slipstream.backend.steps import StepInputs
 from slipstream.backend.torch.operators import Step, StepOutput, longest_of, segments_of
-from slipstream.backend.torch.staging import Staging, layout
+from slipstream.backend.torch.staging import Staging, layout, views
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,9 @@ class Graphs:
         places, size = layout(arrays)
         if size > len(self._buffer):
             return None
-        inputs_there = self._staging.upload(arrays, self._buffer)
+        self._staging.fill(self._buffer[:size], arrays, places)
         if shape not in self.recordings:
+            inputs_there = views(self._buffer, arrays, places)
             rest = self._buffer[places["tables"] :].view(torch.int32)  # later ones may be longer
             inputs_there["tables"] = rest[: len(rest) // self._tables * self._tables].view(-1, self._tables)
             step = Step(**inputs_there, chunks=(), segments=shape.segments, longest=shape.longest)

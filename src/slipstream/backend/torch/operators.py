@@ -22,6 +22,8 @@ in order; so how many there are and where a chunk begins changes nothing."""
 TOKEN_TILES = (16, 32, 64, 128)
 """Tokens that a kernel's product takes at a time: the smallest that holds the step's."""
 
+_NO_PAST = np.zeros(1, np.int32)
+"""Of the empty chunk behind the others."""
 CHUNK_LENGTHS = (4, 16, 64)
 """Tokens of chunks that steps differ by: kernels may look at more of a chunk's queries at a time if it's long."""
 
@@ -74,16 +76,16 @@ class Step:
         """What the device has of it, by name."""
         positions, begins = inputs["position_ids"], inputs["subsequence_begins"]
         begins_of_tables = inputs["block_indices_begins"]
-        places = begins_of_tables[:-1].repeat(np.diff(begins)) + positions // block_size
+        places = begins_of_tables[:-1].repeat(begins[1:] - begins[:-1]) + positions // block_size
         return {
             "tokens": inputs["input_ids"][None],
             "positions": positions[None],
             "blocks": inputs["block_tables"][:, places].astype(np.int64),
             "slots": positions % block_size,
-            "pasts": np.append(inputs["past_lens"], np.int32(0)),
-            "begins": np.append(begins, begins[-1]),
+            "pasts": np.concatenate((inputs["past_lens"], _NO_PAST)),
+            "begins": np.concatenate((begins, begins[-1:])),
             "tables": inputs["block_tables"].T,
-            "table_begins": np.append(begins_of_tables, begins_of_tables[-1]),
+            "table_begins": np.concatenate((begins_of_tables, begins_of_tables[-1:])),
             "logit_rows": inputs["logit_rows"],
         }
 
@@ -105,7 +107,7 @@ def segments_of(keys: int) -> int:
 def longest_of(inputs: StepInputs) -> int:
     """A step's `longest`, of chunks that aren't padding."""
     begins = inputs["subsequence_begins"]
-    most = (np.diff(begins) * inputs["is_real"][begins[:-1]]).max(initial=0)
+    most = ((begins[1:] - begins[:-1]) * inputs["is_real"][begins[:-1]]).max()
     return next((length for length in CHUNK_LENGTHS if most <= length), CHUNK_LENGTHS[-1])
 
 

@@ -1,6 +1,7 @@
 """What travels between the host and the device: many small arrays in one copy, through memory that is pinned."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,16 @@ class Staging:
         self._outgoing, self._incoming = self._buffer(_LEAST), self._buffer(_LEAST)
         self._sent = torch.cuda.Event() if self._gpu else None
 
-    def upload(self, arrays: Arrays, into: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Copies on the device, by name; in the bytes `into`, if they are given, one behind the other in both."""
+    def upload(self, arrays: Arrays) -> dict[str, torch.Tensor]:
+        """Copies on the device, by name."""
         places, size = layout(arrays)
+        there = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self.fill(there, arrays, places)
+        return views(there, arrays, places)
+
+    def fill(self, there: torch.Tensor, arrays: Arrays, places: Mapping[str, int]) -> None:
+        """Copy arrays to their places in bytes on the device, which have room for them and no more."""
+        size = len(there)
         if len(self._outgoing) < size:
             self._outgoing = self._buffer(2 * size)
         if self._sent is not None:
@@ -38,11 +46,9 @@ class Staging:
         for name, array in arrays.items():
             begin = places[name]
             host[begin : begin + array.nbytes].view(array.dtype)[:] = array.reshape(-1)
-        there = torch.empty(size, dtype=torch.uint8, device=self._device) if into is None else into[:size]
         there.copy_(self._outgoing[:size], non_blocking=True)
         if self._sent is not None:
             self._sent.record()
-        return views(there, arrays, places)
 
     def room(self, size: int) -> torch.Tensor:
         """So many bytes on the device, to upload into."""
@@ -88,6 +94,7 @@ def views(there: torch.Tensor, arrays: Arrays, places: Mapping[str, int]) -> dic
     }
 
 
+@cache
 def _kind(dtype: np.dtype[Any]) -> torch.dtype:
     found: torch.dtype = torch.from_numpy(np.empty(0, dtype)).dtype
     return found
