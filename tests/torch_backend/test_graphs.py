@@ -1,7 +1,9 @@
 """Small steps that are recorded and replayed: with a stub for CUDA graphs, on operators that see tensors alone."""
 
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from slipstream.backend.logits import Logits
 from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch import graphs
 from slipstream.backend.torch.backend import TorchBackend
-from slipstream.backend.torch.graphs import LARGEST, WORTH, Recording, Shape
+from slipstream.backend.torch.graphs import LARGEST, WORTH, CudaRecorder, Recording, Shape
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import AttentionShape, Operators, Step, StepOutput
@@ -55,6 +57,9 @@ class Recorder:
                 place.copy_(found)
 
         return Recording(replay, output)
+
+    def forget(self) -> None:
+        pass
 
 
 class FromTensors(PlainOperators):
@@ -175,6 +180,78 @@ def test_what_cannot_be_recorded_is_computed_as_it_is(folder: Path, caplog: pyte
     other = model_of(folder, FromTensors())
     other.allocate(41)
     assert all(np.array_equal(one, step_class.run(other, step)) for one, step in zip(found, steps_of(6), strict=True))
+
+
+class Capture:
+    """Stands for `torch.cuda`: how it takes memory for graphs, and what it leaves if a capture fails."""
+
+    def __init__(self) -> None:
+        self.pools: dict[int, int] = {}
+        """Graphs by the memory that they share."""
+        self.stream = "usual"
+        self.error: Exception | None = None
+
+    def current_stream(self) -> str:
+        return self.stream
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
+
+    def graph_pool_handle(self) -> int:
+        return len(self.pools)
+
+    class CUDAGraph:
+        def replay(self) -> None:
+            pass
+
+    @contextmanager
+    def graph(self, graph: CUDAGraph, pool: int, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local", "other threads copy meanwhile"
+        if self.pools.get(pool) == 0:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        self.pools[pool] = self.pools.get(pool, 0) + 1
+        weakref.finalize(graph, self._release, pool)
+        self.stream = "of the capture"
+        yield
+        if self.error is not None:
+            raise self.error
+        self.stream = "usual"
+
+    def _release(self, pool: int) -> None:
+        self.pools[pool] -= 1
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Capture:
+    capture = Capture()
+    for name in ("current_stream", "set_stream", "graph_pool_handle", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(capture, name))
+    return capture
+
+
+def test_graphs_share_memory_until_all_are_forgotten(folder: Path, capture: Capture) -> None:
+    model = TorchModel.load(folder, CPU, FromTensors())
+    model.record_with(CudaRecorder())
+    for number in range(1, 4):
+        model.allocate(41)
+        for size in (8, 12):
+            for step in steps_of(WORTH):
+                StepClass((size,), (2,)).run(model, step)
+        assert [*capture.pools.values()] == [0] * (number - 1) + [2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted"), type("OutOfResources", (Exception,), {})()])
+def test_a_capture_that_fails_leaves_no_trace(
+    folder: Path, capture: Capture, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    model = TorchModel.load(folder, CPU, FromTensors())
+    model.record_with(CudaRecorder())
+    model.allocate(41)
+    capture.error = error
+    for step in steps_of(WORTH):
+        StepClass((8,), (2,)).run(model, step)
+    assert "kernel by kernel" in caplog.text
+    assert capture.stream == "usual"
 
 
 def test_large_steps_are_not_recorded_and_blocks_elsewhere_end_recordings(folder: Path) -> None:

@@ -47,7 +47,11 @@ class Recorder(Protocol):
     """What makes recordings; CUDA does, and stubs in tests."""
 
     def record(self, work: Callable[[], StepOutput]) -> Recording:
-        """Record some work without doing it. Raises `RuntimeError` if that can't be."""
+        """Record some work without doing it. Raises an error if that can't be."""
+        ...
+
+    def forget(self) -> None:
+        """Nobody has the recordings any more that were made so far."""
         ...
 
 
@@ -55,14 +59,21 @@ class CudaRecorder:
     """CUDA graphs, which share their memory: one of them runs at a time."""
 
     def __init__(self) -> None:
-        self._pool: Any = torch.cuda.graph_pool_handle()
+        self.forget()
 
     def record(self, work: Callable[[], StepOutput]) -> Recording:
         """See `Recorder.record`."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = work()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                output = work()
+        finally:
+            torch.cuda.set_stream(stream)  # if a capture fails, torch stays on its stream
         return Recording(graph.replay, output)
+
+    def forget(self) -> None:
+        """See `Recorder.forget`: torch refuses memory whose graphs are all gone while any tensor in it is left."""
+        self._pool: Any = torch.cuda.graph_pool_handle()
 
 
 class Shape(NamedTuple):
@@ -101,6 +112,7 @@ class Graphs:
     def clear(self) -> None:
         """Forget all recordings: what they compute on is no longer there."""
         self.recordings.clear()
+        self._recorder.forget()
         self._seen.clear()
 
     def run(self, inputs: StepInputs) -> StepOutput | None:
@@ -135,7 +147,7 @@ class Graphs:
             self.recordings.popitem(last=False)
         try:
             self.recordings[shape] = self._recorder.record(lambda: self._compute(step))
-        except RuntimeError as error:
+        except Exception as error:  # those of Triton are no `RuntimeError`
             logger.warning("steps are launched kernel by kernel, for this one can't be a CUDA graph: %s", error)
             self._failed = True
         return not self._failed
