@@ -194,13 +194,25 @@ class TooLarge(PlainOperators):
         raise RuntimeError("out of resource: shared memory")
 
 
+class NoMasks(PlainOperators):
+    """Operators whose choice under a mask can't be compiled."""
+
+    name = "no masks"
+
+    def argmax(self, logits: torch.Tensor, masked: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        if masked is not None:
+            raise type("CompilationError", (Exception,), {})("at 3:14")
+        return super().argmax(logits)
+
+
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)
 def test_the_next_operators_are_taken_if_the_first_cant_be_used(tiny: Model, caplog: pytest.LogCaptureFixture) -> None:
     model = TorchModel.load(tiny.path, torch.device("cpu"), PlainOperators())
     model.gpu = "none, in truth"
-    assert TorchBackend(model, [TooLarge(), PlainOperators()], kv_memory=2**24).exact
+    assert TorchBackend(model, [TooLarge(), NoMasks(), PlainOperators()], kv_memory=2**24).exact
     assert model.operators.name == PlainOperators.name
     assert "too large can't be used here" in caplog.text
+    assert "no masks can't be used here: the forward pass failed: at 3:14" in caplog.text
     backend = TorchBackend(model, [TooLarge(), ByPlace(), TooLarge()], kv_memory=2**24)
     assert not backend.exact
     assert model.operators.name == ByPlace.name

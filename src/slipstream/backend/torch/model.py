@@ -124,7 +124,10 @@ class TorchModel:
             raise ModelError(f"{size:,} bytes for keys and values don't fit beside the weights: {error}") from error
 
     def warm_up(self) -> None:
-        """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them."""
+        """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them.
+
+        Raises `ModelError` if one can't be, or fails.
+        """
         self.allocate(1)
         for size in (CHUNK_LENGTHS[0], *TOKEN_TILES, TOKEN_TILES[-1] + 1):  # the last in several tiles
             table = np.full(-(-size // BLOCK_SIZE), SCRATCH_BLOCK, np.int32)
@@ -132,7 +135,11 @@ class TorchModel:
             self.start(lay_out([chunk], size, size, windows=self.window_tables))
             logits = self.finish()
         sampler = Sampler(SamplingParams(temperature=0), 0, np.empty(0, np.int32), self.vocab_size)
-        logits.choose([Row(0, sampler, 0, mask=np.full(-(-self.vocab_size // 32), -1, np.int32))])
+        mask = np.full(-(-self.vocab_size // 32), -1, np.int32)
+        try:
+            logits.choose([Row(0, sampler, 0, mask=mask)])  # who waits hears of what failed in any of the steps
+        except Exception as error:
+            raise self._failure(error) from error
 
     def start(self, inputs: StepInputs) -> None:
         """Start a step; see `Runner.start`. Raises `ModelError` if it can't be computed.
