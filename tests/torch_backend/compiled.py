@@ -13,7 +13,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backend.torch.kernel_operators import BLOCK_K, BLOCK_N, KEYS, OPTIONS, QUERY_TILES, TOKENS
+from slipstream.backend.torch.kernel_operators import (
+    BLOCK_K,
+    BLOCK_N,
+    KEYS,
+    OPTIONS,
+    QUERY_TILES,
+    TOKENS,
+    KernelOperators,
+)
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
 
@@ -32,6 +40,7 @@ _INTEGERS = {
     "pairs",
     "angles",
     "width",
+    "words",
 }
 _INDICES = {
     "table",
@@ -55,8 +64,8 @@ _WEIGHTS: dict[str, dict[str, str]] = {
 """How weights are held, by what their numbers are."""
 
 
-def _signature(name: str, constants: dict[str, Any], target: GPUTarget) -> tuple[str, list[Any]]:
-    """The type of a kernel's argument as in a bfloat16 model, and what is known of its value."""
+def _signature(name: str, constants: dict[str, Any], target: GPUTarget, floats: str) -> tuple[str, list[Any]]:
+    """The type of a kernel's argument as in a model of such floats, and what is known of its value."""
     divisible = [["tt.divisibility", 16]]
     if name == "weight" and constants.get("NUMBER") == "e4m3" and target.backend == "cuda" and target.arch >= 89:
         return "*fp8e4nv", divisible
@@ -69,16 +78,18 @@ def _signature(name: str, constants: dict[str, Any], target: GPUTarget) -> tuple
     if name.startswith("stride") or name.endswith("_stride"):
         return "i32", divisible
     kinds = {"*i32": _INDICES, "*i64": _LONG_INDICES, "*fp32": _FLOATS}
-    return next((kind for kind, names in kinds.items() if name in names), "*bf16"), divisible
+    return next((kind for kind, names in kinds.items() if name in names), f"*{floats}"), divisible
 
 
-def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[str]:
+def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any], floats: str = "bf16") -> list[str]:
     names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else _signature(name, constants, target)[0] for name in names}
+    signature = {
+        name: "constexpr" if name in constants else _signature(name, constants, target, floats)[0] for name in names
+    }
     attributes = {
         (at,): facts
         for at, name in enumerate(names)
-        if name not in constants and (facts := _signature(name, constants, target)[1])
+        if name not in constants and (facts := _signature(name, constants, target, floats)[1])
     }
     source = ASTSource(
         kernel,
@@ -93,7 +104,7 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any]) -> list[st
         assert loads < 64, f"{loads} loads in {kernel.__name__}: what numbers share is loaded for each of them"
     found = _INSTRUCTION.findall(code.get("ptx") or code["amdgcn"])
     kinds = {re.sub(r"(wgmma\S*\.m64)n\d+", r"\1", each) for each in found}
-    return sorted(kinds | (_sums(code["ttgir"]) if kinds else set()))
+    return sorted(kinds | (_sums(code["ttgir"]) if kinds or floats == "fp32" else set()))
 
 
 def _sums(code: str) -> set[str]:
@@ -103,7 +114,8 @@ def _sums(code: str) -> set[str]:
         definition = re.search(rf"^{layout} = (.*)$", code, re.M)
         assert definition is not None
         if warps := re.search(r"warpsPerCTA = \[(\d+), \d+\]", definition.group(1)):
-            found.add(f"sums by {warps.group(1)} warps")
+            of_warp = re.findall(r"(sizePerThread|threadsPerWarp) = \[(\d+), \d+\]", definition.group(1))
+            found.add(f"sums by {warps.group(1)} warps {of_warp}")
         else:
             kinds = re.findall(r"(register|lane|warp) = (\[\[.*?\]\])", definition.group(1))
             assert kinds
@@ -135,6 +147,10 @@ def main() -> None:
             for kernel, variants in multiplying.items()
             for number in _WEIGHTS
         } | {"attend": [_kinds(attention.attend, target, each) for each in tiles]}
+        if cuda:  # matrix units don't multiply them
+            rows = {KernelOperators()._query_rows(wanted, attending["DIMS"], 4) for wanted in QUERY_TILES}
+            wide = [attending | {"ROWS": each} for each in sorted(rows)]
+            report[name]["attend float32"] = [_kinds(attention.attend, target, each, "fp32") for each in wide]
         head = {"DIM": 128, "DIMS": 128}
         combined = head | {"HEADS": 32, "SEGMENT": SEGMENT, "WINDOW": 40, "SINKS": True}
         normed = {"ADD": True, "ROUNDS_FIRST": True, "OFFSET": True, "CENTRED": True, "SIZE": 3000, "BLOCK": 4096}
@@ -142,7 +158,7 @@ def main() -> None:
             "HEADS": 32, "KV_HEADS": 8, "WIDTH": 64, "NEIGHBOURS": True, "BY_PAIR": True, "WIDE": False, "WRITE": True,
         }  # fmt: skip
         added = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
-        looked_at = {"MASKED": True, "SIZE": 151_936, "WORDS": 4748, "BLOCK": TOKENS}
+        looked_at = {"MASKED": True, "SIZE": 151_936, "BLOCK": TOKENS}
         others = (
             (products.add_parts, added),
             (attention.combine, combined),

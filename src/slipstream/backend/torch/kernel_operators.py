@@ -23,8 +23,8 @@ _MOST_SPANNED = BLOCK_K // 2
 KEYS = 64
 """Of attention, at a time."""
 QUERY_TILES = (16,) if torch.version.hip else (16, 32, 64)
-"""Rows of queries in a tile, the smallest that holds a chunk's: the more, the less often keys are read. For AMD, Triton
-would sum weights in another order for others."""
+"""Rows of queries in a tile, the smallest that holds a chunk's: the more, the less often keys are read. For AMD, and
+for float32, which no matrix unit multiplies, Triton would sum weights in another order for others."""
 _TILE_BYTES = 1 << 14
 """Of a tile's queries: with more of them sums don't fit into registers, or keys beside them into shared memory."""
 _PROGRAMS, _PART = 256, 512
@@ -36,6 +36,9 @@ TOKENS = 2048
 step's only one, and a thread loads its 16 logits at once. One program would load for as long as forty."""
 _PARTIAL_SUMS = 1 << 26
 """Floats that attention's sums by segment may take: longer steps are computed in several parts."""
+
+_EVEN = 4
+"""Floats in 16 bytes: at other places a kernel is compiled anew, for it depends on how even its arguments are."""
 
 _TILES = 64
 """Of a chunk, that a program notes at a time."""
@@ -110,10 +113,10 @@ class KernelOperators:
         _, _, kv_heads, block, _ = kv.shape
         group = heads // kv_heads
         dims = triton.next_power_of_2(dim)
-        rows = max(self._query_rows(step.longest * group, dims * query.itemsize), triton.next_power_of_2(group))
+        rows = max(self._query_rows(step.longest * group, dims, query.itemsize), triton.next_power_of_2(group))
         tiles, segments = self._tiles_of(step, rows // group), step.segments
         most = max(1, min(count, _PARTIAL_SUMS // (heads * segments * dim)))  # tokens at a time
-        size = most * heads * segments
+        size = -(-most * heads * segments // _EVEN) * _EVEN
         part = query.new_empty(size * (dim + 2), dtype=torch.float32)
         sums, peaks, totals = part[: size * dim], part[size * dim : size * (dim + 1)], part[size * (dim + 1) :]
         out, table = query.new_empty(query.shape), step.tables[:, shape.table]
@@ -189,17 +192,18 @@ class KernelOperators:
         firsts = logits.new_empty(count, parts, dtype=torch.int32)
         tokens = logits.new_empty(count, dtype=torch.int64)
         by_row.argmax_parts[parts, count](
-            logits, rows, masks, peaks, firsts,
-            MASKED=masked is not None, SIZE=size, WORDS=masks.shape[1], BLOCK=TOKENS, **OPTIONS,
+            logits, rows, masks, peaks, firsts, masks.shape[1],
+            MASKED=masked is not None, SIZE=size, BLOCK=TOKENS, **OPTIONS,
         )  # fmt: skip
         by_row.argmax[count,](
             peaks, firsts, tokens, PARTS=parts, BLOCK=triton.next_power_of_2(parts), num_warps=1, **OPTIONS
         )
         return tokens
 
-    def _query_rows(self, wanted: int, nbytes: int) -> int:
-        """Those of a tile for a chunk that has so many, of so many bytes."""
-        fitting = [rows for rows in self._query_tiles if rows * nbytes <= _TILE_BYTES] or QUERY_TILES[:1]
+    def _query_rows(self, wanted: int, dims: int, itemsize: int) -> int:
+        """Those of a tile for a chunk that has so many, of so many elements."""
+        tiles = self._query_tiles if itemsize == 2 else QUERY_TILES[:1]
+        fitting = [rows for rows in tiles if rows * dims * itemsize <= _TILE_BYTES] or QUERY_TILES[:1]
         return next((rows for rows in fitting if wanted <= rows), fitting[-1])
 
     def _tiles_of(self, step: Step, tokens: int) -> Tensor:

@@ -67,14 +67,14 @@ def norm(
     tl.store(out + place, (factor * x).to(out.dtype.element_ty), real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words"])
 def argmax_parts(
-    logits, row_numbers, masks, peaks, firsts,
-    MASKED: tl.constexpr, SIZE: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+    logits, row_numbers, masks, peaks, firsts, words, MASKED: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """The highest of a part of a row's logits `[SIZE]`, and the lowest token that has it.
 
-    `MASKED`: of the row that `row_numbers` names, and only of tokens whose bit is set in a mask `[WORDS]`.
+    `MASKED`: of the row that `row_numbers` names, and only of tokens whose bit is set in a mask `[words]`; a tokenizer
+    may have more of them than there are logits.
     """
     part, number = tl.program_id(0), tl.program_id(1).to(tl.int64)
     token = part * BLOCK + tl.arange(0, BLOCK)
@@ -84,7 +84,7 @@ def argmax_parts(
     x = tl.load(logits + row * SIZE + token, token < SIZE, float("-inf")).to(tl.float32)
     x = tl.where(x != x, float("inf"), x)  # noqa: PLR0124  # one that isn't a number comes first, as on the host
     if MASKED:
-        allowed = tl.load(masks + number * WORDS + token // 32, token < SIZE, 0) >> (token % 32) & 1
+        allowed = tl.load(masks + number * words + token // 32, token < SIZE, 0) >> (token % 32) & 1
         x = tl.where(allowed == 1, x, float("-inf"))
     peak = tl.max(x, 0)
     place = number * tl.num_programs(0) + part
