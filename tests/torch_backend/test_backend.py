@@ -1,5 +1,6 @@
 """The torch backend on plain operators: the contract of a backend, exactness, and agreement with `transformers`."""
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import slipstream.backend.torch
 from slipstream import EngineConfig
 from slipstream.backend import Chunk
 from slipstream.backend.paged import PagedBackend
 from slipstream.backend.steps import PagedChunk, StepClass
-from slipstream.backend.torch.backend import TorchBackend
+from slipstream.backend.torch.backend import TorchBackend, operators_for
 from slipstream.backend.torch.model import OF_GPUS, TorchModel
 from slipstream.backend.torch.operators import CHUNK_LENGTHS, TOKEN_TILES, Step
 from slipstream.backend.torch.plain import PlainOperators
@@ -265,6 +267,13 @@ def test_on_a_gpu_kernels_are_compiled_before_steps_are_measured(tiny: Model) ->
     assert [*dict.fromkeys(operators.longest)][:3] == [*CHUNK_LENGTHS]
     compiled = [*dict.fromkeys(operators.rows)][: len(sizes) + 1]
     assert compiled == [*sizes, Noting.MASKED], "of all products, those for logits among them, and of masked choices"
+
+
+def test_a_gpu_without_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "slipstream.backend.torch.kernel_operators", None)
+    monkeypatch.delattr(slipstream.backend.torch, "kernel_operators", raising=False)
+    assert [type(each) for each in operators_for(torch.device("cuda"))] == [PlainOperators]
+    assert "without kernels" in caplog.text
 
 
 @pytest.mark.parametrize("tiny", ["llama"], indirect=True)

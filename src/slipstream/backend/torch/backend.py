@@ -53,7 +53,10 @@ class TorchBackend(PagedBackend[TorchModel]):
 def operators_for(device: torch.device) -> list[Operators]:
     """What a device can compute with, the fastest first."""
     if device.type == "cuda":
-        from slipstream.backend.torch import kernel_operators  # needs Triton, which is for GPUs
-
+        try:
+            from slipstream.backend.torch import kernel_operators  # needs Triton, which is for GPUs
+        except ImportError as error:  # not for every system where torch has a GPU
+            logger.warning("steps are computed without kernels, which is slow for many tokens: %s", error)
+            return [PlainOperators()]
         return [kernel_operators.KernelOperators(), kernel_operators.UnfusedOperators(), PlainOperators()]
     return [PlainOperators()]

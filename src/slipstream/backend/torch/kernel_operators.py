@@ -92,6 +92,7 @@ class KernelOperators:
             return self.activate(given) * x
         width = x.shape[-1]
         gates, factors = given.x.reshape(-1, width), x.reshape(-1, width)
+        assert gates.stride(1) == factors.stride(1) == 1
         out = x.new_empty(x.shape)
         by_row.gate[len(gates), triton.cdiv(width, _GATED)](
             gates, factors, out, width, gates.stride(0), factors.stride(0), BY_TANH=by_tanh, BLOCK=_GATED, **OPTIONS
