@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from triton.runtime.interpreter import GridExecutor
 
 from slipstream.backend.steps import PagedChunk, lay_out
-from slipstream.backend.torch.hooks import NAME
+from slipstream.backend.torch.hooks import NAME, _Functions
 from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.model import TorchModel
 from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, SHAPE
@@ -68,17 +68,26 @@ def counted() -> Iterator[Counter[str]]:
 
 def launched(name: str, layers: int) -> Counter[str]:
     """By a step of a model with so many layers."""
+    runner = model_of(name, layers)
+    with counted() as found:
+        step_of(runner)
+    return found
+
+
+def model_of(name: str, layers: int) -> TorchModel:
     shape = SHAPE | (ARCHITECTURES | OTHERS)[name] | {"vocab_size": 320, "num_hidden_layers": layers}
     shape.pop("layer_types", None)
     options = {"dtype": torch.bfloat16, "attn_implementation": NAME, "experts_implementation": NAME}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shape), **options).eval()
     runner = TorchModel(model, Path(), KernelOperators())
     runner.allocate(4 * (1 + runner.window_tables))
+    return runner
+
+
+def step_of(runner: TorchModel) -> None:
     chunk = PagedChunk(np.arange(5, 7, dtype=np.int32), 0, np.array([1], np.int32), 1)
-    with counted() as found:
-        runner.start(lay_out([chunk], 2, 1, windows=runner.window_tables))
-        runner.finish()
-    return found
+    runner.start(lay_out([chunk], 2, 1, windows=runner.window_tables))
+    runner.finish()
 
 
 @pytest.mark.parametrize(
@@ -90,3 +99,24 @@ def test_a_layer_launches_few_kernels(name: str, expected: int) -> None:
     of_layers = Counter({kernel: (many[kernel] - few[kernel]) // 4 for kernel in many if many[kernel] > few[kernel]})
     assert of_layers.total() == expected, of_layers
     assert few.total() - 2 * expected < 30, few
+
+
+def test_no_look_at_a_launchs_tensors_is_taken_for_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would cost the host some microseconds."""
+    runner, looks = model_of("qwen3", 2), Counter[str]()
+    launch, taken_over, launching = GridExecutor.__call__, _Functions.__torch_function__, [False]
+
+    def noted(executor: GridExecutor, *given: Any, **options: Any) -> None:
+        launching[0] = True
+        launch(executor, *given, **options)
+        launching[0] = False
+
+    def watched(functions: _Functions, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        looks[str(func)] += launching[0]
+        return taken_over(functions, func, types, args, kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", noted)
+    monkeypatch.setattr(_Functions, "__torch_function__", watched)
+    step_of(runner)
+    assert looks
+    assert not looks.total(), looks

@@ -54,8 +54,7 @@ def computing(operators: Operators, step: Step, kv: Tensor, seats: Sequence[Seat
 def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """A product in the step that is being computed; see `Operators.linear`."""
     now = _running.get()
-    now.functions.settle()
-    with torch._C.DisableTorchFunction():  # what the operators ask of torch is no product of the model's
+    with now.functions.left_alone():
         return now.operators.linear(x, weight, bias)
 
 
@@ -136,6 +135,16 @@ class _Functions(TorchFunctionMode):  # type: ignore[misc]  # torch's types are 
             waiting, self._waiting = self._waiting, None
             waiting.compute()
 
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """For operators: what they ask of torch is no product of the model's, and nothing waits that they may need.
+
+        A launch looks at each tensor several times, and each look would cost the host some microseconds.
+        """
+        self.settle()
+        with torch._C.DisableTorchFunction():
+            yield
+
     def take(self, kind: type[_Operands], *wanted: Tensor) -> _Operands | None:
         """The operands of what is wanted, if it is what waits, and they are of that kind: it's the caller's to compute.
 
@@ -173,15 +182,16 @@ def _attention(
     now = _running.get()
     rotation = now.functions.take(Rotating, query, key)
     table, place = now.seats[module.layer_idx]
-    kv, blocks, slots = now.kv[:, place], now.step.blocks[table], now.step.slots
-    if rotation is None:
-        now.operators.write(kv, key[0].transpose(0, 1), value[0].transpose(0, 1), blocks, slots)
-    else:
-        query = now.operators.rotate_and_write(rotation, value, kv, blocks, slots)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
-    shape = AttentionShape(scale, window or 0, softcap or 0.0, table)
-    return now.operators.attend(query[0].transpose(0, 1), kv, now.step, shape, s_aux)[None], None
+    with now.functions.left_alone():
+        kv, blocks, slots = now.kv[:, place], now.step.blocks[table], now.step.slots
+        if rotation is None:
+            now.operators.write(kv, key[0].transpose(0, 1), value[0].transpose(0, 1), blocks, slots)
+        else:
+            query = now.operators.rotate_and_write(rotation, value, kv, blocks, slots)
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        shape = AttentionShape(scale, window or 0, softcap or 0.0, table)
+        return now.operators.attend(query[0].transpose(0, 1), kv, now.step, shape, s_aux)[None], None
 
 
 def experts(module: torch.nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -213,7 +223,11 @@ _ROTATE = "apply_rotary_pos_emb"
 def _norm_forward(module: Any, forward: Callable[[Tensor], Tensor], norm: Norm) -> Callable[[Tensor], Tensor]:
     def computed(x: Tensor) -> Tensor:
         now = _running.get(None)
-        return now.operators.norm(x, module.weight, norm, now.functions.take(_Terms, x)) if now else forward(x)
+        if now is None:
+            return forward(x)
+        terms = now.functions.take(_Terms, x)
+        with now.functions.left_alone():
+            return now.operators.norm(x, module.weight, norm, terms)
 
     return computed
 
