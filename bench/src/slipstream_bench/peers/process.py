@@ -55,6 +55,9 @@ def paused(process_groups: Sequence[int]) -> Iterator[None]:
     """These groups get no processor time meanwhile; those that are gone are left out."""
     _signal(process_groups, signal.SIGSTOP)
     try:
+        for group in process_groups:
+            with contextlib.suppress(ChildProcessError):  # it's gone
+                os.waitid(os.P_PGID, group, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # a busy machine takes its time
         yield
     finally:
         _signal(process_groups, signal.SIGCONT)
