@@ -135,13 +135,13 @@ def test_experts_in_the_order_of_activations_are_named(tmp_path: Path, monkeypat
     """Which a `config.json` that doesn't say so lets through."""
     monkeypatch.setitem(CONFIGS, "compressed in order of activations", compressed(symmetric=True))
     packed, _ = two_folders(tmp_path, "compressed in order of activations", "qwen3_moe")
-    with pytest.raises(ModelError, match="joined have columns in the order of activations"):
+    with pytest.raises(ModelError, match="weights of experts have columns in the order of activations"):
         TorchModel.load(packed, CPU, PlainOperators())
 
 
 def test_experts_stored_in_several_ways_are_named(tmp_path: Path) -> None:
     packed, _ = two_folders(tmp_path, "awq", "qwen3_moe", "experts.3.up_proj")
-    with pytest.raises(ModelError, match="stored in several ways"):
+    with pytest.raises(ModelError, match="experts are stored in several ways"):
         TorchModel.load(packed, CPU, PlainOperators())
 
 

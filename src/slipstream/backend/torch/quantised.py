@@ -91,10 +91,10 @@ def _joined(join: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Weight
         return join(weights)
     first = quantised[0]
     if any(each.order is not None for each in quantised):
-        raise ModelError("weights that are joined have columns in the order of activations, which is not supported")
+        raise ModelError("weights of experts have columns in the order of activations, which is not supported")
     kinds = {(each.number, each.rows, each.columns, each.zeros is None) for each in quantised}
     if len(kinds) > 1 or len(quantised) < len(weights):
-        raise ModelError("weights that are joined are stored in several ways, which is not supported")
+        raise ModelError("weights of one layer's experts are stored in several ways, which is not supported")
     zeros = None if first.zeros is None else join([each.zeros for each in quantised])
     numbers, scales = join([each.numbers for each in quantised]), join([each.scales for each in quantised])
     return replace(first, numbers=numbers, scales=scales, zeros=zeros)
