@@ -106,7 +106,12 @@ class TorchModel:
 
     def record_with(self, recorder: Recorder) -> None:
         """Record small steps and replay them, from now on, as far as the operators allow it."""
-        self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, 1 + self.window_tables, self._compute)
+
+        def room(rows: int) -> StepOutput:
+            logits = torch.empty(rows, self.vocab_size, dtype=self._dtype, device=self._device)
+            return StepOutput(logits, torch.empty(rows, dtype=torch.int64, device=self._device))
+
+        self._graphs = Graphs(recorder, self._staging, BLOCK_SIZE, 1 + self.window_tables, self._compute, room)
 
     def read_with(self, side: SideStream) -> None:
         """Copy blocks to the host beside the next steps, from now on."""
@@ -121,7 +126,7 @@ class TorchModel:
             self._kv = torch.zeros((num_blocks, *self._block), dtype=self._dtype, device=self._device)
         except RuntimeError as error:
             size = num_blocks * self.block_bytes
-            raise ModelError(f"{size:,} bytes for keys and values don't fit beside the weights: {error}") from error
+            raise ModelError(f"{size:,} bytes for keys and values can't be had beside the weights: {error}") from error
 
     def warm_up(self) -> None:
         """Have the kernels of steps of all sizes compiled, so that no request and no measurement waits for them.
