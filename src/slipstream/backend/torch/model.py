@@ -93,11 +93,12 @@ class TorchModel:
 
     @property
     def settings(self) -> str:
-        """All that decides which kernels compute a step, and how KV is stored."""
+        """All that decides which kernels compute a step, how large it may be, and how KV is stored."""
         processor = this_processor()
         device = self.gpu or f"{processor.name} {' '.join(processor.instruction_sets)}, {self.threads} threads"
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-        return "; ".join((versions, device, self.precision, self.operators.name))
+        sizes = f"steps of {', '.join(map(str, self.candidates.sizes))}"
+        return "; ".join((versions, device, self.precision, self.operators.name, sizes))
 
     @property
     def prepared(self) -> tuple[int, ...]:
