@@ -22,7 +22,7 @@ test: $(VENV)/.installed-dev  ## Run the test suite, in two processes (ARGS="-n0
 
 test-torch: $(TORCH)/.installed  ## Run the tests of the torch backend, on this machine's processor, in two processes
 	$(TORCH)/bin/slipstream pull
-	$(TORCH)/bin/python -m pytest -m torch -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(TORCH)/bin/python -m pytest -m torch -n 2 --dist worksteal $(ARGS)
 
 gpu-check: $(TORCH)/.installed  ## Check and time the torch backend on a GPU: a table, and bench-results/gpu-check.json
 	$(TORCH)/bin/slipstream pull
