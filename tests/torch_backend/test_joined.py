@@ -6,28 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import joined
-from slipstream.backend.torch.hooks import NAME, computing
+from slipstream.backend.torch.hooks import computing
 from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import Activation, Step
+from slipstream.backend.torch.operators import Activation
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Quantised, Weight, pack
-from slipstream.backend.torch.staging import Staging
+from tests.torch_backend.running import logits_of, of_folder, step
 from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
 
 pytestmark = pytest.mark.torch
 KERNELS, PLAIN = KernelOperators(), PlainOperators()
 CPU = torch.device("cpu")
-CHUNK = PagedChunk(np.arange(20, dtype=np.int32), 0, np.array([1], np.int32), 20)
 BY_TANH = partial(F.gelu, approximate="tanh")
 OF_EXPERTS = {"qwen3_moe", "gpt_oss"}
 """Architectures none of whose layers have a gate beside their experts'."""
@@ -35,10 +31,6 @@ OF_EXPERTS = {"qwen3_moe", "gpt_oss"}
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def step() -> Step:
-    return Step.of(lay_out([CHUNK], 20, 20), 32, Staging(CPU))
 
 
 class Counting(PlainOperators):
@@ -58,14 +50,7 @@ class Counting(PlainOperators):
 
 
 def model_of(folder: Path, operators: PlainOperators) -> TorchModel:
-    options = {"dtype": torch.float32, "attn_implementation": NAME, "experts_implementation": NAME}
-    return TorchModel(AutoModelForCausalLM.from_pretrained(folder, **options).eval(), folder, operators)
-
-
-def logits_of(model: TorchModel) -> torch.Tensor:
-    model.allocate(2 * (1 + model.window_tables))
-    model.start(lay_out([CHUNK], 20, 20, windows=model.window_tables))
-    return torch.from_numpy(model.finish().host().copy())
+    return of_folder(folder, operators, torch.float32)
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *OTHERS])

@@ -4,27 +4,22 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import hooks
 from slipstream.backend.torch.definitions import Norm, Rotation, norm_of, normed, rotated, rotation_of, tiled_mean
-from slipstream.backend.torch.hooks import NAME, computing
+from slipstream.backend.torch.hooks import computing
 from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
-from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import Rotating, Step
+from slipstream.backend.torch.operators import Rotating
 from slipstream.backend.torch.plain import PlainOperators
-from slipstream.backend.torch.staging import Staging
+from tests.torch_backend.running import logits_of, of_folder, step
 from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, tiny_folder
 
 pytestmark = pytest.mark.torch
 KERNELS, PLAIN = KernelOperators(), PlainOperators()
-CPU = torch.device("cpu")
 BLOCK = 32
-CHUNK = PagedChunk(np.arange(20, dtype=np.int32), 0, np.array([1], np.int32), 20)
 NORMS = [Norm(1e-6, *flags) for flags in product((True, False), repeat=3)]
 ROTATIONS = [
     Rotation(width, neighbours, by_pair, wide)
@@ -65,13 +60,9 @@ class Counting(PlainOperators):
         return super().activate(*given, **options)
 
 
-def logits_of(folder: Path, operators: PlainOperators) -> torch.Tensor:
-    """What a model computes in bfloat16, where it shows what is rounded."""
-    options = {"dtype": torch.bfloat16, "attn_implementation": NAME, "experts_implementation": NAME}
-    model = TorchModel(AutoModelForCausalLM.from_pretrained(folder, **options).eval(), folder, operators)
-    model.allocate(2 * (1 + model.window_tables))
-    model.start(lay_out([CHUNK], 20, 20, windows=model.window_tables))
-    return torch.from_numpy(model.finish().host().copy())
+def in_bfloat16(folder: Path, operators: PlainOperators) -> torch.Tensor:
+    """What a model computes where it shows what is rounded."""
+    return logits_of(of_folder(folder, operators, torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *OTHERS])
@@ -79,7 +70,7 @@ def test_all_norms_rotations_and_gates_are_known_and_have_the_bits_of_the_class(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, counting = tiny_folder(tmp_path, name, vocabulary=320), Counting()
-    found = logits_of(folder, counting)
+    found = in_bfloat16(folder, counting)
     module = AutoModelForCausalLM.from_pretrained(folder)
     layers = module.config.num_hidden_layers
     norms = len([each for each in module.modules() if type(each).__name__.endswith("Norm")])
@@ -92,7 +83,7 @@ def test_all_norms_rotations_and_gates_are_known_and_have_the_bits_of_the_class(
     monkeypatch.setattr(hooks, "rotation_of", lambda *_: None)
     monkeypatch.setattr(hooks, "gate_of", lambda *_: None)
     unhooked = Counting()
-    assert torch.equal(logits_of(folder, unhooked), found)
+    assert torch.equal(in_bfloat16(folder, unhooked), found)
     assert unhooked.sums + unhooked.others + unhooked.rotations + unhooked.clamped == 0
 
 
@@ -116,10 +107,6 @@ def test_what_is_not_known_stays_as_it_is() -> None:
         return query * cos + sin, key * cos + sin
 
     assert rotation_of(odd, heads, angles) is None
-
-
-def step() -> Step:
-    return Step.of(lay_out([CHUNK], 20, 20), BLOCK, Staging(CPU))
 
 
 def test_a_sum_waits_for_a_norm_and_for_nothing_else() -> None:

@@ -7,30 +7,26 @@ constant. A request would wait for that, and a CUDA graph can't be recorded mean
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 from triton._C.libtriton import native_specialize_impl
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.interpreter import GridExecutor
 
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import graphs
-from slipstream.backend.torch.hooks import NAME
 from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import Operators
 from slipstream.sampling import Row, Sampler, SamplingParams
+from tests.torch_backend.running import VOCABULARY, of_architecture
 from tests.torch_backend.test_graphs import Recorder
-from tests.torch_backend.tiny import ARCHITECTURES, OTHERS, SHAPE
+from tests.torch_backend.tiny import ARCHITECTURES, OTHERS
 
 pytestmark = pytest.mark.torch
-VOCABULARY = 320
 KERNELS = {
     kernel.fn.__name__: kernel
     for module in (attention, by_row, experts, products)
@@ -62,10 +58,7 @@ def programs() -> Iterator[set[tuple[Any, ...]]]:
 
 
 def model_of(name: str, operators: Operators, **shape: int) -> TorchModel:
-    shapes = SHAPE | (ARCHITECTURES | OTHERS)[name] | {"vocab_size": VOCABULARY} | shape
-    options = {"dtype": torch.bfloat16, "attn_implementation": NAME, "experts_implementation": NAME}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **shapes), **options).eval()
-    runner = TorchModel(model, Path(), operators)
+    runner = of_architecture(name, operators, **shape)
     runner.record_with(Recorder())
     return runner
 

@@ -176,9 +176,8 @@ class Probe:
         self._past = context
         tokens = _random_tokens(runner, context + _PROBE, seed=_SEED)
         self._tokens = tokens[context:]
-        self._others = np.full(
-            runner.candidates.sizes[-1], self._tokens[0]
-        )  # a mixture's expert may get all tokens of a step
+        # All alike, for a mixture's expert may get all tokens of a step.
+        self._others = np.full(runner.candidates.sizes[-1], self._tokens[0])
         *shared, partial = range(first_block, first_block + context // BLOCK_SIZE + 1)
         self._tables = [np.array([*shared, own], np.int32) for own in range(partial, partial + 3)]
         slots = Slots(EMPTY_SLOT, ((context, slot),))
