@@ -245,13 +245,18 @@ def _rotate(
     )  # fmt: skip
 
 
+def _most_tiles(groups: int, elements: int, tile: int) -> int:
+    """How many tiles so many groups have places for; see `kernels.tiles`."""
+    return min(elements, groups + elements // tile)
+
+
 def query_tiles(begins: Tensor, count: int, tokens: int) -> Tensor:
     """The chunk and the first token in it of each tile, int32 [tiles, 2], of chunks that have `count` tokens together.
 
     How many there are is bounded by shapes alone, so the host need not know.
     """
     chunks = len(begins) - 1
-    tiles = begins.new_empty(min(count, chunks + count // tokens), 2)
+    tiles = begins.new_empty(_most_tiles(chunks, count, tokens), 2)
     attention.query_tiles[chunks,](begins, tiles, TOKENS=tokens, BLOCK=_TILES, **OPTIONS)
     return tiles
 
@@ -316,7 +321,7 @@ def expert_pairs(index: Tensor, count: int) -> Pairs:
     """Those of a router's choices. How many tiles there are is bounded by shapes alone, so the host need not wait."""
     size, tile = index.numel(), TOKEN_TILES[0]
     order = index.new_empty(size, dtype=torch.int32)
-    tiles = index.new_empty(min(size, count + size // tile), 3, dtype=torch.int32)
+    tiles = index.new_empty(_most_tiles(count, size, tile), 3, dtype=torch.int32)
     experts.expert_tiles[count,](index.contiguous(), order, tiles, size, TILE=tile, BLOCK=_PAIRS, **OPTIONS)
     return Pairs(order, tiles)
 

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from slipstream.backend.torch.kernels.tiles import first_tile
+
 
 @triton.jit(
     do_not_specialize=[
@@ -84,13 +86,12 @@ def write(
 def query_tiles(begins, tiles, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
     """A chunk's tiles of at most TOKENS tokens: `tiles[tiles, 2]` has a chunk, and the first of its tokens.
 
-    Programs find their places alone: the chunks before take a tile each, and one more for every TOKENS tokens, or one
-    for each token, if these are fewer. What a chunk doesn't fill is of the last one, which is empty.
+    For their places see `tiles`. What a chunk doesn't fill is of the last one, which is empty.
     """
     chunk, chunks = tl.program_id(0), tl.num_programs(0)
     begin, end = tl.load(begins + chunk), tl.load(begins + chunk + 1)
-    first = tl.minimum(begin, chunk + begin // TOKENS)
-    count = tl.minimum(end, chunk + 1 + end // TOKENS) - first
+    first = first_tile(chunk, begin, TOKENS)
+    count = first_tile(chunk + 1, end, TOKENS) - first
     for start in range(0, count, BLOCK):
         number = start + tl.arange(0, BLOCK)
         fills = number * TOKENS < end - begin

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from slipstream.backend.torch.kernels.products import unpacked
+from slipstream.backend.torch.kernels.tiles import first_tile
 
 
 @triton.jit(do_not_specialize=["pairs"])
@@ -11,8 +12,7 @@ def expert_tiles(index, order, tiles, pairs, TILE: tl.constexpr, BLOCK: tl.const
     """One expert's pairs, in the order of tokens, and its tiles; `index[pairs]` has the expert of each pair.
 
     `order[pairs]` has the pairs by expert, and `tiles[tiles, 3]` an expert, and where in that order a tile begins and
-    ends. Programs find their places alone: the pairs of the experts before are as many tiles as there are experts, and
-    one more for each TILE pairs, or one for each pair, if these are fewer. What an expert doesn't fill is empty.
+    ends. For their places see `tiles`; what an expert doesn't fill is empty.
     """
     expert, experts = tl.program_id(0), tl.num_programs(0)
     place = tl.arange(0, BLOCK)
@@ -28,8 +28,8 @@ def expert_tiles(index, order, tiles, pairs, TILE: tl.constexpr, BLOCK: tl.const
         own = (tl.load(index + start + place, start + place < pairs, experts) == expert).to(tl.int32)
         tl.store(order + rank + tl.cumsum(own) - own, start + place, own > 0)
         rank += tl.sum(own)
-    first = tl.minimum(begin, expert + begin // TILE)
-    count = tl.minimum(end, expert + 1 + end // TILE) - first
+    first = first_tile(expert, begin, TILE)
+    count = first_tile(expert + 1, end, TILE) - first
     for start in range(0, count, BLOCK):
         number = start + place
         tile, begins = tiles + 3 * (first + number), begin + number * TILE
