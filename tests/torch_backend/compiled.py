@@ -9,30 +9,25 @@ import re
 import sys
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backend.torch.kernel_operators import (
-    BLOCK_K,
-    BLOCK_N,
-    KEYS,
-    OPTIONS,
-    QUERY_TILES,
-    TOKENS,
-    KernelOperators,
-)
+from slipstream.backend.torch.held import BLOCK_N, OPTIONS, held_of
+from slipstream.backend.torch.kernel_operators import KEYS, QUERY_TILES, TOKENS, KernelOperators
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
+from slipstream.backend.torch.quantised import Quantised, Weight
 
 _INSTRUCTION = re.compile(r"wgmma\.mma_async[.\w]*|mma\.sync[.\w]*|tcgen05\.mma[.\w]*|v_mfma_\w*")
 _LOAD = re.compile(r"ld\.global|cp\.async\.c[ag]")
+_NARROW = re.compile(r"cp\.async\.ca.* 0x4, ")
 _INTEGERS = {
     "rows",
     "n_size",
     "k_size",
     "scale_rows",
-    "scale_columns",
     "first_token",
     "end_token",
     "segments",
@@ -54,14 +49,26 @@ _INDICES = {
 }
 _LONG_INDICES = {"blocks", "slots", "positions", "index", "row_numbers", "likeliest"}
 _FLOATS = {"part", "part_peak", "part_sum", "parts", "peaks"}
-_PRODUCT = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "SPAN": BLOCK_K // 2, "stride_k": 1}
-_WEIGHTS: dict[str, dict[str, str]] = {
+_TYPES: dict[str, dict[str, str]] = {
     "": {},
     "int4": {"weight": "*i32", "zeros": "*i8"},
     "e2m1": {"weight": "*i32"},
     "e4m3": {"weight": "*u8", "scales": "*fp32"},
 }
-"""How weights are held, by what their numbers are."""
+"""Of what is held of a weight, by what its numbers are."""
+_ROOM = 99 << 10
+"""Bytes that a program may have on the smallest GPUs of any target."""
+
+
+def _weights() -> dict[str, Weight]:
+    """One of each kind, as they are mostly stored."""
+    words, zeros = torch.zeros(64, 64, dtype=torch.int32), torch.zeros(64, 4, dtype=torch.int8)
+    return {
+        "": torch.zeros(64, 512, dtype=torch.bfloat16),
+        "int4": Quantised.of_codes("int4", words, torch.zeros(64, 4), 128, zeros),
+        "e2m1": Quantised.of_codes("e2m1", words, torch.zeros(64, 16), 32),
+        "e4m3": Quantised("e4m3", torch.zeros(64, 512, dtype=torch.uint8), torch.zeros(1, 4), 128, 128),
+    }
 
 
 def _signature(name: str, constants: dict[str, Any], target: GPUTarget, floats: str) -> tuple[str, list[Any]]:
@@ -69,7 +76,7 @@ def _signature(name: str, constants: dict[str, Any], target: GPUTarget, floats: 
     divisible = [["tt.divisibility", 16]]
     if name == "weight" and constants.get("NUMBER") == "e4m3" and target.backend == "cuda" and target.arch >= 89:
         return "*fp8e4nv", divisible
-    if held := _WEIGHTS[constants.get("NUMBER", "")].get(name):
+    if held := _TYPES[constants.get("NUMBER", "")].get(name):
         return held, divisible
     if name in _INTEGERS:
         return "i32", divisible if name.endswith("_size") else []
@@ -81,8 +88,10 @@ def _signature(name: str, constants: dict[str, Any], target: GPUTarget, floats: 
     return next((kind for kind, names in kinds.items() if name in names), f"*{floats}"), divisible
 
 
-def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any], floats: str = "bf16") -> list[str]:
+def _kinds(kernel: Any, target: GPUTarget, given: dict[str, Any], floats: str = "bf16") -> list[str]:
     names = kernel.arg_names
+    constants = {name: value for name, value in given.items() if name in names}
+    options = OPTIONS | {name: value for name, value in given.items() if name not in names}
     signature = {
         name: "constexpr" if name in constants else _signature(name, constants, target, floats)[0] for name in names
     }
@@ -97,11 +106,16 @@ def _kinds(kernel: Any, target: GPUTarget, constants: dict[str, Any], floats: st
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs=attributes,
     )
-    options = OPTIONS | ({"matrix_instr_nonkdim": 16} if target.backend == "hip" else {})
-    code = triton.compile(source, target=target, options=options).asm
-    if constants.get("NUMBER") and target.backend == "cuda":
+    if target.backend == "hip":
+        options = OPTIONS | {"matrix_instr_nonkdim": 16}
+    compiled = triton.compile(source, target=target, options=options)
+    code = compiled.asm
+    if "NUMBER" in constants and target.backend == "cuda":
+        taken = compiled.metadata.shared
+        assert taken <= _ROOM, f"{kernel.__name__} takes {taken:,} bytes, which not every GPU has"
         loads = len(_LOAD.findall(code["ptx"]))
         assert loads < 64, f"{loads} loads in {kernel.__name__}: what numbers share is loaded for each of them"
+        assert not _NARROW.search(code["ptx"]), f"{kernel.__name__} copies weights four bytes at a time"
     found = _INSTRUCTION.findall(code.get("ptx") or code["amdgcn"])
     kinds = {re.sub(r"(wgmma\S*\.m64)n\d+", r"\1", each) for each in found}
     return sorted(kinds | (_sums(code["ttgir"]) if kinds or floats == "fp32" else set()))
@@ -125,11 +139,14 @@ def _sums(code: str) -> set[str]:
 
 def main() -> None:
     report: dict[str, dict[str, list[list[str]]]] = {}
-    whole = [{"BLOCK_M": tile, "SPLIT": 4, "APART": False} for tile in TOKEN_TILES]
+    common = {"BIAS": False, "BLOCK_N": BLOCK_N, "stride_k": 1}
+    whole = [common | {"BLOCK_M": tile, "SPLIT": 4, "APART": False} for tile in TOKEN_TILES]
     multiplying = {
         products.linear: [*whole, whole[0] | {"APART": True}],
-        experts.experts_linear: [{"BLOCK_M": TOKEN_TILES[0]}],
+        experts.experts_linear: [common | {"BLOCK_M": TOKEN_TILES[0]}],
     }
+    weights = {number: held_of(weight) for number, weight in _weights().items()}
+    x = torch.zeros(1, dtype=torch.bfloat16)
     for name in sys.argv[1:]:
         backend, _, architecture = name.partition(":")
         cuda = backend == "cuda"
@@ -141,11 +158,11 @@ def main() -> None:
         tiles = [attending | {"ROWS": rows} for rows in (QUERY_TILES if cuda else QUERY_TILES[:1])]
         report[name] = {
             f"{kernel.__name__} {number}".strip(): [
-                _kinds(kernel, target, _PRODUCT | {"NUMBER": number} | each)
+                _kinds(kernel, target, each | weight.options(each["BLOCK_M"], x))
                 for each in (variants[::3] if number else variants)  # the extremes of tiles
             ]
             for kernel, variants in multiplying.items()
-            for number in _WEIGHTS
+            for number, weight in weights.items()
         } | {"attend": [_kinds(attention.attend, target, each) for each in tiles]}
         if cuda:  # matrix units don't multiply them
             rows = {KernelOperators()._query_rows(wanted, attending["DIMS"], 4) for wanted in QUERY_TILES}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from slipstream.backend.torch.definitions import ClampedGate, gate_of, gated
-from slipstream.backend.torch.kernel_operators import OPTIONS, TOKEN_TILES, KernelOperators, expert_pairs
+from slipstream.backend.torch.held import OPTIONS
+from slipstream.backend.torch.kernel_operators import TOKEN_TILES, KernelOperators, expert_pairs
 from slipstream.backend.torch.kernels import experts
 
 pytestmark = pytest.mark.torch

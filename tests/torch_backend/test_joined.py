@@ -123,7 +123,7 @@ def test_products_that_are_not_alike_stay_apart(case: str) -> None:
 
 def codes(n: int, order: torch.Tensor | None = None) -> Quantised:
     numbers = pack(torch.randint(0, 16, (n, 48)))
-    return Quantised("int4", numbers, torch.rand(n, 3), 1, 16, torch.full((n, 3), 8, dtype=torch.int8), order)
+    return Quantised.of_codes("int4", numbers, torch.rand(n, 3), 16, torch.full((n, 3), 8, dtype=torch.int8), order)
 
 
 def test_quantised_products_are_joined_and_their_parts_given_back() -> None:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from slipstream.backend.steps import PagedChunk, lay_out
-from slipstream.backend.torch import kernel_operators
+from slipstream.backend.torch import held, kernel_operators
 from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import CHUNK_LENGTHS, Activation, AttentionShape, Step, longest_of
 from slipstream.backend.torch.plain import PlainOperators
-from slipstream.backend.torch.quantised import Number, Quantised, of_experts, pack
+from slipstream.backend.torch.quantised import Number, Quantised, interleaved, of_experts, pack
 from slipstream.backend.torch.staging import Staging
 from slipstream.models import Model
 from slipstream.sampling.sampler import masked
@@ -217,11 +217,29 @@ def test_quantised_weights_are_taken_apart_to_the_bit(number: Number, columns: i
     assert torch.equal(KERNELS.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("number", ["int4", "e2m1", "e4m3"])
+def test_weights_with_short_scales_are_taken_apart_to_the_bit(number: Number, precision: torch.dtype) -> None:
+    weight = quantised(number, 72, 192, seed=3, columns=32)
+    weight = replace(weight, scales=(weight.scales - 0.06).to(precision))  # of either sign
+    assert torch.equal(KERNELS.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
+
+
+@pytest.mark.parametrize("columns", [8, 104, 512])
+def test_interleaving_is_undone_by_itself(columns: int) -> None:
+    codes = torch.randint(0, 16, (3, columns), generator=torch.Generator().manual_seed(0))
+    held = interleaved(pack(codes))
+    assert held.shape == (3, -(-columns // 64) * 8)
+    first = [(int(held[2, 0]) >> 4 * place) & 15 for place in range(8)]
+    assert first == [*codes[2, :64:8].tolist(), *[0] * 8][:8]
+    assert torch.equal(interleaved(held)[:, : columns // 8], pack(codes))
+
+
 def test_numbers_of_8_bits_may_be_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a device has an instruction for them."""
     weight = quantised("e4m3", 72, 192, seed=3)
-    assert not kernel_operators.has_e4m3(CPU)
-    monkeypatch.setattr(kernel_operators, "has_e4m3", lambda _: True)
+    assert not held.has_e4m3(CPU)
+    monkeypatch.setattr(held, "has_e4m3", lambda _: True)
     assert torch.equal(KERNELS.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
 
 
@@ -231,7 +249,7 @@ def quantised(number: Number, n: int, k: int, seed: int, columns: int = 16) -> Q
     if number == "e4m3":
         held = torch.randn(n, k, generator=generator).to(torch.float8_e4m3fn).view(torch.uint8)
     else:
-        held = pack(torch.randint(0, 16, (n, k), generator=generator))
+        held = interleaved(pack(torch.randint(0, 16, (n, k), generator=generator)))
     scales = torch.rand(n // 8, k // columns, generator=generator) / 8
     zeros = torch.randint(0, 16, scales.shape, generator=generator, dtype=torch.int8) if number == "int4" else None
     return Quantised(number, held, scales, 8, columns, zeros)

@@ -56,7 +56,7 @@ def test_the_kernel_reads_every_number() -> None:
     codes = torch.arange(16, dtype=torch.int32).repeat(2, 2)
     held = (codes.view(2, 4, 8) << torch.arange(0, 32, 4, dtype=torch.int32)).sum(-1, dtype=torch.int32)
     scales = torch.tensor([[0.5], [4.0]], dtype=torch.bfloat16)
-    weight = Quantised("e2m1", held, scales, 1, 32)
+    weight = Quantised.of_codes("e2m1", held, scales, 32)
     expected = torch.from_numpy(NUMBERS)[codes] * scales.float()
     assert torch.equal(weight.unpacked(0, 2, torch.float32), expected)
     for operators in (PlainOperators(), KernelOperators()):

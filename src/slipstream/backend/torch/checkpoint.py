@@ -148,7 +148,7 @@ class Codes:
             order, held = _by_group(found["g_idx"], found["qweight"].T.contiguous())
         scales = found["scales"].T.contiguous()
         group = held.shape[1] * CODES // scales.shape[1]
-        return Quantised("int4", held, scales, 1, group, zeros.to(torch.int8).contiguous(), order)
+        return Quantised.of_codes("int4", held, scales, group, zeros.to(torch.int8).contiguous(), order)
 
 
 def _by_group(groups: Tensor, held: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -188,7 +188,7 @@ class _Compressed:
         if "weight_g_idx" in found:
             order, held = _by_group(found["weight_g_idx"], held)
         columns = held.shape[1] * CODES // self.groups
-        return Quantised("int4", held, scales, 1, columns, zeros.to(torch.int8).contiguous(), order)
+        return Quantised.of_codes("int4", held, scales, columns, zeros.to(torch.int8).contiguous(), order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,4 +235,4 @@ class _Mxfp4:
         """See `Format.weight`."""
         numbers, exponents = (found[f"{self.product}_{part}"] for part in ("blocks", "scales"))
         scales = (exponents.to(torch.int32) << 23).view(torch.float32).bfloat16()  # exact: they are bits of exponent
-        return Quantised("e2m1", numbers.flatten(-2).view(torch.int32), scales, 1, _BLOCK)
+        return Quantised.of_codes("e2m1", numbers.flatten(-2).view(torch.int32), scales, _BLOCK)

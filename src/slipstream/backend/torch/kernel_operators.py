@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import gcd
 from typing import Any
 
 import torch
@@ -11,15 +9,12 @@ import torch.nn.functional as F
 import triton
 
 from slipstream.backend.torch.definitions import ClampedGate, Norm
+from slipstream.backend.torch.held import BLOCK_K, BLOCK_N, OPTIONS, QUANTISED_K, held_of
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import Unfused
-from slipstream.backend.torch.quantised import Quantised, Weight
+from slipstream.backend.torch.quantised import Weight
 
-BLOCK_N, BLOCK_K = 64, 64
-"""Of products: rows of the weight, and elements of a row, that are multiplied at a time."""
-_MOST_SPANNED = BLOCK_K // 2
-"""Of these columns, those that share a scale of a quantised weight; of a whole block, Triton would load it for each."""
 KEYS = 64
 """Of attention, at a time."""
 QUERY_TILES = (16,) if torch.version.hip else (16, 32, 64)
@@ -45,15 +40,14 @@ _TILES = 64
 _GATED = 1024
 """Elements that a program gates."""
 
-OPTIONS: dict[str, Any] = {"enable_fp_fusion": False} | ({"matrix_instr_nonkdim": 16} if torch.version.hip else {})
-"""Of the compiler. It must not choose where a product and a sum become one operation with one rounding; and AMD's takes
-another matrix instruction for other tiles, unless it is told which."""
-
 
 class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
-    name = f"kernels 6, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {KEYS}, {SEGMENT}, {_PROGRAMS}, {_PART}"
+    name = (
+        f"kernels 7, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUANTISED_K}, {KEYS}, {SEGMENT}, "
+        f"{_PROGRAMS}, {_PART}"
+    )
 
     recordable = True
     _query_tiles: tuple[int, ...] = QUERY_TILES
@@ -65,20 +59,20 @@ class KernelOperators:
         """See `Operators.linear`."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         n_size, k_size = weight.shape
-        held = _held(weight)
+        held = held_of(weight)
         out = x.new_empty(len(rows), n_size)
         tile, split = token_tile(len(rows)), parts_of(n_size, k_size)
         grid = triton.cdiv(n_size, BLOCK_N), triton.cdiv(len(rows), tile)
         apart = split > 1 and grid[1] == 1
         parts = x.new_empty(split, *out.shape, dtype=torch.float32) if apart else out
-        common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "SPLIT": split, **OPTIONS}
+        common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "SPLIT": split}
         biases = out if bias is None else bias
         products.linear[*grid, split if apart else 1](
-            rows, *held.tensors, biases, out, parts, len(rows), n_size, k_size, *held.strides, *held.scale,
-            NUMBER=held.number, BLOCK_K=BLOCK_K, SPAN=held.span, APART=apart, **common,
+            rows, *held.tensors, biases, out, parts, len(rows), n_size, k_size, *held.strides, held.scale_rows,
+            APART=apart, **common, **held.options(tile, x),
         )  # fmt: skip
         if apart:
-            products.add_parts[grid](parts, biases, out, len(rows), n_size, **common)
+            products.add_parts[grid](parts, biases, out, len(rows), n_size, **common, **OPTIONS)
         return out.view(*x.shape[:-1], n_size)
 
     def activate(self, given: Activation) -> Tensor:
@@ -274,42 +268,6 @@ def parts_of(n_size: int, k_size: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """A weight [n, k], or one for each expert, as the kernels take it."""
-
-    number: str
-    shape: tuple[int, int]
-    tensors: tuple[Tensor, Tensor, Tensor]
-    """What is held, scales and zeros; or the first in place of what there isn't."""
-    strides: tuple[int, int]
-    scale: tuple[int, int]
-    """Rows and columns that share one."""
-    span: int
-    """Neighbours in a tile that certainly share one."""
-    expert_strides: tuple[int, int]
-
-
-@cache
-def has_e4m3(device: torch.device) -> bool:
-    """Whether a device has an instruction for such numbers, so that they need not be taken apart by others."""
-    nvidia = device.type == "cuda" and not torch.version.hip
-    return nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
-
-
-def _held(weight: Weight) -> _Held:
-    shape = weight.shape[-2:]
-    if not isinstance(weight, Quantised):
-        return _Held("", shape, (weight,) * 3, weight.stride()[-2:], (1, 1), _MOST_SPANNED, (weight.stride(0), 0))
-    numbers, scales = weight.numbers, weight.scales
-    if weight.number == "e4m3" and has_e4m3(numbers.device):
-        numbers = numbers.view(torch.float8_e4m3fn)
-    tensors = numbers, scales, scales if weight.zeros is None else weight.zeros
-    of_experts = numbers.stride(0), scales.stride(0)
-    sharing, span = (weight.rows, weight.columns), gcd(weight.columns, _MOST_SPANNED)
-    return _Held(weight.number, shape, tensors, numbers.stride()[-2:], sharing, span, of_experts)
-
-
-@dataclass(frozen=True, slots=True)
 class Pairs:
     """Pairs of a token and one of its experts, int32; see `experts.expert_tiles`."""
 
@@ -329,14 +287,13 @@ def expert_pairs(index: Tensor, count: int) -> Pairs:
 def _experts_linear(module: Any, name: str, x: Tensor, share: int, pairs: Pairs) -> Tensor:
     """`[pairs, n]`, in the order of tokens and of each one's experts."""
     weight = getattr(module, name)
-    held = _held(weight.mT if module.is_transposed else weight)
+    held = held_of(weight.mT if module.is_transposed else weight)
     bias = getattr(module, f"{name}_bias") if module.has_bias else None
     n_size, k_size = held.shape
     out = x.new_empty(len(pairs.order), n_size)
     experts.experts_linear[triton.cdiv(n_size, BLOCK_N), len(pairs.tiles)](
         x, *held.tensors, x if bias is None else bias, out, pairs.order, pairs.tiles, n_size, k_size,
-        *held.strides, *held.scale, *held.expert_strides, share,
-        NUMBER=held.number, BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], BLOCK_K=BLOCK_K,
-        SPAN=held.span, **OPTIONS,
+        *held.strides, held.scale_rows, *held.expert_strides, share,
+        BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], **held.options(TOKEN_TILES[0], x),
     )  # fmt: skip
     return out

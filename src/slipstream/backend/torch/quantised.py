@@ -6,6 +6,7 @@ from math import gcd
 from typing import Literal, Self, TypeAlias
 
 import torch
+import torch.nn.functional as F
 
 from slipstream.errors import ModelError
 
@@ -27,9 +28,9 @@ class Quantised:
 
     number: Number
     numbers: Tensor
-    """Int32 [..., n, k / 8] of codes of 4 bits, or uint8 [..., n, k]."""
+    """Uint8 [..., n, k], or of 4 bits int32 [..., n, k / 8] as `interleaved` has them."""
     scales: Tensor
-    """[..., n / rows, k / columns], rounded up."""
+    """[..., n / rows, k / columns], rounded up for numbers of 8 bits."""
     rows: int
     columns: int
     """That share a scale."""
@@ -38,11 +39,25 @@ class Quantised:
     order: Tensor | None = None
     """Int64 [k], the columns of `x` as the weight has them; None if they are in order."""
 
+    @classmethod
+    def of_codes(
+        cls,
+        number: Number,
+        held: Tensor,
+        scales: Tensor,
+        columns: int,
+        zeros: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> Self:
+        """Of codes of 4 bits as checkpoints have them, eight neighbours in an int32 [..., n, k / 8], each row of which
+        has its own scales."""
+        return cls(number, interleaved(held), scales, 1, columns, zeros, order)
+
     @property
     def shape(self) -> tuple[int, int]:
         """The weight's n and k."""
         n, held = self.numbers.shape[-2:]
-        return n, held * (1 if self.number == "e4m3" else CODES)
+        return n, held if self.number == "e4m3" else self.scales.shape[-1] * self.columns
 
     def __getitem__(self, expert: int) -> Self:
         """That of one expert."""
@@ -51,7 +66,7 @@ class Quantised:
 
     def unpacked(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         """Some rows of a weight [n, k]."""
-        numbers = _values(self.number, self.numbers[begin:end])
+        numbers = _values(self.number, self.numbers[begin:end])[:, : self.shape[1]]
         row = torch.arange(begin, end, device=numbers.device) // self.rows
         column = torch.arange(numbers.shape[1], device=numbers.device) // self.columns
         if self.zeros is not None:
@@ -101,18 +116,32 @@ def _joined(join: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Weight
 
 
 def _values(number: Number, held: Tensor) -> Tensor:
-    """Float32 [n, k] of numbers as they are held."""
+    """Float32 [n, k] of numbers as they are held, and perhaps zeros behind."""
     if number == "e4m3":
         return held.view(torch.float8_e4m3fn).float()
-    found = codes(held).flatten(1)
+    found = codes(held).unflatten(1, (-1, CODES)).mT.flatten(1)
     if number == "int4":
         return found.float()
     return torch.tensor([*_E2M1, *(-each for each in _E2M1)], device=held.device)[found]
 
 
 def codes(held: Tensor) -> Tensor:
-    """Int32 [n, m] as int32 [n, m, 8], each code by itself."""
+    """Int32 [..., m] as int32 [..., m, 8], each code by itself."""
     return (held[..., None] >> torch.arange(0, 4 * CODES, 4, device=held.device, dtype=torch.int32)) & 15
+
+
+def interleaved(held: Tensor) -> Tensor:
+    """Codes of 64 columns, eight neighbours in an int32, as one integer of the first of each eight, one of the second,
+    …, and back again; [..., m] with zeros behind, if m is no multiple of 8.
+
+    So eight integers beside each other have eight columns beside each other at the same bits: as matrix units take
+    them, and without a thread having to give one to another.
+    """
+    eight = F.pad(held, (0, -held.shape[-1] % CODES)).unflatten(-1, (-1, CODES))
+    found = torch.zeros_like(eight)
+    for place, neighbours in enumerate(eight.unbind(-1)):
+        found |= codes(neighbours) << 4 * place
+    return found.flatten(-2)
 
 
 def pack(found: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from slipstream.backend.torch.kernels.products import unpacked
+from slipstream.backend.torch.kernels.products import multiplied
 from slipstream.backend.torch.kernels.tiles import first_tile
 
 
@@ -40,15 +40,15 @@ def expert_tiles(index, order, tiles, pairs, TILE: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def experts_linear(
-    x, weight, scales, zeros, bias, out, order, tiles, n_size, k_size, stride_n, stride_k,
-    scale_rows, scale_columns, stride_e, stride_scales, share,
+    x, weight, scales, zeros, bias, out, order, tiles, n_size, k_size, stride_n, stride_k, scale_rows,
+    stride_e, stride_scales, share,
     NUMBER: tl.constexpr, BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPAN: tl.constexpr,
+    COLUMNS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """The product of each pair of a token and one of its experts with that expert's weight: `out[pair, n]`.
 
     For the order and tiles of pairs see `expert_tiles`. `share` pairs have the same row of `x`. For the weights see
-    `unpacked`.
+    `multiplied`.
     """
     tile = tiles + 3 * tl.program_id(1)
     expert, begin, end = tl.load(tile).to(tl.int64), tl.load(tile + 1), tl.load(tile + 2)
@@ -58,19 +58,11 @@ def experts_linear(
     place = begin + tl.arange(0, BLOCK_M)
     real = place < end
     pair = tl.load(order + place, real, 0).to(tl.int64)
-    row = pair // share
-    weight += expert * stride_e
-    scales += expert * stride_scales
-    zeros += expert * stride_scales
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, k_size, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        left = unpacked(
-            weight, scales, zeros, n, start, k_size, n_size, k_size, stride_n, stride_k, scale_rows, scale_columns,
-            NUMBER, BLOCK_N, BLOCK_K, SPAN,
-        ).to(x.dtype.element_ty)  # fmt: skip
-        right = tl.load(x + row[None, :] * k_size + k[:, None], real[None, :] & (k < k_size)[:, None], 0.0)
-        acc = tl.dot(left, right, acc, input_precision="ieee")
+    acc = multiplied(
+        x, pair // share, real, weight + expert * stride_e, scales + expert * stride_scales,
+        zeros + expert * stride_scales, n, 0, k_size, n_size, k_size, stride_n, stride_k, scale_rows,
+        NUMBER, BLOCK_N, BLOCK_M, BLOCK_K, COLUMNS, SPAN,
+    )  # fmt: skip
     if BIAS:
         acc += tl.load(bias + expert * n_size + n, n < n_size, 0.0).to(tl.float32)[:, None]
     tl.store(
