@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 import slipstream.backend.torch
 from slipstream import EngineConfig
-from slipstream.backend import Chunk
+from slipstream.backend import Chunk, calibration
 from slipstream.backend.paged import PagedBackend
+from slipstream.backend.step_cost import StepMeasurements
 from slipstream.backend.steps import PagedChunk, StepClass
 from slipstream.backend.torch.backend import TorchBackend, operators_for
 from slipstream.backend.torch.model import OF_GPUS, TorchModel
@@ -185,6 +186,55 @@ def test_the_next_operators_are_taken_if_the_first_are_not_exact(tiny: Model, ki
     backend = TorchBackend(model, [kind(), PlainOperators()], kv_memory=2**24)
     assert backend.exact
     assert model.operators.name == PlainOperators.name
+
+
+class Rival(PlainOperators):
+    """Operators that are exact, but perhaps slower than others."""
+
+    name = "rival"
+    may_be_slower = True
+
+
+class RivalByPlace(ByPlace):
+    """The same, but not exact."""
+
+    may_be_slower = True
+
+
+@pytest.mark.parametrize(
+    ("kinds", "taken"),
+    [
+        ({Rival: 1.0, PlainOperators: 2.0}, Rival),
+        ({Rival: 2.0, PlainOperators: 1.0}, PlainOperators),
+        ({RivalByPlace: 1.0, PlainOperators: 2.0}, PlainOperators),
+        ({Rival: 2.0, ByPlace: 1.0}, Rival),
+    ],
+)
+def test_the_faster_operators_are_taken_of_those_that_are_exact(
+    kinds: dict[type[PlainOperators], float],
+    taken: type[PlainOperators],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seconds = {kind.name: took for kind, took in kinds.items()}
+    folder = tiny_folder(tmp_path, "llama")
+
+    def measure(runner: Any, step_class: StepClass, _: Any) -> StepMeasurements:
+        took = seconds[runner.operators.name]
+        return StepMeasurements(((step_class.sizes[0], took), (step_class.sizes[-1], took)))
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    for _ in range(2):  # the second time it's known
+        model = TorchModel.load(folder, torch.device("cpu"), PlainOperators())
+        backend = TorchBackend(model, [kind() for kind in kinds], kv_memory=2**24)
+        assert backend.exact
+        assert type(model.operators) is taken
+        assert backend.fingerprint.startswith(f"{model.settings}; ")
+        assert backend.cost.measured.turn == pytest.approx(
+            seconds[taken.name] * (8 + 256 / backend.step_class.sizes[-1])
+        )
+    assert ("not exact" in caplog.text) == (ByPlace in kinds)
 
 
 class TooLarge(PlainOperators):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import held, kernel_operators
-from slipstream.backend.torch.kernel_operators import KernelOperators, UnfusedOperators
+from slipstream.backend.torch.kernel_operators import KernelOperators, LibraryOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import CHUNK_LENGTHS, Activation, AttentionShape, Step, longest_of
 from slipstream.backend.torch.plain import PlainOperators
@@ -72,6 +72,40 @@ def test_products_whose_parts_are_summed_apart(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_how_many_parts_a_product_has(shape: tuple[int, int], parts: int) -> None:
     assert kernel_operators.parts_of(*shape) == parts
+
+
+def test_a_librarys_products_are_summed_in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they are computed, and not for others in the process."""
+    state, product, seen = torch.backends.cuda, F.linear, []
+    libraries = ["cublas"]
+
+    def preferred(library: str | None = None) -> str:
+        libraries.append(library or libraries[-1])
+        return libraries[-1]
+
+    def settings() -> list[Any]:
+        return [
+            preferred(),
+            *(
+                getattr(state.matmul, f"allow_{kind}_reduced_precision_reduction{of}")
+                for kind in ("bf16", "fp16")
+                for of in ("", "_split_k")
+            ),
+        ]
+
+    def noted(*given: Any) -> torch.Tensor:
+        seen.append(settings())
+        return product(*given)
+
+    monkeypatch.setattr(state, "preferred_blas_library", preferred)  # this build of torch may have none
+    monkeypatch.setattr(F, "linear", noted)
+    before = settings()
+    x, weight, bias = (random(*shape).bfloat16() for shape in ((1, 3, 32), (16, 32), (16,)))
+    assert torch.equal(LibraryOperators().linear(x, weight, bias), product(x, weight, bias))
+    assert seen == [["cublaslt", False, False, False, False]]
+    assert settings() == before
+    assert_close(LibraryOperators().linear(x.float(), weight.float()), product(x.float(), weight.float()))
+    assert len(seen) == 1, "others are our own"
 
 
 STEP = step_of((100, 3, [1, 2, 3, 4]), (0, 9, [5]), (290, 1, [6, 7, 8, 9, 10, 11, 12, 13, 14, 15]))

@@ -69,9 +69,13 @@ def attention(device: Device) -> Iterator[Result]:
 
 
 def _with_own(device: Device, name: str) -> list[Operators]:
-    """The device's kinds of operators, without those that share this one with a faster kind."""
-    kinds = {getattr(type(each), name): each for each in reversed(operators_for(device.device))}
-    return [*reversed(kinds.values())]
+    """One of the device's kinds of operators for each that has this one of its own."""
+    kinds: dict[object, Operators] = {}
+    for each in operators_for(device.device):
+        operator = getattr(type(each), name)
+        if operator not in kinds or name in vars(type(each)):
+            kinds[operator] = each
+    return [*kinds.values()]
 
 
 def choices(device: Device) -> Iterator[Result]:

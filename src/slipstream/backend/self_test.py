@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from slipstream.backend.slots import EMPTY_SLOT, FIRST_SLOT, Slots
+from slipstream.backend.step_cost import StepMeasurements
 from slipstream.backend.steps import (
     BLOCK_SIZE,
     LONE_TOKEN_SIZE,
@@ -82,9 +83,7 @@ def find_step_class(runner: Runner, progress: Callable[[float], None] = lambda _
     seconds = _seconds(probe, {end for each in (any_size, *classes(sizes)) for end in (each[0], each[-1])})
 
     def turn(size_class: Sequence[int]) -> float:
-        """What a typical turn takes in steps of these sizes: some hundred tokens of prompt, and eight small steps."""
-        smallest, largest = size_class[0], size_class[-1]
-        return 8 * seconds[smallest] + 256 * seconds[largest] / largest
+        return StepMeasurements(tuple((size, seconds[size]) for size in (size_class[0], size_class[-1]))).turn
 
     usable = [each for each in classes(sizes) if turn(each) <= _USABLE * turn(any_size)]
     for size_class in sorted(usable, key=turn):

@@ -25,6 +25,12 @@ class StepMeasurements:
     per_state: float = 0.0
     """Seconds for each recurrent state that a step writes besides the first; 0 for a model without."""
 
+    @property
+    def turn(self) -> float:
+        """Seconds of a typical turn: some hundred tokens of prompt in the largest steps, and eight of the smallest."""
+        (_, small), (tokens, large) = self.seconds[0], self.seconds[-1]
+        return 8 * small + 256 * large / tokens
+
 
 class Load(NamedTuple):
     """What a step has to compute, padding of short chunks included; `StepCost.load` makes it."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import torch
 
@@ -17,9 +18,9 @@ logger = logging.getLogger(__name__)
 class TorchBackend(PagedBackend[TorchModel]):
     """A `PagedBackend` on a GPU or a processor.
 
-    If some `operators` can't be used here, or a self-test finds no step class with them, the next ones are tried; if it
-    finds none with any, steps are computed with the first that can be used, and are not exact. Raises `ModelError` if
-    none can.
+    The first `operators` are taken that can be used here and are exact, as a self-test finds; those that may be slower
+    than the next such only if they aren't. If none are exact, the first that can be used are taken. Raises `ModelError`
+    if none can.
     """
 
     def __init__(
@@ -31,23 +32,30 @@ class TorchBackend(PagedBackend[TorchModel]):
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         able: list[Operators] = []
+        exact: list[tuple[float, Operators]] = []
         for candidate in operators:
+            level = logging.INFO if candidate.may_be_slower else logging.WARNING
             model.operators = candidate
             try:
                 if model.gpu:
                     model.warm_up()
             except ModelError as error:
-                if not able and candidate is operators[-1]:
+                if not able and not exact and candidate is operators[-1]:
                     raise
-                logger.warning("operators of kind %s can't be used here: %s", candidate.name, error)
+                logger.log(level, "operators of kind %s can't be used here: %s", candidate.name, error)
                 continue
             super().__init__(model, kv_memory=kv_memory, progress=progress)
-            if self.exact:
-                return
-            logger.warning("steps are not exact with operators of kind %s", candidate.name)
             able.append(candidate)
-        model.operators = able[0]
-        super().__init__(model, kv_memory=kv_memory, progress=progress)
+            if self.exact:
+                exact.append((self.cost.measured.turn, candidate))
+                if not candidate.may_be_slower:
+                    break
+            else:
+                logger.log(level, "steps are not exact with operators of kind %s", candidate.name)
+        chosen = min(exact, key=itemgetter(0))[1] if exact else able[0]
+        if chosen is not model.operators:
+            model.operators = chosen
+            super().__init__(model, kv_memory=kv_memory, progress=progress)
 
 
 def operators_for(device: torch.device) -> list[Operators]:
@@ -58,5 +66,6 @@ def operators_for(device: torch.device) -> list[Operators]:
         except ImportError as error:  # not for every system where torch has a GPU
             logger.warning("steps are computed without kernels, which is slow for many tokens: %s", error)
             return [PlainOperators()]
-        return [kernel_operators.KernelOperators(), kernel_operators.UnfusedOperators(), PlainOperators()]
+        ours = kernel_operators.KernelOperators(), kernel_operators.UnfusedOperators(), PlainOperators()
+        return [*([] if torch.version.hip else [kernel_operators.LibraryOperators()]), *ours]
     return [PlainOperators()]

@@ -1,6 +1,7 @@
 """`Operators` as Triton kernels: how they are launched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from slipstream.backend.torch.held import BLOCK_K, BLOCK_N, OPTIONS, QUANTISED_K
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import Unfused
-from slipstream.backend.torch.quantised import Weight
+from slipstream.backend.torch.quantised import Quantised, Weight
 
 KEYS = 64
 """Of attention, at a time."""
@@ -50,6 +51,7 @@ class KernelOperators:
     )
 
     recordable = True
+    may_be_slower = False
     _query_tiles: tuple[int, ...] = QUERY_TILES
 
     def __init__(self) -> None:
@@ -208,11 +210,45 @@ class KernelOperators:
         return self._tiles[2]
 
 
+class LibraryOperators(KernelOperators):
+    """The same, but for products of whole weights of 16 bits, which are a library's that sums up a row in one part.
+
+    A self-test shows whether its kernels for all numbers of rows add up in the same order, as Hopper's may.
+    """
+
+    name = f"library's products, {KernelOperators.name}"
+    may_be_slower = True
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        """See `Operators.linear`."""
+        if isinstance(weight, Quantised) or weight.itemsize != 2:
+            return super().linear(x, weight, bias)
+        with _in_one_part():
+            return F.linear(x.contiguous(), weight, bias)
+
+
 class UnfusedOperators(Unfused, KernelOperators):
     """The same, but for norms, rotations and gates, which are torch's own: several kernels in place of one."""
 
     name = f"unfused {KernelOperators.name}"
     _query_tiles = QUERY_TILES[:1]
+
+
+@contextmanager
+def _in_one_part() -> Iterator[None]:
+    """Products are cuBLASLt's, and none splits its sums: other libraries can't be told that."""
+    matmul, library = torch.backends.cuda.matmul, torch.backends.cuda.preferred_blas_library()
+    kinds = "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"
+    before = [(kind, (getattr(matmul, kind), getattr(matmul, f"{kind}_split_k"))) for kind in kinds]
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    try:
+        for kind in kinds:
+            setattr(matmul, kind, (False, False))
+        yield
+    finally:
+        for kind, allowed in before:
+            setattr(matmul, kind, allowed)
+        torch.backends.cuda.preferred_blas_library(library)
 
 
 def _rotate(

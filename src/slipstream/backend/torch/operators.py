@@ -154,6 +154,8 @@ class Operators(Protocol):
     """Part of what decides a model's bits."""
     recordable: bool
     """Whether what they launch depends on shapes and `Step.segments` alone, and nobody waits for the device."""
+    may_be_slower: bool
+    """Whether the next ones may be faster, so that both are measured."""
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`: x [..., k], weight [n, k], bias [n]; [..., n].

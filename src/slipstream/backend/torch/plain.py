@@ -60,6 +60,7 @@ class PlainOperators(Unfused):
 
     name = f"plain, 2, {_ROWS}, {_QUERY_ROWS}, {SEGMENT}, {_UNPACKED}, {_OF_A_THREAD}"
     recordable = False
+    may_be_slower = False
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """A product for every sixteen rows of `x`, and of a quantised weight some rows at a time; see
