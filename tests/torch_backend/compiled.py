@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slipstream.backend.torch.held import BLOCK_N, OPTIONS, held_of
+from slipstream.backend.torch.held import OPTIONS, Tiling, held_of
 from slipstream.backend.torch.kernel_operators import KEYS, QUERY_TILES, TOKENS, KernelOperators
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES
@@ -139,7 +139,7 @@ def _sums(code: str) -> set[str]:
 
 def main() -> None:
     report: dict[str, dict[str, list[list[str]]]] = {}
-    common = {"BIAS": False, "BLOCK_N": BLOCK_N, "stride_k": 1}
+    common = {"BIAS": False, "stride_k": 1}
     whole = [common | {"BLOCK_M": tile, "SPLIT": 4, "APART": False} for tile in TOKEN_TILES]
     multiplying = {
         products.linear: [*whole, whole[0] | {"APART": True}],
@@ -158,7 +158,7 @@ def main() -> None:
         tiles = [attending | {"ROWS": rows} for rows in (QUERY_TILES if cuda else QUERY_TILES[:1])]
         report[name] = {
             f"{kernel.__name__} {number}".strip(): [
-                _kinds(kernel, target, each | weight.options(each["BLOCK_M"], x))
+                _kinds(kernel, target, each | weight.options(Tiling(), each["BLOCK_M"], x))
                 for each in (variants[::3] if number else variants)  # the extremes of tiles
             ]
             for kernel, variants in multiplying.items()
@@ -174,7 +174,7 @@ def main() -> None:
         turned = head | {
             "HEADS": 32, "KV_HEADS": 8, "WIDTH": 64, "NEIGHBOURS": True, "BY_PAIR": True, "WIDE": False, "WRITE": True,
         }  # fmt: skip
-        added = {"BIAS": False, "BLOCK_N": BLOCK_N, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
+        added = {"BIAS": False, "BLOCK_N": Tiling().block_n, "BLOCK_M": TOKEN_TILES[0], "SPLIT": 4}
         looked_at = {"MASKED": True, "SIZE": 151_936, "BLOCK": TOKENS}
         others = (
             (products.add_parts, added),

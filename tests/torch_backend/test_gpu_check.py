@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from slipstream.models import Model
 from slipstream_bench import gpu_check
 from slipstream_bench.gpu_agents import MODES
 from slipstream_bench.gpu_peers import PEERS, GPUPeer, find
+from slipstream_bench.measurements import gpu_tiling
 from tests.torch_backend import peer_stand_in
 
 pytestmark = pytest.mark.torch
@@ -97,6 +99,23 @@ def test_a_part_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert [each["choice"] for each in choices] == ["greedy", "greedy, masked", "top_p"]
     assert all(each["exact"] and each["ms"].keys() == {"1", "3"} for each in choices)
     assert "choice 49152 tokens top_p" in capsys.readouterr().err
+
+
+def test_other_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what a kernel has no room for."""
+    out = tmp_path / "found" / "tiling.json"
+    changes = {"block_n": 32}, {"block_k": 0}
+    monkeypatch.setattr(gpu_tiling, "_CHANGES", changes)
+    monkeypatch.setattr(sys, "argv", ["gpu_tiling", "--device", "cpu", "--out", str(out)])
+    gpu_tiling.main()
+    results = json.loads(out.read_bytes())["results"]
+    tilings, weights = ("as it is", "block_n 32", "block_k 0"), ("tiny", "tiny, 4 bits")
+    assert [(each["tiling"], each["weight"]) for each in results] == [*product(tilings, weights)]
+    assert [*results[0]["ms"]] == ["1", "17"]
+    assert all((not each["ms"]) == (each["tiling"] == "block_k 0" and each["weight"] == "tiny") for each in results)
+    shown = capsys.readouterr()
+    assert "tiny, block_k 0: " in shown.err
+    assert shown.out.count("(1.00 to 1.00)") == 4
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import held, kernel_operators
+from slipstream.backend.torch.held import Tiling
 from slipstream.backend.torch.kernel_operators import KernelOperators, LibraryOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
 from slipstream.backend.torch.operators import CHUNK_LENGTHS, Activation, AttentionShape, Step, longest_of
@@ -59,7 +60,7 @@ def test_products(rows: int, bias: bool) -> None:
 def test_products_whose_parts_are_summed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small step's have the bits of a large one's."""
     x, weight, bias = random(20, 1024), random(80, 1024, seed=1), random(80, seed=2)
-    assert kernel_operators.parts_of(*weight.shape) == 2
+    assert Tiling().parts(*weight.shape) == 2
     apart = KERNELS.linear(x[:16], weight, bias)
     monkeypatch.setattr(kernel_operators, "TOKEN_TILES", (16,))
     together = KERNELS.linear(x, weight, bias)[:16]
@@ -71,7 +72,7 @@ def test_products_whose_parts_are_summed_apart(monkeypatch: pytest.MonkeyPatch) 
     ("shape", "parts"), [((1024, 4096), 8), ((4096, 4096), 4), ((4096, 12288), 4), ((12288, 4096), 1)]
 )
 def test_how_many_parts_a_product_has(shape: tuple[int, int], parts: int) -> None:
-    assert kernel_operators.parts_of(*shape) == parts
+    assert Tiling().parts(*shape) == parts
 
 
 def test_a_librarys_products_are_summed_in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +268,17 @@ def test_interleaving_is_undone_by_itself(columns: int) -> None:
     first = [(int(held[2, 0]) >> 4 * place) & 15 for place in range(8)]
     assert first == [*codes[2, :64:8].tolist(), *[0] * 8][:8]
     assert torch.equal(interleaved(held)[:, : columns // 8], pack(codes))
+
+
+@pytest.mark.parametrize("number", ["int4", "e2m1", "e4m3"])
+def test_tiles_of_other_sizes(number: Number) -> None:
+    operators = KernelOperators(Tiling(block_n=32, block_k=32, quantised_k=64, part=64))
+    weight, x = quantised(number, 72, 192, seed=3), random(20, 192)
+    assert operators.name != KERNELS.name
+    assert torch.equal(operators.linear(torch.eye(192), weight), weight.unpacked(0, 72, torch.float32).T)
+    assert_close(operators.linear(x, weight), PLAIN.linear(x, weight))
+    whole = weight.unpacked(0, 72, torch.float32)
+    assert_close(operators.linear(x, whole), PLAIN.linear(x, whole))
 
 
 def test_numbers_of_8_bits_may_be_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from slipstream.backend.torch.graphs import CudaRecorder
 from slipstream.backend.torch.operators import Tensor
 from slipstream.processor import this_processor
 
@@ -36,6 +37,8 @@ class Sizes:
     """Of exactness."""
     copied: int
     """Bytes that are copied to measure bandwidth."""
+    uncached: int
+    """Bytes that are read one after the other, so that little of them is in a cache when they are read again."""
     dtype: torch.dtype
 
 
@@ -64,6 +67,7 @@ FULL = Sizes(
     agents=((1, 6), (1, 35), (8, 6), (64, 6)),
     scenarios=1000,
     copied=1 << 30,
+    uncached=1 << 28,
     dtype=torch.bfloat16,
 )
 TINY = Sizes(
@@ -79,6 +83,7 @@ TINY = Sizes(
     agents=((1, 2),),
     scenarios=4,
     copied=1 << 20,
+    uncached=1 << 16,
     dtype=torch.float32,
 )
 
@@ -106,6 +111,22 @@ class Device:
         """Milliseconds to read so many bytes at the bandwidth of a copy."""
         return round(size / float(self.machine["gb_per_second"]) / 1e6, 4)
 
+    def copies(self, given: Tensor) -> list[Tensor]:
+        """A tensor and as many like it as no cache holds together."""
+        size = given.numel() * given.element_size()
+        return [given, *(given.clone() for _ in range(min(self.sizes.uncached // size, 63)))]
+
+    def device_ms(self, works: Sequence[Callable[[], object]]) -> float:
+        """What one of several works takes a GPU, without the time in which the host launches it."""
+        works[0]()  # a kernel can't be compiled while it's recorded
+
+        def all_of_them() -> None:
+            for work in works:
+                work()
+
+        recorded = CudaRecorder().record(all_of_them) if self.device.type == "cuda" else all_of_them
+        return round(self.ms(recorded) / len(works), 4)
+
     def ms(self, work: Callable[[], object]) -> float:
         """The median of a few runs, the device's work included."""
         taken = []
@@ -120,7 +141,7 @@ class Device:
     def _machine(self) -> dict[str, Any]:
         source = torch.empty(self.sizes.copied, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        copied = 2 * self.sizes.copied / self.ms(lambda: target.copy_(source)) / 1e6
+        copied = 2 * self.sizes.copied / self.device_ms([lambda: target.copy_(source)] * 4) / 1e6
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         packages = {name: version(name) for name in ("slipstream", "torch", "transformers")}
         return {"device": gpu or this_processor().name, "gpu": bool(gpu), "gb_per_second": round(copied, 1), **packages}

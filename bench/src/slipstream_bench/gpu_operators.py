@@ -1,6 +1,6 @@
 """Operators by themselves, by bits and by time: products, attention, and the choice of tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -28,16 +28,21 @@ def products(device: Device) -> Iterator[Result]:
     }
     choices |= {kind_of(each): each.linear for each in _with_own(device, "linear")}
     for case, (n, k) in device.sizes.shapes.items():
-        weight, x = device.random(n, k) * 0.02, device.random(device.sizes.rows[-1], k)
+        weights, x = device.copies(device.random(n, k) * 0.02), device.random(device.sizes.rows[-1], k)
         for choice, product in choices.items():
             if not device.timely:
                 return
-            yield _product(device, Result("product", case, choice), product, x, weight)
+            yield _product(device, Result("product", case, choice), product, x, weights)
 
 
 def _product(
-    device: Device, result: Result, product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor
+    device: Device,
+    result: Result,
+    product: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
 ) -> Result:
+    weight = weights[0]
     whole = product(x, weight)
     exact = x[:16].double() @ weight.double().T
     differ = [rows for rows in device.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
@@ -45,7 +50,10 @@ def _product(
     result.exact = not differ and not moved
     error = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
     result.note = f"error {error:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
-    result.ms = {str(rows): device.ms(partial(product, x[:rows], weight)) for rows in device.sizes.timed_rows}
+    result.ms = {
+        str(rows): device.device_ms([partial(product, x[:rows], each) for each in weights])
+        for rows in device.sizes.timed_rows
+    }
     result.floor_ms = device.floor(weight.numel() * weight.element_size())
     return result
 
@@ -63,7 +71,8 @@ def attention(device: Device) -> Iterator[Result]:
             parts = torch.cat([sequence.attend(operators, start, end, beside=5) for start, end in cuts])
             result = Result("attention", f"{context} keys", kind_of(operators), torch.equal(parts, whole))
             for tokens in (2, 16, _QUERIES):
-                result.ms[str(tokens)] = device.ms(partial(sequence.attend, operators, 0, tokens))
+                works = sequence.attending(operators, tokens)
+                result.ms[str(tokens)] = device.device_ms(works) if operators.recordable else device.ms(works[0])
             result.floor_ms = device.floor(2 * kv_heads * dim * context * device.sizes.dtype.itemsize)
             yield result
 
@@ -109,19 +118,28 @@ class _Sequence:
         self._context = context
         self._staging = Staging(device.device)
         self._tables = np.random.default_rng(0).permutation(2 * blocks).astype(np.int32).reshape(2, -1) + 1
-        self._kv = device.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim)
+        self._kv = device.copies(device.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim))
         self._query = device.random(_QUERIES, heads, dim)
 
     def attend(self, operators: Operators, start: int, end: int, beside: int = 0) -> Tensor:
         """The attention of queries `start` to `end`, in a step with so many tokens of the other sequence."""
+        found = operators.attend(*self._step(start, end, beside))
+        return found[beside : beside + end - start]
+
+    def attending(self, operators: Operators, tokens: int) -> list[Callable[[], Tensor]]:
+        """The attention of the first queries to one of several copies of the keys and values, each as a work."""
+        rows, _, step, shape, sinks = self._step(0, tokens, 0)
+        return [partial(operators.attend, rows, kv, step, shape, sinks) for kv in self._kv]
+
+    def _step(self, start: int, end: int, beside: int) -> tuple[Tensor, Tensor, Step, AttentionShape, None]:
+        """What `Operators.attend` takes for queries `start` to `end`, beside so many tokens of the other sequence."""
         own = PagedChunk(np.ones(end - start, np.int32), self._context + start, self._tables[0], 0)
         other = PagedChunk(np.ones(beside, np.int32), 40, self._tables[1], 0)
         chunks = [other, own] if beside else [own]
         step = Step.of(lay_out(chunks, sum(max(2, len(each.tokens)) for each in chunks), 1), BLOCK_SIZE, self._staging)
         rows = torch.cat((self._query[:beside], self._query[start:end]))
         rows = F.pad(rows, (0, 0, 0, 0, 0, step.tokens.shape[1] - len(rows)))  # a lone token has a dummy beside it
-        found = operators.attend(rows, self._kv, step, AttentionShape(rows.shape[2] ** -0.5), None)
-        return found[beside : beside + end - start]
+        return rows, self._kv[0], step, AttentionShape(rows.shape[2] ** -0.5), None
 
 
 def kind_of(operators: Operators) -> str:

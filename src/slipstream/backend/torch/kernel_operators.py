@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton
 
 from slipstream.backend.torch.definitions import ClampedGate, Norm
-from slipstream.backend.torch.held import BLOCK_K, BLOCK_N, OPTIONS, QUANTISED_K, held_of
+from slipstream.backend.torch.held import OPTIONS, Tiling, held_of
 from slipstream.backend.torch.kernels import attention, by_row, experts, products
 from slipstream.backend.torch.operators import SEGMENT, TOKEN_TILES, Activation, AttentionShape, Rotating, Step, Tensor
 from slipstream.backend.torch.plain import Unfused
@@ -23,8 +23,6 @@ QUERY_TILES = (16,) if torch.version.hip else (16, 32, 64)
 for float32, which no matrix unit multiplies, Triton would sum weights in another order for others."""
 _TILE_BYTES = 1 << 14
 """Of a tile's queries: with more of them sums don't fit into registers, or keys beside them into shared memory."""
-_PROGRAMS, _PART = 256, 512
-"""Programs that a product is spread over, as far as each still sums up so many elements of a row."""
 _PAIRS, _COLUMNS = 1024, 512
 """Pairs of a token and an expert that a program looks at at a time, and columns of a token that one sums."""
 TOKENS = 2048
@@ -42,19 +40,21 @@ _GATED = 1024
 """Elements that a program gates."""
 
 
+def _named(tiling: Tiling) -> str:
+    return f"kernels 7, triton {triton.__version__}, {KEYS}, {SEGMENT}, {tiling}"
+
+
 class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
-    name = (
-        f"kernels 7, triton {triton.__version__}, {BLOCK_N}, {BLOCK_K}, {QUANTISED_K}, {KEYS}, {SEGMENT}, "
-        f"{_PROGRAMS}, {_PART}"
-    )
-
+    name = _named(Tiling())
     recordable = True
     may_be_slower = False
     _query_tiles: tuple[int, ...] = QUERY_TILES
 
-    def __init__(self) -> None:
+    def __init__(self, tiling: Tiling = Tiling()) -> None:  # noqa: B008  # it's frozen
+        self._tiling = tiling
+        self.name = type(self).name.replace(_named(Tiling()), _named(tiling))
         self._tiles: tuple[Step, int, Tensor] | None = None
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -63,18 +63,20 @@ class KernelOperators:
         n_size, k_size = weight.shape
         held = held_of(weight)
         out = x.new_empty(len(rows), n_size)
-        tile, split = token_tile(len(rows)), parts_of(n_size, k_size)
-        grid = triton.cdiv(n_size, BLOCK_N), triton.cdiv(len(rows), tile)
+        tile, split = token_tile(len(rows)), self._tiling.parts(n_size, k_size)
+        grid = triton.cdiv(n_size, self._tiling.block_n), triton.cdiv(len(rows), tile)
         apart = split > 1 and grid[1] == 1
         parts = x.new_empty(split, *out.shape, dtype=torch.float32) if apart else out
-        common = {"BIAS": bias is not None, "BLOCK_N": BLOCK_N, "BLOCK_M": tile, "SPLIT": split}
+        common = {"BIAS": bias is not None, "SPLIT": split}
         biases = out if bias is None else bias
         products.linear[*grid, split if apart else 1](
             rows, *held.tensors, biases, out, parts, len(rows), n_size, k_size, *held.strides, held.scale_rows,
-            APART=apart, **common, **held.options(tile, x),
+            APART=apart, **common, **held.options(self._tiling, tile, x),
         )  # fmt: skip
         if apart:
-            products.add_parts[grid](parts, biases, out, len(rows), n_size, **common, **OPTIONS)
+            products.add_parts[grid](
+                parts, biases, out, len(rows), n_size, BLOCK_N=self._tiling.block_n, BLOCK_M=tile, **common, **OPTIONS
+            )
         return out.view(*x.shape[:-1], n_size)
 
     def activate(self, given: Activation) -> Tensor:
@@ -146,8 +148,8 @@ class KernelOperators:
         """See `Operators.experts`."""
         top, size = index.shape[1], x.shape[1]
         pairs = expert_pairs(index, module.num_experts)
-        up = _experts_linear(module, "gate_up_proj", x.contiguous(), top, pairs)
-        parts = _experts_linear(module, "down_proj", module._apply_gate(up).contiguous(), 1, pairs)
+        up = self._experts_linear(module, "gate_up_proj", x.contiguous(), top, pairs)
+        parts = self._experts_linear(module, "down_proj", module._apply_gate(up).contiguous(), 1, pairs)
         out = x.new_empty(x.shape)
         grid = len(x), triton.cdiv(size, _COLUMNS)
         experts.sum_experts[grid](parts, weights.contiguous(), out, size, TOP=top, BLOCK=_COLUMNS, **OPTIONS)
@@ -196,6 +198,20 @@ class KernelOperators:
             peaks, firsts, tokens, PARTS=parts, BLOCK=triton.next_power_of_2(parts), num_warps=1, **OPTIONS
         )
         return tokens
+
+    def _experts_linear(self, module: Any, name: str, x: Tensor, share: int, pairs: "Pairs") -> Tensor:
+        """`[pairs, n]`, in the order of tokens and of each one's experts."""
+        weight = getattr(module, name)
+        held = held_of(weight.mT if module.is_transposed else weight)
+        bias = getattr(module, f"{name}_bias") if module.has_bias else None
+        n_size, k_size = held.shape
+        out = x.new_empty(len(pairs.order), n_size)
+        experts.experts_linear[triton.cdiv(n_size, self._tiling.block_n), len(pairs.tiles)](
+            x, *held.tensors, x if bias is None else bias, out, pairs.order, pairs.tiles, n_size, k_size,
+            *held.strides, held.scale_rows, *held.expert_strides, share,
+            BIAS=bias is not None, **held.options(self._tiling, TOKEN_TILES[0], x),
+        )  # fmt: skip
+        return out
 
     def _query_rows(self, wanted: int, dims: int, itemsize: int) -> int:
         """Those of a tile for a chunk that has so many, of so many elements."""
@@ -296,13 +312,6 @@ def token_tile(rows: int) -> int:
     return next((tile for tile in TOKEN_TILES if rows <= tile), TOKEN_TILES[-1])
 
 
-def parts_of(n_size: int, k_size: int) -> int:
-    """In how many parts a product with a weight of this shape sums up, a power of two; those of a small step are summed
-    by as many programs, or too few would read the weight for a GPU to be busy."""
-    wanted = min(_PROGRAMS * BLOCK_N // n_size, k_size // _PART)
-    return 1 << max(wanted, 1).bit_length() - 1
-
-
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Pairs of a token and one of its experts, int32; see `experts.expert_tiles`."""
@@ -318,18 +327,3 @@ def expert_pairs(index: Tensor, count: int) -> Pairs:
     tiles = index.new_empty(_most_tiles(count, size, tile), 3, dtype=torch.int32)
     experts.expert_tiles[count,](index.contiguous(), order, tiles, size, TILE=tile, BLOCK=_PAIRS, **OPTIONS)
     return Pairs(order, tiles)
-
-
-def _experts_linear(module: Any, name: str, x: Tensor, share: int, pairs: Pairs) -> Tensor:
-    """`[pairs, n]`, in the order of tokens and of each one's experts."""
-    weight = getattr(module, name)
-    held = held_of(weight.mT if module.is_transposed else weight)
-    bias = getattr(module, f"{name}_bias") if module.has_bias else None
-    n_size, k_size = held.shape
-    out = x.new_empty(len(pairs.order), n_size)
-    experts.experts_linear[triton.cdiv(n_size, BLOCK_N), len(pairs.tiles)](
-        x, *held.tensors, x if bias is None else bias, out, pairs.order, pairs.tiles, n_size, k_size,
-        *held.strides, held.scale_rows, *held.expert_strides, share,
-        BIAS=bias is not None, BLOCK_N=BLOCK_N, BLOCK_M=TOKEN_TILES[0], **held.options(TOKEN_TILES[0], x),
-    )  # fmt: skip
-    return out
