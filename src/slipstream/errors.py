@@ -82,6 +82,16 @@ class UnsupportedModelError(ModelError):
     """The model is intact but of a kind that Slipstream can't run; the message names the kind."""
 
 
+class LogitsError(SlipstreamError):
+    """A model's logits are infinite or no numbers somewhere, so that no token can be chosen."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's logits are infinite or no numbers, so no token can be chosen. The usual cause are sums that "
+            "float16 can't hold: weights in bfloat16 have more room"
+        )
+
+
 class SessionNotFoundError(InvalidRequestError):
     """There is no session of that name."""
 

@@ -14,7 +14,7 @@ from slipstream.backend.torch.kernel_operators import KernelOperators
 from slipstream.backend.torch.operators import Operators, StepOutput
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.staging import Staging
-from slipstream.sampling import Choice, Row, Sampler, SamplingParams
+from slipstream.sampling import NO_TOKEN, Choice, Row, Sampler, SamplingParams
 from tests.unit.test_sampling import random_rows
 
 pytestmark = pytest.mark.torch
@@ -67,6 +67,19 @@ def test_the_choice_is_the_defined_one() -> None:
             different += found.token != expected.token
     assert drawn > 3000
     assert different <= drawn // 1000, "more than rounding decides"
+
+
+@pytest.mark.parametrize("operators", [PLAIN, KernelOperators()], ids=["plain", "kernels"])
+def test_nothing_is_chosen_from_what_is_no_number(operators: Operators) -> None:
+    """Nor does it harm other rows."""
+    logits = np.random.default_rng(0).normal(size=(4, 100)).astype(np.float32)
+    logits[1, 70], logits[2, 3], logits[3] = np.nan, np.inf, -np.inf
+    for params in KINDS:
+        rows = [Row(index, Sampler(params, index, np.array([3], np.int32), 100), 7) for index in (0, 1, 2, 3, 0)]
+        found = choose(torch.from_numpy(logits), rows, operators)
+        assert [choice.token for choice in found[1:4]] == [NO_TOKEN] * 3
+        for choice, row in ((found[0], rows[0]), (found[4], rows[4])):
+            assert_alike(choice, row.choose(logits[0]))
 
 
 GREEDY = SamplingParams(temperature=0)

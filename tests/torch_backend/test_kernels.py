@@ -25,6 +25,7 @@ from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Number, Quantised, interleaved, of_experts, pack
 from slipstream.backend.torch.staging import Staging
 from slipstream.models import Model
+from slipstream.sampling import NO_TOKEN, Sampler, SamplingParams
 from slipstream.sampling.sampler import masked
 
 pytestmark = pytest.mark.torch
@@ -322,7 +323,7 @@ def test_the_likeliest_tokens(size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_likeliest_of_strange_logits(dtype: torch.dtype) -> None:
-    """Those of the host: the first of what isn't a number, and the first of all if nothing is possible."""
+    """Those of the host: none if the highest is infinite or no number."""
     logits = torch.full((6, 5000), -torch.inf)
     logits[1, 4999] = -60_000
     logits[2, [2500, 4500]] = torch.nan
@@ -330,15 +331,18 @@ def test_the_likeliest_of_strange_logits(dtype: torch.dtype) -> None:
     logits[3, [4000, 4001]] = torch.tensor([-0.0, 0.0])
     logits[4, [3000, 3001]] = torch.inf
     logits[5] = torch.nan
-    expected = [0, 4999, 2500, 4000, 3000, 0]
+    expected = [NO_TOKEN, 4999, NO_TOKEN, 4000, NO_TOKEN, NO_TOKEN]
     logits = logits.to(dtype)
-    assert logits.float().numpy().argmax(1).tolist() == expected
+    sampler = Sampler(SamplingParams(temperature=0), 0, np.empty(0, np.int32), 5000)
+    assert [sampler.sample(row, 0) for row in logits.float().numpy()] == expected
     for operators in (PLAIN, KERNELS):
         assert operators.argmax(logits).tolist() == expected
         masks = torch.zeros(6, 157, dtype=torch.int32)
-        masks[1:, 2600 // 32] = -1
+        masks[1:, 0] = -1
+        masks[4, 2500 // 32] = -1
+        logits[4, 2501] = -5
         found = operators.argmax(logits, (torch.arange(6), masks)).tolist()
-        assert found == [0, 0, 0, 0, 0, 2592]
+        assert found == [NO_TOKEN, NO_TOKEN, 7, NO_TOKEN, 2501, NO_TOKEN], "what isn't allowed doesn't matter"
 
 
 @pytest.mark.parametrize("tiny", ["gpt_oss", "qwen3_moe"], indirect=True)

@@ -1,14 +1,20 @@
 """`slipstream serve` on a folder of safetensors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
+from openai import InternalServerError
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.models import Model
+from slipstream.models.safetensors import WEIGHTS_FILE
+from slipstream.tokenizer import Tokenizer
 from tests.server.process import running_server
 from tests.server.test_tools import ONE_CALL, QUESTION
 
@@ -33,6 +39,28 @@ def test_a_tool_call_over_http(tiny: Model, home: Path) -> None:
         assert call == calls[1][0].function
         health = httpx.get(f"{server.url}/health").json()
         assert health["exact"] is True
+
+
+@pytest.mark.parametrize("tiny", ["qwen3"], indirect=True)
+def test_sums_that_overflow_end_their_request_with_an_error(tiny: Model, home: Path, tmp_path: Path) -> None:
+    """Those of one word, with a grammar or without; another conversation goes on as before."""
+    folder = tmp_path / "overflowing"
+    shutil.copytree(home / "made" / tiny.name, folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    word = Tokenizer.from_file(tiny.tokenizer_path).encode(" %")
+    weights["model.embed_tokens.weight"][word] = torch.inf
+    save_file(weights, folder / WEIGHTS_FILE, {"format": "pt"})
+    options = {"model": "overflowing", "max_tokens": 40}
+    with running_server("--kv-memory", "16MiB", "--device", "cpu", "--threads", "1", model=str(folder)) as server:
+        client = server.openai()
+        expected = client.chat.completions.create(messages=QUESTION, temperature=0, **options)
+        overflowing = [{"role": "user", "content": "50 %"}]
+        for more in ({"temperature": 0}, {"temperature": 1}, {"temperature": 0, **ONE_CALL}):
+            with pytest.raises(InternalServerError, match="infinite or no numbers"):
+                client.chat.completions.create(messages=overflowing, **options, **more)
+        found = client.chat.completions.create(messages=QUESTION, temperature=0, **options)
+        assert found.choices[0].message.content == expected.choices[0].message.content
+        assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
 
 
 @pytest.mark.parametrize("tiny", ["qwen3"], indirect=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slipstream.engine import SamplingParams
 from slipstream.errors import InvalidRequestError
-from slipstream.sampling import Row, Sampler, choose_on_host
+from slipstream.sampling import NO_TOKEN, Row, Sampler, choose_on_host
 from slipstream.sampling.philox import uniforms
 from slipstream.types import FloatArray
 
@@ -440,6 +440,22 @@ def test_the_batched_choice_cuts_where_few_tokens_matter(cut: dict[str, float], 
     logits[:, 7] = 14
     rows = [Row(index, Sampler(params, index, np.empty(0, np.int32), 4096), index) for index in range(100)]
     assert choose_on_host(logits, rows) == [row.choose(logits[row.index]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}, {"logprobs": 2}], ids=str
+)
+def test_nothing_is_chosen_from_what_is_no_number(params: dict[str, float]) -> None:
+    """Sums that have overflown: not the first token, and no error for the other rows of a step."""
+    logits = np.random.default_rng(0).normal(size=(4, 128)).astype(np.float32)
+    logits[1, 70], logits[2, 3], logits[3, :64] = np.nan, np.inf, -np.inf
+    mask = np.array([0, -1, 0, 0], np.int32)
+    chosen = Sampler(SamplingParams(**params), 1, np.empty(0, np.int32), 128)  # type: ignore[arg-type]
+    rows = [Row(index, chosen, 5, mask if index == 3 else None) for index in (0, 1, 2, 3, 0)]
+    for found in (choose_on_host(logits, rows), [row.choose(logits[row.index]) for row in rows]):
+        assert [choice.token for choice in found[1:4]] == [NO_TOKEN] * 3
+        assert 0 <= found[0].token < 128
+        assert found[0] == found[4]
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,10 +34,18 @@ from slipstream.engine import (
 from slipstream.engine.commands import Command, Guard, Install, Task
 from slipstream.engine.idle import IdlePrefill
 from slipstream.engine.text import TextStream
-from slipstream.errors import ContextLengthError, EngineStoppedError, InvalidRequestError, ModelError, OverloadedError
+from slipstream.errors import (
+    ContextLengthError,
+    EngineStoppedError,
+    InvalidRequestError,
+    LogitsError,
+    ModelError,
+    OverloadedError,
+)
 from slipstream.kv import KVMemory, KVUsage
 from slipstream.sampling import Sampler
 from slipstream.tokenizer import Tokenizer
+from slipstream.types import FloatArray
 from tests.conformance.stores import KINDS
 from tests.looking import Look
 from tests.unit import toy_backend
@@ -52,6 +60,7 @@ from tests.unit.toy_backend import (
     QueueToy,
     Toy,
     ToyBackend,
+    ToyChunk,
     ToyTokenizer,
     WindowToy,
     toy_logits,
@@ -1226,6 +1235,31 @@ class TestFailures:
                 "a request's output can't be made, others go on"
             ]
             assert len(bad.tokens) == at
+            assert_right(good)
+
+    @pytest.mark.parametrize("at", [6, 9])
+    def test_logits_that_are_no_numbers_fail_their_request_alone(
+        self, at: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with toy_engine() as engine:
+            compute = engine.backend.compute
+
+            def overflowing(chunks: Sequence[ToyChunk]) -> FloatArray:
+                logits, row = compute(chunks), 0
+                for chunk in chunks:
+                    tokens = engine.backend.contents(chunk.state)
+                    if tokens[:6] == [*prompt(6)] and len(tokens) >= at:
+                        logits[row : row + chunk.rows] = np.nan
+                    row += chunk.rows
+                return logits
+
+            monkeypatch.setattr(engine.backend, "compute", overflowing)
+            with at_once(engine) as submit:
+                bad = submit(request(prompt(6), max_tokens=12))
+                good = submit(request(prompt(6, seed=1), max_tokens=12))
+            assert bad.reason == "error"
+            assert isinstance(bad.outputs[-1].error, LogitsError)
+            assert len(bad.tokens) <= at - 6
             assert_right(good)
 
     def test_an_engine_that_fails_tells_everybody_and_takes_no_more(self, caplog: pytest.LogCaptureFixture) -> None:

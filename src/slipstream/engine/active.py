@@ -11,8 +11,9 @@ from slipstream.engine.drafting import Draft
 from slipstream.engine.grammar import Constraint
 from slipstream.engine.request import EngineRequest, FinishReason, Flow, Output, TurnCounters
 from slipstream.engine.text import TextStream
+from slipstream.errors import LogitsError
 from slipstream.kv import Sequence
-from slipstream.sampling import Choice, Row, Sampler, TokenLogprob
+from slipstream.sampling import NO_TOKEN, Choice, Row, Sampler, TokenLogprob
 from slipstream.tokenizer import IncrementalDecoder, Tokenizer
 
 
@@ -147,7 +148,7 @@ class ActiveRequest:
             index, position = first + confirmed, len(self.sequence)
             found.chosen.append(position)
             if self.constraint is None:
-                self._take(early.get(index) or (yield Row(index, self._sampler, position)), found)
+                self._take(_possible(early.get(index) or (yield Row(index, self._sampler, position))), found)
             else:
                 yield from self._choose(self.constraint, index, early.get(index), found)
             if self.jumps_forward:
@@ -192,9 +193,9 @@ class ActiveRequest:
             choice = Choice(forced[0])
         else:
             mask = None if params.greedy else constraint.mask
-            choice = early or (yield Row(index, self._sampler, position, mask and mask()))
+            choice = _possible(early or (yield Row(index, self._sampler, position, mask and mask())))
             if params.greedy and not constraint.valid_prefix((choice.token,)):
-                choice = yield Row(index, self._sampler, position, constraint.mask())
+                choice = _possible((yield Row(index, self._sampler, position, constraint.mask())))
         token = choice.token
         if token in self._stop_token_ids:
             found.reason = "stop"
@@ -262,6 +263,13 @@ class ActiveRequest:
             counters=self.counters if found.reason is not None else None,
             error=error,
         )
+
+
+def _possible(choice: Choice) -> Choice:
+    """The choice, unless nothing could be chosen; raises `LogitsError` then."""
+    if choice.token == NO_TOKEN:
+        raise LogitsError
+    return choice
 
 
 @dataclass(slots=True)

@@ -2,6 +2,6 @@
 
 from slipstream.sampling.host import chances_of, choose_on_host
 from slipstream.sampling.params import SamplingParams
-from slipstream.sampling.sampler import Choice, Row, Sampler, TokenLogprob
+from slipstream.sampling.sampler import NO_TOKEN, Choice, Row, Sampler, TokenLogprob
 
-__all__ = ["Choice", "Row", "Sampler", "SamplingParams", "TokenLogprob", "chances_of", "choose_on_host"]
+__all__ = ["NO_TOKEN", "Choice", "Row", "Sampler", "SamplingParams", "TokenLogprob", "chances_of", "choose_on_host"]

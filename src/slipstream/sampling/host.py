@@ -7,6 +7,7 @@ random number falls. It's rarely so near the border of two tokens that the bound
 summed; and only if the token is none of those that matter, the definition is asked.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from slipstream.sampling.params import SamplingParams
 from slipstream.sampling.philox import uniforms
-from slipstream.sampling.sampler import Choice, Row, ranked, weigh
+from slipstream.sampling.sampler import NO_TOKEN, Choice, Row, ranked, weigh
 from slipstream.types import FloatArray
 
 _FOLD = 4
@@ -59,6 +60,8 @@ def _draw(logits: FloatArray, *, params: SamplingParams, chance: float, scratch:
     folded = logits.reshape(scratch.fold, -1)
     maxima = folded.max(axis=0, out=scratch.maxima)
     peak = maxima.max()
+    if not math.isfinite(peak):
+        return NO_TOKEN
     bounds = weigh(maxima, peak, temperature, out=maxima)
     total = float(bounds.sum())
     faint = _FAINT * total

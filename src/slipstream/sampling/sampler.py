@@ -1,5 +1,6 @@
 """Choosing the next token from a row of logits, as a pure function of (logits, seed, position, tokens before)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,9 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[int, float], ...]
 
+
+NO_TOKEN = -1
+"""What is chosen where the highest logit is infinite or no number: the model's sums have overflown."""
 
 Adjustment = tuple[npt.NDArray[np.intp], FloatArray]
 """Tokens, none twice, and a number for the logit of each."""
@@ -58,10 +62,12 @@ class Sampler:
             self._seen[prompt] = True
 
     def sample(self, logits: FloatArray, position: int, draw: Draw = lambda _: None) -> int:
-        """The token for `position` (index in its sequence), from float32 logits [vocab_size], which it leaves alone."""
+        """The token for `position` (index in its sequence), from float32 logits [vocab_size], which it leaves alone;
+        `NO_TOKEN` if none can be."""
         adjusted = self.adjust(logits)
         if self.params.greedy:
-            return int(adjusted.argmax())
+            likeliest = int(adjusted.argmax())  # the first that is no number, if there is one
+            return likeliest if math.isfinite(adjusted[likeliest]) else NO_TOKEN
         drawn = draw(adjusted)
         return self.draw(adjusted, position) if drawn is None else drawn
 
@@ -77,6 +83,8 @@ class Sampler:
 
     def logprob(self, logits: FloatArray, token: int) -> TokenLogprob:
         """The log-probability of `token`, with as many alternatives as the request asked for."""
+        if token == NO_TOKEN:
+            return TokenLogprob(token, -math.inf, ())
         peak = logits.max()
         normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
         count = self.params.logprobs or 0
@@ -121,8 +129,10 @@ class Sampler:
         Tokens stand in a row, likeliest first; `top_k`, `min_p` and `top_p` (arXiv 1904.09751), in this order, each cut
         off its end. The random number says how far along what is left, by weight, the token stands.
         """
-        params = self.params
-        weights = weigh(logits, logits.max(), params.temperature)
+        params, peak = self.params, logits.max()
+        if not math.isfinite(peak):
+            return NO_TOKEN
+        weights = weigh(logits, peak, params.temperature)
         ids = ranked(weights)
         weights = weights[ids]
         count = min(params.top_k or len(ids), len(ids))

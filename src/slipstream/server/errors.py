@@ -21,6 +21,7 @@ from slipstream.errors import (
     EngineStoppedError,
     InvalidRequestError,
     LimitError,
+    LogitsError,
     OverloadedError,
     SessionConflictError,
     SlipstreamError,
@@ -49,6 +50,7 @@ _ANTHROPIC_TYPES = {
 """By status; others are the client's fault or the server's."""
 
 _KINDS: Mapping[type[SlipstreamError], tuple[int, str, str]] = {
+    LogitsError: (500, "server_error", "no_numbers"),
     StorageError: (507, "server_error", "storage_failed"),
     OverloadedError: (429, "rate_limit_error", "overloaded"),
     SessionConflictError: (409, "invalid_request_error", "session_conflict"),
@@ -87,7 +89,7 @@ def failure_of(error: Exception, path: str) -> Failure:
             status = 404 if error.code.endswith("_not_found") else 400
             param = error.param.named(names) if isinstance(error.param, Field) else error.param
             return Failure(status, error.worded(names), param=param, code=error.code)
-        case OverloadedError() | SessionConflictError() | EngineStoppedError() | StorageError():
+        case SlipstreamError() if type(error) in _KINDS:
             status, kind, code = _KINDS[type(error)]
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
             return Failure(status, error.worded(names), kind, code=code, headers=headers)

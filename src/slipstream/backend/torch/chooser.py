@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from slipstream.backend.torch.operators import Operators, StepOutput, Tensor
-from slipstream.backend.torch.plain import mask_out
+from slipstream.backend.torch.plain import likeliest, mask_out
 from slipstream.backend.torch.staging import Staging
-from slipstream.sampling import Choice, Row, TokenLogprob, chances_of
+from slipstream.sampling import NO_TOKEN, Choice, Row, TokenLogprob, chances_of
 from slipstream.types import FloatArray
 
 _UNIT = 2.0**40
@@ -112,7 +112,7 @@ class _Part:
         greedy, chosen = self._greedy, self._greedy + self._drawn
         adjusted = logits[given["index"][:chosen]].float()
         _adjust(adjusted, given)
-        tokens = torch.cat((adjusted[:greedy].argmax(1), _drawn(adjusted[greedy:], given), given["tokens"]))
+        tokens = torch.cat((likeliest(adjusted[:greedy]), _drawn(adjusted[greedy:], given), given["tokens"]))
         if most is None:
             return tokens[:, None]
         return torch.cat((tokens[:, None].double(), _reported(logits[given["index"]].float(), tokens, most)), 1)
@@ -183,7 +183,9 @@ def _drawn(logits: Tensor, given: dict[str, Tensor]) -> Tensor:
     temperature, top_k, min_p, top_p, chance = (
         given[name][:, None] for name in ("temperature", "top_k", "min_p", "top_p", "chance")
     )
-    weights = torch.exp((logits - logits.amax(1, keepdim=True)) / temperature)
+    peak = logits.amax(1, keepdim=True)
+    possible = peak.isfinite()
+    weights = torch.exp((logits - peak) / temperature).where(possible, 1)  # or sums would lead beyond the row
     weights, ids = weights.sort(dim=1, descending=True, stable=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
     kept = (rank < top_k) & (weights >= min_p)
@@ -193,7 +195,8 @@ def _drawn(logits: Tensor, given: dict[str, Tensor]) -> Tensor:
     last = (cumulative < least).sum(1, keepdim=True)
     nucleus = cumulative.gather(1, last)
     place = (cumulative <= (chance * nucleus.double()).floor().long()).sum(1, keepdim=True)
-    return ids.gather(1, torch.minimum(place, last))[:, 0]  # rounding must not step past the last candidate
+    tokens = ids.gather(1, torch.minimum(place, last))  # rounding must not step past the last candidate
+    return tokens.where(possible, NO_TOKEN)[:, 0]
 
 
 def _reported(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
@@ -201,7 +204,7 @@ def _reported(logits: Tensor, tokens: Tensor, most: int) -> Tensor:
     peak = logits.amax(1, keepdim=True)
     total = _integers(torch.exp(logits - peak)).sum(1, keepdim=True).double() / _UNIT
     normaliser = peak.double() + total.log()
-    own = logits.gather(1, tokens[:, None]).double() - normaliser
+    own = logits.gather(1, tokens.clamp(min=0)[:, None]).double() - normaliser
     if not most:
         return own
     top, ids = (each[:, :most] for each in logits.sort(dim=1, descending=True, stable=True))

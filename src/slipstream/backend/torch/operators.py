@@ -214,6 +214,6 @@ class Operators(Protocol):
         """The likeliest token of each row of logits [rows, vocab_size], and of equals the lowest: int64 [rows].
 
         `masked` names rows, int64 [n], and has a mask for each, as `Row.mask` int32 [n, words]: then the likeliest of
-        the allowed tokens of these rows, int64 [n]. Always a token of the vocabulary, and 0 if all are impossible.
+        the allowed tokens of these rows, int64 [n]. `NO_TOKEN` if its logit is infinite or no number.
         """
         ...

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from slipstream.backend.torch.definitions import ClampedGate, Norm, gated, normed, rotated
 from slipstream.backend.torch.operators import SEGMENT, Activation, AttentionShape, Operators, Rotating, Step, Tensor
 from slipstream.backend.torch.quantised import Quantised, Weight
+from slipstream.sampling import NO_TOKEN
 
 _ROWS = 16
 """Rows of each product. A library chooses its kernel, and with it the order of sums, by the number of rows."""
@@ -116,9 +117,15 @@ class PlainOperators(Unfused):
     def argmax(self, logits: Tensor, masked: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """See `Operators.argmax`; in float32, of which a processor compares several at once."""
         if masked is None:
-            return logits.float().argmax(1)
+            return likeliest(logits.float())
         rows, masks = masked
-        return mask_out(logits[rows].float(), masks).argmax(1)
+        return likeliest(mask_out(logits[rows].float(), masks))
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token of each row of float32 logits [n, vocab_size], int64 [n], or `NO_TOKEN`: as a `Sampler`."""
+    tokens = logits.argmax(1)  # the first that is no number, if there is one
+    return tokens.where(logits.gather(1, tokens[:, None])[:, 0].isfinite(), NO_TOKEN)
 
 
 def mask_out(logits: Tensor, masks: Tensor) -> Tensor:

@@ -94,9 +94,12 @@ def argmax_parts(
 
 @triton.jit
 def argmax(peaks, firsts, likeliest, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """The token of a row from the highest logits of its parts: where several have it, the lowest one's."""
+    """The token of a row from the highest logits of its parts, where several have it the lowest one's; -1 if it's
+    infinite."""
     row, part = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     there = part < PARTS
     x = tl.load(peaks + row * PARTS + part, there, float("-inf"))
     first = tl.load(firsts + row * PARTS + part, there, 2**31 - 1)
-    tl.store(likeliest + row, tl.min(tl.where(x == tl.max(x, 0), first, 2**31 - 1), 0).to(tl.int64))
+    peak = tl.max(x, 0)
+    token = tl.min(tl.where(x == peak, first, 2**31 - 1), 0)
+    tl.store(likeliest + row, tl.where(tl.abs(peak) < float("inf"), token, -1).to(tl.int64))
