@@ -262,13 +262,15 @@ def test_weights_with_short_scales_are_taken_apart_to_the_bit(number: Number, pr
 
 
 @pytest.mark.parametrize("columns", [8, 104, 512])
-def test_interleaving_is_undone_by_itself(columns: int) -> None:
+def test_interleaving(columns: int) -> None:
     codes = torch.randint(0, 16, (3, columns), generator=torch.Generator().manual_seed(0))
     held = interleaved(pack(codes))
-    assert held.shape == (3, -(-columns // 64) * 8)
-    first = [(int(held[2, 0]) >> 4 * place) & 15 for place in range(8)]
-    assert first == [*codes[2, :64:8].tolist(), *[0] * 8][:8]
-    assert torch.equal(interleaved(held)[:, : columns // 8], pack(codes))
+    assert held.shape == (3, -(-columns // 32) * 4)
+    second = [(int(held[2, 1]) >> 4 * place) & 15 for place in range(8)]
+    neighbours = [*codes[2, 2:32:8].tolist(), *[0] * 4][:4], [*codes[2, 3:32:8].tolist(), *[0] * 4][:4]
+    assert second == [*neighbours[0], *neighbours[1]]
+    weight = Quantised("int4", held, torch.ones(3, columns // 8), 1, 8, torch.zeros(3, columns // 8, dtype=torch.int8))
+    assert torch.equal(weight.unpacked(0, 3, torch.float32), codes.float())
 
 
 @pytest.mark.parametrize("number", ["int4", "e2m1", "e4m3"])

@@ -15,6 +15,9 @@ Tensor: TypeAlias = torch.Tensor
 CODES = 8
 """Of 4 bits in an integer of 32, the first in the lowest bits."""
 
+_WORDS = 4
+"""Of which the codes are interleaved."""
+
 Number: TypeAlias = Literal["int4", "e2m1", "e4m3"]
 """What a number is: an integer of 4 bits, or a sign, bits of exponent and bits of fraction."""
 
@@ -119,7 +122,7 @@ def _values(number: Number, held: Tensor) -> Tensor:
     """Float32 [n, k] of numbers as they are held, and perhaps zeros behind."""
     if number == "e4m3":
         return held.view(torch.float8_e4m3fn).float()
-    found = codes(held).unflatten(1, (-1, CODES)).mT.flatten(1)
+    found = codes(held).view(len(held), -1, _WORDS, 2, CODES // 2).permute(0, 1, 4, 2, 3).flatten(1)
     if number == "int4":
         return found.float()
     return torch.tensor([*_E2M1, *(-each for each in _E2M1)], device=held.device)[found]
@@ -131,16 +134,17 @@ def codes(held: Tensor) -> Tensor:
 
 
 def interleaved(held: Tensor) -> Tensor:
-    """Codes of 64 columns, eight neighbours in an int32, as one integer of the first of each eight, one of the second,
-    …, and back again; [..., m] with zeros behind, if m is no multiple of 8.
+    """Codes of 32 columns, eight neighbours in an int32, as four integers of two neighbours of each eight, one in each
+    half; [..., m] with zeros behind, if m is no multiple of 4.
 
-    So eight integers beside each other have eight columns beside each other at the same bits: as matrix units take
-    them, and without a thread having to give one to another.
+    So integers beside each other have columns beside each other at the same bits: as matrix units take them, and
+    without a thread having to give one to another.
     """
-    eight = F.pad(held, (0, -held.shape[-1] % CODES)).unflatten(-1, (-1, CODES))
-    found = torch.zeros_like(eight)
-    for place, neighbours in enumerate(eight.unbind(-1)):
-        found |= codes(neighbours) << 4 * place
+    four = F.pad(held, (0, -held.shape[-1] % _WORDS)).unflatten(-1, (-1, _WORDS))
+    found = torch.zeros_like(four)
+    for place, neighbours in enumerate(four.unbind(-1)):
+        low, high = codes(neighbours).unflatten(-1, (-1, 2)).unbind(-1)
+        found |= low << 4 * place | high << 4 * place + 16
     return found.flatten(-2)
 
 

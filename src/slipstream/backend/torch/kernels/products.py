@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-_E4M3, _E2M1 = tl.constexpr(2.0**120), tl.constexpr(2.0**126)
-"""What the bias of a float32's exponent differs by from that of such numbers."""
-_CODES, _APART = tl.constexpr(8), tl.constexpr(64)
-"""Codes of 4 bits in an integer, and columns that it has them of, each the eighth part of these apart."""
+_E4M3, _E2M1 = tl.constexpr(2.0**120), tl.constexpr(2.0**14)
+"""What such numbers are multiplied by if their bits are taken for those of a float32, or a float16."""
+_CODES, _WORDS = tl.constexpr(8), tl.constexpr(4)
+"""Codes of 4 bits in an integer, and integers that have those of 32 columns: see `quantised.interleaved`."""
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -95,7 +95,7 @@ def multiplied(
         if NUMBER == "int4" or NUMBER == "e2m1":  # noqa: PLR1714  # Triton knows no `in`
             words = tl.arange(0, BLOCK_K // _CODES)
             place = of_weight + (words + start // BLOCK_K * (BLOCK_K // _CODES))[None, :].to(tl.int64) * stride_k
-            held = tl.load(place, within & (words // _CODES * _APART + start < end)[None, :], 0)
+            held = tl.load(place, within & (words // _WORDS * _WORDS * _CODES + start < end)[None, :], 0)
         else:
             held = tl.load(of_weight + k[None, :].to(tl.int64) * stride_k, within & (k < end)[None, :], 0.0)
         right = tl.load(of_x + k[:, None], real[None, :] & (k < end)[:, None], 0.0)
@@ -126,17 +126,19 @@ def _unpacked(
     """What a tile [n, k] of a quantised weight stands for, in float32: see `Quantised`."""
     scale = _spread(scale, BLOCK_N, BLOCK_K, SPAN)
     if NUMBER == "e4m3":
-        number = held.to(tl.float32) if held.dtype == tl.float8e4nv else _number(held.to(tl.int32), 3, 7, _E4M3)
+        number = held.to(tl.float32) if held.dtype == tl.float8e4nv else _number(held.to(tl.int32))
         found = number * scale.to(tl.float32)
     else:
-        words = tl.reshape(held, [BLOCK_N, BLOCK_K // _APART, 1, _CODES])
-        scale = tl.reshape(scale, [BLOCK_N, BLOCK_K // _APART, _CODES, _CODES])
-        code = tl.arange(0, _CODES)[None, None, :, None]
+        shape: tl.constexpr = [BLOCK_N, BLOCK_K // 32, 4, _WORDS, 2]
+        words = tl.reshape(held, [BLOCK_N, BLOCK_K // 32, 1, _WORDS, 1])
+        scale = tl.reshape(scale, shape)
+        place = tl.arange(0, 4)[None, None, :, None, None]
+        half = tl.arange(0, 2)[None, None, None, None, :]
         if NUMBER == "e2m1":
-            found = _number(words >> 4 * code, 1, 3, _E2M1) * scale.to(tl.float32)
+            found = _floats(words, place, half, nothing).to(tl.float32) * (scale.to(tl.float32) * _E2M1)
         else:
-            zero = tl.reshape(_spread(zero, BLOCK_N, BLOCK_K, SPAN).to(tl.float32), scale.shape)
-            found = _integers(words, code, scale, zero, nothing)
+            zero = tl.reshape(_spread(zero, BLOCK_N, BLOCK_K, SPAN).to(tl.float32), shape)
+            found = _integers(words, place + 4 * half, scale, zero, nothing)
         found = tl.reshape(found, [BLOCK_N, BLOCK_K])
     return found
 
@@ -152,14 +154,33 @@ def _integers(words, code, scale, zero, nothing):
     """
     odd = code % 2 == 1
     first = tl.where(odd, 12, 16)
-    moved = (words << tl.maximum(first - 4 * code, 0)) >> tl.maximum(4 * code - first, 0)
     mask, power = tl.where(odd, 15 << 12, 15 << 16) + nothing, tl.where(odd, 2048.0, 128.0)
-    number = (moved & mask | tl.where(odd, 0x45000000, 0x43000000)).to(tl.float32, bitcast=True)
+    number = _moved(words, first - 4 * code) & mask | tl.where(odd, 0x45000000, 0x43000000)
+    number = number.to(tl.float32, bitcast=True)
     if scale.dtype == tl.float32:
         found = (number - (power + zero)) * scale
     else:
         found = tl.fma(number, scale.to(tl.float32), -(power + zero) * scale.to(tl.float32))
     return found
+
+
+@triton.jit
+def _floats(words, place, half, nothing):
+    """Codes at such places of halves of words, a sign, two bits of exponent and one of fraction each, divided by _E2M1:
+    bits of float16, too, whose exponent has another bias; it may be subnormal, as the number is then.
+
+    Two codes take the operations of one.
+    """
+    magnitude = _moved(words, 9 - 4 * place) & (0x0E000E00 + nothing)
+    sign = (words << 12 - 4 * place) & (-0x7FFF8000 + nothing)
+    both = (magnitude | sign) >> 16 * half
+    return both.to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _moved(words, left):
+    """Bits moved to the left, or to the right."""
+    return (words << tl.maximum(left, 0)) >> tl.maximum(-left, 0)
 
 
 @triton.jit
@@ -170,12 +191,8 @@ def _spread(of_spans, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.con
 
 
 @triton.jit
-def _number(code, FRACTION: tl.constexpr, SIZE: tl.constexpr, REBIAS: tl.constexpr):
-    """Float32 of a sign and SIZE bits, FRACTION of them of fraction and the others of exponent.
-
-    These are bits of a float32, too, whose exponent has another bias; it may be subnormal, as the number is then. Few
-    operations matter here: small steps take as long as they do. And not every GPU has an instruction for it.
-    """
-    magnitude = (code & ((1 << SIZE) - 1)) << (23 - FRACTION)
-    sign = (code & (1 << SIZE)) << (31 - SIZE)
-    return (magnitude | sign).to(tl.float32, bitcast=True) * REBIAS
+def _number(code):
+    """Float32 of a sign, four bits of exponent and three of fraction, as `_floats` does it: not every GPU has an
+    instruction for that."""
+    magnitude, sign = (code & 127) << 20, (code & 128) << 24
+    return (magnitude | sign).to(tl.float32, bitcast=True) * _E4M3
