@@ -163,6 +163,7 @@ def main() -> None:
             ]
             for kernel, variants in multiplying.items()
             for number, weight in weights.items()
+            if kernel is products.linear or number in ("", "int4")  # they take weights apart alike
         } | {"attend": [_kinds(attention.attend, target, each) for each in tiles]}
         if cuda:  # matrix units don't multiply them
             rows = {KernelOperators()._query_rows(wanted, attending["DIMS"], 4) for wanted in QUERY_TILES}

@@ -218,7 +218,7 @@ def test_the_faster_operators_are_taken_of_those_that_are_exact(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     seconds = {kind.name: took for kind, took in kinds.items()}
-    folder = tiny_folder(tmp_path, "llama")
+    folder = tiny_folder(tmp_path, "llama", vocabulary=320)
 
     def measure(runner: Any, step_class: StepClass, _: Any) -> StepMeasurements:
         took = seconds[runner.operators.name]

@@ -25,7 +25,7 @@ def tiles_of(index: torch.Tensor, count: int) -> tuple[torch.Tensor, list[list[i
     return order, tiles
 
 
-@pytest.mark.parametrize("count", [8, 128])
+@pytest.mark.parametrize("count", [8, 40])
 @pytest.mark.parametrize(("tokens", "top"), [(1, 2), (1, 8), (2, 1), (16, 8), (17, 8), (129, 2), (300, 1), (140, 8)])
 @pytest.mark.parametrize("spread", [True, False], ids=["spread", "alike"])
 def test_pairs_by_expert(count: int, top: int, tokens: int, spread: bool) -> None:
