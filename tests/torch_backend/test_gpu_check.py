@@ -63,6 +63,8 @@ def test_on_a_processor(
     assert [result["choice"] for result in by_part["step"]] == ["plain", "unfused plain"]
     of_products = {result["choice"] for result in results if result["part"] == "product"}
     assert of_products == {"library", "library, padded", "plain"}, "those of unfused kernels are the same"
+    of_weights = [result["case"] for result in results if result["part"] == "product" and result["choice"] == "plain"]
+    assert of_weights == ["tiny", "tiny, int4", "tiny, e2m1", "tiny, e4m3"]
     assert int(by_part["exactness"][0]["note"].split()[0]) >= gpu_check.TINY.scenarios
     assert [result["choice"] for result in by_part["agents"]] == [*(mode.name for mode in MODES), *OTHERS[1:]]
     assert all(result["ms"]["turn"] > 0 for result in by_part["agents"])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,17 +13,20 @@ from slipstream.backend.steps import BLOCK_SIZE, PagedChunk, lay_out
 from slipstream.backend.torch.backend import operators_for
 from slipstream.backend.torch.chooser import DeviceLogits
 from slipstream.backend.torch.operators import AttentionShape, Operators, Step, StepOutput, Tensor
+from slipstream.backend.torch.quantised import CODES, Number, Quantised, Weight
 from slipstream.backend.torch.staging import Staging
 from slipstream.sampling import Row, Sampler, SamplingParams
 from slipstream_bench.gpu_device import Device
 from slipstream_bench.gpu_report import Result
 
 _QUERIES = 48
+_GROUP = 128
+"""Columns that share a scale, and rows, of weights of 8 bits."""
 
 
 def products(device: Device) -> Iterator[Result]:
     """Products by number of rows: the library's own, those of rows padded to sixteen, and the operators'."""
-    choices: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    choices: dict[str, Callable[[Tensor, Any], Tensor]] = {
         "library": F.linear,
         "library, padded": lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)],
     }
@@ -33,18 +37,51 @@ def products(device: Device) -> Iterator[Result]:
             if not device.timely:
                 return
             yield _product(device, Result("product", case, choice), product, x, weights)
+    yield from _quantised_products(device)
+
+
+def _quantised_products(device: Device) -> Iterator[Result]:
+    """Those of one shape with weights of 4 and 8 bits, and whether these are taken apart to the bit."""
+    case, (n, k) = next(iter(device.sizes.shapes.items()))
+    x, one = device.random(device.sizes.rows[-1], k), torch.eye(k, dtype=device.sizes.dtype, device=device.device)
+    whole = device.copies(device.random(n, k) * 0.02)
+    for number in get_args(Number):
+        weights = [quantised(number, each) for each in whole]
+        apart = weights[0].unpacked(0, n, device.sizes.dtype).T
+        for operators in _with_own(device, "linear"):
+            if not device.timely:
+                return
+            result = Result("product", f"{case}, {number}", kind_of(operators))
+            result = _product(device, result, operators.linear, x, weights)
+            if not torch.equal(operators.linear(one, weights[0]), apart):
+                result.exact, result.note = False, f"{result.note}, taken apart otherwise"
+            yield result
+
+
+def quantised(number: Number, weight: Tensor) -> Quantised:
+    """A weight of the same shape, in 4 or 8 bits: random codes, or the numbers as they are."""
+    n, k = weight.shape
+    if number == "e4m3":
+        scales = torch.ones(-(-n // _GROUP), -(-k // _GROUP), device=weight.device)
+        return Quantised(number, weight.to(torch.float8_e4m3fn).view(torch.uint8), scales, _GROUP, _GROUP)
+    words = torch.randint(-(2**31), 2**31, (n, k // CODES), dtype=torch.int32, device=weight.device)
+    columns = _GROUP if number == "int4" else 32
+    scales = torch.full((n, k // columns), 2**-6, dtype=weight.dtype, device=weight.device)
+    zeros = torch.full_like(scales, 8, dtype=torch.int8) if number == "int4" else None
+    return Quantised.of_codes(number, words, scales, columns, zeros)
 
 
 def _product(
     device: Device,
     result: Result,
-    product: Callable[[Tensor, Tensor], Tensor],
+    product: Callable[[Tensor, Any], Tensor],
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Weight],
 ) -> Result:
     weight = weights[0]
     whole = product(x, weight)
-    exact = x[:16].double() @ weight.double().T
+    apart = weight.unpacked(0, weight.shape[0], x.dtype) if isinstance(weight, Quantised) else weight
+    exact = x[:16].double() @ apart.double().T
     differ = [rows for rows in device.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
     moved = not torch.equal(product(x.flip(0).contiguous(), weight).flip(0), whole)
     result.exact = not differ and not moved
@@ -54,7 +91,7 @@ def _product(
         str(rows): device.device_ms([partial(product, x[:rows], each) for each in weights])
         for rows in device.sizes.timed_rows
     }
-    result.floor_ms = device.floor(weight.numel() * weight.element_size())
+    result.floor_ms = device.floor(weight.nbytes)
     return result
 
 

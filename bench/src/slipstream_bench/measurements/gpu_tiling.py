@@ -22,14 +22,13 @@ from rich.table import Table
 
 from slipstream.backend.torch.held import Tiling
 from slipstream.backend.torch.kernel_operators import KernelOperators
-from slipstream.backend.torch.operators import Tensor
-from slipstream.backend.torch.quantised import Quantised
 from slipstream_bench.gpu_device import FULL, TINY, Device
+from slipstream_bench.gpu_operators import quantised
 
 _SHAPES = 4
 """Those of the largest model: kernels are compiled for each tiling and shape."""
-_GROUP, _PACKED = 128, ", 4 bits"
-"""Columns that share a scale, and what the weights are called."""
+_PACKED = ", 4 bits"
+"""Such weights are called so."""
 _CHANGES = (
     *({"stages": stages, "staged_bytes": 200 << 10} for stages in (2, 3, 4, 6, 8)),
     *({"programs": programs} for programs in (128, 192, 384, 512, 1024)),
@@ -59,17 +58,17 @@ def run(device: Device) -> Iterator[Timed]:
     for case, (n, k) in [*device.sizes.shapes.items()][:_SHAPES]:
         x[k] = device.random(device.sizes.timed_rows[-1], k)
         whole = device.copies(device.random(n, k) * 0.02)
-        weights[case] = whole, 2 * n * k
-        weights[f"{case}{_PACKED}"] = [_packed(each) for each in whole], n * k // 2
+        weights[case] = whole
+        weights[f"{case}{_PACKED}"] = [quantised("int4", each) for each in whole]
     tilings = {_USED: Tiling()} | {
         ", ".join(f"{name} {value}" for name, value in each.items()): replace(Tiling(), **each) for each in _CHANGES
     }
     for name, tiling in tilings.items():
         product = KernelOperators(tiling).linear
-        for weight, (copies, size) in weights.items():
+        for weight, copies in weights.items():
             if not device.timely:
                 return
-            timed = Timed(weight, name, {}, device.floor(size))
+            timed = Timed(weight, name, {}, device.floor(copies[0].nbytes))
             try:
                 for rows in (device.sizes.timed_rows[0], device.sizes.timed_rows[-1]):
                     works = [partial(product, x[each.shape[1]][:rows], each) for each in copies]
@@ -77,14 +76,6 @@ def run(device: Device) -> Iterator[Timed]:
             except Exception as error:  # Triton's own, for one
                 print(f"{weight}, {name}: {error}", file=sys.stderr)
             yield timed
-
-
-def _packed(weight: Tensor) -> Quantised:
-    """A random weight of 4 bits, of the same shape."""
-    n, k = weight.shape
-    words = torch.randint(-(2**31), 2**31, (n, k // 8), dtype=torch.int32, device=weight.device)
-    scales = torch.full((n, k // _GROUP), 0.01, dtype=weight.dtype, device=weight.device)
-    return Quantised.of_codes("int4", words, scales, _GROUP, torch.full_like(scales, 8, dtype=torch.int8))
 
 
 def print_table(timed: list[Timed]) -> None:

@@ -62,6 +62,12 @@ class Quantised:
         n, held = self.numbers.shape[-2:]
         return n, held if self.number == "e4m3" else self.scales.shape[-1] * self.columns
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        tensors = self.numbers, self.scales, self.zeros
+        return sum(each.nbytes for each in tensors if each is not None)
+
     def __getitem__(self, expert: int) -> Self:
         """That of one expert."""
         zeros = None if self.zeros is None else self.zeros[expert]
