@@ -33,7 +33,6 @@ _INTEGERS = {
     "segments",
     "share",
     "pairs",
-    "angles",
     "width",
     "words",
 }

@@ -159,10 +159,12 @@ def test_rotations_have_the_same_bits(rotation: Rotation, dtype: torch.dtype) ->
 
 
 def heads_and_angles(rotation: Rotation, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries, keys and values of three tokens, parts of one product, and angles."""
+    """Queries, keys and values of three tokens, parts of one product, and angles; those of pairs lie side by side for
+    all tokens, as some versions of gpt-oss have them."""
     product = random(1, 3, 8, 24, dtype=dtype).transpose(1, 2)
-    angles = rotation.width // 2 if rotation.by_pair else rotation.width
-    return [*product.split((4, 2, 2), 1), *(random(1, 3, angles, seed=seed, dtype=dtype) for seed in (2, 3))]
+    angles = (1, rotation.width // 2, 3) if rotation.by_pair else (1, 3, rotation.width)
+    found = (random(*angles, seed=seed, dtype=dtype) for seed in (2, 3))
+    return [*product.split((4, 2, 2), 1), *(each.mT if rotation.by_pair else each for each in found)]
 
 
 def test_a_rotation_waits_for_attention_and_for_nothing_else() -> None:

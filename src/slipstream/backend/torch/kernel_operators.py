@@ -281,10 +281,11 @@ def _rotate(
     _, heads, count, dim = query.shape
     kv_heads = key.shape[1]
     assert all(each.stride(3) == 1 for each in (query, key, value, out))
-    cos, sin = given.cos.contiguous(), given.sin.contiguous()
+    cos, sin = given.cos, given.sin
+    assert cos.stride() == sin.stride()
     attention.rotate[count, heads + kv_heads * (1 if written is None else 2)](
         query, key, value, cos, sin, out, keys, blocks, slots, *query.stride()[1:3], *key.stride()[1:3],
-        *value.stride()[1:3], *out.stride()[1:3], *keys_strides, of_values, cos.shape[2],
+        *value.stride()[1:3], *out.stride()[1:3], *keys_strides, of_values, *cos.stride()[1:],
         HEADS=heads, KV_HEADS=kv_heads, DIM=dim, DIMS=triton.next_power_of_2(dim), WIDTH=rotation.width,
         NEIGHBOURS=rotation.neighbours, BY_PAIR=rotation.by_pair, WIDE=rotation.wide, WRITE=written is not None,
         num_warps=1, **OPTIONS,

@@ -15,7 +15,7 @@ from slipstream.backend.torch.kernels.tiles import first_tile
 def rotate(
     query, key, value, cos, sin, out, keys, blocks, slots, head_stride, row_stride, key_head_stride, key_row_stride,
     value_head_stride, value_row_stride, out_head_stride, out_row_stride, keys_head_stride, keys_row_stride,
-    values_stride, angles,
+    values_stride, angles_row_stride, angles_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
     NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
@@ -24,11 +24,11 @@ def rotate(
     `WRITE`: `keys` are KV, of which keys take the token's slot; and so do its values, which come behind them.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    angle = token * angles
+    angle = token * angles_row_stride
     if head < HEADS:
         row, place = query + token * row_stride + head * head_stride, out + token * out_row_stride
         place += head * out_head_stride
-        _turn(row, cos + angle, sin + angle, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
         return
     of_keys = (head - HEADS) % KV_HEADS
     place = keys + of_keys * keys_head_stride
@@ -38,7 +38,7 @@ def rotate(
         place += token * keys_row_stride
     if head < HEADS + KV_HEADS:
         row = key + token * key_row_stride + of_keys * key_head_stride
-        _turn(row, cos + angle, sin + angle, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
     else:
         d = tl.arange(0, DIMS)
         row = value + token * value_row_stride + of_keys * value_head_stride
@@ -47,7 +47,7 @@ def rotate(
 
 @triton.jit
 def _turn(
-    x, cos, sin, out, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    x, cos, sin, angles_stride, out, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
     NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     d = tl.arange(0, DIMS)
@@ -56,7 +56,7 @@ def _turn(
         other, pair, leads = d ^ 1, d // 2, d % 2 == 0
     else:
         other, pair, leads = (d + WIDTH // 2) % WIDTH, d % (WIDTH // 2), d < WIDTH // 2
-    angle = pair if BY_PAIR else d
+    angle = (pair if BY_PAIR else d) * angles_stride
     own = tl.load(x + d, d < DIM, 0.0)
     across = tl.load(x + other, turns, 0.0).to(tl.float32)
     along = own.to(tl.float32) * tl.load(cos + angle, turns, 0.0).to(tl.float32)
