@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 
 import torch
@@ -33,6 +34,7 @@ class TorchBackend(PagedBackend[TorchModel]):
     ) -> None:
         able: list[Operators] = []
         exact: list[tuple[float, Operators]] = []
+        expected = 1 + sum(each.may_be_slower for each in operators)
         for candidate in operators:
             level = logging.INFO if candidate.may_be_slower else logging.WARNING
             model.operators = candidate
@@ -40,11 +42,11 @@ class TorchBackend(PagedBackend[TorchModel]):
                 if model.gpu:
                     model.warm_up()
             except ModelError as error:
-                if not able and not exact and candidate is operators[-1]:
+                if not able and candidate is operators[-1]:
                     raise
                 logger.log(level, "operators of kind %s can't be used here: %s", candidate.name, error)
                 continue
-            super().__init__(model, kv_memory=kv_memory, progress=progress)
+            super().__init__(model, kv_memory=kv_memory, progress=partial(_report, progress, len(able), expected))
             able.append(candidate)
             if self.exact:
                 exact.append((self.cost.measured.turn, candidate))
@@ -52,10 +54,18 @@ class TorchBackend(PagedBackend[TorchModel]):
                     break
             else:
                 logger.log(level, "steps are not exact with operators of kind %s", candidate.name)
-        chosen = min(exact, key=itemgetter(0))[1] if exact else able[0]
+        if exact:
+            _, chosen = min(exact, key=itemgetter(0))
+        else:
+            chosen = next((each for each in able if not each.may_be_slower), able[0])
         if chosen is not model.operators:
             model.operators = chosen
-            super().__init__(model, kv_memory=kv_memory, progress=progress)
+            super().__init__(model, kv_memory=kv_memory)
+
+
+def _report(progress: Callable[[float], None], before: int, expected: int, done: float) -> None:
+    """Tell what fraction is done of all self-tests that are expected."""
+    progress(min(1.0, (before + done) / expected))
 
 
 def operators_for(device: torch.device) -> list[Operators]:
