@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from openai import OpenAI
 
@@ -17,6 +18,7 @@ from slipstream.server.keys import KeyRing
 from slipstream.server.openapi import DescribedApp
 from tests.server.process import MODEL, Server
 from tests.short_model import TOKEN_BYTES, room_for
+from tests.waiting import HANG
 
 PARTS = ("queue", "prefill", "decode")
 
@@ -130,6 +132,26 @@ def test_schema_of_the_api_takes_a_named_tool_for_one_thing(http: httpx.Client) 
         word, *objects = schemas[name]["properties"]["tool_choice"]["anyOf"][0]["oneOf"]
         assert word == {"type": "string", "enum": ["none", "auto", "required"]}, "which no object is"
         assert len(objects) == 2
+
+
+def test_metrics_do_not_wait_for_requests_that_wait(model: Model) -> None:
+    """Though these have all the threads that there are for them."""
+    free = threading.Event()
+
+    async def ask(app: FastAPI) -> str:
+        limiter, loop = current_default_thread_limiter(), asyncio.get_running_loop()
+        for _ in range(int(limiter.available_tokens)):
+            await limiter.acquire_on_behalf_of(object())
+        waiting = [loop.run_in_executor(None, free.wait) for _ in range(100)]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            try:
+                return (await asyncio.wait_for(http.get("/metrics"), timeout=HANG)).text
+            finally:
+                free.set()
+                await asyncio.gather(*waiting)
+
+    with Engine(model, EngineConfig.model_validate({"kv_memory": room_for(1000)})) as engine:
+        assert "slipstream_engine_steps_total" in asyncio.run(ask(create_app(engine, ServerConfig(), KeyRing())))
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])

@@ -1,5 +1,6 @@
 """What is served and how it fares: `/v1/models`, `/health`, `/metrics`."""
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Literal
@@ -103,8 +104,9 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         return model(names.check(name))
 
     @app.get("/metrics", response_class=Response, responses=_METRICS)
-    def all_metrics(http: Request) -> Response:
+    async def all_metrics(http: Request) -> Response:
         if not client_of(http).operator:
             raise HTTPException(403, "metrics are about all tenants: ask with an operator's key")
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        return Response(encode(runner.metrics.registry), headers={"Content-Type": content_type})
+        reading = asyncio.get_running_loop().run_in_executor(runner.metrics_reads, encode, runner.metrics.registry)
+        return Response(await reading, headers={"Content-Type": content_type})
