@@ -17,10 +17,19 @@ import torch.nn.functional as F
 
 from slipstream.backend.steps import PagedChunk, lay_out
 from slipstream.backend.torch import held, kernel_operators
+from slipstream.backend.torch.definitions import Rotation
 from slipstream.backend.torch.held import Tiling
 from slipstream.backend.torch.kernel_operators import KernelOperators, LibraryOperators, UnfusedOperators
 from slipstream.backend.torch.model import TorchModel
-from slipstream.backend.torch.operators import CHUNK_LENGTHS, Activation, AttentionShape, Step, longest_of
+from slipstream.backend.torch.operators import (
+    CHUNK_LENGTHS,
+    Activation,
+    AttentionShape,
+    Operators,
+    Rotating,
+    Step,
+    longest_of,
+)
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.backend.torch.quantised import Number, Quantised, interleaved, of_experts, pack
 from slipstream.backend.torch.staging import Staging
@@ -205,6 +214,36 @@ def test_writing() -> None:
     assert torch.equal(found[1:], expected[1:])  # several dummies share a slot of the scratch block
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("operators", [PLAIN, KERNELS], ids=["plain", "kernels"])
+def test_values_that_are_no_numbers_reach_those_alone_who_see_them(
+    operators: Operators, rotated: bool, wrong: float
+) -> None:
+    """Tokens before them are summed up beside them, with a weight of 0: in one chunk, or with a draft behind them."""
+    query, key, value = (random(1, heads, 12, DIM, seed=heads) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    value = value + 1
+    value[0, 1, 11, 5] = wrong
+
+    def attend(count: int) -> torch.Tensor:
+        step, kv = step_of((0, count, [1])), random(2, 2, KV_HEADS, BLOCK, DIM)
+        size = step.tokens.shape[1]
+        queries, keys, values = (F.pad(each[:, :, :count], (0, 0, 0, size - count)) for each in (query, key, value))
+        if rotated:
+            angles = torch.zeros(1, size, DIM)
+            given = Rotating(queries, keys, angles + 1, angles, Rotation(DIM, False, False, False))
+            queries = operators.rotate_and_write(given, values, kv, step.blocks[0], step.slots)
+        else:
+            operators.write(kv, keys[0].transpose(0, 1), values[0].transpose(0, 1), step.blocks[0], step.slots)
+        queries = queries[0].transpose(0, 1).contiguous()
+        return operators.attend(queries, kv, step, AttentionShape(0.2), None)[:count]
+
+    before, whole = attend(11), attend(12)
+    assert before.isfinite().all()
+    assert torch.equal(whole[:11], before)
+    assert not whole[11].isfinite().all()
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_experts(transposed: bool) -> None:
     experts, inner, width, top, tokens = 5, 40, 48, 2, 12
@@ -265,7 +304,7 @@ def test_weights_with_short_scales_are_taken_apart_to_the_bit(number: Number, pr
 def test_interleaving(columns: int) -> None:
     codes = torch.randint(0, 16, (3, columns), generator=torch.Generator().manual_seed(0))
     held = interleaved(pack(codes))
-    assert held.shape == (3, -(-columns // 32) * 4)
+    assert held.shape == (3, -(-columns // 128) * 16)
     second = [(int(held[2, 1]) >> 4 * place) & 15 for place in range(8)]
     neighbours = [*codes[2, 2:32:8].tolist(), *[0] * 4][:4], [*codes[2, 3:32:8].tolist(), *[0] * 4][:4]
     assert second == [*neighbours[0], *neighbours[1]]

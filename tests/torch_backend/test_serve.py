@@ -54,10 +54,12 @@ def test_sums_that_overflow_end_their_request_with_an_error(tiny: Model, home: P
     with running_server("--kv-memory", "16MiB", "--device", "cpu", "--threads", "1", model=str(folder)) as server:
         client = server.openai()
         expected = client.chat.completions.create(messages=QUESTION, temperature=0, **options)
-        overflowing = [{"role": "user", "content": "50 %"}]
+        overflowing = [{"role": "user", "content": "How much is 50 %"}]
         for more in ({"temperature": 0}, {"temperature": 1}, {"temperature": 0, **ONE_CALL}):
             with pytest.raises(InternalServerError, match="infinite or no numbers"):
                 client.chat.completions.create(messages=overflowing, **options, **more)
+        beside = [{"role": "user", "content": "How much is 50 apples"}]
+        client.chat.completions.create(messages=beside, temperature=0, **options)  # whose beginning it shares
         found = client.chat.completions.create(messages=QUESTION, temperature=0, **options)
         assert found.choices[0].message.content == expected.choices[0].message.content
         assert httpx.get(f"{server.url}/health").json()["status"] == "ok"

@@ -64,7 +64,7 @@ class Held:
 
     def options(self, tiling: Tiling, tile: int, x: Tensor) -> dict[str, Any]:
         """What a kernel is compiled for that multiplies it with so many rows of `x` at a time."""
-        block_k = tiling.quantised_k if self.number else tiling.block_k
+        block_k = tiling.quantised_k if self.number and x.itemsize == 2 else tiling.block_k
         most = block_k // 2  # of all columns of a tile, Triton would load a scale for each
         found = {"NUMBER": self.number, "COLUMNS": self.columns, "SPAN": gcd(self.columns or most, most)}
         found |= {"BLOCK_N": tiling.block_n, "BLOCK_M": tile, "BLOCK_K": block_k, **OPTIONS}

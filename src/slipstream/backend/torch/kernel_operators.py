@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -250,21 +251,27 @@ class UnfusedOperators(Unfused, KernelOperators):
     _query_tiles = QUERY_TILES[:1]
 
 
+_SET = Lock()
+"""Held while torch is told something for the whole process."""
+
+
 @contextmanager
 def _in_one_part() -> Iterator[None]:
-    """Products are cuBLASLt's, and none splits its sums: other libraries can't be told that."""
-    matmul, library = torch.backends.cuda.matmul, torch.backends.cuda.preferred_blas_library()
+    """Products are cuBLASLt's, and none splits its sums: other libraries can't be told that. Other threads wait."""
+    matmul = torch.backends.cuda.matmul
     kinds = "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction"
-    before = [(kind, (getattr(matmul, kind), getattr(matmul, f"{kind}_split_k"))) for kind in kinds]
-    torch.backends.cuda.preferred_blas_library("cublaslt")
-    try:
-        for kind in kinds:
-            setattr(matmul, kind, (False, False))
-        yield
-    finally:
-        for kind, allowed in before:
-            setattr(matmul, kind, allowed)
-        torch.backends.cuda.preferred_blas_library(library)
+    with _SET:
+        library = torch.backends.cuda.preferred_blas_library()
+        before = [(kind, (getattr(matmul, kind), getattr(matmul, f"{kind}_split_k"))) for kind in kinds]
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        try:
+            for kind in kinds:
+                setattr(matmul, kind, (False, False))
+            yield
+        finally:
+            for kind, allowed in before:
+                setattr(matmul, kind, allowed)
+            torch.backends.cuda.preferred_blas_library(library)
 
 
 def _rotate(

@@ -123,6 +123,8 @@ class TorchModel:
         if self._graphs is not None:
             self._graphs.clear()
         self._kv = torch.empty(0)  # first give back what there was
+        if self.gpu:
+            torch.cuda.empty_cache()  # of which something small may have been cut off meanwhile
         try:
             self._kv = torch.zeros((num_blocks, *self._block), dtype=self._dtype, device=self._device)
         except RuntimeError as error:

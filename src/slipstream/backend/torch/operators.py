@@ -184,7 +184,11 @@ class Operators(Protocol):
         ...
 
     def write(self, kv: Tensor, key: Tensor, value: Tensor, blocks: Tensor, slots: Tensor) -> None:
-        """Put keys and values [n, kv_heads, dim] into slots of blocks, int64 [n] each."""
+        """Put keys and values [n, kv_heads, dim] into slots of blocks, int64 [n] each.
+
+        If a head's values aren't all finite, they become 0, and its keys no numbers: so those who see the token get no
+        numbers, and those beside them, for whom it is multiplied by 0, have nothing of it.
+        """
         ...
 
     def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:

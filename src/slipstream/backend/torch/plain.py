@@ -99,8 +99,9 @@ class PlainOperators(Unfused):
 
     def write(self, kv: Tensor, key: Tensor, value: Tensor, blocks: Tensor, slots: Tensor) -> None:
         """Scatter; see `Operators.write`."""
-        kv[blocks, 0, :, slots] = key
-        kv[blocks, 1, :, slots] = value
+        sound = value.isfinite().all(-1, keepdim=True)
+        kv[blocks, 0, :, slots] = key.where(sound, torch.nan)
+        kv[blocks, 1, :, slots] = value.where(sound, 0)
 
     def experts(self, module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Expert by expert, and then a sum in the router's order; see `Operators.experts`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import gcd
 from typing import Literal, Self, TypeAlias
 
@@ -15,8 +16,10 @@ Tensor: TypeAlias = torch.Tensor
 CODES = 8
 """Of 4 bits in an integer of 32, the first in the lowest bits."""
 
-_WORDS = 4
-"""Of which the codes are interleaved."""
+_WORDS, _ALIGNED = 4, 16
+"""Of which the codes are interleaved, and of which a row has a multiple."""
+_AT_ONCE = 1 << 22
+"""Integers that are interleaved at a time, since it takes several times their memory."""
 
 Number: TypeAlias = Literal["int4", "e2m1", "e4m3"]
 """What a number is: an integer of 4 bits, or a sign, bits of exponent and bits of fraction."""
@@ -131,7 +134,13 @@ def _values(number: Number, held: Tensor) -> Tensor:
     found = codes(held).view(len(held), -1, _WORDS, 2, CODES // 2).permute(0, 1, 4, 2, 3).flatten(1)
     if number == "int4":
         return found.float()
-    return torch.tensor([*_E2M1, *(-each for each in _E2M1)], device=held.device)[found]
+    return _e2m1(held.device)[found]
+
+
+@cache
+def _e2m1(device: torch.device) -> Tensor:
+    """All numbers of that kind, by code; once, since what is copied to a GPU can't be recorded."""
+    return torch.tensor([*_E2M1, *(-each for each in _E2M1)], device=device)
 
 
 def codes(held: Tensor) -> Tensor:
@@ -141,17 +150,22 @@ def codes(held: Tensor) -> Tensor:
 
 def interleaved(held: Tensor) -> Tensor:
     """Codes of 32 columns, eight neighbours in an int32, as four integers of two neighbours of each eight, one in each
-    half; [..., m] with zeros behind, if m is no multiple of 4.
+    half; [..., m] with zeros behind, if m is no multiple of 16, so that rows can be read 16 bytes at a time.
 
     So integers beside each other have columns beside each other at the same bits: as matrix units take them, and
     without a thread having to give one to another.
     """
-    four = F.pad(held, (0, -held.shape[-1] % _WORDS)).unflatten(-1, (-1, _WORDS))
-    found = torch.zeros_like(four)
-    for place, neighbours in enumerate(four.unbind(-1)):
-        low, high = codes(neighbours).unflatten(-1, (-1, 2)).unbind(-1)
-        found |= low << 4 * place | high << 4 * place + 16
-    return found.flatten(-2)
+    rows = held.reshape(-1, held.shape[-1])
+    width = -(-rows.shape[1] // _ALIGNED) * _ALIGNED
+    found = rows.new_zeros(len(rows), width)
+    for begin in range(0, len(rows), most := max(1, _AT_ONCE // width)):
+        part = rows[begin : begin + most]
+        four = F.pad(part, (0, width - part.shape[1])).unflatten(-1, (-1, _WORDS))
+        into = found[begin : begin + most].view(four.shape)
+        for place, neighbours in enumerate(four.unbind(-1)):
+            low, high = codes(neighbours).unflatten(-1, (-1, 2)).unbind(-1)
+            into |= low << 4 * place | high << 4 * place + 16
+    return found.view(*held.shape[:-1], width)
 
 
 def pack(found: Tensor) -> Tensor:

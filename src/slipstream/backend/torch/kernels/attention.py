@@ -32,17 +32,21 @@ def rotate(
         return
     of_keys = (head - HEADS) % KV_HEADS
     place = keys + of_keys * keys_head_stride
+    row = key + token * key_row_stride + of_keys * key_head_stride
     if WRITE:
         place += tl.load(blocks + token) * keys_row_stride + tl.load(slots + token) * DIM
+        d = tl.arange(0, DIMS)
+        found = tl.load(value + token * value_row_stride + of_keys * value_head_stride + d, d < DIM, 0.0)
+        sound = _sound(found)
+        if head >= HEADS + KV_HEADS:
+            tl.store(place + values_stride + d, tl.where(sound, found, 0.0), d < DIM)
+        elif sound:
+            _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        else:
+            tl.store(place + d, tl.full([DIMS], float("nan"), place.dtype.element_ty), d < DIM)
     else:
         place += token * keys_row_stride
-    if head < HEADS + KV_HEADS:
-        row = key + token * key_row_stride + of_keys * key_head_stride
         _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
-    else:
-        d = tl.arange(0, DIMS)
-        row = value + token * value_row_stride + of_keys * value_head_stride
-        tl.store(place + values_stride + d, tl.load(row + d, d < DIM), d < DIM)
 
 
 @triton.jit
@@ -78,8 +82,16 @@ def write(
     d = tl.arange(0, DIMS)
     place = tl.load(blocks + token) * block_stride + head * head_stride + tl.load(slots + token) * DIM + d
     of_key, of_value = token * key_stride + head * key_head_stride, token * value_row_stride + head * value_head_stride
-    tl.store(kv + place, tl.load(key + of_key + d, d < DIM), d < DIM)
-    tl.store(kv + value_stride + place, tl.load(value + of_value + d, d < DIM), d < DIM)
+    found = tl.load(value + of_value + d, d < DIM, 0.0)
+    sound = _sound(found)
+    tl.store(kv + place, tl.where(sound, tl.load(key + of_key + d, d < DIM), float("nan")), d < DIM)
+    tl.store(kv + value_stride + place, tl.where(sound, found, 0.0), d < DIM)
+
+
+@triton.jit
+def _sound(value):
+    """Whether all of a head's values are finite; see `Operators.write`."""
+    return tl.min((tl.abs(value.to(tl.float32)) < float("inf")).to(tl.int32), 0) == 1
 
 
 @triton.jit

@@ -82,7 +82,9 @@ def multiplied(
     if COLUMNS != 0:
         of_scales *= tl.cdiv(k_size, COLUMNS)
     of_x = x + row[None, :].to(tl.int64) * k_size
-    nothing = (n_size < 0).to(tl.int32)
+    nothing = 0
+    if NUMBER == "int4" or NUMBER == "e2m1":  # noqa: PLR1714  # Triton knows no `in`
+        nothing = (k_size < 0).to(tl.int32)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     scale = 0
     zero = 0
@@ -92,7 +94,7 @@ def multiplied(
         zero = _shared(zeros, of_scales, within, begin, end, BLOCK_K, COLUMNS, SPAN)
     for start in range(begin, end, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        if NUMBER == "int4" or NUMBER == "e2m1":  # noqa: PLR1714  # Triton knows no `in`
+        if NUMBER == "int4" or NUMBER == "e2m1":  # noqa: PLR1714
             words = tl.arange(0, BLOCK_K // _CODES)
             place = of_weight + (words + start // BLOCK_K * (BLOCK_K // _CODES))[None, :].to(tl.int64) * stride_k
             held = tl.load(place, within & (words // _WORDS * _WORDS * _CODES + start < end)[None, :], 0)
