@@ -55,8 +55,8 @@ _TYPES: dict[str, dict[str, str]] = {
     "e4m3": {"weight": "*u8", "scales": "*fp32"},
 }
 """Of what is held of a weight, by what its numbers are."""
-_ROOM = 99 << 10
-"""Bytes that a program may have on the smallest GPUs of any target."""
+_ROOM = {"cuda": 99 << 10, "hip": 64 << 10}
+"""Bytes that a program may have on the smallest GPUs of a maker."""
 
 
 def _weights() -> dict[str, Weight]:
@@ -109,9 +109,10 @@ def _kinds(kernel: Any, target: GPUTarget, given: dict[str, Any], floats: str = 
         options = OPTIONS | {"matrix_instr_nonkdim": 16}
     compiled = triton.compile(source, target=target, options=options)
     code = compiled.asm
-    if "NUMBER" in constants and target.backend == "cuda":
+    if "NUMBER" in constants:
         taken = compiled.metadata.shared
-        assert taken <= _ROOM, f"{kernel.__name__} takes {taken:,} bytes, which not every GPU has"
+        assert taken <= _ROOM[target.backend], f"{kernel.__name__} takes {taken:,} bytes, which not every GPU has"
+    if "NUMBER" in constants and floats != "fp32" and target.backend == "cuda":
         loads = len(_LOAD.findall(code["ptx"]))
         assert loads < 64, f"{loads} loads in {kernel.__name__}: what numbers share is loaded for each of them"
         assert not _NARROW.search(code["ptx"]), f"{kernel.__name__} copies weights four bytes at a time"
@@ -164,6 +165,9 @@ def main() -> None:
             for number, weight in weights.items()
             if kernel is products.linear or number in ("", "int4")  # they take weights apart alike
         } | {"attend": [_kinds(attention.attend, target, each) for each in tiles]}
+        _kinds(
+            products.linear, target, whole[-1] | weights["int4"].options(Tiling(), TOKEN_TILES[-1], x.float()), "fp32"
+        )
         if cuda:  # matrix units don't multiply them
             rows = {KernelOperators()._query_rows(wanted, attending["DIMS"], 4) for wanted in QUERY_TILES}
             wide = [attending | {"ROWS": each} for each in sorted(rows)]

@@ -12,7 +12,7 @@ import torch
 
 from slipstream.backend.torch.plain import PlainOperators
 from slipstream.models import Model
-from slipstream_bench import gpu_check
+from slipstream_bench import gpu_check, gpu_device, gpu_operators
 from slipstream_bench.gpu_agents import MODES
 from slipstream_bench.gpu_peers import PEERS, GPUPeer, find
 from slipstream_bench.measurements import gpu_tiling
@@ -80,6 +80,22 @@ def test_on_a_processor(
     assert "(x0.50)" in capsys.readouterr().out
 
 
+def test_a_product_that_can_not_be_used_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(PlainOperators):
+        name = "refused"
+
+        def linear(self, *_: object) -> torch.Tensor:
+            raise RuntimeError("requires another library")
+
+    monkeypatch.setattr(gpu_operators, "operators_for", lambda _: [Refused(), PlainOperators()])
+    device = gpu_device.Device(torch.device("cpu"), gpu_device.TINY, 1e9)
+    with torch.inference_mode():
+        found = {(each.case, each.choice): each for each in gpu_operators.products(device)}
+    assert found["tiny", "refused"].note == "can't be used here: requires another library"
+    assert [each.exact for (_, choice), each in found.items() if choice == "plain"] == [True] * 4
+    assert all(each.exact is None and not each.ms for (_, choice), each in found.items() if choice == "refused")
+
+
 def test_a_part_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Costs none of the others, and is no success."""
 
@@ -114,7 +130,7 @@ def test_other_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     tilings, weights = ("as it is", "block_n 32", "block_k 0"), ("tiny", "tiny, 4 bits")
     assert [(each["tiling"], each["weight"]) for each in results] == [*product(tilings, weights)]
     assert [*results[0]["ms"]] == ["1", "17"]
-    assert all((not each["ms"]) == (each["tiling"] == "block_k 0" and each["weight"] == "tiny") for each in results)
+    assert all((not each["ms"]) == (each["tiling"] == "block_k 0") for each in results)
     shown = capsys.readouterr()
     assert "tiny, block_k 0: " in shown.err
     assert shown.out.count("(1.00 to 1.00)") == 4

@@ -87,7 +87,11 @@ class Check(Device):
 
     def _step(self, result: Result, runner: TorchModel, operators: Operators, weights: int) -> Result:
         runner.operators = operators
-        runner.warm_up()
+        try:
+            runner.warm_up()
+        except ModelError as error:
+            result.note = f"can't be used here: {error}"
+            return result
         runner.allocate(SELF_TEST_BLOCKS)
         found = calibration.calibrate(runner, lambda _: None)
         result.exact = found.exact

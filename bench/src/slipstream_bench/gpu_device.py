@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -88,6 +88,18 @@ TINY = Sizes(
 )
 
 
+class Sized(Protocol):
+    """What takes memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """How much."""
+        ...
+
+
+Copied = TypeVar("Copied", bound=Sized)
+
+
 class Device:
     """What is checked, until its time is up."""
 
@@ -111,10 +123,9 @@ class Device:
         """Milliseconds to read so many bytes at the bandwidth of a copy."""
         return round(size / float(self.machine["gb_per_second"]) / 1e6, 4)
 
-    def copies(self, given: Tensor) -> list[Tensor]:
-        """A tensor and as many like it as no cache holds together."""
-        size = given.numel() * given.element_size()
-        return [given, *(given.clone() for _ in range(min(self.sizes.uncached // size, 63)))]
+    def several(self, one: Copied, another: Callable[[], Copied]) -> list[Copied]:
+        """One and as many others as no cache holds together."""
+        return [one, *(another() for _ in range(min(self.sizes.uncached // one.nbytes, 63)))]
 
     def device_ms(self, works: Sequence[Callable[[], object]]) -> float:
         """What one of several works takes a GPU, without the time in which the host launches it."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,13 +26,14 @@ _GROUP = 128
 
 def products(device: Device) -> Iterator[Result]:
     """Products by number of rows: the library's own, those of rows padded to sixteen, and the operators'."""
-    choices: dict[str, Callable[[Tensor, Any], Tensor]] = {
-        "library": F.linear,
-        "library, padded": lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)],
+    choices = {
+        "library": _Product(F.linear),
+        "library, padded": _Product(lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)]),
     }
-    choices |= {kind_of(each): each.linear for each in _with_own(device, "linear")}
+    choices |= {kind_of(each): _Product(each.linear, each.recordable) for each in _with_own(device, "linear")}
     for case, (n, k) in device.sizes.shapes.items():
-        weights, x = device.copies(device.random(n, k) * 0.02), device.random(device.sizes.rows[-1], k)
+        whole, x = device.random(n, k) * 0.02, device.random(device.sizes.rows[-1], k)
+        weights = device.several(whole, whole.clone)
         for choice, product in choices.items():
             if not device.timely:
                 return
@@ -44,16 +45,18 @@ def _quantised_products(device: Device) -> Iterator[Result]:
     """Those of one shape with weights of 4 and 8 bits, and whether these are taken apart to the bit."""
     case, (n, k) = next(iter(device.sizes.shapes.items()))
     x, one = device.random(device.sizes.rows[-1], k), torch.eye(k, dtype=device.sizes.dtype, device=device.device)
-    whole = device.copies(device.random(n, k) * 0.02)
+    whole = device.random(n, k) * 0.02
     for number in get_args(Number):
-        weights = [quantised(number, each) for each in whole]
+        make = partial(quantised, number, whole)
+        weights = device.several(make(), make)
         apart = weights[0].unpacked(0, n, device.sizes.dtype).T
         for operators in _with_own(device, "linear"):
             if not device.timely:
                 return
             result = Result("product", f"{case}, {number}", kind_of(operators))
-            result = _product(device, result, operators.linear, x, weights)
-            if not torch.equal(operators.linear(one, weights[0]), apart):
+            product = _Product(operators.linear, operators.recordable)
+            result = _product(device, result, product, x, weights)
+            if result.exact and not torch.equal(operators.linear(one, weights[0]), apart):
                 result.exact, result.note = False, f"{result.note}, taken apart otherwise"
             yield result
 
@@ -71,26 +74,31 @@ def quantised(number: Number, weight: Tensor) -> Quantised:
     return Quantised.of_codes(number, words, scales, columns, zeros)
 
 
-def _product(
-    device: Device,
-    result: Result,
-    product: Callable[[Tensor, Any], Tensor],
-    x: Tensor,
-    weights: Sequence[Weight],
-) -> Result:
-    weight = weights[0]
-    whole = product(x, weight)
+class _Product(NamedTuple):
+    """What computes a product of rows with a weight, and whether that can be recorded."""
+
+    compute: Callable[[Tensor, Any], Tensor]
+    recordable: bool = True
+
+
+def _product(device: Device, result: Result, choice: _Product, x: Tensor, weights: Sequence[Weight]) -> Result:
+    """What comes of one choice; one that can't be used here costs none of the others."""
+    weight, product = weights[0], choice.compute
+    try:
+        whole = product(x, weight)
+    except Exception as error:  # Triton's own, for one
+        result.note = f"can't be used here: {error}"
+        return result
     apart = weight.unpacked(0, weight.shape[0], x.dtype) if isinstance(weight, Quantised) else weight
     exact = x[:16].double() @ apart.double().T
     differ = [rows for rows in device.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
     moved = not torch.equal(product(x.flip(0).contiguous(), weight).flip(0), whole)
     result.exact = not differ and not moved
-    error = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
-    result.note = f"error {error:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
-    result.ms = {
-        str(rows): device.device_ms([partial(product, x[:rows], each) for each in weights])
-        for rows in device.sizes.timed_rows
-    }
+    off = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
+    result.note = f"error {off:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
+    for rows in device.sizes.timed_rows:
+        works = [partial(product, x[:rows], each) for each in weights]
+        result.ms[str(rows)] = device.device_ms(works) if choice.recordable else device.ms(works[0])
     result.floor_ms = device.floor(weight.nbytes)
     return result
 
@@ -155,7 +163,8 @@ class _Sequence:
         self._context = context
         self._staging = Staging(device.device)
         self._tables = np.random.default_rng(0).permutation(2 * blocks).astype(np.int32).reshape(2, -1) + 1
-        self._kv = device.copies(device.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim))
+        kv = device.random(2 * blocks + 1, 2, kv_heads, BLOCK_SIZE, dim)
+        self._kv = device.several(kv, kv.clone)
         self._query = device.random(_QUERIES, heads, dim)
 
     def attend(self, operators: Operators, start: int, end: int, beside: int = 0) -> Tensor:

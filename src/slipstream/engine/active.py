@@ -1,5 +1,6 @@
 """A request's life in the engine."""
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -208,7 +209,7 @@ class ActiveRequest:
             token = in_time
         if params.logprobs is not None:
             if choice.logprob is None or choice.token != token:
-                choice = yield Row(index, self._sampler, position, token=token)
+                choice = _possible((yield Row(index, self._sampler, position, token=token)))
             assert choice.logprob is not None
             found.logprobs.append(choice.logprob)
         self._push(token, found)
@@ -267,7 +268,7 @@ class ActiveRequest:
 
 def _possible(choice: Choice) -> Choice:
     """The choice, unless nothing could be chosen; raises `LogitsError` then."""
-    if choice.token == NO_TOKEN:
+    if choice.token == NO_TOKEN or (choice.logprob is not None and math.isnan(choice.logprob.logprob)):
         raise LogitsError
     return choice
 

@@ -22,6 +22,8 @@ from rich.table import Table
 
 from slipstream.backend.torch.held import Tiling
 from slipstream.backend.torch.kernel_operators import KernelOperators
+from slipstream.backend.torch.operators import Tensor
+from slipstream.backend.torch.quantised import Quantised
 from slipstream_bench.gpu_device import FULL, TINY, Device
 from slipstream_bench.gpu_operators import quantised
 
@@ -54,12 +56,14 @@ class Timed:
 
 def run(device: Device) -> Iterator[Timed]:
     """Each tiling's products with each weight, until time is up."""
-    x, weights = {}, {}
+    x: dict[int, Tensor] = {}
+    weights: dict[str, list[Tensor] | list[Quantised]] = {}
     for case, (n, k) in [*device.sizes.shapes.items()][:_SHAPES]:
         x[k] = device.random(device.sizes.timed_rows[-1], k)
-        whole = device.copies(device.random(n, k) * 0.02)
-        weights[case] = whole
-        weights[f"{case}{_PACKED}"] = [quantised("int4", each) for each in whole]
+        whole = device.random(n, k) * 0.02
+        make = partial(quantised, "int4", whole)
+        weights[case] = device.several(whole, whole.clone)
+        weights[f"{case}{_PACKED}"] = device.several(make(), make)
     tilings = {_USED: Tiling()} | {
         ", ".join(f"{name} {value}" for name, value in each.items()): replace(Tiling(), **each) for each in _CHANGES
     }
