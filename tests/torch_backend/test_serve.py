@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -55,7 +56,14 @@ def test_sums_that_overflow_end_their_request_with_an_error(tiny: Model, home: P
         client = server.openai()
         expected = client.chat.completions.create(messages=QUESTION, temperature=0, **options)
         overflowing = [{"role": "user", "content": "How much is 50 %"}]
-        for more in ({"temperature": 0}, {"temperature": 1}, {"temperature": 0, **ONE_CALL}):
+        forced = {"type": "json_schema", "json_schema": {"name": "one", "schema": {"const": "as it was"}}}
+        kinds: list[dict[str, Any]] = [
+            {"temperature": 0},
+            {"temperature": 1},
+            {"temperature": 0, **ONE_CALL},
+            {"temperature": 0, "logprobs": True, "response_format": forced},
+        ]
+        for more in kinds:
             with pytest.raises(InternalServerError, match="infinite or no numbers"):
                 client.chat.completions.create(messages=overflowing, **options, **more)
         beside = [{"role": "user", "content": "How much is 50 apples"}]
