@@ -28,7 +28,7 @@ def rotate(
     if head < HEADS:
         row, place = query + token * row_stride + head * head_stride, out + token * out_row_stride
         place += head * out_head_stride
-        _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        _turn(row, cos + angle, sin + angle, angles_stride, place, True, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
         return
     of_keys = (head - HEADS) % KV_HEADS
     place = keys + of_keys * keys_head_stride
@@ -40,18 +40,16 @@ def rotate(
         sound = _sound(found)
         if head >= HEADS + KV_HEADS:
             tl.store(place + values_stride + d, tl.where(sound, found, 0.0), d < DIM)
-        elif sound:
-            _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
-        else:
-            tl.store(place + d, tl.full([DIMS], float("nan"), place.dtype.element_ty), d < DIM)
+            return
     else:
         place += token * keys_row_stride
-        _turn(row, cos + angle, sin + angle, angles_stride, place, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
+        sound = True
+    _turn(row, cos + angle, sin + angle, angles_stride, place, sound, DIM, DIMS, WIDTH, NEIGHBOURS, BY_PAIR, WIDE)
 
 
 @triton.jit
 def _turn(
-    x, cos, sin, angles_stride, out, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
+    x, cos, sin, angles_stride, out, sound, DIM: tl.constexpr, DIMS: tl.constexpr, WIDTH: tl.constexpr,
     NEIGHBOURS: tl.constexpr, BY_PAIR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     d = tl.arange(0, DIMS)
@@ -68,7 +66,8 @@ def _turn(
     if not WIDE:
         along = along.to(out.dtype.element_ty).to(tl.float32)
         across = across.to(out.dtype.element_ty).to(tl.float32)
-    tl.store(out + d, tl.where(turns, (along + across).to(out.dtype.element_ty), own), d < DIM)
+    turned = tl.where(turns, (along + across).to(out.dtype.element_ty), own)
+    tl.store(out + d, tl.where(sound, turned, float("nan")), d < DIM)
 
 
 @triton.jit
