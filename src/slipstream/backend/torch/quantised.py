@@ -34,7 +34,7 @@ class Quantised:
 
     number: Number
     numbers: Tensor
-    """Uint8 [..., n, k], or of 4 bits int32 [..., n, k / 8] as `interleaved` has them."""
+    """Uint8 [..., n, k], or of 4 bits int32 [..., n, k / 8], rounded up, as `interleaved` has them."""
     scales: Tensor
     """[..., n / rows, k / columns], rounded up for numbers of 8 bits."""
     rows: int
@@ -157,8 +157,8 @@ def interleaved(held: Tensor) -> Tensor:
     """
     rows = held.reshape(-1, held.shape[-1])
     width = -(-rows.shape[1] // _ALIGNED) * _ALIGNED
-    found = rows.new_zeros(len(rows), width)
-    for begin in range(0, len(rows), most := max(1, _AT_ONCE // width)):
+    found, most = rows.new_zeros(len(rows), width), max(1, _AT_ONCE // width)
+    for begin in range(0, len(rows), most):
         part = rows[begin : begin + most]
         four = F.pad(part, (0, width - part.shape[1])).unflatten(-1, (-1, _WORDS))
         into = found[begin : begin + most].view(four.shape)

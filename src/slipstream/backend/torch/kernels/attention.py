@@ -21,7 +21,8 @@ def rotate(
 ):  # fmt: skip
     """A head of a token's queries turned, or of its keys behind these, as `definitions.rotated` has it.
 
-    `WRITE`: `keys` are KV, of which keys take the token's slot; and so do its values, which come behind them.
+    `WRITE`: `keys` are KV, of which keys take the token's slot; and so do its values, which come behind them. For
+    values that aren't finite see `Operators.write`.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     angle = token * angles_row_stride
