@@ -83,7 +83,7 @@ TINY = Sizes(
     agents=((1, 2),),
     scenarios=4,
     copied=1 << 20,
-    uncached=1 << 16,
+    uncached=1 << 13,
     dtype=torch.float32,
 )
 
