@@ -40,7 +40,7 @@ def rotate(
         found = tl.load(value + token * value_row_stride + of_keys * value_head_stride + d, d < DIM, 0.0)
         sound = _sound(found)
         if head >= HEADS + KV_HEADS:
-            tl.store(place + values_stride + d, tl.where(sound, found, 0.0), d < DIM)
+            tl.store(place + values_stride + d, _unless(sound, found, 0.0), d < DIM)
             return
     else:
         place += token * keys_row_stride
@@ -68,7 +68,7 @@ def _turn(
         along = along.to(out.dtype.element_ty).to(tl.float32)
         across = across.to(out.dtype.element_ty).to(tl.float32)
     turned = tl.where(turns, (along + across).to(out.dtype.element_ty), own)
-    tl.store(out + d, tl.where(sound, turned, float("nan")), d < DIM)
+    tl.store(out + d, _unless(sound, turned, float("nan")), d < DIM)
 
 
 @triton.jit
@@ -84,14 +84,20 @@ def write(
     of_key, of_value = token * key_stride + head * key_head_stride, token * value_row_stride + head * value_head_stride
     found = tl.load(value + of_value + d, d < DIM, 0.0)
     sound = _sound(found)
-    tl.store(kv + place, tl.where(sound, tl.load(key + of_key + d, d < DIM), float("nan")), d < DIM)
-    tl.store(kv + value_stride + place, tl.where(sound, found, 0.0), d < DIM)
+    tl.store(kv + place, _unless(sound, tl.load(key + of_key + d, d < DIM, 0.0), float("nan")), d < DIM)
+    tl.store(kv + value_stride + place, _unless(sound, found, 0.0), d < DIM)
 
 
 @triton.jit
 def _sound(value):
     """Whether all of a head's values are finite; see `Operators.write`."""
     return tl.min((tl.abs(value.to(tl.float32)) < float("inf")).to(tl.int32), 0) == 1
+
+
+@triton.jit
+def _unless(sound, x, other):
+    """Numbers if they are sound, and others if not; by float32, of which older interpreters know constants."""
+    return tl.where(sound, x.to(tl.float32), other).to(x.dtype)
 
 
 @triton.jit
