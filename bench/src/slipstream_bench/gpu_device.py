@@ -127,16 +127,16 @@ class Device:
         """One and as many others as no cache holds together."""
         return [one, *(another() for _ in range(min(self.sizes.uncached // one.nbytes, 63)))]
 
-    def device_ms(self, works: Sequence[Callable[[], object]]) -> float:
-        """What one of several works takes a GPU, without the time in which the host launches it."""
+    def device_ms(self, works: Sequence[Callable[[], object]], recordable: bool = True) -> float:
+        """What one of several works takes a GPU, without the time in which the host launches it, if it's recordable."""
         works[0]()  # a kernel can't be compiled while it's recorded
 
         def all_of_them() -> None:
             for work in works:
                 work()
 
-        recorded = CudaRecorder().record(all_of_them) if self.device.type == "cuda" else all_of_them
-        return round(self.ms(recorded) / len(works), 4)
+        recorded = recordable and self.device.type == "cuda"
+        return round(self.ms(CudaRecorder().record(all_of_them) if recorded else all_of_them) / len(works), 4)
 
     def ms(self, work: Callable[[], object]) -> float:
         """The median of a few runs, the device's work included."""

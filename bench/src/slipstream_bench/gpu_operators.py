@@ -30,7 +30,7 @@ def products(device: Device) -> Iterator[Result]:
         "library": _Product(F.linear),
         "library, padded": _Product(lambda x, w: F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), w)[: len(x)]),
     }
-    choices |= {kind_of(each): _Product(each.linear, each.recordable) for each in _with_own(device, "linear")}
+    choices |= _own_products(device)
     for case, (n, k) in device.sizes.shapes.items():
         whole, x = device.random(n, k) * 0.02, device.random(device.sizes.rows[-1], k)
         weights = device.several(whole, whole.clone)
@@ -42,23 +42,16 @@ def products(device: Device) -> Iterator[Result]:
 
 
 def _quantised_products(device: Device) -> Iterator[Result]:
-    """Those of one shape with weights of 4 and 8 bits, and whether these are taken apart to the bit."""
+    """Those of one shape with weights of 4 and 8 bits."""
     case, (n, k) = next(iter(device.sizes.shapes.items()))
-    x, one = device.random(device.sizes.rows[-1], k), torch.eye(k, dtype=device.sizes.dtype, device=device.device)
-    whole = device.random(n, k) * 0.02
+    whole, x = device.random(n, k) * 0.02, device.random(device.sizes.rows[-1], k)
     for number in get_args(Number):
         make = partial(quantised, number, whole)
         weights = device.several(make(), make)
-        apart = weights[0].unpacked(0, n, device.sizes.dtype).T
-        for operators in _with_own(device, "linear"):
+        for choice, product in _own_products(device).items():
             if not device.timely:
                 return
-            result = Result("product", f"{case}, {number}", kind_of(operators))
-            product = _Product(operators.linear, operators.recordable)
-            result = _product(device, result, product, x, weights)
-            if result.exact and not torch.equal(operators.linear(one, weights[0]), apart):
-                result.exact, result.note = False, f"{result.note}, taken apart otherwise"
-            yield result
+            yield _product(device, Result("product", f"{case}, {number}", choice), product, x, weights)
 
 
 def quantised(number: Number, weight: Tensor) -> Quantised:
@@ -81,24 +74,38 @@ class _Product(NamedTuple):
     recordable: bool = True
 
 
+def _own_products(device: Device) -> dict[str, _Product]:
+    """Those of the device's kinds of operators, by kind."""
+    return {kind_of(each): _Product(each.linear, each.recordable) for each in _with_own(device, "linear")}
+
+
 def _product(device: Device, result: Result, choice: _Product, x: Tensor, weights: Sequence[Weight]) -> Result:
-    """What comes of one choice; one that can't be used here costs none of the others."""
+    """What comes of one choice, and whether it takes a quantised weight apart to the bit.
+
+    One that can't be used here costs none of the others.
+    """
     weight, product = weights[0], choice.compute
     try:
         whole = product(x, weight)
     except Exception as error:  # Triton's own, for one
         result.note = f"can't be used here: {error}"
         return result
-    apart = weight.unpacked(0, weight.shape[0], x.dtype) if isinstance(weight, Quantised) else weight
+    otherwise = False
+    if isinstance(weight, Quantised):
+        apart = weight.unpacked(0, weight.shape[0], x.dtype)
+        otherwise = not torch.equal(product(torch.eye(x.shape[1], dtype=x.dtype, device=x.device), weight), apart.T)
+    else:
+        apart = weight
     exact = x[:16].double() @ apart.double().T
     differ = [rows for rows in device.sizes.rows if not torch.equal(product(x[:rows].clone(), weight), whole[:rows])]
     moved = not torch.equal(product(x.flip(0).contiguous(), weight).flip(0), whole)
-    result.exact = not differ and not moved
+    result.exact = not differ and not moved and not otherwise
     off = float((whole[:16].double() - exact).abs().max() / exact.abs().max())
     result.note = f"error {off:.0e}" + (f", differs at {differ}" if differ else "") + (", by place" if moved else "")
+    result.note += ", taken apart otherwise" if otherwise else ""
     for rows in device.sizes.timed_rows:
         works = [partial(product, x[:rows], each) for each in weights]
-        result.ms[str(rows)] = device.device_ms(works) if choice.recordable else device.ms(works[0])
+        result.ms[str(rows)] = device.device_ms(works, choice.recordable)
     result.floor_ms = device.floor(weight.nbytes)
     return result
 
@@ -117,7 +124,7 @@ def attention(device: Device) -> Iterator[Result]:
             result = Result("attention", f"{context} keys", kind_of(operators), torch.equal(parts, whole))
             for tokens in (2, 16, _QUERIES):
                 works = sequence.attending(operators, tokens)
-                result.ms[str(tokens)] = device.device_ms(works) if operators.recordable else device.ms(works[0])
+                result.ms[str(tokens)] = device.device_ms(works, operators.recordable)
             result.floor_ms = device.floor(2 * kv_heads * dim * context * device.sizes.dtype.itemsize)
             yield result
 

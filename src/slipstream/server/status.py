@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -62,6 +63,7 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
     """Add the routes."""
     runtime, names = runner.runtime, runner.names
     created, longest = int(time.time()), runtime.core.limits.max_sequence
+    readers = ThreadPoolExecutor(1, "slipstream-metrics")  # so that none waits for requests that wait
 
     def model(name: str) -> Model:
         return Model(
@@ -108,5 +110,5 @@ def add_routes(app: FastAPI, runner: TurnRunner) -> None:
         if not client_of(http).operator:
             raise HTTPException(403, "metrics are about all tenants: ask with an operator's key")
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        reading = asyncio.get_running_loop().run_in_executor(runner.metrics_reads, encode, runner.metrics.registry)
+        reading = asyncio.get_running_loop().run_in_executor(readers, encode, runner.metrics.registry)
         return Response(await reading, headers={"Content-Type": content_type})

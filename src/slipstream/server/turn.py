@@ -134,7 +134,6 @@ class TurnRunner:
         self.observers = observers
         self.names = ServedNames(runtime.model.name, config.served_model_name)
         self.endings = ThreadPoolExecutor(1, "slipstream-endings")  # so that none waits for others' prompts
-        self.metrics_reads = ThreadPoolExecutor(1, "slipstream-metrics")  # nor who looks at the server then
 
     async def start(self, make: Callable[[], Sequence[TurnRequest]], http: Request) -> LiveTurn:
         """Start a turn of all the requests that `make` makes, or of none, for the client who sent them.

@@ -41,21 +41,17 @@ _GATED = 1024
 """Elements that a program gates."""
 
 
-def _named(tiling: Tiling) -> str:
-    return f"kernels 7, triton {triton.__version__}, {KEYS}, {SEGMENT}, {tiling}"
-
-
 class KernelOperators:
     """`Operators` for a GPU that Triton compiles for."""
 
-    name = _named(Tiling())
+    name = f"kernels 7, triton {triton.__version__}, {KEYS}, {SEGMENT}, {Tiling()}"
     recordable = True
     may_be_slower = False
     _query_tiles: tuple[int, ...] = QUERY_TILES
 
     def __init__(self, tiling: Tiling = Tiling()) -> None:  # noqa: B008  # it's frozen
         self._tiling = tiling
-        self.name = type(self).name.replace(_named(Tiling()), _named(tiling))
+        self.name = self.name.replace(str(Tiling()), str(tiling))
         self._tiles: tuple[Step, int, Tensor] | None = None
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
